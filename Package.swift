@@ -1,0 +1,73 @@
+// swift-tools-version:6.1
+import PackageDescription
+
+// Everything that the VMM process loads is compiled without the implicit
+// Concurrency and StringProcessing imports: each is a shared library that
+// every start (and so every guest pause) would have to map.
+let lean: [SwiftSetting] = [
+    .unsafeFlags([
+        "-Xfrontend", "-disable-implicit-concurrency-module-import",
+        "-Xfrontend", "-disable-implicit-string-processing-module-import",
+    ])
+]
+// The interpreter works on raw pointers that it alone owns while it runs.
+let hot: [SwiftSetting] = lean + [.unsafeFlags(["-enforce-exclusivity=unchecked"])]
+
+let runtime: Target.Dependency = .product(name: "BatonRuntime", package: "Runtime")
+
+func part(_ name: String, _ dependencies: [Target.Dependency] = [], settings: [SwiftSetting] = lean) -> Target {
+    .target(name: name, dependencies: [runtime] + dependencies, path: "Sources/\(name)", swiftSettings: settings)
+}
+
+func module(_ name: String, _ path: String) -> Target {
+    .target(name: name, dependencies: [runtime], path: "Plugins/\(path)", swiftSettings: lean)
+}
+
+func moduleProduct(_ fileName: String, _ target: String) -> Product {
+    .library(name: fileName, type: .dynamic, targets: [target])
+}
+
+let package = Package(
+    name: "baton",
+    products: [
+        .executable(name: "baton", targets: ["baton"]),
+        .executable(name: "baton-demo", targets: ["baton-demo"]),
+        moduleProduct("mode-restart", "ModeRestart"),
+        moduleProduct("memory-backend-file", "MemoryBackendFile"),
+        moduleProduct("memory-backend-memfd", "MemoryBackendMemfd"),
+    ],
+    dependencies: [
+        .package(path: "Sources/Runtime"),
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+    ],
+    targets: [
+        .target(name: "SoftFloat", path: "Sources/SoftFloat", swiftSettings: hot),
+        part("RISCV", ["SoftFloat"], settings: hot),
+        part("Virtio"),
+        part("Chardev", [.product(name: "DequeModule", package: "swift-collections")]),
+        part("Monitor", [.product(name: "DequeModule", package: "swift-collections")]),
+        part("VirtBoard", ["RISCV", "Virtio"]),
+        .executableTarget(
+            name: "baton", dependencies: [runtime, "RISCV", "Virtio", "VirtBoard", "Chardev", "Monitor"],
+            path: "Sources/baton", swiftSettings: lean),
+        .executableTarget(
+            name: "baton-demo",
+            dependencies: [.product(name: "ArgumentParser", package: "swift-argument-parser")],
+            path: "Sources/baton-demo"),
+
+        module("ModeRestart", "Modes/Restart"),
+        module("MemoryBackendFile", "Memory/File"),
+        module("MemoryBackendMemfd", "Memory/Memfd"),
+
+        .target(name: "TestSupport", path: "Tests/TestSupport"),
+        .testTarget(name: "SoftFloatTests", dependencies: ["SoftFloat"], path: "Tests/SoftFloatTests"),
+        .testTarget(name: "RISCVTests", dependencies: ["RISCV", "TestSupport", runtime], path: "Tests/RISCVTests"),
+        .testTarget(name: "DeviceTests", dependencies: ["Virtio", "VirtBoard", "TestSupport", runtime], path: "Tests/DeviceTests"),
+        .testTarget(name: "RuntimeTests", dependencies: ["TestSupport", runtime], path: "Tests/RuntimeTests"),
+        .testTarget(name: "MonitorTests", dependencies: ["Monitor", "Chardev", "TestSupport", runtime], path: "Tests/MonitorTests"),
+        .testTarget(name: "BatonTests", dependencies: ["TestSupport"], path: "Tests/BatonTests"),
+    ],
+    swiftLanguageModes: [.v5]
+)

@@ -1,0 +1,205 @@
+import Glibc
+
+/// The type tag of a field in a checkpoint section.
+public enum StateFieldType: UInt8 {
+    case unsigned = 1
+    case string = 2
+    case bytes = 3
+    case unsignedArray = 4
+}
+
+/// Collects the state of one device as named fields.
+///
+/// Fields carry their names, so that a checkpoint can be read without the
+/// VMM, and a later version may add fields without breaking an older reader.
+public struct StateWriter {
+    struct Field {
+        var name: String
+        var type: StateFieldType
+        var optional: Bool
+        var payload: [UInt8]
+    }
+    var fields: [Field] = []
+
+    public init() {}
+
+    private mutating func add(_ name: String, _ type: StateFieldType, _ optional: Bool, _ payload: [UInt8]) {
+        assert(!fields.contains { $0.name == name }, "field \(name) written twice")
+        fields.append(Field(name: name, type: type, optional: optional, payload: payload))
+    }
+
+    /// - Parameters:
+    ///   - name: 1 to 255 bytes, unique in the section.
+    ///   - optional: a reader that does not know the field may ignore it.
+    public mutating func put(_ name: String, _ value: UInt64, optional: Bool = false) {
+        add(name, .unsigned, optional, littleEndianBytes(value))
+    }
+    public mutating func put(_ name: String, _ value: Bool, optional: Bool = false) {
+        put(name, value ? 1 : 0 as UInt64, optional: optional)
+    }
+    public mutating func put(_ name: String, _ value: String, optional: Bool = false) {
+        add(name, .string, optional, Array(value.utf8))
+    }
+    public mutating func put(_ name: String, bytes: [UInt8], optional: Bool = false) {
+        add(name, .bytes, optional, bytes)
+    }
+    public mutating func put(_ name: String, _ values: [UInt64], optional: Bool = false) {
+        var payload: [UInt8] = []
+        payload.reserveCapacity(values.count * 8)
+        for value in values { payload += littleEndianBytes(value) }
+        add(name, .unsignedArray, optional, payload)
+    }
+
+    /// The section's payload: for each field a name length (1 byte), the name,
+    /// a type (1), flags (1: optional), a payload length (4) and the payload,
+    /// all little endian.
+    public func encoded() -> [UInt8] {
+        var result: [UInt8] = []
+        for field in fields {
+            result.append(UInt8(field.name.utf8.count))
+            result += field.name.utf8
+            result.append(field.type.rawValue)
+            result.append(field.optional ? 1 : 0)
+            result += littleEndianBytes(UInt32(field.payload.count))
+            result += field.payload
+        }
+        return result
+    }
+}
+
+/// Little-endian bytes of an integer.
+public func littleEndianBytes<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
+    withUnsafeBytes(of: value.littleEndian) { Array($0) }
+}
+
+/// Reads the fields of one section back. Every accessor checks presence, type
+/// and range, and says which section and field was wrong.
+public struct StateReader {
+    /// The section's name, for error texts.
+    public let section: String
+    /// The version that the section was written with.
+    public let version: UInt32
+    struct Field {
+        var type: StateFieldType
+        var optional: Bool
+        var payload: ArraySlice<UInt8>
+    }
+    private(set) var names: [String] = []
+    private var fields: [String: Field] = [:]
+    private final class Seen { var names: Set<String> = [] }
+    private let seen = Seen()
+
+    /// Parses a section's payload.
+    /// - Throws: an error that names the section when the payload is malformed.
+    public init(section: String, version: UInt32, payload: ArraySlice<UInt8>) throws(VMMError) {
+        self.section = section
+        self.version = version
+        var cursor = ByteCursor(payload)
+        while !cursor.isAtEnd {
+            guard let nameLength = cursor.byte(), nameLength > 0, let nameBytes = cursor.take(Int(nameLength)),
+                let name = String(validating: nameBytes, as: UTF8.self),
+                let rawType = cursor.byte(), let flags = cursor.byte(),
+                let length = cursor.unsigned(UInt32.self), let body = cursor.take(Int(length))
+            else { throw VMMError("section '\(section)' is damaged") }
+            guard let type = StateFieldType(rawValue: rawType) else {
+                throw VMMError("field '\(name)' of section '\(section)' has the unknown type \(rawType)")
+            }
+            guard fields.updateValue(Field(type: type, optional: flags & 1 != 0, payload: body), forKey: name) == nil
+            else { throw VMMError("field '\(name)' of section '\(section)' occurs twice") }
+            names.append(name)
+        }
+    }
+
+    private func field(_ name: String, _ type: StateFieldType) throws(VMMError) -> ArraySlice<UInt8> {
+        guard let field = fields[name] else { throw VMMError("field '\(name)' of section '\(section)' is missing") }
+        guard field.type == type else { throw VMMError("field '\(name)' of section '\(section)' has the wrong type") }
+        seen.names.insert(name)
+        return field.payload
+    }
+
+    public func has(_ name: String) -> Bool { fields[name] != nil }
+
+    /// An unsigned field whose value must lie in `range`.
+    public func unsigned(_ name: String, in range: ClosedRange<UInt64> = 0...UInt64.max) throws(VMMError) -> UInt64 {
+        var cursor = ByteCursor(try field(name, .unsigned))
+        guard let value = cursor.unsigned(UInt64.self), cursor.isAtEnd else {
+            throw VMMError("field '\(name)' of section '\(section)' has the wrong length")
+        }
+        guard range.contains(value) else {
+            throw VMMError(
+                "field '\(name)' of section '\(section)' is \(value), not in \(range.lowerBound)...\(range.upperBound)")
+        }
+        return value
+    }
+
+    public func bool(_ name: String) throws(VMMError) -> Bool { try unsigned(name, in: 0...1) == 1 }
+
+    public func uint32(_ name: String) throws(VMMError) -> UInt32 {
+        UInt32(try unsigned(name, in: 0...UInt64(UInt32.max)))
+    }
+
+    public func string(_ name: String) throws(VMMError) -> String {
+        guard let value = String(validating: try field(name, .string), as: UTF8.self) else {
+            throw VMMError("field '\(name)' of section '\(section)' is not UTF-8")
+        }
+        return value
+    }
+
+    /// A byte string whose length must lie in `count`.
+    public func bytes(_ name: String, count: ClosedRange<Int> = 0...Int.max) throws(VMMError) -> [UInt8] {
+        let payload = try field(name, .bytes)
+        guard count.contains(payload.count) else {
+            throw VMMError("field '\(name)' of section '\(section)' has the wrong length (\(payload.count) bytes)")
+        }
+        return Array(payload)
+    }
+
+    /// An array whose number of elements must lie in `count`.
+    public func array(_ name: String, count: ClosedRange<Int> = 0...Int.max) throws(VMMError) -> [UInt64] {
+        var cursor = ByteCursor(try field(name, .unsignedArray))
+        var result: [UInt64] = []
+        while let value = cursor.unsigned(UInt64.self) { result.append(value) }
+        guard cursor.isAtEnd, count.contains(result.count) else {
+            throw VMMError("field '\(name)' of section '\(section)' has the wrong length (\(result.count) elements)")
+        }
+        return result
+    }
+
+    /// Refuses mandatory fields that nobody asked for: they come from a later
+    /// version, and to ignore them would lose state.
+    public func finish() throws(VMMError) {
+        for name in names where fields[name]?.optional == false && !seen.names.contains(name) {
+            throw VMMError(
+                "section '\(section)' has the unknown field '\(name)'",
+                hint: "It was written by a newer version of this VMM.")
+        }
+    }
+
+    /// Every field as text, for `baton-ctl inspect`.
+    public var dump: [(name: String, type: StateFieldType, payload: ArraySlice<UInt8>)] {
+        names.compactMap { name in fields[name].map { (name, $0.type, $0.payload) } }
+    }
+}
+
+/// Walks over bytes; every accessor returns nil at the end instead of trapping.
+public struct ByteCursor {
+    private var rest: ArraySlice<UInt8>
+    public init(_ bytes: ArraySlice<UInt8>) { rest = bytes }
+    public var isAtEnd: Bool { rest.isEmpty }
+    public var remaining: Int { rest.count }
+
+    public mutating func byte() -> UInt8? { rest.popFirst() }
+
+    public mutating func take(_ count: Int) -> ArraySlice<UInt8>? {
+        guard count >= 0, count <= rest.count else { return nil }
+        defer { rest = rest.dropFirst(count) }
+        return rest.prefix(count)
+    }
+
+    public mutating func unsigned<T: FixedWidthInteger & UnsignedInteger>(_ type: T.Type) -> T? {
+        guard let bytes = take(MemoryLayout<T>.size) else { return nil }
+        var value: T = 0
+        for byte in bytes.reversed() { value = value << 8 | T(truncatingIfNeeded: byte) }
+        return value
+    }
+}

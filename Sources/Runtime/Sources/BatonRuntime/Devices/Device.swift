@@ -1,0 +1,51 @@
+/// A part of the machine that has state: it is reset, paused and resumed, and
+/// goes through checkpoints.
+///
+/// Everything happens on the main thread. The legal order of calls is
+/// `reset` (once before the first run, and at every machine reset), then any
+/// number of `pause` / `resume` pairs; `save` only between `pause` and
+/// `resume`; `load` at most once, after the first `reset` and before the first
+/// `resume`.
+public protocol Device: AnyObject {
+    /// Unique in the VM and the same in every start with the same command
+    /// line; the name of the device's checkpoint section (`serial0`, `plic`,
+    /// `virtio-mmio.3/virtio-blk`).
+    var stateName: String { get }
+    /// The version written to checkpoints; a section of a higher version is
+    /// refused before `load` is called.
+    var stateVersion: UInt32 { get }
+    /// Puts the device into its power-on state.
+    func reset()
+    /// Stops all activity that could change guest RAM or the device's state,
+    /// and finishes what is in hand.
+    func pause()
+    /// Takes up activity again after `pause` or `load`.
+    func resume()
+    /// Writes the device's guest-visible and internal state.
+    func save(to writer: inout StateWriter)
+    /// Takes over a state. All fields are read and checked before the first
+    /// is applied, so that a refused state changes nothing.
+    func load(from reader: StateReader) throws(VMMError)
+}
+
+extension Device {
+    public var stateVersion: UInt32 { 1 }
+    public func pause() {}
+    public func resume() {}
+}
+
+/// One end of an interrupt wire: what a device drives and a controller sees.
+public final class InterruptLine {
+    /// The level that the device drives now.
+    public private(set) var level = false
+    private let sink: (Bool) -> Void
+
+    /// - Parameter sink: told of every change of the level.
+    public init(_ sink: @escaping (Bool) -> Void) { self.sink = sink }
+
+    public func set(_ newLevel: Bool) {
+        guard newLevel != level else { return }
+        level = newLevel
+        sink(newLevel)
+    }
+}

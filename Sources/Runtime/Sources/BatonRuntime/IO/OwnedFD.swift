@@ -1,0 +1,84 @@
+import Glibc
+
+/// A file descriptor that is closed when its owner goes away.
+///
+/// Every fd of the VMM has FD_CLOEXEC set; only `PreservedFDs` clears it, on
+/// just the fds that are to survive an exec.
+public struct OwnedFD: ~Copyable {
+    /// The descriptor, valid as long as this value lives. Borrowed by callers.
+    public let raw: Int32
+
+    /// Takes ownership of an open descriptor.
+    public init(adopting raw: Int32) { self.raw = raw }
+
+    /// Gives the descriptor up, unclosed, to the caller.
+    public consuming func release() -> Int32 {
+        let value = raw
+        discard self
+        return value
+    }
+
+    deinit { _ = Glibc.close(raw) }
+}
+
+/// Operations on borrowed descriptors.
+public enum FD {
+    /// Opens a file with FD_CLOEXEC.
+    /// - Throws: the system's error, prefixed with QEMU's `Could not open 'PATH'`.
+    public static func open(_ path: String, _ flags: Int32, mode: mode_t = 0o600) throws(VMMError) -> OwnedFD {
+        let fd = retryingInterrupts { Glibc.open(path, flags | O_CLOEXEC, mode) }
+        guard fd >= 0 else { throw .system("Could not open '\(path)'") }
+        return OwnedFD(adopting: fd)
+    }
+
+    public static func setCloseOnExec(_ fd: Int32, _ on: Bool) throws(VMMError) {
+        let flags = fcntl(fd, F_GETFD)
+        guard flags >= 0, fcntl(fd, F_SETFD, on ? flags | FD_CLOEXEC : flags & ~FD_CLOEXEC) == 0 else {
+            throw .system("Could not change FD_CLOEXEC of fd \(fd)")
+        }
+    }
+
+    public static func setNonBlocking(_ fd: Int32, _ on: Bool) throws(VMMError) {
+        let flags = fcntl(fd, F_GETFL)
+        guard flags >= 0, fcntl(fd, F_SETFL, on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK) == 0 else {
+            throw .system("Could not change O_NONBLOCK of fd \(fd)")
+        }
+    }
+
+    /// Whether `fd` is open in this process.
+    public static func isOpen(_ fd: Int32) -> Bool { fcntl(fd, F_GETFD) >= 0 }
+
+    /// Writes all of `bytes` to a blocking descriptor.
+    public static func writeAll(_ fd: Int32, _ bytes: UnsafeRawBufferPointer, to name: String) throws(VMMError) {
+        var done = 0
+        while done < bytes.count {
+            let n = retryingInterrupts { Glibc.write(fd, bytes.baseAddress.map { $0 + done }, bytes.count - done) }
+            guard n > 0 else { throw .system("Could not write to \(name)") }
+            done += n
+        }
+    }
+
+    /// Reads a whole file, up to `limit` bytes.
+    /// - Throws: an error when the file is longer than `limit` or cannot be read.
+    public static func readAll(_ fd: Int32, limit: Int, from name: String) throws(VMMError) -> [UInt8] {
+        var result: [UInt8] = []
+        var status = stat()
+        if fstat(fd, &status) == 0, status.st_size > 0 {
+            guard Int(status.st_size) <= limit else {
+                throw VMMError("\(name) is too large (\(status.st_size) bytes, at most \(limit) are accepted)")
+            }
+            result.reserveCapacity(Int(status.st_size))
+        }
+        let chunk = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 16, alignment: 16)
+        defer { chunk.deallocate() }
+        while true {
+            let n = retryingInterrupts { Glibc.read(fd, chunk.baseAddress, chunk.count) }
+            guard n >= 0 else { throw .system("Could not read \(name)") }
+            if n == 0 { return result }
+            guard result.count + n <= limit else {
+                throw VMMError("\(name) is too large (at most \(limit) bytes are accepted)")
+            }
+            result.append(contentsOf: UnsafeRawBufferPointer(rebasing: chunk[..<n]))
+        }
+    }
+}

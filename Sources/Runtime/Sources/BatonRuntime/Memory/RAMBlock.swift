@@ -1,0 +1,58 @@
+import Glibc
+
+/// One allocation of guest memory: main RAM, flash, ROM, device memory.
+///
+/// The name, as QEMU's `idstr`, is what identifies the block over a restart.
+/// A block owns its mapping and, when it has one, its file descriptor; both go
+/// when the block does.
+public final class RAMBlock {
+    /// Unique in the VM: `pc.ram`-like names, a memory backend's id, or
+    /// `riscv_virt_board.mrom`.
+    public let name: String
+    /// Bytes of the block that the guest sees; a multiple of the page size.
+    public let usedLength: Int
+    /// Bytes reserved for growth; at least `usedLength`.
+    public let maxLength: Int
+    /// Alignment of the mapping in bytes; a power of two, at least a page.
+    public let alignment: Int
+    /// The first byte of the mapping. `maxLength` bytes are mapped, of which
+    /// the first `usedLength` may be touched. Other threads and processes may
+    /// change them at any time.
+    public let host: UnsafeMutableRawPointer
+    /// The descriptor that backs the block, or -1 for anonymous memory.
+    /// Owned by the block.
+    public let fd: Int32
+    /// Whether stores reach the descriptor (MAP_SHARED).
+    public let shared: Bool
+    /// The memory backend or hook that made the block: `memory-backend-memfd`,
+    /// `restart`, or `anonymous`.
+    public let origin: String
+    /// Called once, when the block is freed: the owner of the record that
+    /// finds the block again after an exec forgets it here.
+    public var onFree: ((RAMBlock) -> Void)?
+
+    /// Takes ownership of `host` (a mapping of `maxLength` bytes) and `fd`.
+    public init(
+        name: String, usedLength: Int, maxLength: Int, alignment: Int, host: UnsafeMutableRawPointer,
+        fd: Int32, shared: Bool, origin: String
+    ) {
+        self.name = name
+        self.usedLength = usedLength
+        self.maxLength = maxLength
+        self.alignment = alignment
+        self.host = host
+        self.fd = fd
+        self.shared = shared
+        self.origin = origin
+    }
+
+    /// Whether the guest's bytes outlive this process' mapping of them: the
+    /// condition for restart and for leaving them out of a checkpoint.
+    public var isPreservable: Bool { fd >= 0 && shared }
+
+    deinit {
+        onFree?(self)
+        munmap(host, maxLength)
+        if fd >= 0 { close(fd) }
+    }
+}

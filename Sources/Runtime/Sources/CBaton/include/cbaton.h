@@ -1,0 +1,42 @@
+/* The few kernel interfaces that Swift's Glibc import does not reach, and the
+ * C side of the module interface. */
+#ifndef CBATON_H
+#define CBATON_H
+
+#include <stdint.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+/* memfd_create(2). Returns an fd with FD_CLOEXEC, or -1 and errno. */
+int cbaton_memfd_create(const char *name, unsigned extra_flags);
+
+/* Shell-free execve of argv[0], searched in PATH as execvp does. Returns only
+ * on failure, with errno. */
+int cbaton_execvp(const char *file, char *const argv[]);
+
+/* ioctl(2) with one pointer argument. */
+int cbaton_ioctl_ptr(int fd, unsigned long request, void *argument);
+
+/* Opens PATH refusing symbolic links in any component (openat2(2) with
+ * RESOLVE_NO_SYMLINKS). Returns an O_CLOEXEC fd or -1 and errno. */
+int cbaton_open_nofollow(const char *path, int flags);
+
+/* Full memory barrier towards other threads and processes. */
+static inline void cbaton_full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline void cbaton_acquire_fence(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
+static inline void cbaton_release_fence(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
+
+static inline uint16_t cbaton_load_acquire16(const void *p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_ACQUIRE); }
+static inline void cbaton_store_release16(void *p, uint16_t v) { __atomic_store_n((uint16_t *)p, v, __ATOMIC_RELEASE); }
+
+/* CLOCK_MONOTONIC and CLOCK_REALTIME in nanoseconds. */
+int64_t cbaton_monotonic_ns(void);
+int64_t cbaton_realtime_ns(void);
+
+/* True for uid 0 and for the effective user. */
+int cbaton_is_root_or_self(unsigned uid);
+
+/* True when the process runs with raised privileges (AT_SECURE). */
+int cbaton_is_secure_exec(void);
+
+#endif
