@@ -20,6 +20,14 @@ int cbaton_ioctl_ptr(int fd, unsigned long request, void *argument) {
     return ioctl(fd, request, argument);
 }
 
+int cbaton_punch_hole(int fd, off_t offset, off_t length) {
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+}
+
+int cbaton_zero_range(int fd, off_t offset, off_t length) {
+    return fallocate(fd, FALLOC_FL_ZERO_RANGE, offset, length);
+}
+
 int cbaton_open_nofollow(const char *path, int flags) {
     struct open_how how = {
         .flags = (uint64_t)(flags | O_CLOEXEC),

@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 #include <stddef.h>
+#include <sys/epoll.h>
 #include <sys/types.h>
 
 /* memfd_create(2). Returns an fd with FD_CLOEXEC, or -1 and errno. */
@@ -13,6 +14,11 @@ int cbaton_memfd_create(const char *name, unsigned extra_flags);
 /* Shell-free execve of argv[0], searched in PATH as execvp does. Returns only
  * on failure, with errno. */
 int cbaton_execvp(const char *file, char *const argv[]);
+
+/* fallocate(2) with FALLOC_FL_PUNCH_HOLE|KEEP_SIZE, or FALLOC_FL_ZERO_RANGE.
+ * Return 0, or -1 and errno. */
+int cbaton_punch_hole(int fd, off_t offset, off_t length);
+int cbaton_zero_range(int fd, off_t offset, off_t length);
 
 /* ioctl(2) with one pointer argument. */
 int cbaton_ioctl_ptr(int fd, unsigned long request, void *argument);

@@ -1,0 +1,65 @@
+/// What a chardev tells the part that uses it.
+public enum ChardevEvent {
+    case opened
+    case closed
+    case breakCondition
+}
+
+/// The part that uses a chardev: a UART, a virtio console port, a monitor.
+public protocol ChardevFrontend: AnyObject {
+    /// Bytes the front end can take now; 0 makes the chardev stop reading
+    /// until `Chardev.acceptInput` is called.
+    func chardevCanReceive() -> Int
+    /// At most `chardevCanReceive()` bytes of input; borrowed for the call.
+    func chardevReceive(_ bytes: UnsafeRawBufferPointer)
+    func chardevEvent(_ event: ChardevEvent)
+    /// A `write` that was cut short may be tried again.
+    func chardevWritable()
+}
+
+extension ChardevFrontend {
+    public func chardevEvent(_ event: ChardevEvent) {}
+    public func chardevWritable() {}
+}
+
+/// A byte stream to the host: `-chardev BACKEND,id=ID,…`. Subclasses are the
+/// back ends. Main thread only.
+open class Chardev {
+    /// The `id=` of the option, unique in the VM (`serial0`, `compat_monitor0`
+    /// for those made by short forms).
+    public let id: String
+    /// The back end's name as in `-chardev`: `stdio`, `socket`, `pty` …
+    public let backend: String
+    public private(set) weak var frontend: (any ChardevFrontend)?
+
+    public init(id: String, backend: String) {
+        self.id = id
+        self.backend = backend
+    }
+
+    /// What `query-chardev` gives as `filename`: `pty:/dev/pts/3`,
+    /// `disconnected:unix:/path,server=on` …
+    open var filename: String { backend }
+    /// Whether a peer is there to read and write.
+    open var isOpen: Bool { true }
+
+    /// Gives the chardev to its one user.
+    /// - Throws: QEMU's error when it is in use.
+    public func attach(_ frontend: any ChardevFrontend) throws(VMMError) {
+        guard self.frontend == nil else { throw VMMError("Device '\(id)' is in use") }
+        self.frontend = frontend
+        didAttach()
+    }
+    public func detach() { frontend = nil }
+    /// Called after `attach`: start reading here, and send `.opened` when open.
+    open func didAttach() {}
+
+    /// Sends bytes to the peer.
+    /// - Returns: how many were taken; when fewer than all, `chardevWritable`
+    ///   follows. Bytes for a peer that is not there are taken and dropped.
+    open func write(_ bytes: UnsafeRawBufferPointer) -> Int { bytes.count }
+    /// The front end can receive again.
+    open func acceptInput() {}
+    /// Closes what is open and removes files that the back end made.
+    open func shutDown() {}
+}

@@ -1,0 +1,210 @@
+/// The virtual machine: its parts, its run state, and the loop that alternates
+/// between slices of the guest and the host's events.
+///
+/// Main thread only. The command line builds one, in this order: modules, CPR
+/// state, memory, accelerator and board, devices, monitors; then `run`.
+public final class VirtualMachine: GuestRequests {
+    public var name: String?
+    /// `-uuid`; all zeroes when not given.
+    public var uuid = "00000000-0000-0000-0000-000000000000"
+    /// QEMU's name of the machine type, `virt`.
+    public var machineType = "none"
+
+    public let loop: EventLoop
+    public let clock = GuestClock()
+    public let addressSpace = AddressSpace()
+    public let commands = CommandRegistry()
+    public private(set) var accelerator: (any Accelerator)?
+
+    /// Every device, in the order in which they were added: the order of their
+    /// sections in a checkpoint, and of loading.
+    public private(set) var devices: [any Device] = []
+    /// Chardevs by id, in order of creation.
+    public private(set) var chardevs: [Chardev] = []
+    /// Block back ends in order of creation.
+    public private(set) var blockBackends: [BlockBackend] = []
+
+    public init() throws(VMMError) {
+        loop = try EventLoop()
+    }
+
+    // MARK: Parts
+
+    public func setAccelerator(_ accelerator: any Accelerator) { self.accelerator = accelerator }
+
+    /// - Throws: an error when another device has the same state name.
+    public func add(_ device: any Device) throws(VMMError) {
+        guard !devices.contains(where: { $0.stateName == device.stateName }) else {
+            throw VMMError("Duplicate device ID '\(device.stateName)'")
+        }
+        devices.append(device)
+    }
+
+    /// - Throws: QEMU's error when the id is taken.
+    public func add(_ chardev: Chardev) throws(VMMError) {
+        guard self.chardev(chardev.id) == nil else {
+            throw VMMError("Duplicate ID '\(chardev.id)' for chardev")
+        }
+        chardevs.append(chardev)
+    }
+    public func chardev(_ id: String) -> Chardev? { chardevs.first { $0.id == id } }
+
+    /// - Throws: QEMU's error when the id is taken.
+    public func add(_ backend: BlockBackend) throws(VMMError) {
+        guard blockBackend(backend.id) == nil else {
+            throw VMMError("Duplicate nodes with node-name='\(backend.id)'")
+        }
+        blockBackends.append(backend)
+    }
+    public func blockBackend(_ id: String) -> BlockBackend? { blockBackends.first { $0.id == id } }
+
+    // MARK: Run state
+
+    public private(set) var runState: RunState = .prelaunch
+    public var isRunning: Bool { runState == .running }
+    private var runStateObservers: [(RunState) -> Void] = []
+    private var needsReset = true
+
+    /// Calls `observer` after every change of the run state.
+    public func onRunStateChange(_ observer: @escaping (RunState) -> Void) { runStateObservers.append(observer) }
+
+    /// Changes between two states in which the guest does not run.
+    public func setStoppedState(_ state: RunState) {
+        precondition(!isRunning && state != .running)
+        change(to: state)
+    }
+
+    private func change(to state: RunState) {
+        guard state != runState else { return }
+        runState = state
+        for observer in runStateObservers { observer(state) }
+    }
+
+    /// Resets every device to power-on state, in order.
+    public func resetDevices() {
+        needsReset = false
+        for device in devices { device.reset() }
+    }
+
+    /// Lets the guest run (QMP `cont`). Does nothing when it runs.
+    /// Emits RESUME.
+    public func start() {
+        guard !isRunning else { return }
+        if needsReset { resetDevices() }
+        clock.vmStarted()
+        for device in devices { device.resume() }
+        change(to: .running)
+        emit("RESUME")
+    }
+
+    /// Stops the guest between two instructions and drains its devices (QMP
+    /// `stop`). Emits STOP when the guest ran; else only changes the state.
+    public func stop(_ state: RunState = .paused) {
+        guard isRunning else { return change(to: state) }
+        accelerator?.yield()
+        change(to: state)
+        for device in devices { device.pause() }
+        clock.vmStopped()
+        emit("STOP")
+    }
+
+    // MARK: Requests, carried out between slices
+
+    private var resetRequested: String?
+    private var shutdownRequested: (cause: String, guest: Bool, status: Int32)?
+    private var powerdownHandlers: [() -> Void] = []
+    /// `-no-reboot`: a guest's reset ends the VMM.
+    public var noReboot = false
+    /// `-no-shutdown`: a guest's power-off stops it, and the VMM stays.
+    public var noShutdown = false
+    /// The process' exit status, once the loop has ended.
+    public private(set) var exitStatus: Int32?
+
+    public func guestRequestedShutdown(status: Int32) {
+        shutdownRequested = ("guest-shutdown", true, status)
+        accelerator?.yield()
+    }
+
+    public func guestRequestedReset() {
+        if noReboot {
+            shutdownRequested = ("guest-reset", true, 0)
+        } else {
+            resetRequested = "guest-reset"
+        }
+        accelerator?.yield()
+    }
+
+    /// QMP `system_reset`.
+    public func requestReset() {
+        resetRequested = "host-qmp-system-reset"
+        accelerator?.yield()
+    }
+
+    /// QMP `quit` and signals.
+    public func requestQuit(cause: String = "host-qmp-quit", status: Int32 = 0) {
+        shutdownRequested = (cause, false, status)
+        accelerator?.yield()
+    }
+
+    /// QMP `system_powerdown`: tells every device that can tell the guest.
+    public func requestPowerdown() {
+        emit("POWERDOWN")
+        for handler in powerdownHandlers { handler() }
+    }
+    public func onPowerdown(_ handler: @escaping () -> Void) { powerdownHandlers.append(handler) }
+
+    private func carryOutRequests() {
+        if let request = shutdownRequested {
+            shutdownRequested = nil
+            var data = JSONObject()
+            data["guest"] = .bool(request.guest)
+            data["reason"] = .string(request.cause)
+            emit("SHUTDOWN", data)
+            if request.guest && noShutdown {
+                stop(.shutdown)
+                needsReset = true
+            } else {
+                stop(.shutdown)
+                exitStatus = request.status
+            }
+        }
+        if let cause = resetRequested {
+            resetRequested = nil
+            resetDevices()
+            var data = JSONObject()
+            data["guest"] = .bool(cause == "guest-reset")
+            data["reason"] = .string(cause)
+            emit("RESET", data)
+        }
+    }
+
+    // MARK: Events
+
+    private var eventSinks: [(String, JSONObject) -> Void] = []
+    /// Receives every event that `emit` is given: the QMP monitors.
+    public func onEvent(_ sink: @escaping (_ name: String, _ data: JSONObject) -> Void) { eventSinks.append(sink) }
+    public func emit(_ name: String, _ data: JSONObject = [:]) {
+        for sink in eventSinks { sink(name, data) }
+    }
+
+    // MARK: The loop
+
+    /// Runs until something asks for the end.
+    /// - Returns: the process' exit status.
+    public func run() -> Int32 {
+        while exitStatus == nil {
+            if isRunning, let accelerator {
+                switch accelerator.runSlice() {
+                case .busy:
+                    loop.poll(timeout: 0)
+                case .idle(let deadline):
+                    loop.poll(timeout: deadline.map { max(0, $0 - EventLoop.now) } ?? -1)
+                }
+            } else {
+                loop.poll(timeout: shutdownRequested == nil && resetRequested == nil ? -1 : 0)
+            }
+            if shutdownRequested != nil || resetRequested != nil { carryOutRequests() }
+        }
+        return exitStatus ?? 0
+    }
+}
