@@ -17,6 +17,8 @@ public struct JSONObject: Equatable, ExpressibleByDictionaryLiteral {
     public private(set) var members: [(key: String, value: JSON)] = []
 
     public init() {}
+    /// - Parameter uniqueMembers: members whose keys all differ.
+    init(uniqueMembers: [(key: String, value: JSON)]) { members = uniqueMembers }
     public init(dictionaryLiteral elements: (String, JSON)...) {
         members = elements.map { (key: $0.0, value: $0.1) }
     }
