@@ -5,8 +5,12 @@
 #include <linux/openat2.h>
 #include <sys/auxv.h>
 #include <sys/ioctl.h>
+#include <stdlib.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -48,3 +52,36 @@ int64_t cbaton_realtime_ns(void) { return now_ns(CLOCK_REALTIME); }
 int cbaton_is_root_or_self(unsigned uid) { return uid == 0 || uid == geteuid(); }
 
 int cbaton_is_secure_exec(void) { return getauxval(AT_SECURE) != 0; }
+
+int cbaton_accept(int listener) { return accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK); }
+
+int cbaton_open_pty(char *slave_path, size_t size) {
+    int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (master < 0) return -1;
+    int slave = -1;
+    if (grantpt(master) == 0 && unlockpt(master) == 0 && ptsname_r(master, slave_path, size) == 0)
+        slave = open(slave_path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    struct termios mode;
+    int ok = slave >= 0 && tcgetattr(slave, &mode) == 0;
+    if (ok) {
+        cfmakeraw(&mode);
+        ok = tcsetattr(slave, TCSAFLUSH, &mode) == 0 && fcntl(master, F_SETFL, O_RDWR | O_NONBLOCK) == 0;
+    }
+    int saved = errno;
+    if (slave >= 0) close(slave);
+    if (ok) return master;
+    close(master);
+    errno = saved;
+    return -1;
+}
+
+int cbaton_watch_opens(const char *path) {
+    int fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (fd >= 0 && inotify_add_watch(fd, path, IN_OPEN) < 0) {
+        int saved = errno;
+        close(fd);
+        errno = saved;
+        return -1;
+    }
+    return fd;
+}

@@ -3,6 +3,9 @@ public enum ChardevEvent {
     case opened
     case closed
     case breakCondition
+    /// A multiplexer gave the keyboard to this front end, or took it away.
+    case focusGained
+    case focusLost
 }
 
 /// The part that uses a chardev: a UART, a virtio console port, a monitor.
@@ -45,7 +48,7 @@ open class Chardev {
 
     /// Gives the chardev to its one user.
     /// - Throws: QEMU's error when it is in use.
-    public func attach(_ frontend: any ChardevFrontend) throws(VMMError) {
+    open func attach(_ frontend: any ChardevFrontend) throws(VMMError) {
         guard self.frontend == nil else { throw VMMError("Device '\(id)' is in use") }
         self.frontend = frontend
         didAttach()
@@ -62,4 +65,8 @@ open class Chardev {
     open func acceptInput() {}
     /// Closes what is open and removes files that the back end made.
     open func shutDown() {}
+    /// The process is about to be replaced: undoes what outlives it, such as a
+    /// terminal's raw mode. `execFailed` follows when it is not replaced.
+    open func prepareForExec() {}
+    open func execFailed() {}
 }

@@ -42,6 +42,18 @@ int64_t cbaton_realtime_ns(void);
 /* True for uid 0 and for the effective user. */
 int cbaton_is_root_or_self(unsigned uid);
 
+/* accept4(2) with FD_CLOEXEC and O_NONBLOCK. Returns the fd, or -1 and errno. */
+int cbaton_accept(int listener);
+
+/* Opens a pseudo-terminal: a master fd with FD_CLOEXEC and O_NONBLOCK, and the
+ * slave's path. The slave is in raw mode and hung up until someone opens it.
+ * Returns -1 and errno on failure. */
+int cbaton_open_pty(char *slave_path, size_t size);
+
+/* An inotify fd that becomes readable when someone opens PATH, with FD_CLOEXEC
+ * and O_NONBLOCK; -1 and errno on failure. */
+int cbaton_watch_opens(const char *path);
+
 /* True when the process runs with raised privileges (AT_SECURE). */
 int cbaton_is_secure_exec(void);
 
