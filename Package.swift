@@ -62,7 +62,10 @@ let package = Package(
         module("MemoryBackendMemfd", "Memory/Memfd"),
 
         .target(name: "TestSupport", path: "Tests/TestSupport"),
-        .testTarget(name: "SoftFloatTests", dependencies: ["SoftFloat"], path: "Tests/SoftFloatTests"),
+        .target(
+            name: "HostFloat", path: "Tests/HostFloat",
+            cSettings: [.unsafeFlags(["-frounding-math", "-ftrapping-math", "-ffp-contract=off"])]),
+        .testTarget(name: "SoftFloatTests", dependencies: ["SoftFloat", "HostFloat"], path: "Tests/SoftFloatTests"),
         .testTarget(name: "RISCVTests", dependencies: ["RISCV", "TestSupport", runtime], path: "Tests/RISCVTests"),
         .testTarget(name: "DeviceTests", dependencies: ["Virtio", "VirtBoard", "TestSupport", runtime], path: "Tests/DeviceTests"),
         .testTarget(name: "RuntimeTests", dependencies: ["TestSupport", runtime], path: "Tests/RuntimeTests"),
