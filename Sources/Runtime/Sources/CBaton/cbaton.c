@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <termios.h>
@@ -85,3 +86,5 @@ int cbaton_watch_opens(const char *path) {
     }
     return fd;
 }
+
+ssize_t cbaton_getrandom(void *buffer, size_t length) { return getrandom(buffer, length, 0); }

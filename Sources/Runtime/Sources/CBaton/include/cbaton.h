@@ -27,6 +27,9 @@ int cbaton_ioctl_ptr(int fd, unsigned long request, void *argument);
  * RESOLVE_NO_SYMLINKS). Returns an O_CLOEXEC fd or -1 and errno. */
 int cbaton_open_nofollow(const char *path, int flags);
 
+/* getrandom(2) without flags. Returns the bytes written, or -1 and errno. */
+ssize_t cbaton_getrandom(void *buffer, size_t length);
+
 /* Full memory barrier towards other threads and processes. */
 static inline void cbaton_full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void cbaton_acquire_fence(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
