@@ -1,7 +1,9 @@
 #define _GNU_SOURCE
 #include "cbaton.h"
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/close_range.h>
 #include <linux/openat2.h>
 #include <sys/auxv.h>
 #include <sys/ioctl.h>
@@ -23,6 +25,10 @@ int cbaton_execvp(const char *file, char *const argv[]) { return execvp(file, ar
 
 int cbaton_ioctl_ptr(int fd, unsigned long request, void *argument) {
     return ioctl(fd, request, argument);
+}
+
+int cbaton_seal_size(int fd) {
+    return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
 }
 
 int cbaton_punch_hole(int fd, off_t offset, off_t length) {
@@ -88,3 +94,27 @@ int cbaton_watch_opens(const char *path) {
 }
 
 ssize_t cbaton_getrandom(void *buffer, size_t length) { return getrandom(buffer, length, 0); }
+
+int cbaton_cloexec_from(unsigned low) {
+    return (int)syscall(SYS_close_range, low, ~0u, CLOSE_RANGE_CLOEXEC);
+}
+
+void *cbaton_dlopen(const char *path) {
+    return dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+}
+
+uint32_t cbaton_crc32c(uint32_t crc, const void *data, size_t size) {
+    static uint32_t table[256];
+    if (!table[1]) {
+        for (uint32_t i = 0; i < 256; i++) {
+            uint32_t value = i;
+            for (int bit = 0; bit < 8; bit++)
+                value = value & 1 ? value >> 1 ^ 0x82f63b78u : value >> 1;
+            table[i] = value;
+        }
+    }
+    const uint8_t *bytes = data;
+    crc = ~crc;
+    while (size--) crc = crc >> 8 ^ table[(crc ^ *bytes++) & 0xff];
+    return ~crc;
+}

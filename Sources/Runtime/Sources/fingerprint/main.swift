@@ -38,7 +38,11 @@ func stamp(_ configuration: String) -> String {
         @_silgen_name("baton_runtime_stamp_\(fingerprint)")
         public func _batonRuntimeStamp() {}
         /// The runtime's fingerprint: sources, compiler and configuration.
-        public let runtimeFingerprint = "\(fingerprint)"
+        public let runtimeFingerprint: StaticString = "\(fingerprint)"
+        /// The fingerprint of the runtime that the calling code was compiled
+        /// against: the value is compiled into the caller.
+        @_alwaysEmitIntoClient
+        public var compiledFingerprint: StaticString { "\(fingerprint)" }
         """
 }
 let text = """

@@ -1,11 +1,12 @@
 /// A part of the machine that has state: it is reset, paused and resumed, and
 /// goes through checkpoints.
 ///
-/// Everything happens on the main thread. The legal order of calls is
-/// `reset` (once before the first run, and at every machine reset), then any
-/// number of `pause` / `resume` pairs; `save` only between `pause` and
-/// `resume`; `load` at most once, after the first `reset` and before the first
-/// `resume`.
+/// Everything happens on the main thread. A device is made in its power-on
+/// state. The legal order of calls is `reset` (once before the first run, and
+/// at every machine reset), then any number of `pause` / `resume` pairs, with
+/// `save` only while paused. `load` comes instead of the first `reset`: in a
+/// process that takes over a guest nothing is reset, because a reset may load
+/// images into guest RAM. It may come again when a load failed.
 public protocol Device: AnyObject {
     /// Unique in the VM and the same in every start with the same command
     /// line; the name of the device's checkpoint section (`serial0`, `plic`,

@@ -58,6 +58,14 @@ public enum FD {
         }
     }
 
+    /// Writes all of `bytes` to a blocking descriptor.
+    public static func writeAll(_ fd: Int32, _ bytes: [UInt8], to name: String) throws(VMMError) {
+        let result: Result<Void, VMMError> = bytes.withUnsafeBytes { buffer in
+            do throws(VMMError) { return .success(try writeAll(fd, buffer, to: name)) } catch { return .failure(error) }
+        }
+        try result.get()
+    }
+
     /// Reads a whole file, up to `limit` bytes.
     /// - Throws: an error when the file is longer than `limit` or cannot be read.
     public static func readAll(_ fd: Int32, limit: Int, from name: String) throws(VMMError) -> [UInt8] {

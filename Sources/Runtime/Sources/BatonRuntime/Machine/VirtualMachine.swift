@@ -86,10 +86,19 @@ public final class VirtualMachine: GuestRequests {
         for device in devices { device.reset() }
     }
 
+    /// Why the guest must not be started now; nil when it may.
+    public var startBlocker: () -> VMMError? = { nil }
+
+    /// The devices have taken a checkpoint's state over, which stands for the
+    /// first reset.
+    public func tookOverState() { needsReset = false }
+
     /// Lets the guest run (QMP `cont`). Does nothing when it runs.
     /// Emits RESUME.
-    public func start() {
+    /// - Throws: why the guest must not run now.
+    public func start() throws(VMMError) {
         guard !isRunning else { return }
+        if let blocker = startBlocker() { throw blocker }
         if needsReset { resetDevices() }
         clock.vmStarted()
         for device in devices { device.resume() }
@@ -135,7 +144,9 @@ public final class VirtualMachine: GuestRequests {
     }
 
     /// QMP `system_reset`.
-    public func requestReset() {
+    /// - Throws: why the guest must not be reset now.
+    public func requestReset() throws(VMMError) {
+        if let blocker = startBlocker() { throw blocker }
         resetRequested = "host-qmp-system-reset"
         accelerator?.yield()
     }

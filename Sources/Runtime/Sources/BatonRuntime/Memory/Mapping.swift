@@ -49,13 +49,16 @@ public enum Mapping {
     }
 
     /// Creates a memfd of `length` bytes with FD_CLOEXEC.
-    public static func createMemfd(name: String, length: Int) throws(VMMError) -> OwnedFD {
-        let raw = cbaton_memfd_create(name, 0)
+    /// - Parameter sealSize: seals the memfd against being resized by anyone
+    ///   who gets hold of it, which would make our accesses fault.
+    public static func createMemfd(name: String, length: Int, sealSize: Bool = false) throws(VMMError) -> OwnedFD {
+        let raw = cbaton_memfd_create(name, sealSize ? CBATON_MFD_ALLOW_SEALING : 0)
         guard raw >= 0 else { throw .system("failed to create memfd '\(name)'") }
         let fd = OwnedFD(adopting: raw)
         guard retryingInterrupts({ ftruncate(fd.raw, off_t(length)) }) == 0 else {
             throw .system("failed to resize memfd '\(name)' to \(length) bytes")
         }
+        if sealSize && cbaton_seal_size(fd.raw) != 0 { throw .system("failed to seal memfd '\(name)'") }
         return fd
     }
 

@@ -4,6 +4,7 @@
 #define CBATON_H
 
 #include <stdint.h>
+#include "baton-module.h"
 #include <stddef.h>
 #include <sys/epoll.h>
 #include <sys/types.h>
@@ -14,6 +15,10 @@ int cbaton_memfd_create(const char *name, unsigned extra_flags);
 /* Shell-free execve of argv[0], searched in PATH as execvp does. Returns only
  * on failure, with errno. */
 int cbaton_execvp(const char *file, char *const argv[]);
+
+#define CBATON_MFD_ALLOW_SEALING 2u
+/* Seals a memfd against shrinking and growing. Returns 0, or -1 and errno. */
+int cbaton_seal_size(int fd);
 
 /* fallocate(2) with FALLOC_FL_PUNCH_HOLE|KEEP_SIZE, or FALLOC_FL_ZERO_RANGE.
  * Return 0, or -1 and errno. */
@@ -30,6 +35,9 @@ int cbaton_open_nofollow(const char *path, int flags);
 /* getrandom(2) without flags. Returns the bytes written, or -1 and errno. */
 ssize_t cbaton_getrandom(void *buffer, size_t length);
 
+/* MADV_POPULATE_WRITE of Linux 5.14. */
+#define CBATON_MADV_POPULATE_WRITE 23
+
 /* Full memory barrier towards other threads and processes. */
 static inline void cbaton_full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void cbaton_acquire_fence(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
@@ -41,6 +49,16 @@ static inline void cbaton_store_release16(void *p, uint16_t v) { __atomic_store_
 /* CLOCK_MONOTONIC and CLOCK_REALTIME in nanoseconds. */
 int64_t cbaton_monotonic_ns(void);
 int64_t cbaton_realtime_ns(void);
+
+/* Sets FD_CLOEXEC on every open fd from LOW up (close_range(2)). Returns 0, or
+ * -1 and errno. */
+int cbaton_cloexec_from(unsigned low);
+
+/* dlopen with RTLD_NOW|RTLD_LOCAL|RTLD_NODELETE. */
+void *cbaton_dlopen(const char *path);
+
+/* The CRC-32C (Castagnoli) of SIZE bytes, continued from CRC (0 to start). */
+uint32_t cbaton_crc32c(uint32_t crc, const void *data, size_t size);
 
 /* True for uid 0 and for the effective user. */
 int cbaton_is_root_or_self(unsigned uid);

@@ -1,0 +1,68 @@
+import BatonRuntime
+import Glibc
+
+/// The module `memory-backend-file`.
+@_cdecl("baton_module_query")
+public func batonModuleQuery() -> UnsafeRawPointer {
+    ModuleDescriptor.make(kind: "memory-backend", name: "file", version: "1.0") { registrar throws(VMMError) in
+        try registrar.add(FileBackend())
+    }
+}
+
+/// `-object memory-backend-file,id=ID,size=SIZE,mem-path=PATH[,share=on|off]`:
+/// memory in a file, private unless `share=on`, as QEMU's.
+///
+/// The file is made, or grown to `size`, when it is smaller; it is never
+/// truncated. With `share=on` the open file, and not its path, is what a
+/// restart hands over: it may be renamed or unlinked in between.
+final class FileBackend: MemoryBackendType {
+    let typeName = "memory-backend-file"
+    let summary = "memory in a file; preserved by restart with share=on"
+
+    func makeBlock(
+        _ request: RAMRequest, common: MemoryBackendProperties, options: KeyValueOptions, memory: GuestMemory
+    ) throws(VMMError) -> RAMBlock {
+        let path = try options.requiredString("mem-path")
+        guard !path.isEmpty else { throw VMMError("Property 'mem-path' must not be empty") }
+        return try memory.preservedBlock(request, shared: common.share ?? false, origin: typeName) {
+            () throws(VMMError) in
+            try FileBackend.open(path, length: request.maxLength).release()
+        }
+    }
+
+    /// Opens the file, or makes one in a directory given instead, with at
+    /// least `length` bytes.
+    private static func open(_ path: String, length: Int) throws(VMMError) -> OwnedFD {
+        var status = stat()
+        if stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR {
+            return try openTemporary(in: path, length: length)
+        }
+        let raw = retryingInterrupts { Glibc.open(path, O_RDWR | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0o644) }
+        guard raw >= 0 else { throw .system("can't open backing store \(path) for guest RAM") }
+        let fd = OwnedFD(adopting: raw)
+        guard fstat(fd.raw, &status) == 0 else { throw .system("can't open backing store \(path) for guest RAM") }
+        guard status.st_mode & S_IFMT == S_IFREG else {
+            throw VMMError("can't open backing store \(path) for guest RAM: not a regular file")
+        }
+        if Int(status.st_size) > 0 && Int(status.st_size) < length {
+            throw VMMError("backing store size \(Hex(Int(status.st_size))) does not match 'size' option \(Hex(length))")
+        }
+        if status.st_size == 0 && ftruncate(fd.raw, off_t(length)) != 0 {
+            throw .system("can't set the size of backing store \(path) to \(length) bytes")
+        }
+        return fd
+    }
+
+    private static func openTemporary(in directory: String, length: Int) throws(VMMError) -> OwnedFD {
+        var template = Array("\(directory)/baton-ram.XXXXXX".utf8CString)
+        let raw = mkstemp(&template)
+        guard raw >= 0 else { throw .system("can't create backing store in \(directory) for guest RAM") }
+        let fd = OwnedFD(adopting: raw)
+        unlink(template)
+        try FD.setCloseOnExec(fd.raw, true)
+        guard ftruncate(fd.raw, off_t(length)) == 0 else {
+            throw .system("can't set the size of backing store in \(directory) to \(length) bytes")
+        }
+        return fd
+    }
+}

@@ -1,0 +1,150 @@
+import Glibc
+
+/// Writes and loads checkpoints: everything of the VM except RAM that stays
+/// where it is.
+///
+/// The sections `global`, `clock` and `ram` are the core's; every device has
+/// one under its state name; a mode may add its own.
+enum Checkpoint {
+    static let sizeLimit = 1 << 30
+
+    /// Collects the state of a stopped VM.
+    static func collect(_ vm: VirtualMachine, memory: GuestMemory, wasRunning: RunState) -> SectionContainer {
+        var container = SectionContainer(kind: .checkpoint)
+        var global = StateWriter()
+        global.put("run-state", wasRunning.rawValue)
+        global.put("machine", vm.machineType)
+        global.put("name", vm.name ?? "", optional: true)
+        container.add("global", version: 1, global)
+
+        var clock = StateWriter()
+        clock.put("boot-id", bootID())
+        clock.put("monotonic-offset-ns", UInt64(bitPattern: vm.clock.monotonicOffset))
+        clock.put("now-ns", UInt64(bitPattern: vm.clock.now))
+        container.add("clock", version: 1, clock)
+
+        var ram = StateWriter()
+        ram.put("count", UInt64(memory.blocks.count))
+        for (index, block) in memory.blocks.enumerated() {
+            ram.put("\(index).name", block.name)
+            ram.put("\(index).used-length", UInt64(block.usedLength))
+        }
+        container.add("ram", version: 1, ram)
+
+        for device in vm.devices {
+            var writer = StateWriter()
+            device.save(to: &writer)
+            container.add(device.stateName, version: device.stateVersion, writer)
+        }
+        return container
+    }
+
+    /// Writes a container to a file, which appears whole or not at all.
+    static func write(_ container: SectionContainer, to path: String, durable: Bool) throws(VMMError) {
+        let temporary = "\(path).\(getpid()).tmp"
+        let bytes = container.encoded()
+        do throws(VMMError) {
+            let fd = try FD.open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode: 0o600)
+            try FD.writeAll(fd.raw, bytes, to: "'\(path)'")
+            if durable, retryingInterrupts({ fsync(fd.raw) }) != 0 { throw .system("Could not write '\(path)'") }
+            guard rename(temporary, path) == 0 else { throw .system("Could not write '\(path)'") }
+        } catch {
+            unlink(temporary)
+            throw error
+        }
+    }
+
+    static func read(_ path: String) throws(VMMError) -> SectionContainer {
+        let fd = try FD.open(path, O_RDONLY | O_NONBLOCK)
+        var status = stat()
+        guard fstat(fd.raw, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {
+            throw VMMError("\(path) is not a vmstate file")
+        }
+        return try SectionContainer(
+            kind: .checkpoint, parsing: try FD.readAll(fd.raw, limit: sizeLimit, from: path), name: path)
+    }
+
+    /// Gives every device its section.
+    /// - Parameter ownSections: names of sections that a mode has taken.
+    /// - Returns: the run state that the VM was saved in.
+    static func apply(
+        _ container: SectionContainer, to vm: VirtualMachine, memory: GuestMemory, ownSections: [String], name: String
+    ) throws(VMMError) -> RunState {
+        func reader(_ sectionName: String, upTo version: UInt32) throws(VMMError) -> StateReader {
+            guard let section = container.section(sectionName) else {
+                throw VMMError(
+                    "\(name) has no section '\(sectionName)'",
+                    hint: "Load it into a VM with the same machine and devices as the one that was saved.")
+            }
+            guard (1...version).contains(section.version) else {
+                throw VMMError(
+                    "section '\(sectionName)' of \(name) has version \(section.version), this VMM knows up to \(version)")
+            }
+            return try container.reader(section)
+        }
+
+        // Everything that can be refused without touching a device comes first.
+        let global = try reader("global", upTo: 1)
+        let machine = try global.string("machine")
+        guard machine == vm.machineType else {
+            throw VMMError("\(name) is of machine type '\(machine)', this VM is '\(vm.machineType)'")
+        }
+        let stateName = try global.string("run-state")
+        guard let runState = RunState(rawValue: stateName) else {
+            throw VMMError("\(name) has the unknown run state '\(stateName)'")
+        }
+        _ = global.has("name") ? try global.string("name") : nil
+        try global.finish()
+
+        let clock = try reader("clock", upTo: 1)
+        let savedBoot = try clock.string("boot-id")
+        let offset = Int64(bitPattern: try clock.unsigned("monotonic-offset-ns"))
+        let now = Int64(bitPattern: try clock.unsigned("now-ns", in: 0...UInt64(Int64.max)))
+        try clock.finish()
+
+        let ram = try reader("ram", upTo: 1)
+        let count = try ram.unsigned("count", in: 0...1_000_000)
+        for index in 0..<count {
+            let blockName = try ram.string("\(index).name")
+            let length = try ram.unsigned("\(index).used-length")
+            guard let block = memory.blocks.first(where: { $0.name == blockName }) else {
+                throw VMMError("\(name) has the RAM block '\(blockName)', which this VM lacks")
+            }
+            guard UInt64(block.usedLength) == length else {
+                throw VMMError("Size mismatch: \(blockName): \(Hex(length)) != \(Hex(block.usedLength))")
+            }
+        }
+        try ram.finish()
+        let known = Set(["global", "clock", "ram"] + ownSections + vm.devices.map(\.stateName))
+        for section in container.sections where !section.optional && !known.contains(section.name) {
+            throw VMMError(
+                "Unknown savevm section or instance '\(section.name)'. "
+                    + "Make sure that your current VM setup matches your saved VM setup, including any hotplugged devices")
+        }
+        var readers: [StateReader] = []
+        for device in vm.devices { readers.append(try reader(device.stateName, upTo: device.stateVersion)) }
+
+        if savedBoot == bootID() && !vm.clock.stopsWithVM {
+            vm.clock.restore(monotonicOffset: offset)
+        } else {
+            vm.clock.restore(now: now)
+        }
+        for (device, reader) in zip(vm.devices, readers) {
+            do throws(VMMError) {
+                try device.load(from: reader)
+                try reader.finish()
+            } catch {
+                throw error.prefixed("error while loading state for instance '\(device.stateName)' of \(name)")
+            }
+        }
+        return runState
+    }
+
+    /// Identifies this boot of the host: CLOCK_MONOTONIC means nothing in another.
+    private static func bootID() -> String {
+        guard let fd = try? FD.open("/proc/sys/kernel/random/boot_id", O_RDONLY),
+            let bytes = try? FD.readAll(fd.raw, limit: 64, from: "boot_id")
+        else { return "" }
+        return String(decoding: bytes.prefix { $0 != 10 }, as: UTF8.self)
+    }
+}

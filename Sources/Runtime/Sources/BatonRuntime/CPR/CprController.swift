@@ -1,0 +1,224 @@
+import Glibc
+
+/// Save, exec and load: the life of an update, the same for every mode.
+///
+/// Main thread only. A failed operation leaves the VM as it was: a guest that
+/// ran runs again.
+public final class CprController {
+    public let vm: VirtualMachine
+    public let memory: GuestMemory
+    public let registry: ModuleRegistry
+    public let fds = PreservedFDs()
+    /// Modes enabled with `-cpr-enable`, in order.
+    public private(set) var enabledModes: [any CprMode] = []
+    /// The state that this process took over; nil in a fresh start.
+    public let inherited: CprState?
+    /// The phases of the update in hand, or of the last one.
+    public internal(set) var times: UpdateTimes
+    /// The mode of the last `cpr-save`, while the VM is in `save-vm`.
+    private var saved: (mode: any CprMode, wasRunning: Bool, path: String)?
+    private var observers: [(CprPhase) throws(VMMError) -> Void] = []
+    /// Whether `cpr-load` has succeeded or was never due: until then the guest
+    /// of the process before must not be started or reset.
+    public private(set) var awaitsLoad: Bool
+
+    /// Takes the inherited state over, if there is one.
+    /// - Throws: why the inherited state cannot be used: fatal.
+    public init(vm: VirtualMachine, memory: GuestMemory, registry: ModuleRegistry, startedAt: Int64) throws(VMMError) {
+        self.vm = vm
+        self.memory = memory
+        self.registry = registry
+        inherited = try CprState.inherited()
+        times = inherited?.times ?? UpdateTimes()
+        times.started = startedAt
+        awaitsLoad = inherited != nil
+        if let inherited {
+            fds.inherit(inherited.fds)
+            memory.records.inherit(inherited.ram)
+        }
+        vm.onRunStateChange { [unowned self] state in if state == .running { guestStarted() } }
+        vm.startBlocker = { [unowned self] in
+            awaitsLoad
+                ? VMMError("the VM waits for cpr-load", hint: "This process took over a guest; give it its state with cpr-load.")
+                : nil
+        }
+    }
+
+    /// Enables a mode: `-cpr-enable NAME`. Enabling it twice is no error.
+    public func enable(_ mode: any CprMode) {
+        guard !isEnabled(mode.name) else { return }
+        enabledModes.append(mode)
+        if let hook = mode.allocatorHook { memory.addHook(hook) }
+    }
+
+    public func isEnabled(_ name: String) -> Bool { enabledModes.contains { $0.name == name } }
+
+    /// Checks, once the machine stands, that everything inherited has found
+    /// its owner and the mode is enabled.
+    /// - Throws: what the new command line lacks: fatal.
+    public func machineBuilt() throws(VMMError) {
+        times.built = EventLoop.now
+        guard let inherited else { return }
+        guard isEnabled(inherited.mode) else {
+            throw VMMError(
+                "this process takes over a VM that was saved in mode '\(inherited.mode)', which is not enabled",
+                hint: "Add -cpr-enable \(inherited.mode) to the arguments of cpr-exec.")
+        }
+        if let record = memory.records.inherited.first {
+            throw VMMError(
+                "the CPR state has the RAM block '\(record.name)' (\(record.usedLength) bytes), which this command line lacks",
+                hint: "Start the new VMM with the memory and device arguments of the old one.")
+        }
+    }
+
+    // MARK: Observers
+
+    /// Tells `observer` of each phase. In `.save` and `.exec` an error ends the
+    /// update.
+    public func onPhase(_ observer: @escaping (CprPhase) throws(VMMError) -> Void) { observers.append(observer) }
+
+    private func notify(_ phase: CprPhase) throws(VMMError) {
+        for preserver in registry.preservers { try preserver.notify(phase, cpr: self) }
+        for observer in observers { try observer(phase) }
+    }
+
+    /// Tells of a phase that nobody can object to.
+    private func announce(_ phase: CprPhase) {
+        for preserver in registry.preservers {
+            do throws(VMMError) { try preserver.notify(phase, cpr: self) } catch { Report.warning("\(preserver.name): \(error.message)") }
+        }
+        for observer in observers {
+            do throws(VMMError) { try observer(phase) } catch { Report.warning(error.message) }
+        }
+    }
+
+    // MARK: cpr-save
+
+    private func enabledMode(_ name: String) throws(VMMError) -> any CprMode {
+        if let mode = enabledModes.first(where: { $0.name == name }) { return mode }
+        throw VMMError("cpr mode is not enabled.  Use -cpr-enable.")
+    }
+
+    /// Why the VM could not be saved in a mode now; empty when it could.
+    public func blockers(_ mode: any CprMode) -> [VMMError] {
+        var result = mode.blockers(cpr: self)
+        for preserver in registry.preservers { result += preserver.blockers(mode: mode.name).map { VMMError($0) } }
+        return result
+    }
+
+    /// Stops the guest and writes its checkpoint; the run state becomes `save-vm`.
+    public func save(to path: String, mode name: String) throws(VMMError) {
+        let mode = try enabledMode(name)
+        guard saved == nil else { throw VMMError("cpr-save has been done already; use cpr-exec, cpr-load or cont") }
+        guard !awaitsLoad else { throw VMMError("the VM waits for cpr-load") }
+        if let blocker = blockers(mode).first { throw blocker }
+        let stateBefore = vm.runState
+        let wasRunning = vm.isRunning
+        vm.stop(.saveVM)
+        times = UpdateTimes(generation: times.generation)
+        times.stopped = EventLoop.now
+        do throws(VMMError) {
+            try notify(.save)
+            var container = Checkpoint.collect(vm, memory: memory, wasRunning: stateBefore)
+            try mode.save(to: &container, cpr: self)
+            try Checkpoint.write(container, to: path, durable: mode.promises.contains(.survivesHostReboot))
+        } catch {
+            announce(.saveFailed)
+            giveBack(wasRunning: wasRunning, stateBefore: stateBefore)
+            throw error
+        }
+        times.saved = EventLoop.now
+        saved = (mode, wasRunning, path)
+        Log.trace("cpr_save", "file \(path) mode \(name)")
+    }
+
+    private func giveBack(wasRunning: Bool, stateBefore: RunState) {
+        if wasRunning {
+            do throws(VMMError) { try vm.start() } catch { Report.warning(error.message) }
+        } else {
+            vm.setStoppedState(stateBefore)
+        }
+    }
+
+    /// The guest was started again (`cont`) after a save: the save is void.
+    func guestStarted() {
+        guard saved != nil else { return }
+        saved = nil
+        announce(.saveFailed)
+    }
+
+    // MARK: cpr-exec
+
+    /// Replaces this process. Returns only by throwing.
+    public func exec(_ argv: [String]) throws(VMMError) {
+        guard vm.runState == .saveVM else { throw VMMError("runstate is not save-vm") }
+        guard let saved else { throw VMMError("cpr-exec requires cpr-save with restart mode") }
+        guard argv.first?.isEmpty == false else {
+            throw VMMError("cpr-exec requires a non-empty argv", hint: "argv[0] is the program to execute.")
+        }
+        do throws(VMMError) {
+            try notify(.exec)
+            times.exec = EventLoop.now
+            try saved.mode.exec(argv, cpr: self)
+            throw VMMError("mode '\(saved.mode.name)' returned from cpr-exec without an error")
+        } catch {
+            // A mode that has no exec has not touched anything: the VM stays saved.
+            guard saved.mode.promises.contains(.samePID) else { throw error }
+            self.saved = nil
+            announce(.saveFailed)
+            giveBack(wasRunning: saved.wasRunning, stateBefore: .paused)
+            throw error
+        }
+    }
+
+    /// The state for the next process: what is preserved now.
+    public func stateForExec(mode: any CprMode) -> CprState {
+        var next = times
+        next.generation += 1
+        return CprState(mode: mode.name, fds: fds.entries, ram: memory.records.current, times: next)
+    }
+
+    // MARK: cpr-load
+
+    /// Takes over the state of a checkpoint; the guest runs again if it ran
+    /// when it was saved.
+    public func load(from path: String, mode name: String) throws(VMMError) {
+        guard !vm.isRunning else { throw VMMError("cpr-load called for a running VM") }
+        let mode = try enabledMode(name)
+        guard vm.runState == .prelaunch || vm.runState == .inmigrate else {
+            throw VMMError("cpr-load needs a VM that was started with -S, this one is \(vm.runState.rawValue)")
+        }
+        if let inherited, inherited.mode != name {
+            throw VMMError("this process was started by cpr-exec in mode '\(inherited.mode)', not '\(name)'")
+        }
+        times.loadRequested = EventLoop.now
+        let container = try Checkpoint.read(path)
+        let runState: RunState
+        do throws(VMMError) {
+            try notify(.load)
+            let own = try mode.load(from: container, cpr: self)
+            runState = try Checkpoint.apply(container, to: vm, memory: memory, ownSections: own, name: path)
+        } catch {
+            announce(.loadFailed)
+            throw error
+        }
+        awaitsLoad = false
+        vm.tookOverState()
+        times.loaded = EventLoop.now
+        announce(.commit)
+        if runState == .running {
+            try vm.start()
+        } else {
+            vm.setStoppedState(runState)
+        }
+        times.resumed = EventLoop.now
+        Log.trace("cpr_load", "file \(path) mode \(name)")
+    }
+}
+
+extension UpdateTimes {
+    init(generation: UInt64) {
+        self.init()
+        self.generation = generation
+    }
+}

@@ -1,0 +1,154 @@
+import CBaton
+import Glibc
+
+/// What a new process must know before it makes its first device: who it takes
+/// over from, and by which descriptors.
+///
+/// Written just before the exec into a memfd whose number the environment
+/// variable `BATON_CPR_STATE` carries; a `SectionContainer` of kind `cprState`.
+public struct CprState {
+    /// The environment variable that carries the memfd's number.
+    public static let environmentVariable = "BATON_CPR_STATE"
+    /// No state is larger: a record takes at most some 300 bytes, and there
+    /// are at most a million fds.
+    static let sizeLimit = 512 << 20
+
+    /// The mode that the process before was saved in.
+    public var mode: String
+    public var fds: [PreservedFDs.Entry]
+    public var ram: [RAMRecord]
+    /// When each phase of the update was reached, see `UpdateTimes`.
+    public var times: UpdateTimes
+
+    public init(mode: String, fds: [PreservedFDs.Entry], ram: [RAMRecord], times: UpdateTimes) {
+        self.mode = mode
+        self.fds = fds
+        self.ram = ram
+        self.times = times
+    }
+
+    /// Writes the state to a new memfd.
+    public func writeMemfd() throws(VMMError) -> OwnedFD {
+        let bytes = encoded()
+        let fd = try Mapping.createMemfd(name: "cpr-state", length: bytes.count)
+        try FD.writeAll(fd.raw, bytes, to: "the CPR state")
+        return fd
+    }
+
+    /// Takes the state over that the process before left, if there is one, and
+    /// closes its memfd. The environment variable is removed and every
+    /// descriptor named in the state gets FD_CLOEXEC back, so that nothing
+    /// reaches any other child.
+    /// - Throws: why the state cannot be used; the caller must end the process.
+    public static func inherited() throws(VMMError) -> CprState? {
+        guard let text = getenv(environmentVariable).map({ String(cString: $0) }) else { return nil }
+        unsetenv(environmentVariable)
+        guard let raw = Int32(text), raw > 2, FD.isOpen(raw) else {
+            throw VMMError(
+                "\(environmentVariable)=\(text) does not name an open file descriptor",
+                hint: "This variable is set by cpr-exec only. If a prefix command closes file descriptors, leave it out.")
+        }
+        let fd = OwnedFD(adopting: raw)
+        guard lseek(fd.raw, 0, SEEK_SET) == 0 else {
+            throw VMMError("\(environmentVariable)=\(text) does not name a CPR state")
+        }
+        let bytes = try FD.readAll(fd.raw, limit: sizeLimit, from: "the CPR state")
+        let state: CprState
+        do throws(VMMError) {
+            state = try CprState(parsing: bytes)
+        } catch {
+            throw error.prefixed("cannot use the CPR state")
+        }
+        var seen: Set<Int32> = [raw]
+        for (name, fd) in state.fds.map({ ($0.name, $0.fd) }) + state.ram.map({ ($0.name, $0.fd) }) {
+            guard fd > 2, FD.isOpen(fd) else {
+                throw VMMError("cannot use the CPR state: fd \(fd) of '\(name)' is not open")
+            }
+            guard seen.insert(fd).inserted else {
+                throw VMMError("cannot use the CPR state: fd \(fd) of '\(name)' occurs twice")
+            }
+            try FD.setCloseOnExec(fd, true)
+        }
+        return state
+    }
+
+    func encoded() -> [UInt8] {
+        var container = SectionContainer(kind: .cprState)
+        var general = StateWriter()
+        general.put("mode", mode)
+        times.put(into: &general)
+        container.add("cpr", version: 1, general)
+        var list = StateWriter()
+        list.put("count", UInt64(fds.count))
+        for (index, entry) in fds.enumerated() {
+            list.put("\(index).name", entry.name)
+            list.put("\(index).id", UInt64(bitPattern: Int64(entry.id)))
+            list.put("\(index).fd", UInt64(entry.fd))
+        }
+        container.add("fds", version: 1, list)
+        var blocks = StateWriter()
+        blocks.put("count", UInt64(ram.count))
+        for (index, record) in ram.enumerated() {
+            blocks.put("\(index).name", record.name)
+            blocks.put("\(index).used-length", UInt64(record.usedLength))
+            blocks.put("\(index).max-length", UInt64(record.maxLength))
+            blocks.put("\(index).alignment", UInt64(record.alignment))
+            blocks.put("\(index).fd", UInt64(record.fd))
+        }
+        container.add("ram", version: 1, blocks)
+        return container.encoded()
+    }
+
+    /// Parses and checks a state.
+    init(parsing bytes: [UInt8]) throws(VMMError) {
+        let container = try SectionContainer(kind: .cprState, parsing: bytes, name: "the CPR state")
+        func reader(_ name: String) throws(VMMError) -> StateReader {
+            guard let section = container.section(name) else { throw VMMError("section '\(name)' is missing") }
+            guard section.version == 1 else {
+                throw VMMError("section '\(name)' has version \(section.version), this VMM knows version 1")
+            }
+            return try container.reader(section)
+        }
+        for section in container.sections where !section.optional && !["cpr", "fds", "ram"].contains(section.name) {
+            throw VMMError("section '\(section.name)' is unknown")
+        }
+        let fdNumbers: ClosedRange<UInt64> = 3...UInt64(Int32.max)
+        let general = try reader("cpr")
+        mode = try general.string("mode")
+        times = try UpdateTimes(from: general)
+        try general.finish()
+
+        let list = try reader("fds")
+        fds = []
+        for index in 0..<(try list.unsigned("count", in: 0...1_000_000)) {
+            let entry = PreservedFDs.Entry(
+                name: try list.string("\(index).name"),
+                id: Int(Int64(bitPattern: try list.unsigned("\(index).id"))),
+                fd: Int32(try list.unsigned("\(index).fd", in: fdNumbers)))
+            guard !fds.contains(where: { $0.name == entry.name && $0.id == entry.id }) else {
+                throw VMMError("fd '\(entry.name)' id \(entry.id) occurs twice")
+            }
+            fds.append(entry)
+        }
+        try list.finish()
+
+        let blocks = try reader("ram")
+        ram = []
+        let page = UInt64(Mapping.pageSize)
+        for index in 0..<(try blocks.unsigned("count", in: 0...1_000_000)) {
+            let name = try blocks.string("\(index).name")
+            let maxLength = try blocks.unsigned("\(index).max-length", in: page...(1 << 52))
+            let usedLength = try blocks.unsigned("\(index).used-length", in: page...maxLength)
+            let alignment = try blocks.unsigned("\(index).alignment", in: page...(1 << 40))
+            guard usedLength % page == 0, maxLength % page == 0, alignment & (alignment - 1) == 0 else {
+                throw VMMError("RAM block '\(name)' has impossible lengths or alignment")
+            }
+            guard !ram.contains(where: { $0.name == name }) else { throw VMMError("RAM block '\(name)' occurs twice") }
+            ram.append(
+                RAMRecord(
+                    name: name, usedLength: Int(usedLength), maxLength: Int(maxLength), alignment: Int(alignment),
+                    fd: Int32(try blocks.unsigned("\(index).fd", in: fdNumbers))))
+        }
+        try blocks.finish()
+    }
+}

@@ -1,0 +1,33 @@
+/// The steps of an update that modules and parts are told of.
+public enum CprPhase: String {
+    /// The guest is stopped and its devices are drained; the checkpoint is
+    /// about to be written.
+    case save
+    /// The new binary is about to be executed. The last step in this process.
+    case exec
+    /// The save or the exec failed; the guest resumes in this process.
+    case saveFailed = "save-failed"
+    /// The checkpoint is about to be loaded in the new process.
+    case load
+    case loadFailed = "load-failed"
+    /// The new process owns the guest.
+    case commit
+}
+
+/// Keeps one kind of file descriptor, and what lies behind it, alive over an
+/// update. Implemented by modules named `preserver-NAME`.
+public protocol FdPreserver: AnyObject {
+    /// As in the module's file name.
+    var name: String { get }
+    /// Reasons why this preserver's fds could not be kept by `mode` now; empty
+    /// when they can. Called while the guest runs.
+    func blockers(mode: String) -> [String]
+    /// Told of each step. In `.save` and `.exec` the preserver saves its fds in
+    /// `cpr.fds`; an error there ends the update and the guest goes on. In
+    /// other phases an error is reported and changes nothing.
+    func notify(_ phase: CprPhase, cpr: CprController) throws(VMMError)
+}
+
+extension FdPreserver {
+    public func blockers(mode: String) -> [String] { [] }
+}

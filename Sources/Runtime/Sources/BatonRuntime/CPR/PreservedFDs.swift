@@ -1,0 +1,51 @@
+import Glibc
+
+/// File descriptors that outlive an exec, by name and id, as QEMU's
+/// `cpr_save_fd` and its like keep them. Does not own the descriptors: each
+/// belongs to the part that saved it.
+public final class PreservedFDs {
+    public struct Entry: Equatable {
+        public let name: String
+        public let id: Int
+        public let fd: Int32
+    }
+
+    public private(set) var entries: [Entry] = []
+
+    public init() {}
+
+    /// The fd saved under a name and id, or nil.
+    public func find(_ name: String, id: Int = 0) -> Int32? {
+        entries.first { $0.name == name && $0.id == id }?.fd
+    }
+
+    /// Saves an fd that is not saved yet.
+    /// - Throws: an error when the name and id are taken.
+    public func save(_ name: String, id: Int = 0, _ fd: Int32) throws(VMMError) {
+        if let old = find(name, id: id) { throw conflict(name, id, fd, old) }
+        entries.append(Entry(name: name, id: id, fd: fd))
+    }
+
+    /// Saves an fd that may be saved already, with the same value.
+    /// - Throws: QEMU's conflict error when it is saved with another value.
+    public func resave(_ name: String, id: Int = 0, _ fd: Int32) throws(VMMError) {
+        guard let old = find(name, id: id) else { return try save(name, id: id, fd) }
+        if old != fd { throw conflict(name, id, fd, old) }
+    }
+
+    private func conflict(_ name: String, _ id: Int, _ fd: Int32, _ old: Int32) -> VMMError {
+        VMMError("internal error: cpr fd '\(name)' id \(id) value \(fd) already saved with a different value \(old)")
+    }
+
+    /// Forgets an fd; does nothing when there is none of that name and id.
+    public func delete(_ name: String, id: Int = 0) {
+        entries.removeAll { $0.name == name && $0.id == id }
+    }
+
+    /// Calls `body` for each saved fd; what it throws ends the walk.
+    public func walk(_ body: (Entry) throws(VMMError) -> Void) throws(VMMError) {
+        for entry in entries { try body(entry) }
+    }
+
+    func inherit(_ entries: [Entry]) { self.entries = entries }
+}

@@ -1,0 +1,130 @@
+import CBaton
+
+/// The format that checkpoints and the CPR state share.
+///
+/// All integers are little endian.
+///
+///     header   8 bytes  magic "BATONVM\0" or "BATONCPR"
+///              4        format version (1)
+///              4        number of sections
+///              8        bytes of all sections together
+///              4        CRC-32C of the header before this field
+///              4        zero
+///     section  2        length of the name (1...255)
+///              2        flags (1: optional, may be skipped by a reader that
+///                       does not know the name)
+///              4        section version
+///              4        length of the payload
+///              4        CRC-32C of the name and the payload
+///              ...      name, payload
+///
+/// A payload is a sequence of named fields, see `StateWriter`.
+public struct SectionContainer {
+    public enum Kind {
+        case checkpoint
+        case cprState
+
+        var magic: [UInt8] {
+            switch self {
+            case .checkpoint: Array("BATONVM\0".utf8)
+            case .cprState: Array("BATONCPR".utf8)
+            }
+        }
+    }
+
+    public struct Section {
+        public var name: String
+        public var version: UInt32
+        public var optional: Bool
+        public var payload: ArraySlice<UInt8>
+    }
+
+    public static let formatVersion: UInt32 = 1
+    private static let headerSize = 32
+
+    public var kind: Kind
+    public private(set) var sections: [Section] = []
+
+    public init(kind: Kind) { self.kind = kind }
+
+    public func section(_ name: String) -> Section? { sections.first { $0.name == name } }
+
+    public mutating func add(_ name: String, version: UInt32, optional: Bool = false, _ writer: StateWriter) {
+        assert(section(name) == nil, "section \(name) written twice")
+        sections.append(Section(name: name, version: version, optional: optional, payload: writer.encoded()[...]))
+    }
+
+    public func reader(_ section: Section) throws(VMMError) -> StateReader {
+        try StateReader(section: section.name, version: section.version, payload: section.payload)
+    }
+
+    public func encoded() -> [UInt8] {
+        var body: [UInt8] = []
+        for section in sections {
+            body += littleEndianBytes(UInt16(section.name.utf8.count))
+            body += littleEndianBytes(UInt16(section.optional ? 1 : 0))
+            body += littleEndianBytes(section.version)
+            body += littleEndianBytes(UInt32(section.payload.count))
+            body += littleEndianBytes(SectionContainer.checksum(section.name.utf8, section.payload))
+            body += section.name.utf8
+            body += section.payload
+        }
+        var result = kind.magic
+        result += littleEndianBytes(SectionContainer.formatVersion)
+        result += littleEndianBytes(UInt32(sections.count))
+        result += littleEndianBytes(UInt64(body.count))
+        result += littleEndianBytes(SectionContainer.crc(result[...]))
+        result += [0, 0, 0, 0]
+        return result + body
+    }
+
+    private static func crc(_ bytes: ArraySlice<UInt8>, from start: UInt32 = 0) -> UInt32 {
+        bytes.withUnsafeBytes { cbaton_crc32c(start, $0.baseAddress, $0.count) }
+    }
+    private static func checksum(_ name: String.UTF8View, _ payload: ArraySlice<UInt8>) -> UInt32 {
+        crc(payload, from: crc(Array(name)[...]))
+    }
+
+    /// Parses and checks a whole container.
+    /// - Parameter name: the file, for error texts.
+    /// - Throws: `NAME is not a vmstate file` for anything else, and errors
+    ///   that say what is damaged, truncated or too new.
+    public init(kind: Kind, parsing bytes: [UInt8], name: String) throws(VMMError) {
+        self.kind = kind
+        let notOurs = VMMError("\(name) is not a vmstate file")
+        guard bytes.starts(with: kind.magic) else { throw notOurs }
+        var cursor = ByteCursor(bytes[8...])
+        guard let version = cursor.unsigned(UInt32.self), let count = cursor.unsigned(UInt32.self),
+            let length = cursor.unsigned(UInt64.self), let headerCRC = cursor.unsigned(UInt32.self),
+            cursor.unsigned(UInt32.self) != nil
+        else { throw VMMError("\(name) is truncated") }
+        guard SectionContainer.crc(bytes[..<24]) == headerCRC else { throw VMMError("\(name) has a damaged header") }
+        guard version == SectionContainer.formatVersion else {
+            throw VMMError(
+                "\(name) has format version \(version), this VMM reads version \(SectionContainer.formatVersion)",
+                hint: "Load it with the version of Baton that wrote it, or a later one.")
+        }
+        guard UInt64(cursor.remaining) >= length else {
+            throw VMMError("\(name) is truncated (\(cursor.remaining) of \(length) bytes of sections)")
+        }
+        guard UInt64(cursor.remaining) == length else { throw VMMError("\(name) has bytes after its last section") }
+        for _ in 0..<count {
+            guard let nameLength = cursor.unsigned(UInt16.self), let flags = cursor.unsigned(UInt16.self),
+                let sectionVersion = cursor.unsigned(UInt32.self), let payloadLength = cursor.unsigned(UInt32.self),
+                let checksum = cursor.unsigned(UInt32.self), (1...255).contains(nameLength),
+                let nameBytes = cursor.take(Int(nameLength)),
+                let sectionName = String(validating: nameBytes, as: UTF8.self),
+                let payload = cursor.take(Int(payloadLength))
+            else { throw VMMError("\(name) has a damaged section table") }
+            guard SectionContainer.checksum(sectionName.utf8, payload) == checksum else {
+                throw VMMError("\(name) has a damaged section '\(sectionName)' (checksum mismatch)")
+            }
+            guard section(sectionName) == nil else {
+                throw VMMError("\(name) has two sections '\(sectionName)'")
+            }
+            sections.append(
+                Section(name: sectionName, version: sectionVersion, optional: flags & 1 != 0, payload: payload))
+        }
+        guard cursor.isAtEnd else { throw VMMError("\(name) has bytes after its last section") }
+    }
+}

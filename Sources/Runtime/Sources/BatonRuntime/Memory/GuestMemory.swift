@@ -1,0 +1,125 @@
+import CBaton
+import Glibc
+
+/// All RAM blocks of the VM, and the chain of allocators that makes them: a
+/// block that names a backend goes to that backend, any other is offered to
+/// the hooks of the enabled modes in order, and what no hook takes becomes
+/// anonymous memory.
+public final class GuestMemory {
+    /// A `-object memory-backend-*`.
+    public struct Backend {
+        public let id: String
+        public let typeName: String
+        public let block: RAMBlock
+        public let properties: MemoryBackendProperties
+        /// Whether a machine or device uses it (`memory-backend=ID`).
+        public var inUse = false
+    }
+
+    public private(set) var backends: [Backend] = []
+    /// Every block, in the order of allocation.
+    public private(set) var blocks: [RAMBlock] = []
+    /// What outlives an exec.
+    public let records = RAMRecords()
+    private var hooks: [any AllocatorHook] = []
+    /// `-machine mem-merge=`: whether KSM may merge equal pages of any block.
+    public var merge = true
+    /// `-machine dump-guest-core=`: whether core dumps hold guest memory.
+    public var dumpGuestCore = true
+
+    public init() {}
+
+    public func addHook(_ hook: any AllocatorHook) { hooks.append(hook) }
+
+    /// Makes the memory of a `-object memory-backend-*`.
+    public func createBackend(
+        type: any MemoryBackendType, id: String, request: RAMRequest, properties: MemoryBackendProperties,
+        options: KeyValueOptions
+    ) throws(VMMError) {
+        guard backend(id) == nil else { throw VMMError("attempt to add duplicate property '\(id)' to object (type 'container')") }
+        let block = try type.makeBlock(request, common: properties, options: options, memory: self)
+        try adopt(block, merge: properties.merge && merge, dump: properties.dump && dumpGuestCore)
+        if properties.prealloc { try populate(block) }
+        backends.append(Backend(id: id, typeName: type.typeName, block: block, properties: properties))
+    }
+
+    public func backend(_ id: String) -> Backend? { backends.first { $0.id == id } }
+
+    /// Gives a backend's block to its one user.
+    /// - Throws: QEMU's errors when there is no such backend or it is in use.
+    public func claimBackend(_ id: String) throws(VMMError) -> RAMBlock {
+        guard let index = backends.firstIndex(where: { $0.id == id }) else {
+            throw VMMError("Memory backend '\(id)' not found")
+        }
+        guard !backends[index].inUse else { throw VMMError("memory backend '\(id)' can't be used multiple times.") }
+        backends[index].inUse = true
+        return backends[index].block
+    }
+
+    /// Makes a block that has no backend.
+    public func allocate(_ request: RAMRequest) throws(VMMError) -> RAMBlock {
+        for hook in hooks {
+            if let block = try hook.allocate(request, memory: self) {
+                try adopt(block, merge: merge, dump: dumpGuestCore)
+                return block
+            }
+        }
+        let host = try Mapping.map(
+            length: request.maxLength, alignment: request.alignment, fd: -1, shared: false, name: request.name)
+        let block = RAMBlock(
+            name: request.name, usedLength: request.usedLength, maxLength: request.maxLength,
+            alignment: request.alignment, host: host, fd: -1, shared: false, origin: "anonymous")
+        try adopt(block, merge: merge, dump: dumpGuestCore)
+        return block
+    }
+
+    /// Takes a block into the VM and gives it the advice that every block gets.
+    private func adopt(_ block: RAMBlock, merge: Bool, dump: Bool) throws(VMMError) {
+        guard !blocks.contains(where: { $0.name == block.name }) else {
+            throw VMMError("RAMBlock \"\(block.name)\" already registered, abort!")
+        }
+        // Advice that the kernel lacks changes nothing for the guest.
+        if merge { madvise(block.host, block.maxLength, MADV_MERGEABLE) }
+        if !dump { madvise(block.host, block.maxLength, MADV_DONTDUMP) }
+        blocks.append(block)
+    }
+
+    private func populate(_ block: RAMBlock) throws(VMMError) {
+        guard madvise(block.host, block.usedLength, CBATON_MADV_POPULATE_WRITE) == 0 else {
+            throw .system("cannot preallocate memory for RAM block '\(block.name)'")
+        }
+    }
+
+    /// Makes or finds memory that outlives an exec: the allocation of the
+    /// restart mode's hook and of shared memory backends.
+    ///
+    /// A block of that name which the process before handed over is mapped
+    /// again; else a descriptor is made by `create` and recorded.
+    /// - Parameters:
+    ///   - shared: false maps a private copy, which is not recorded.
+    ///   - create: opens at least `request.maxLength` bytes of memory.
+    public func preservedBlock(
+        _ request: RAMRequest, shared: Bool, origin: String, create: () throws(VMMError) -> Int32
+    ) throws(VMMError) -> RAMBlock {
+        let found = shared ? try records.find(request) : nil
+        let fd: OwnedFD
+        if let found { fd = OwnedFD(adopting: found.fd) } else { fd = OwnedFD(adopting: try create()) }
+        let host = try Mapping.map(
+            length: request.maxLength, alignment: request.alignment, fd: fd.raw, shared: shared, name: request.name)
+        if shared {
+            try records.save(
+                RAMRecord(
+                    name: request.name, usedLength: request.usedLength, maxLength: request.maxLength,
+                    alignment: request.alignment, fd: fd.raw))
+        }
+        let block = RAMBlock(
+            name: request.name, usedLength: request.usedLength, maxLength: request.maxLength,
+            alignment: request.alignment, host: host, fd: fd.release(), shared: shared, origin: origin)
+        let records = self.records
+        if shared { block.onFree = { records.delete($0.name) } }
+        return block
+    }
+
+    /// Frees a block that nothing uses any more.
+    public func free(_ block: RAMBlock) { blocks.removeAll { $0 === block } }
+}

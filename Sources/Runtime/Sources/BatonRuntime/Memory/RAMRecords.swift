@@ -1,0 +1,73 @@
+/// What is known about RAM whose descriptor outlives an exec: enough to map it
+/// again, and to tell when a new command line does not match.
+public struct RAMRecord {
+    public var name: String
+    public var usedLength: Int
+    public var maxLength: Int
+    public var alignment: Int
+    /// The memory's descriptor. Owned by the block once it has been taken over.
+    public var fd: Int32
+
+    public init(name: String, usedLength: Int, maxLength: Int, alignment: Int, fd: Int32) {
+        self.name = name
+        self.usedLength = usedLength
+        self.maxLength = maxLength
+        self.alignment = alignment
+        self.fd = fd
+    }
+}
+
+/// The RAM part of the CPR state: blocks by name. A block is recorded when its
+/// memory is made, found after an exec, and forgotten when it is freed.
+public final class RAMRecords {
+    /// Records of blocks that exist in this process.
+    public private(set) var current: [RAMRecord] = []
+    /// Records handed over by the process before, not yet claimed.
+    public private(set) var inherited: [RAMRecord] = []
+
+    init() {}
+
+    func inherit(_ records: [RAMRecord]) { inherited = records }
+
+    /// Claims the memory that the process before had under this name.
+    /// - Returns: nil when there was no process before, or it had no such block
+    ///   (a device that the new command line adds).
+    /// - Throws: an error when the new command line asks for other lengths or
+    ///   another alignment.
+    public func find(_ request: RAMRequest) throws(VMMError) -> RAMRecord? {
+        guard let index = inherited.firstIndex(where: { $0.name == request.name }) else { return nil }
+        let record = inherited[index]
+        func mismatch(_ what: String, _ old: Int, _ new: Int) -> VMMError {
+            VMMError(
+                "RAM block '\(request.name)' has \(what) \(old) in the CPR state, but \(new) on the command line",
+                hint: "Start the new VMM with the memory arguments of the old one.")
+        }
+        guard record.usedLength == request.usedLength else {
+            throw mismatch("length", record.usedLength, request.usedLength)
+        }
+        guard record.maxLength == request.maxLength else {
+            throw mismatch("maximum length", record.maxLength, request.maxLength)
+        }
+        guard record.alignment == request.alignment else {
+            throw mismatch("alignment", record.alignment, request.alignment)
+        }
+        let length = try Mapping.fileLength(record.fd)
+        guard length >= record.maxLength else {
+            throw VMMError("the memory of RAM block '\(request.name)' has \(length) bytes, not \(record.maxLength)")
+        }
+        inherited.remove(at: index)
+        return record
+    }
+
+    /// Remembers a block's memory for the next process.
+    /// - Throws: an error when the name is taken.
+    public func save(_ record: RAMRecord) throws(VMMError) {
+        guard !current.contains(where: { $0.name == record.name }) else {
+            throw VMMError("RAM block '\(record.name)' is already recorded")
+        }
+        current.append(record)
+    }
+
+    /// Forgets a freed block.
+    public func delete(_ name: String) { current.removeAll { $0.name == name } }
+}

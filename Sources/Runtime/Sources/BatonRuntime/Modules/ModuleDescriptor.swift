@@ -1,0 +1,115 @@
+import CBaton
+
+/// The descriptor that a Swift module returns from `baton_module_query`.
+///
+/// A module has one such function:
+///
+///     @_cdecl("baton_module_query")
+///     public func query() -> UnsafeRawPointer {
+///         ModuleDescriptor.make(kind: "mode", name: "restart", version: "1.0") { registrar throws(VMMError) in
+///             try registrar.add(RestartMode())
+///         }
+///     }
+public enum ModuleDescriptor {
+    /// Makes a descriptor that lives as long as the process.
+    ///
+    /// Compiled into the module, so that it carries the fingerprint of the
+    /// runtime the module was compiled against, and a reference to the
+    /// runtime's stamp by which the loader knows it before any code runs.
+    /// - Parameters:
+    ///   - kind: `mode`, `memory-backend`, `preserver` or `accel`.
+    ///   - name: the name on the command line; with `kind` it must match the
+    ///     module's file name.
+    ///   - register: registers what the module provides; what it throws makes
+    ///     the module be refused, and nothing of it stays.
+    @_alwaysEmitIntoClient
+    public static func make(
+        kind: StaticString, name: StaticString, version: StaticString,
+        register: @escaping (ModuleRegistrar) throws(VMMError) -> Void
+    ) -> UnsafeRawPointer {
+        _batonRuntimeStamp()
+        return _make(kind, name, version, compiledFingerprint, register)
+    }
+
+    public static func _make(
+        _ kind: StaticString, _ name: StaticString, _ version: StaticString, _ fingerprint: StaticString,
+        _ register: @escaping (ModuleRegistrar) throws(VMMError) -> Void
+    ) -> UnsafeRawPointer {
+        ModuleRegistrar.pending = register
+        let descriptor = UnsafeMutablePointer<baton_module_descriptor>.allocate(capacity: 1)
+        func text(_ string: StaticString) -> UnsafePointer<CChar> {
+            UnsafeRawPointer(string.utf8Start).assumingMemoryBound(to: CChar.self)
+        }
+        descriptor.initialize(
+            to: baton_module_descriptor(
+                magic: 0x444f_4d4e_4f54_4142, size: UInt32(MemoryLayout<baton_module_descriptor>.size), abi: 1,
+                kind: text(kind), name: text(name), version: text(version), fingerprint: text(fingerprint),
+                capabilities: 0,
+                register_module: { registrar in
+                    guard let registrar else { return -1 }
+                    return Unmanaged<ModuleRegistrar>.fromOpaque(registrar).takeUnretainedValue().runPending()
+                }))
+        return UnsafeRawPointer(descriptor)
+    }
+}
+
+/// Where a module registers what it provides. Everything stays staged until
+/// the whole module has been accepted.
+public final class ModuleRegistrar {
+    /// Set by the query function of the Swift module that is being loaded.
+    nonisolated(unsafe) static var pending: ((ModuleRegistrar) throws(VMMError) -> Void)?
+
+    /// The module's name for error texts: `mode-restart`.
+    let module: String
+    /// Where the module was loaded from.
+    let path: String
+    private(set) var modes: [any CprMode] = []
+    private(set) var memoryBackends: [any MemoryBackendType] = []
+    private(set) var preservers: [any FdPreserver] = []
+    private(set) var hooks: [any AllocatorHook] = []
+    private(set) var failure: VMMError?
+
+    init(module: String, path: String) {
+        self.module = module
+        self.path = path
+    }
+
+    /// Registers a CPR mode, for `-cpr-enable`.
+    public func add(_ mode: any CprMode) throws(VMMError) {
+        guard !modes.contains(where: { $0.name == mode.name }) else {
+            throw VMMError("module '\(module)' registers the mode '\(mode.name)' twice")
+        }
+        modes.append(mode)
+    }
+
+    /// Registers a memory backend type, for `-object`.
+    public func add(_ backend: any MemoryBackendType) throws(VMMError) {
+        guard !memoryBackends.contains(where: { $0.typeName == backend.typeName }) else {
+            throw VMMError("module '\(module)' registers the memory backend '\(backend.typeName)' twice")
+        }
+        memoryBackends.append(backend)
+    }
+
+    /// Registers a preserver of file descriptors.
+    public func add(_ preserver: any FdPreserver) throws(VMMError) {
+        guard !preservers.contains(where: { $0.name == preserver.name }) else {
+            throw VMMError("module '\(module)' registers the preserver '\(preserver.name)' twice")
+        }
+        preservers.append(preserver)
+    }
+
+    /// Adds a hook that is offered every RAM block without a backend of its own.
+    public func add(_ hook: any AllocatorHook) { hooks.append(hook) }
+
+    func runPending() -> Int32 {
+        guard let register = ModuleRegistrar.pending else { return -1 }
+        ModuleRegistrar.pending = nil
+        do throws(VMMError) {
+            try register(self)
+            return 0
+        } catch {
+            failure = error
+            return 1
+        }
+    }
+}

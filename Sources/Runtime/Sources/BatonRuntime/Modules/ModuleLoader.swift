@@ -1,0 +1,163 @@
+import CBaton
+import Glibc
+
+/// Finds and loads modules.
+///
+/// A module's file name says what it provides: `libmode-NAME.so`,
+/// `libmemory-backend-NAME.so`, `libpreserver-NAME.so`, `libaccel-NAME.so`
+/// (the `lib` may be missing). Files are looked for beside the executable and
+/// in the installed module directory; nothing is loaded that was not asked for.
+public final class ModuleLoader {
+    /// What kinds of module there are, longest prefix first.
+    public static let kinds = ["memory-backend", "preserver", "accel", "mode"]
+
+    /// A module's file that has been found but not necessarily loaded.
+    public struct Candidate {
+        public let kind: String
+        public let name: String
+        public let path: String
+    }
+
+    public let registry: ModuleRegistry
+    /// Directories in order of precedence.
+    public let directories: [String]
+    /// Paths of the modules loaded so far.
+    public private(set) var loaded: [Candidate] = []
+
+    /// - Parameter directories: absolute paths; by default the executable's
+    ///   directory and `../lib/baton/modules` beside it.
+    public init(registry: ModuleRegistry, directories: [String]? = nil) {
+        self.registry = registry
+        self.directories = directories ?? ModuleLoader.defaultDirectories()
+    }
+
+    private static func defaultDirectories() -> [String] {
+        guard let resolved = realpath("/proc/self/exe", nil) else { return [] }
+        defer { free(resolved) }
+        let executable = String(cString: resolved)
+        guard let slash = executable.utf8.lastIndex(of: UInt8(ascii: "/")) else { return [] }
+        let directory = String(executable[..<slash])
+        return [directory, directory + "/../lib/baton/modules"]
+    }
+
+    /// What a file name says: nil when it is not a module's.
+    public static func parse(fileName: String) -> (kind: String, name: String)? {
+        guard fileName.hasSuffix(".so") else { return nil }
+        var stem = fileName.dropLast(3)
+        if stem.hasPrefix("lib") { stem = stem.dropFirst(3) }
+        for kind in kinds where stem.hasPrefix(kind + "-") && stem.utf8.count > kind.utf8.count + 1 {
+            return (kind, String(stem.dropFirst(kind.count + 1)))
+        }
+        return nil
+    }
+
+    /// Every module file in the module directories; the first of a name wins.
+    public func discover() -> [Candidate] {
+        var found: [Candidate] = []
+        for directory in directories {
+            guard let handle = opendir(directory) else { continue }
+            defer { closedir(handle) }
+            while let entry = readdir(handle) {
+                let fileName = withUnsafeBytes(of: &entry.pointee.d_name) { bytes in
+                    String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+                }
+                guard let (kind, name) = ModuleLoader.parse(fileName: fileName),
+                    !found.contains(where: { $0.kind == kind && $0.name == name })
+                else { continue }
+                found.append(Candidate(kind: kind, name: name, path: directory + "/" + fileName))
+            }
+        }
+        return found.sorted { ($0.kind, $0.name) < ($1.kind, $1.name) }
+    }
+
+    /// Loads the module that provides `kind` `name`, unless it is loaded.
+    /// - Throws: an error that lists what is there when no file has that name.
+    public func require(kind: String, name: String) throws(VMMError) {
+        if loaded.contains(where: { $0.kind == kind && $0.name == name }) { return }
+        // A name with a slash would leave the module directories.
+        if !name.utf8.contains(UInt8(ascii: "/")) {
+            for directory in directories {
+                for prefix in ["lib", ""] {
+                    let path = "\(directory)/\(prefix)\(kind)-\(name).so"
+                    if access(path, F_OK) == 0 { return try load(path: path) }
+                }
+            }
+        }
+        let present = discover().filter { $0.kind == kind }.map(\.name)
+        let list = present.isEmpty ? "none" : present.joined(separator: ", ")
+        throw VMMError(
+            "there is no \(kind) module '\(name)'",
+            hint: "Modules of this kind: \(list). Searched: \(directories.joined(separator: ", ")). "
+                + "A module elsewhere is loaded with -module PATH.")
+    }
+
+    /// Loads one module: trust, ELF header and stamp, `dlopen`, descriptor,
+    /// registration; each step with its own error, and all or nothing.
+    public func load(path given: String) throws(VMMError) {
+        let path = try ModuleTrust.canonicalPath(given)
+        if loaded.contains(where: { $0.path == path }) { return }
+        let fileName = String(path[(path.utf8.lastIndex(of: UInt8(ascii: "/")).map { path.utf8.index(after: $0) } ?? path.startIndex)...])
+        guard let (kind, name) = ModuleLoader.parse(fileName: fileName) else {
+            throw VMMError(
+                "'\(given)' is not named as a module",
+                hint: "A module's file is named KIND-NAME.so or libKIND-NAME.so; the kinds are \(ModuleLoader.kinds.joined(separator: ", ")).")
+        }
+        let fd = try ModuleTrust.open(path)
+        let image = try ModuleImage(fd: fd.raw, path: path)
+        guard image.exportsQuery else {
+            throw VMMError("'\(path)' is not a Baton module (it does not export baton_module_query)")
+        }
+        if let stamp = image.stamp, stamp != runtimeFingerprint.description {
+            throw ModuleLoader.wrongStamp(path, stamp)
+        }
+        guard let handle = cbaton_dlopen("/proc/self/fd/\(fd.raw)") else {
+            let reason = dlerror().map { String(cString: $0) } ?? "unknown error"
+            throw VMMError("module '\(path)' cannot be loaded: \(reason)")
+        }
+        guard let symbol = dlsym(handle, BATON_MODULE_QUERY_SYMBOL) else {
+            throw VMMError("'\(path)' is not a Baton module (it does not export baton_module_query)")
+        }
+        let query = unsafeBitCast(symbol, to: baton_module_query_fn.self)
+        ModuleRegistrar.pending = nil
+        guard let descriptor = query()?.pointee, descriptor.magic == 0x444f_4d4e_4f54_4142 else {
+            throw VMMError("'\(path)' is not a Baton module (its descriptor has the wrong magic)")
+        }
+        try check(descriptor, path: path, kind: kind, name: name)
+
+        let registrar = ModuleRegistrar(module: "\(kind)-\(name)", path: path)
+        guard let register = descriptor.register_module else {
+            throw VMMError("module '\(path)' has no register function")
+        }
+        let status = register(Unmanaged.passUnretained(registrar).toOpaque())
+        if let failure = registrar.failure { throw failure.prefixed("module '\(path)' failed to register") }
+        guard status == 0 else { throw VMMError("module '\(path)' failed to register (status \(status))") }
+        try registry.commit(registrar)
+        loaded.append(Candidate(kind: kind, name: name, path: path))
+        Log.trace("module_load", "\(path)")
+    }
+
+    private func check(_ descriptor: baton_module_descriptor, path: String, kind: String, name: String) throws(VMMError) {
+        func text(_ pointer: UnsafePointer<CChar>?) -> String { pointer.map { String(cString: $0) } ?? "" }
+        guard descriptor.size >= MemoryLayout<baton_module_descriptor>.size, descriptor.abi == BATON_MODULE_ABI else {
+            throw VMMError(
+                "module '\(path)' has the module ABI \(descriptor.abi), this is ABI \(BATON_MODULE_ABI)",
+                hint: "Rebuild the module against this Baton.")
+        }
+        guard text(descriptor.fingerprint) == runtimeFingerprint.description else {
+            throw ModuleLoader.wrongStamp(path, text(descriptor.fingerprint))
+        }
+        guard text(descriptor.kind) == kind, text(descriptor.name) == name else {
+            throw VMMError(
+                "module '\(path)' provides \(text(descriptor.kind))-\(text(descriptor.name)), which is not what its file name says")
+        }
+        guard descriptor.capabilities == 0 else {
+            throw VMMError("module '\(path)' needs capabilities that this Baton lacks (\(Hex(descriptor.capabilities)))")
+        }
+    }
+
+    private static func wrongStamp(_ path: String, _ stamp: String) -> VMMError {
+        VMMError(
+            "module '\(path)' was built against the runtime \(stamp), this is \(runtimeFingerprint)",
+            hint: "Rebuild the module against this Baton.")
+    }
+}
