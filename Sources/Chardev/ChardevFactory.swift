@@ -1,0 +1,197 @@
+import BatonRuntime
+import Glibc
+
+/// Makes chardevs from the command line and adds them to the VM.
+public enum ChardevFactory {
+    /// The back ends, for `-chardev help` and `query-chardev-backends`.
+    public static let backends = ["file", "mux", "null", "pty", "ringbuf", "socket", "stdio"]
+
+    /// The text of `-chardev help`.
+    public static var help: String {
+        "Available chardev backend types: \n" + backends.map { "  \($0)\n" }.joined()
+    }
+
+    /// Parses and carries out `-chardev BACKEND,id=ID,…`.
+    public static func make(_ text: String, vm: VirtualMachine) throws(VMMError) -> Chardev {
+        try make(KeyValueOptions(text, impliedKey: "backend"), vm: vm)
+    }
+
+    /// Makes the chardev that `options` (`backend=…,id=…`) describe.
+    @discardableResult
+    public static func make(_ options: KeyValueOptions, vm: VirtualMachine) throws(VMMError) -> Chardev {
+        guard let id = try options.identifier("id") else { throw VMMError("chardev: no id specified") }
+        guard let backend = try options.string("backend"), !backend.isEmpty else {
+            throw VMMError("chardev: \"\(id)\" missing backend")
+        }
+        guard backends.contains(backend), backend != "mux" else {
+            throw VMMError(
+                "'\(backend)' is not a valid char driver name",
+                hint: "Use -chardev help to list the back ends.")
+        }
+        let multiplexed = try options.bool("mux") ?? false
+        // Nothing may be opened for a chardev that cannot be added.
+        guard vm.chardev(id) == nil else { throw VMMError("Duplicate ID '\(id)' for chardev") }
+        let chardev = try makeBackend(backend, id: multiplexed ? "\(id)-base" : id, options, vm: vm)
+        guard multiplexed else {
+            try vm.add(chardev)
+            return chardev
+        }
+        let mux = try MuxChardev(id: id, base: chardev) { [unowned vm] in vm.requestQuit(cause: "host-ui") }
+        try vm.add(mux)
+        return mux
+    }
+
+    private static func makeBackend(
+        _ backend: String, id: String, _ options: KeyValueOptions, vm: VirtualMachine
+    ) throws(VMMError) -> Chardev {
+        switch backend {
+        case "null":
+            try options.finish()
+            return NullChardev(id: id)
+        case "file":
+            guard let path = try options.string("path") else {
+                throw VMMError("chardev: file: no filename given")
+            }
+            let append = try options.bool("append") ?? false
+            try options.finish()
+            return try FileChardev(id: id, path: path, append: append)
+        case "pty":
+            try options.finish()
+            let pty = try PTYChardev(id: id, loop: vm.loop)
+            announce("char device redirected to \(pty.slavePath) (label \(id))\n")
+            return pty
+        case "ringbuf":
+            let size = try options.size("size") ?? 65536
+            try options.finish()
+            return try RingBufferChardev(id: id, size: size)
+        case "stdio":
+            let signals = try options.bool("signal") ?? true
+            try options.finish()
+            return try StdioChardev(id: id, loop: vm.loop, signals: signals)
+        default:
+            return try SocketOptions.make(id: id, options, vm: vm)
+        }
+    }
+
+    private static func announce(_ text: String) {
+        var text = text
+        text.withUTF8 { _ = Glibc.write(1, $0.baseAddress, $0.count) }
+    }
+
+    // MARK: Short forms
+
+    /// What `-serial`, `-monitor` or `-qmp` stands for.
+    public struct ShortForm {
+        /// nil for `none`.
+        public var chardev: Chardev?
+        /// `mon:`: a monitor is to share the chardev.
+        public var wantsMonitor = false
+    }
+
+    /// Carries out the argument of `-serial`, `-monitor` or `-qmp`: `none`,
+    /// `null`, `stdio`, `pty`, `file:PATH`, `unix:PATH,…`, `tcp:HOST:PORT,…`,
+    /// `ringbuf`, `mon:…`, `chardev:ID`.
+    /// - Parameter id: of the new chardev: `serial0`, `compat_monitor0`.
+    public static func makeShortForm(_ text: String, id: String, vm: VirtualMachine) throws(VMMError) -> ShortForm {
+        if text == "none" { return ShortForm(chardev: nil) }
+        if text.hasPrefix("chardev:") {
+            let name = String(text.dropFirst(8))
+            guard let chardev = vm.chardev(name) else { throw VMMError("chardev \"\(name)\" not found") }
+            return ShortForm(chardev: chardev)
+        }
+        let monitor = text.hasPrefix("mon:")
+        let rest = monitor ? String(text.dropFirst(4)) : text
+        let options = try shortFormOptions(rest)
+        options.set("id", id)
+        if monitor {
+            options.set("mux", "on")
+            // Ctrl-C belongs to the guest; the monitor has Ctrl-A x.
+            if rest == "stdio" { options.set("signal", "off") }
+        }
+        return ShortForm(chardev: try make(options, vm: vm), wantsMonitor: monitor)
+    }
+
+    private static func shortFormOptions(_ text: String) throws(VMMError) -> KeyValueOptions {
+        let options: KeyValueOptions
+        if text.hasPrefix("file:") {
+            options = try KeyValueOptions("")
+            options.set("backend", "file")
+            options.set("path", String(text.dropFirst(5)))
+        } else if text.hasPrefix("unix:") {
+            options = try KeyValueOptions(String(text.dropFirst(5)), impliedKey: "path")
+            options.set("backend", "socket")
+        } else if text.hasPrefix("tcp:") {
+            options = try KeyValueOptions(String(text.dropFirst(4)), impliedKey: "address")
+            let address = try options.requiredString("address")
+            guard let colon = address.lastIndex(of: ":") else {
+                throw VMMError("tcp:\(address): expected HOST:PORT")
+            }
+            var host = String(address[..<colon])
+            if host.hasPrefix("["), host.hasSuffix("]") { host = String(host.dropFirst().dropLast()) }
+            options.set("host", host)
+            options.set("port", String(address[address.index(after: colon)...]))
+            options.set("backend", "socket")
+        } else {
+            options = try KeyValueOptions(text, impliedKey: "backend")
+        }
+        return options
+    }
+}
+
+/// The options of `-chardev socket`.
+enum SocketOptions {
+    static func make(id: String, _ options: KeyValueOptions, vm: VirtualMachine) throws(VMMError) -> Chardev {
+        let path = try options.string("path")
+        let host = try options.string("host")
+        let port = try options.string("port")
+        let fd = try options.number("fd", in: 0...UInt64(Int32.max)).map { Int32($0) }
+        let server = try options.bool("server") ?? false
+        let wait = try options.bool("wait")
+        let delay = try options.bool("delay")
+        let noDelay = try options.bool("nodelay") ?? (delay == false)
+        let seconds = try options.number("reconnect", in: 0...UInt64(1 << 30))
+        let milliseconds = try options.number("reconnect-ms", in: 0...UInt64(1 << 40))
+        try options.finish()
+
+        guard [path != nil, host != nil || port != nil, fd != nil].count(where: { $0 }) == 1 else {
+            throw VMMError("chardev: socket: exactly one of 'path', 'host' with 'port', and 'fd' is needed")
+        }
+        if server, (seconds ?? 0) > 0 || (milliseconds ?? 0) > 0 {
+            throw VMMError("'reconnect' option is incompatible with socket in server listen mode")
+        }
+        if !server, wait != nil {
+            throw VMMError("'wait' option is incompatible with socket in client connect mode")
+        }
+        if seconds != nil, milliseconds != nil {
+            throw VMMError("'reconnect' and 'reconnect-ms' are mutually exclusive")
+        }
+
+        let address: SocketAddress
+        if let path {
+            address = .unix(path: path)
+        } else if fd != nil {
+            address = .unix(path: "")
+        } else {
+            guard let port else { throw VMMError("chardev: socket: no port given") }
+            address = .tcp(host: host ?? "", port: port)
+        }
+        var configuration = SocketChardev.Configuration(address: address)
+        configuration.isServer = server
+        configuration.waitsForClient = wait ?? true
+        configuration.reconnectDelay =
+            Int64(milliseconds ?? 0) * 1_000_000 + Int64(seconds ?? 0) * 1_000_000_000
+        configuration.noDelay = noDelay
+        let chardev = SocketChardev(id: id, loop: vm.loop, configuration: configuration)
+        guard let fd else {
+            try chardev.open()
+            return chardev
+        }
+        guard FD.isOpen(fd) else { throw VMMError("File descriptor '\(fd)' is not open") }
+        if server {
+            try chardev.adopt(listener: fd)
+        } else {
+            try chardev.adopt(connection: fd)
+        }
+        return chardev
+    }
+}

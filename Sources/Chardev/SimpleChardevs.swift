@@ -1,0 +1,87 @@
+import BatonRuntime
+import Glibc
+
+/// `null`: output is dropped, there is no input.
+public final class NullChardev: Chardev {
+    public init(id: String) { super.init(id: id, backend: "null") }
+    public override func didAttach() { frontend?.chardevEvent(.opened) }
+}
+
+/// `file`: output goes to a file, there is no input.
+public final class FileChardev: Chardev {
+    /// The open file; -1 after `shutDown`. Owned.
+    public private(set) var outputFD: Int32
+
+    /// Creates or opens the file; empties it unless `append`.
+    public init(id: String, path: String, append: Bool) throws(VMMError) {
+        let flags = O_WRONLY | O_CREAT | (append ? O_APPEND : O_TRUNC)
+        outputFD = try FD.open(path, flags, mode: 0o666).release()
+        super.init(id: id, backend: "file")
+    }
+
+    /// Takes over an open file.
+    public init(id: String, adopting fd: Int32) {
+        outputFD = fd
+        super.init(id: id, backend: "file")
+    }
+
+    deinit { shutDown() }
+
+    public override func didAttach() { frontend?.chardevEvent(.opened) }
+
+    /// What the file system refuses is lost, as what a printer without paper is.
+    public override func write(_ bytes: UnsafeRawBufferPointer) -> Int {
+        guard outputFD >= 0 else { return bytes.count }
+        do throws(VMMError) {
+            try FD.writeAll(outputFD, bytes, to: "chardev '\(id)'")
+        } catch {
+            Log.unimplemented("\(error.message)")
+        }
+        return bytes.count
+    }
+
+    public override func shutDown() {
+        guard outputFD >= 0 else { return }
+        close(outputFD)
+        outputFD = -1
+    }
+}
+
+/// `ringbuf`: output is kept, the newest `size` bytes of it, for `ringbuf-read`.
+public final class RingBufferChardev: Chardev {
+    /// Bytes kept; a power of two.
+    public let size: Int
+    private var storage: [UInt8]
+    /// Counts of bytes ever written and read; their difference is at most `size`.
+    private var written = 0
+    private var consumed = 0
+
+    /// - Throws: QEMU's error when `size` is not a power of two.
+    public init(id: String, size: UInt64) throws(VMMError) {
+        guard size > 0, size & (size - 1) == 0 else {
+            throw VMMError("size of ringbuf chardev must be power of two")
+        }
+        guard size <= 1 << 30 else { throw VMMError("size of ringbuf chardev must be at most 1 GiB, not \(size)") }
+        self.size = Int(size)
+        storage = [UInt8](repeating: 0, count: self.size)
+        super.init(id: id, backend: "ringbuf")
+    }
+
+    public override func didAttach() { frontend?.chardevEvent(.opened) }
+
+    public override func write(_ bytes: UnsafeRawBufferPointer) -> Int {
+        for byte in bytes.suffix(size) {
+            storage[written & (size - 1)] = byte
+            written += 1
+        }
+        consumed = max(consumed, written - size)
+        return bytes.count
+    }
+
+    /// Takes out up to `count` of the oldest bytes.
+    public func takeBytes(_ count: Int) -> [UInt8] {
+        let end = consumed + min(max(count, 0), written - consumed)
+        defer { consumed = end }
+        return (consumed..<end).map { storage[$0 & (size - 1)] }
+    }
+}

@@ -1,0 +1,216 @@
+import BatonRuntime
+import CBaton
+import Glibc
+
+/// `socket`: a stream socket, as server (one client at a time; the next waits
+/// until the first has gone) or as client (reconnecting if asked to).
+public final class SocketChardev: StreamChardev {
+    public struct Configuration {
+        public var address: SocketAddress
+        public var isServer = false
+        /// Server: start-up waits for the first client.
+        public var waitsForClient = true
+        /// Client: nanoseconds from a lost connection to the next attempt; 0: never.
+        public var reconnectDelay: Int64 = 0
+        /// TCP: send small writes at once.
+        public var noDelay = false
+        public init(address: SocketAddress) { self.address = address }
+    }
+
+    public let configuration: Configuration
+    /// The listening socket of a server, else -1. Owned.
+    public private(set) var listenerFD: Int32 = -1
+    /// The connection, else -1. Owned.
+    public var connectionFD: Int32 { inputFD }
+    /// The address as bound, with the port that the system chose.
+    private var boundAddress: SocketAddress
+    private var peer: SocketAddress?
+    private var connecting: Int32 = -1
+    private var reconnectTimer: EventLoop.Timer?
+    /// The socket file that this chardev made, for its removal.
+    private var socketFile: (device: dev_t, inode: ino_t)?
+
+    /// Makes the chardev without a socket: `open` or `adopt` follows.
+    public init(id: String, loop: EventLoop, configuration: Configuration) {
+        self.configuration = configuration
+        boundAddress = configuration.address
+        super.init(id: id, backend: "socket", loop: loop)
+    }
+
+    public override var filename: String {
+        let text = boundAddress.description + (configuration.isServer ? ",server=on" : "")
+        guard isOpen else { return "disconnected:\(text)" }
+        guard case .tcp(let host, let port)? = peer else { return text }
+        return "\(text) <-> \(host):\(port)"
+    }
+
+    // MARK: Opening
+
+    /// Listens (and waits for a client if so configured), or connects.
+    /// - Throws: the system's error, except for a client that will reconnect.
+    public func open() throws(VMMError) {
+        if configuration.isServer {
+            try adopt(listener: try configuration.address.listen())
+            if configuration.waitsForClient {
+                Report.info("waiting for connection on: \(filename)")
+                try waitForClient()
+            }
+        } else if configuration.reconnectDelay > 0 {
+            tryToConnect()
+        } else {
+            try connectNow()
+        }
+    }
+
+    /// Takes over sockets that are open: of an earlier process, or of `fd=`.
+    /// - Parameter unsent: bytes for the peer that are still to be sent.
+    public func adopt(listener: Int32 = -1, connection: Int32 = -1, unsent: [UInt8] = []) throws(VMMError) {
+        if listener >= 0 {
+            listenerFD = listener
+            try FD.setNonBlocking(listener, true)
+            if case .unix(let path) = configuration.address {
+                var status = stat()
+                if lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK {
+                    socketFile = (status.st_dev, status.st_ino)
+                }
+            } else if let address = SocketAddress.tcp(ofSocket: listener, peer: false) {
+                boundAddress = address
+            }
+            if connection < 0 { try listenForClients() }
+        }
+        if connection >= 0 { try use(connection, unsent: unsent) }
+    }
+
+    private func use(_ fd: Int32, unsent: [UInt8] = []) throws(VMMError) {
+        try FD.setNonBlocking(fd, true)
+        try FD.setCloseOnExec(fd, true)
+        peer = SocketAddress.tcp(ofSocket: fd, peer: true)
+        if peer != nil, configuration.noDelay {
+            var on: Int32 = 1
+            setsockopt(fd, Int32(IPPROTO_TCP), TCP_NODELAY, &on, socklen_t(MemoryLayout<Int32>.size))
+        }
+        if listenerFD >= 0 { loop.unwatch(listenerFD) }
+        try connect(input: fd, output: fd, unsent: unsent)
+    }
+
+    // MARK: Server
+
+    private func listenForClients() throws(VMMError) {
+        try loop.watch(listenerFD, .readable) { [weak self] _ in self?.acceptClient() }
+    }
+
+    private func acceptClient() {
+        guard !isOpen else { return }
+        let fd = retryingInterrupts { cbaton_accept(listenerFD) }
+        // The client may have gone again by now.
+        guard fd >= 0 else { return }
+        do throws(VMMError) {
+            try use(fd)
+        } catch {
+            Report.warning("chardev '\(id)': \(error.message)")
+            close(fd)
+        }
+    }
+
+    private func waitForClient() throws(VMMError) {
+        while !isOpen {
+            var state = pollfd(fd: listenerFD, events: Int16(POLLIN), revents: 0)
+            guard retryingInterrupts({ Glibc.poll(&state, 1, -1) }) > 0 else {
+                throw .system("Could not wait for a connection on \(filename)")
+            }
+            acceptClient()
+        }
+    }
+
+    // MARK: Client
+
+    private func connectNow() throws(VMMError) {
+        let (fd, connected) = try configuration.address.startConnecting()
+        if !connected {
+            var state = pollfd(fd: fd, events: Int16(POLLOUT), revents: 0)
+            _ = retryingInterrupts { Glibc.poll(&state, 1, -1) }
+            if let error = connectionError(fd) {
+                close(fd)
+                throw error
+            }
+        }
+        try use(fd)
+    }
+
+    private func connectionError(_ fd: Int32) -> VMMError? {
+        var code: Int32 = 0
+        var length = socklen_t(MemoryLayout<Int32>.size)
+        guard getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &length) == 0, code == 0 else {
+            return .system("Failed to connect to '\(configuration.address.name)'", errno: code)
+        }
+        return nil
+    }
+
+    private func tryToConnect() {
+        guard !isOpen, connecting < 0 else { return }
+        do throws(VMMError) {
+            let (fd, connected) = try configuration.address.startConnecting()
+            if connected { return try use(fd) }
+            connecting = fd
+            try loop.watch(fd, .writable) { [weak self] _ in self?.finishConnecting() }
+        } catch {
+            abandonAttempt()
+        }
+    }
+
+    private func finishConnecting() {
+        let fd = connecting
+        guard fd >= 0, connectionError(fd) == nil else { return abandonAttempt() }
+        loop.unwatch(fd)
+        connecting = -1
+        do throws(VMMError) { try use(fd) } catch { close(fd) }
+    }
+
+    private func abandonAttempt() {
+        if connecting >= 0 {
+            loop.unwatch(connecting)
+            close(connecting)
+            connecting = -1
+        }
+        guard configuration.reconnectDelay > 0 else { return }
+        reconnectTimer = loop.schedule(at: EventLoop.now &+ configuration.reconnectDelay) { [weak self] in
+            self?.tryToConnect()
+        }
+    }
+
+    // MARK: Disconnection
+
+    public override func peerClosed() {
+        disconnect()
+        peer = nil
+        if listenerFD >= 0 {
+            try? listenForClients()
+        } else if !configuration.isServer {
+            abandonAttempt()
+        }
+    }
+    public override func outputFailed() { peerClosed() }
+
+    public override func transmit(_ fd: Int32, _ bytes: UnsafeRawBufferPointer) -> Int {
+        Glibc.send(fd, bytes.baseAddress, bytes.count, Int32(MSG_NOSIGNAL))
+    }
+
+    public override func shutDown() {
+        reconnectTimer?.cancel()
+        disconnect()
+        if connecting >= 0 {
+            loop.unwatch(connecting)
+            close(connecting)
+            connecting = -1
+        }
+        guard listenerFD >= 0 else { return }
+        loop.unwatch(listenerFD)
+        close(listenerFD)
+        listenerFD = -1
+        if case .unix(let path) = configuration.address, let file = socketFile {
+            // Another process may have put its own socket there since.
+            var status = stat()
+            if lstat(path, &status) == 0, status.st_dev == file.device, status.st_ino == file.inode { unlink(path) }
+        }
+    }
+}

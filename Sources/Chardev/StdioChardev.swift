@@ -1,0 +1,75 @@
+import BatonRuntime
+import Glibc
+
+/// `stdio`: the standard input and output of the process, a terminal in raw
+/// mode when it is one.
+public final class StdioChardev: StreamChardev {
+    /// Whether Ctrl-C and its like raise signals (`signal=on`).
+    public let signals: Bool
+    private nonisolated(unsafe) static var inUse = false
+
+    /// - Throws: QEMU's error when another chardev has the standard input.
+    public init(id: String, loop: EventLoop, signals: Bool) throws(VMMError) {
+        guard !Self.inUse else { throw VMMError("cannot use stdio by multiple character devices") }
+        self.signals = signals
+        super.init(id: id, backend: "stdio", loop: loop)
+        Self.inUse = true
+        StandardTerminal.save()
+        StandardTerminal.enterRawMode(signals: signals)
+        try connect(input: 0, output: 1)
+    }
+
+    public override func peerClosed() { closeInput() }
+    public override func outputFailed() { disconnect() }
+    public override func closeDescriptors(input: Int32, output: Int32) {}
+
+    public override func shutDown() {
+        disconnect()
+        StandardTerminal.restore()
+        Self.inUse = false
+    }
+    public override func prepareForExec() { StandardTerminal.restore() }
+    public override func execFailed() { StandardTerminal.enterRawMode(signals: signals) }
+}
+
+/// The modes of the terminal on standard input, put back at every exit.
+enum StandardTerminal {
+    private nonisolated(unsafe) static var saved: termios?
+    private nonisolated(unsafe) static var savedFlags: [(fd: Int32, flags: Int32)] = []
+    private nonisolated(unsafe) static var registered = false
+
+    static func save() {
+        savedFlags = ([0, 1] as [Int32]).compactMap { fd in
+            let flags = fcntl(fd, F_GETFL)
+            return flags >= 0 ? (fd, flags) : nil
+        }
+        var mode = termios()
+        saved = tcgetattr(0, &mode) == 0 ? mode : nil
+        if !registered {
+            registered = true
+            _ = atexit { StandardTerminal.restore() }
+        }
+    }
+
+    /// As QEMU's `term_init`: no echo, no line editing, output processing kept.
+    static func enterRawMode(signals: Bool) {
+        for (fd, flags) in savedFlags { _ = fcntl(fd, F_SETFL, flags | O_NONBLOCK) }
+        guard var mode = saved else { return }
+        mode.c_iflag &= ~tcflag_t(IGNBRK | BRKINT | PARMRK | ISTRIP | INLCR | IGNCR | ICRNL | IXON)
+        mode.c_oflag |= tcflag_t(OPOST)
+        mode.c_lflag &= ~tcflag_t(ECHO | ECHONL | ICANON | IEXTEN)
+        mode.c_cflag = mode.c_cflag & ~tcflag_t(CSIZE | PARENB) | tcflag_t(CS8)
+        if !signals { mode.c_lflag &= ~tcflag_t(ISIG) }
+        withUnsafeMutableBytes(of: &mode.c_cc) {
+            $0[Int(VMIN)] = 1
+            $0[Int(VTIME)] = 0
+        }
+        tcsetattr(0, TCSANOW, &mode)
+    }
+
+    static func restore() {
+        for (fd, flags) in savedFlags { _ = fcntl(fd, F_SETFL, flags) }
+        guard var mode = saved else { return }
+        tcsetattr(0, TCSANOW, &mode)
+    }
+}
