@@ -1,0 +1,229 @@
+import BatonRuntime
+
+/// The part of a virtio device that does not depend on the transport: status,
+/// features, queues and configuration space. Subclasses are the devices.
+open class VirtioDevice: Device {
+    /// The name in state sections: `virtio-blk`.
+    public let model: String
+    /// virtio 1.3, 5.
+    public let deviceID: UInt32
+    public let vm: VirtualMachine
+    public let queues: [VirtQueue]
+    /// Features that the device offers, with those of the rings.
+    public let offeredFeatures: UInt64
+    public internal(set) var driverFeatures: UInt64 = 0
+    public internal(set) var status: UInt8 = 0
+    /// Changes whenever more than one field of the configuration space may
+    /// have changed (virtio 1.3, 4.2.2.1).
+    public private(set) var configGeneration: UInt32 = 0
+    /// The configuration space as the driver reads it; set by the device.
+    public var config: [UInt8]
+    public weak var transport: VirtioTransport?
+    /// Unique in the VM; set when the device is plugged.
+    public internal(set) var stateName: String
+    /// False from `pause` to `resume`, and before the first `resume`: the
+    /// device must not touch guest RAM then nor take input from the host.
+    public private(set) var isRunning = false
+    // `isOperating`, kept for the rings' hot path.
+    private(set) var isOperating = false
+
+    public init(
+        model: String, deviceID: UInt32, vm: VirtualMachine, features: UInt64, queueSizes: [UInt16], config: [UInt8]
+    ) {
+        self.model = model
+        self.deviceID = deviceID
+        self.vm = vm
+        self.offeredFeatures = features | VirtioFeature.common
+        self.config = config
+        self.stateName = model
+        let space = vm.addressSpace
+        queues = queueSizes.enumerated().map { VirtQueue(index: $0.offset, maxSize: $0.element, addressSpace: space) }
+        for queue in queues { queue.owner = self }
+    }
+
+    // MARK: For subclasses
+
+    /// The driver has made buffers available in a queue, or the device has
+    /// just become ready.
+    open func handle(_ queue: VirtQueue) {}
+    /// The driver has written the last of the initialisation's status bits.
+    open func driverReady() {}
+    /// Back to power-on state; status, features and queues are done already.
+    open func resetDevice() {}
+    /// The driver writes the configuration space.
+    open func writeConfig(offset: Int, width: Int, value: UInt64) {
+        Log.guestError("\(stateName): write of the read-only configuration at \(Hex(offset))")
+    }
+    open func saveDevice(to writer: inout StateWriter) {}
+    /// Reads and checks what `saveDevice` wrote.
+    /// - Returns: what applies it, after everything else was checked.
+    open func loadDevice(from reader: StateReader) throws(VMMError) -> () -> Void { {} }
+    open func pauseDevice() {}
+    open func resumeDevice() {}
+
+    /// Whether a feature was negotiated.
+    @inline(__always)
+    public func has(_ feature: UInt64) -> Bool { driverFeatures & feature != 0 }
+
+    /// Tells the driver that the configuration space has changed.
+    public func configChanged() {
+        configGeneration &+= 1
+        if status & VirtioStatus.driverOK != 0 { transport?.configInterrupt() }
+    }
+
+    /// The driver broke the rules: the device stops until it is reset
+    /// (virtio 1.3, 2.1.2).
+    @inline(never)
+    public func fail(_ reason: @autoclosure () -> String) {
+        Log.guestError("\(stateName): \(reason())")
+        guard status & VirtioStatus.needsReset == 0 else { return }
+        let wasReady = status & VirtioStatus.driverOK != 0
+        setStatus(status | VirtioStatus.needsReset)
+        if wasReady { transport?.configInterrupt() }
+    }
+
+    // MARK: For transports
+
+    private func setStatus(_ value: UInt8) {
+        status = value
+        isOperating = value & (VirtioStatus.driverOK | VirtioStatus.needsReset) == VirtioStatus.driverOK
+    }
+
+    func readConfig(offset: Int, width: Int) -> UInt64 {
+        var value: UInt64 = 0
+        for index in 0..<width where offset + index < config.count {
+            value |= UInt64(config[offset + index]) << UInt64(8 * index)
+        }
+        return value
+    }
+
+    /// The driver writes the status field (virtio 1.3, 2.1 and 3.1).
+    func writeStatus(_ value: UInt8) {
+        if value == 0 { return resetAll() }
+        var value = value | (status & VirtioStatus.needsReset)
+        guard status & ~value == 0 else {
+            return Log.guestError("\(stateName): driver clears status bits (\(status) to \(value))")
+        }
+        let added = value & ~status
+        if added & VirtioStatus.featuresOK != 0 {
+            if driverFeatures & VirtioFeature.version1 == 0 || driverFeatures & ~offeredFeatures != 0 {
+                Log.guestError("\(stateName): refused features \(Hex(driverFeatures)), offered \(Hex(offeredFeatures))")
+                value &= ~(VirtioStatus.featuresOK | VirtioStatus.driverOK)
+            }
+        }
+        if added & VirtioStatus.driverOK != 0, value & VirtioStatus.featuresOK == 0 {
+            Log.guestError("\(stateName): DRIVER_OK without FEATURES_OK")
+            value &= ~VirtioStatus.driverOK
+        }
+        setStatus(value & VirtioStatus.all)
+        if added & value & VirtioStatus.driverOK != 0, isOperating {
+            driverReady()
+            for queue in queues where queue.ready && queue.hasAvailable { handle(queue) }
+        }
+    }
+
+    /// The driver writes half of its feature bits.
+    func writeFeatures(_ half: UInt32, select: UInt32) {
+        guard status & VirtioStatus.featuresOK == 0 else {
+            return Log.guestError("\(stateName): features written after FEATURES_OK")
+        }
+        switch select {
+        case 0: driverFeatures = driverFeatures & ~0xffff_ffff | UInt64(half)
+        case 1: driverFeatures = driverFeatures & 0xffff_ffff | UInt64(half) << 32
+        default: if half != 0 { Log.guestError("\(stateName): feature bits \(select):\(Hex(UInt64(half))) written") }
+        }
+    }
+
+    /// The driver says that a queue is set up, or takes it back.
+    func setReady(_ queue: VirtQueue, _ ready: Bool) {
+        if !ready { return queue.disable() }
+        guard !queue.ready else { return }
+        guard status & VirtioStatus.featuresOK != 0 else {
+            return Log.guestError("\(stateName): queue \(queue.index) enabled before FEATURES_OK")
+        }
+        do {
+            let rings = try queue.locate(
+                size: queue.size, descriptors: queue.descriptorAddress, driver: queue.driverAddress,
+                device: queue.deviceAddress)
+            queue.enable(rings, features: driverFeatures)
+        } catch {
+            fail(error.message)
+        }
+    }
+
+    /// The driver notifies of a queue.
+    func notify(_ queueIndex: UInt32) {
+        guard queueIndex < UInt32(queues.count) else {
+            return Log.guestError("\(stateName): notification of queue \(queueIndex), which does not exist")
+        }
+        let queue = queues[Int(queueIndex)]
+        guard isOperating, queue.ready else {
+            return Log.guestError("\(stateName): notification of queue \(queueIndex), which is not in use")
+        }
+        handle(queue)
+    }
+
+    private func resetAll() {
+        setStatus(0)
+        driverFeatures = 0
+        for queue in queues { queue.reset() }
+        resetDevice()
+    }
+
+    // MARK: Device
+
+    public var stateVersion: UInt32 { 1 }
+
+    public func reset() { resetAll() }
+
+    public func pause() {
+        guard isRunning else { return }
+        pauseDevice()
+        isRunning = false
+    }
+
+    public func resume() {
+        guard !isRunning else { return }
+        isRunning = true
+        resumeDevice()
+    }
+
+    public func save(to writer: inout StateWriter) {
+        writer.put("device-id", UInt64(deviceID))
+        writer.put("status", UInt64(status))
+        writer.put("features", driverFeatures)
+        writer.put("config-generation", UInt64(configGeneration))
+        writer.put("queues", UInt64(queues.count))
+        for queue in queues { queue.save(to: &writer) }
+        saveDevice(to: &writer)
+    }
+
+    public func load(from reader: StateReader) throws(VMMError) {
+        let id = try reader.uint32("device-id")
+        guard id == deviceID else {
+            throw VMMError("section '\(reader.section)' is of virtio device \(id), not \(deviceID)")
+        }
+        let newStatus = UInt8(try reader.unsigned("status", in: 0...255))
+        guard newStatus & ~VirtioStatus.all == 0 else {
+            throw VMMError("section '\(reader.section)' has the invalid status \(newStatus)")
+        }
+        let features = try reader.unsigned("features")
+        if newStatus & VirtioStatus.featuresOK != 0, features & ~offeredFeatures != 0 {
+            throw VMMError(
+                "section '\(reader.section)': Features \(Hex(features)) unsupported. "
+                    + "Allowed features: \(Hex(offeredFeatures))")
+        }
+        let generation = try reader.uint32("config-generation")
+        _ = try reader.unsigned("queues", in: UInt64(queues.count)...UInt64(queues.count))
+        var states: [VirtQueue.Loaded] = []
+        for queue in queues { states.append(try queue.loaded(from: reader, status: newStatus)) }
+        let apply = try loadDevice(from: reader)
+        try reader.finish()
+
+        driverFeatures = features
+        configGeneration = generation
+        for (queue, state) in zip(queues, states) { queue.apply(state, features: features) }
+        setStatus(newStatus)
+        apply()
+    }
+}
