@@ -1,0 +1,82 @@
+import Foundation
+
+/// Builds riscv64 guests with the clang and lld of the Swift toolchain.
+public enum GuestBuilder {
+    /// The toolchain's directory; nil when it has no clang or lld.
+    public static let toolchain: String? = {
+        guard let swift = Products.find("swift") else { return nil }
+        let directory = URL(fileURLWithPath: swift).resolvingSymlinksInPath().deletingLastPathComponent().path
+        let tools = ["clang", "ld.lld", "llvm-objcopy"]
+        let complete = tools.allSatisfy { FileManager.default.isExecutableFile(atPath: "\(directory)/\($0)") }
+        return complete ? directory : nil
+    }()
+    public static var isAvailable: Bool { toolchain != nil }
+
+    /// Loads everything at the start of RAM, `_start` first, and gives
+    /// `stack_top` 64 KiB above the end.
+    public static let defaultLinkerScript = """
+        OUTPUT_ARCH(riscv)
+        ENTRY(_start)
+        SECTIONS {
+          . = 0x80000000;
+          .text : { *(.text.start) *(.text*) }
+          .rodata : { *(.rodata*) *(.srodata*) }
+          . = ALIGN(4096);
+          .data : { *(.data*) *(.sdata*) }
+          .bss : { *(.sbss*) *(.bss*) *(COMMON) }
+          . = ALIGN(16);
+          stack_top = . + 0x10000;
+          /DISCARD/ : { *(.comment) *(.note*) *(.eh_frame*) *(.riscv.attributes) }
+        }
+        """
+
+    /// Builds an ELF file, or finds it in the cache under `.build/guests`.
+    /// - Parameters:
+    ///   - sources: file names ending in `.S` or `.c`, with their text.
+    ///   - flags: given to clang after the defaults.
+    ///   - binary: makes a flat file instead.
+    /// - Returns: the path.
+    public static func build(
+        _ name: String, sources: [String: String], flags: [String] = [],
+        linkerScript: String = defaultLinkerScript, march: String = "rv64gc", mabi: String = "lp64d",
+        binary: Bool = false
+    ) throws -> String {
+        guard let toolchain else { throw TestError("the Swift toolchain has no clang and lld") }
+        let ordered = sources.sorted { $0.key < $1.key }
+        let key = ordered.map { "\($0.key)\0\($0.value)" }.joined(separator: "\0")
+            + "\0\(flags)\0\(linkerScript)\0\(march)\0\(mabi)\0\(binary)\0\(toolchain)"
+        let target = try Products.cache("guests") + "/\(name)-\(hash(key))\(binary ? ".bin" : ".elf")"
+        if FileManager.default.fileExists(atPath: target) { return target }
+
+        let work = try TemporaryDirectory()
+        var objects: [String] = []
+        for (file, text) in ordered {
+            try work.write(file, text)
+            objects.append(work.file(file + ".o"))
+            try ChildProcess.run(
+                [
+                    "\(toolchain)/clang", "--target=riscv64-unknown-elf", "-march=\(march)", "-mabi=\(mabi)",
+                    "-mcmodel=medany", "-ffreestanding", "-fno-builtin", "-nostdlib", "-O2", "-I\(work.path)",
+                ] + flags + ["-c", work.file(file), "-o", work.file(file + ".o")])
+        }
+        try work.write("link.ld", linkerScript)
+        try ChildProcess.run(
+            ["\(toolchain)/ld.lld", "-T", work.file("link.ld"), "-o", work.file("guest.elf")] + objects)
+        var result = work.file("guest.elf")
+        if binary {
+            try ChildProcess.run(["\(toolchain)/llvm-objcopy", "-O", "binary", result, work.file("guest.bin")])
+            result = work.file("guest.bin")
+        }
+        // Another test may build the same: the last rename wins.
+        let staged = target + ".\(UUID().uuidString)"
+        try FileManager.default.copyItem(atPath: result, toPath: staged)
+        guard rename(staged, target) == 0 else { throw TestError.system("rename \(staged)") }
+        return target
+    }
+
+    /// FNV-1a, 64 bits.
+    private static func hash(_ text: String) -> String {
+        let value = text.utf8.reduce(UInt64(0xcbf2_9ce4_8422_2325)) { ($0 ^ UInt64($1)) &* 0x100_0000_01b3 }
+        return String(value, radix: 16)
+    }
+}

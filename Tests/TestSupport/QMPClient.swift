@@ -1,0 +1,169 @@
+import Foundation
+
+/// A QMP client for tests: synchronous, over a unix socket, every wait with a
+/// deadline.
+public final class QMPClient {
+    /// The server's answer to a refused command.
+    public struct Refusal: Error, Equatable, CustomStringConvertible {
+        public var errorClass: String
+        public var text: String
+        public var description: String { "\(errorClass): \(text)" }
+    }
+
+    private let fd: Int32
+    private var buffer = Data()
+    /// Events that came and that nobody has asked for yet, in order.
+    public private(set) var events: [[String: Any]] = []
+    private var lastID = 0
+
+    /// Takes over a connected stream socket.
+    public init(adopting fd: Int32) { self.fd = fd }
+    deinit { close(fd) }
+
+    /// Connects to the socket of a server that may still be starting.
+    /// - Parameter negotiate: reads the greeting and leaves the negotiation mode.
+    public convenience init(path: String, by deadline: Deadline = .seconds(30), negotiate: Bool = true) throws {
+        let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        guard fd >= 0 else { throw TestError.system("socket") }
+        do {
+            try eventually("a server on \(path)", by: deadline) { Self.withAddress(path) { connect(fd, $0, $1) == 0 } }
+        } catch {
+            close(fd)
+            throw error
+        }
+        self.init(adopting: fd)
+        if negotiate { try self.negotiate(by: deadline) }
+    }
+
+    /// Listens on a socket that a server will connect to (`server=off`).
+    public final class Listener {
+        private let fd: Int32
+        public init(path: String) throws {
+            fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+            guard fd >= 0, QMPClient.withAddress(path, { bind(fd, $0, $1) }) == 0, listen(fd, 4) == 0 else {
+                throw TestError.system("listen on \(path)")
+            }
+        }
+        deinit { close(fd) }
+        public func accept(by deadline: Deadline = .seconds(30)) throws -> QMPClient {
+            var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+            guard poll(&state, 1, deadline.milliseconds) == 1 else { throw TestError("nobody connected") }
+            let connection = Foundation.accept(fd, nil, nil)
+            guard connection >= 0 else { throw TestError.system("accept") }
+            _ = fcntl(connection, F_SETFD, FD_CLOEXEC)
+            let client = QMPClient(adopting: connection)
+            try client.negotiate(by: deadline)
+            return client
+        }
+    }
+
+    static func withAddress<R>(_ path: String, _ body: (UnsafePointer<sockaddr>, socklen_t) -> R) -> R {
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8.prefix($0.count - 1)) }
+        return withUnsafePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                body($0, socklen_t(MemoryLayout<sockaddr_un>.size))
+            }
+        }
+    }
+
+    // MARK: Raw messages
+
+    public func send(_ text: String) throws { try send(Data(text.utf8)) }
+
+    public func send(_ data: Data) throws {
+        var rest = data[...]
+        while !rest.isEmpty {
+            let count = rest.withUnsafeBytes { Foundation.send(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+            guard count > 0 else { throw TestError.system("send to the QMP server") }
+            rest = rest.dropFirst(count)
+        }
+    }
+
+    /// The next message, whatever it is; nil when the server closed.
+    public func receive(by deadline: Deadline = .seconds(30)) throws -> [String: Any]? {
+        while true {
+            if let end = buffer.firstIndex(of: 10) {
+                let line = buffer[..<end]
+                buffer = Data(buffer[(end + 1)...])
+                let value = try JSONSerialization.jsonObject(with: line)
+                guard let object = value as? [String: Any] else {
+                    throw TestError("not an object: \(String(decoding: line, as: UTF8.self))")
+                }
+                return object
+            }
+            var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+            guard poll(&state, 1, deadline.milliseconds) == 1 else {
+                throw TestError("no answer from the QMP server; half a message: '\(String(decoding: buffer, as: UTF8.self))'")
+            }
+            var bytes = [UInt8](repeating: 0, count: 1 << 16)
+            let count = recv(fd, &bytes, bytes.count, 0)
+            if count <= 0 { return nil }
+            buffer.append(contentsOf: bytes[..<count])
+        }
+    }
+
+    // MARK: The protocol
+
+    /// Reads the greeting and enters command mode.
+    @discardableResult
+    public func negotiate(by deadline: Deadline = .seconds(30)) throws -> [String: Any] {
+        guard let greeting = try receive(by: deadline)?["QMP"] as? [String: Any] else { throw TestError("no greeting") }
+        try execute("qmp_capabilities", by: deadline)
+        return greeting
+    }
+
+    /// Carries out a command.
+    /// - Returns: the `return` member.
+    /// - Throws: `Refusal` when the server answers with an error.
+    @discardableResult
+    public func execute(_ command: String, _ arguments: [String: Any] = [:], by deadline: Deadline = .seconds(30)) throws
+        -> Any
+    {
+        lastID += 1
+        var request: [String: Any] = ["execute": command, "id": lastID]
+        if !arguments.isEmpty { request["arguments"] = arguments }
+        try send(try JSONSerialization.data(withJSONObject: request) + Data("\n".utf8))
+        while let message = try receive(by: deadline) {
+            if message["event"] != nil {
+                events.append(message)
+                continue
+            }
+            guard message["id"] as? Int == lastID else { throw TestError("answer to another command: \(message)") }
+            if let error = message["error"] as? [String: Any] {
+                throw Refusal(errorClass: error["class"] as? String ?? "", text: error["desc"] as? String ?? "")
+            }
+            guard let result = message["return"] else { throw TestError("neither return nor error: \(message)") }
+            return result
+        }
+        throw TestError("the QMP server closed the connection during '\(command)'")
+    }
+
+    /// Sends a command whose answer may never come, such as one that replaces the process.
+    public func executeWithoutAnswer(_ command: String, _ arguments: [String: Any] = [:]) throws {
+        var request: [String: Any] = ["execute": command]
+        if !arguments.isEmpty { request["arguments"] = arguments }
+        try send(try JSONSerialization.data(withJSONObject: request) + Data("\n".utf8))
+    }
+
+    /// The data of the next event of that name, also of one that came before.
+    @discardableResult
+    public func waitForEvent(_ name: String, by deadline: Deadline = .seconds(30)) throws -> [String: Any] {
+        while true {
+            if let index = events.firstIndex(where: { $0["event"] as? String == name }) {
+                let event = events.remove(at: index)
+                return event["data"] as? [String: Any] ?? [:]
+            }
+            guard let message = try receive(by: deadline) else {
+                throw TestError("the QMP server closed the connection before \(name)")
+            }
+            if message["event"] != nil { events.append(message) }
+        }
+    }
+
+    /// `query-status`.
+    public func status() throws -> String {
+        (try execute("query-status") as? [String: Any])?["status"] as? String ?? ""
+    }
+}

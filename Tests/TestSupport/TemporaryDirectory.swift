@@ -1,0 +1,37 @@
+import Foundation
+
+/// A directory of a test's own, removed with everything in it when this goes.
+public final class TemporaryDirectory: Sendable {
+    /// Short enough that sockets in it have a path that fits.
+    public let path: String
+
+    public init() throws {
+        var template = Array("/tmp/baton-test.XXXXXX".utf8CString)
+        guard mkdtemp(&template) != nil else { throw TestError.system("mkdtemp") }
+        path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    deinit { try? FileManager.default.removeItem(atPath: path) }
+
+    /// The path of a file in the directory.
+    public func file(_ name: String) -> String { "\(path)/\(name)" }
+
+    /// Makes a file and returns its path.
+    @discardableResult
+    public func write(_ name: String, _ contents: Data) throws -> String {
+        try contents.write(to: URL(fileURLWithPath: file(name)))
+        return file(name)
+    }
+    @discardableResult
+    public func write(_ name: String, _ contents: String) throws -> String { try write(name, Data(contents.utf8)) }
+
+    /// Makes a file of zeroes without using space for them.
+    @discardableResult
+    public func writeSparse(_ name: String, size: Int) throws -> String {
+        let fd = open(file(name), O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { throw TestError.system("open \(file(name))") }
+        defer { close(fd) }
+        guard ftruncate(fd, off_t(size)) == 0 else { throw TestError.system("ftruncate \(file(name))") }
+        return file(name)
+    }
+}

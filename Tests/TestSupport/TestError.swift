@@ -1,0 +1,34 @@
+import Foundation
+
+/// Why a helper gave up, in words for the test's report.
+public struct TestError: Error, CustomStringConvertible {
+    public let description: String
+    public init(_ description: String) { self.description = description }
+
+    static func system(_ what: String) -> TestError { TestError("\(what): \(String(cString: strerror(errno)))") }
+}
+
+/// A point in time that nothing may outlast. A test that waits always has one.
+public struct Deadline: Sendable {
+    private let instant: ContinuousClock.Instant
+    public static func seconds(_ seconds: Double) -> Deadline {
+        Deadline(instant: .now + .milliseconds(Int64(seconds * 1000)))
+    }
+    /// Milliseconds left, rounded up; 0 when it has passed.
+    public var milliseconds: Int32 {
+        let left = ContinuousClock.now.duration(to: instant).components
+        guard left.seconds >= 0, left.attoseconds >= 0 else { return 0 }
+        return Int32(clamping: left.seconds * 1000 + left.attoseconds / 1_000_000_000_000_000 + 1)
+    }
+    public var hasPassed: Bool { ContinuousClock.now >= instant }
+}
+
+/// Waits for something that cannot be waited for by the system, such as a
+/// guest's store to shared memory, by looking again and again.
+/// - Throws: an error that names `what` when the deadline passes.
+public func eventually(_ what: String, by deadline: Deadline = .seconds(30), _ condition: () throws -> Bool) throws {
+    while try !condition() {
+        guard !deadline.hasPassed else { throw TestError("gave up waiting for: \(what)") }
+        poll(nil, 0, 1)
+    }
+}
