@@ -9,6 +9,8 @@ public final class VirtualMachine: GuestRequests {
     public var uuid = "00000000-0000-0000-0000-000000000000"
     /// QEMU's name of the machine type, `virt`.
     public var machineType = "none"
+    /// `-m`: bytes of main memory, set by the board.
+    public var ramSize: UInt64 = 0
 
     public let loop: EventLoop
     public let clock = GuestClock()
@@ -24,6 +26,9 @@ public final class VirtualMachine: GuestRequests {
     /// Block back ends in order of creation.
     public private(set) var blockBackends: [BlockBackend] = []
 
+    /// The monitors: their chardevs hold them weakly.
+    public private(set) var monitors: [AnyObject] = []
+
     public init() throws(VMMError) {
         loop = try EventLoop()
     }
@@ -31,6 +36,7 @@ public final class VirtualMachine: GuestRequests {
     // MARK: Parts
 
     public func setAccelerator(_ accelerator: any Accelerator) { self.accelerator = accelerator }
+    public func add(monitor: AnyObject) { monitors.append(monitor) }
 
     /// - Throws: an error when another device has the same state name.
     public func add(_ device: any Device) throws(VMMError) {
@@ -182,6 +188,8 @@ public final class VirtualMachine: GuestRequests {
         if let cause = resetRequested {
             resetRequested = nil
             resetDevices()
+            // As in QEMU: a machine that had ended can be started again.
+            if !isRunning { change(to: .prelaunch) }
             var data = JSONObject()
             data["guest"] = .bool(cause == "guest-reset")
             data["reason"] = .string(cause)
