@@ -1,4 +1,3 @@
-import BatonRuntime
 import Glibc
 
 /// Where a socket listens or connects to.
@@ -15,7 +14,7 @@ public enum SocketAddress: Equatable {
     }
 
     /// The address without its kind, for messages.
-    var name: String {
+    public var name: String {
         switch self {
         case .unix(let path): path
         case .tcp(let host, let port): "\(host):\(port)"
@@ -96,7 +95,7 @@ public enum SocketAddress: Equatable {
 
     /// Listens here; a unix socket that nobody owns any more is replaced.
     /// - Returns: a non-blocking listening socket, owned by the caller.
-    func listen() throws(VMMError) -> Int32 {
+    public func listen() throws(VMMError) -> Int32 {
         var failure = VMMError("Failed to find an available port")
         for var raw in try resolve(passive: true) {
             let fd = try Self.makeSocket(raw)
@@ -130,7 +129,7 @@ public enum SocketAddress: Equatable {
     /// Starts to connect.
     /// - Returns: a non-blocking socket, owned by the caller, and whether it is
     ///   connected already.
-    func startConnecting() throws(VMMError) -> (fd: Int32, connected: Bool) {
+    public func startConnecting() throws(VMMError) -> (fd: Int32, connected: Bool) {
         var failure = VMMError("Failed to connect to '\(name)'")
         for var raw in try resolve(passive: false) {
             let fd = try Self.makeSocket(raw)
@@ -144,7 +143,7 @@ public enum SocketAddress: Equatable {
     }
 
     /// The numeric host and port of a connected or listening TCP socket.
-    static func tcp(ofSocket fd: Int32, peer: Bool) -> SocketAddress? {
+    public static func tcp(ofSocket fd: Int32, peer: Bool) -> SocketAddress? {
         var storage = sockaddr_storage()
         var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
         var host = [CChar](repeating: 0, count: 256)
