@@ -1,0 +1,188 @@
+import BatonRuntime
+import Glibc
+
+/// RAM as harts see it.
+struct PhysicalRange {
+    let start: UInt64
+    let size: UInt64
+    let host: UnsafeMutableRawPointer
+    let readOnly: Bool
+    /// Index of its first page in `CodeCache.map`.
+    let firstPage: Int
+}
+
+/// Decoded instructions of all harts, by physical page: a page that holds code
+/// has a table with one op a halfword. A store to such a page, from whomever,
+/// drops the ops that it overlaps; harts keep these pages out of their store
+/// TLBs to notice.
+///
+/// Everything is raw memory with one owner, `SoftwareAccelerator`.
+struct CodeCache {
+    /// Ops in a table: a page's halfwords, and two `pageEnd` ops for code that
+    /// runs off the end after 2 or 4 bytes.
+    static let slots = 2048
+    static let tableSize = (slots + 8) * MemoryLayout<DecodedOp>.size
+    /// Enough for 16 MiB of code.
+    static let capacity = 4096
+    /// Bytes before an instruction that an op may also stand for (fusion).
+    static let reach: UInt64 = 10
+
+    struct Table {
+        var physical: UInt64
+        var host: UnsafeMutableRawPointer
+        var mapIndex: Int
+    }
+
+    private(set) var ranges: UnsafeMutablePointer<PhysicalRange>
+    private(set) var rangeCount = 0
+    /// Table number plus one of each page of RAM, 0 for none.
+    private(set) var map: UnsafeMutablePointer<UInt32>
+    private var mapCount = 0
+    private let pool: UnsafeMutableRawPointer
+    private let tables: UnsafeMutablePointer<Table>
+    private(set) var used = 0
+    let harts: UnsafeMutablePointer<HartPointer?>
+    var hartCount = 0
+
+    private init() {
+        ranges = .allocate(capacity: 1)
+        map = .allocate(capacity: 1)
+        let size = CodeCache.capacity * CodeCache.tableSize
+        guard
+            let pool = mmap(
+                nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
+            pool != MAP_FAILED
+        else { fatalError("cannot reserve \(size) bytes for decoded instructions") }
+        self.pool = pool
+        tables = .allocate(capacity: CodeCache.capacity)
+        harts = .allocate(capacity: SoftwareAccelerator.maximumHarts)
+        harts.initialize(repeating: nil, count: SoftwareAccelerator.maximumHarts)
+    }
+
+    static func allocate() -> UnsafeMutablePointer<CodeCache> {
+        let cache = UnsafeMutablePointer<CodeCache>.allocate(capacity: 1)
+        cache.initialize(to: CodeCache())
+        return cache
+    }
+
+    static func deallocate(_ cache: UnsafeMutablePointer<CodeCache>) {
+        munmap(cache.pointee.pool, capacity * tableSize)
+        cache.pointee.tables.deallocate()
+        cache.pointee.harts.deallocate()
+        cache.pointee.ranges.deallocate()
+        cache.pointee.freeMap()
+        cache.deallocate()
+    }
+
+    private func freeMap() {
+        if mapCount > 0 { munmap(map, mapCount * 4) } else { map.deallocate() }
+    }
+
+    /// Takes over the RAM of an address space, and forgets all code.
+    mutating func adopt(_ addressSpace: AddressSpace) {
+        flush()
+        ranges.deallocate()
+        freeMap()
+        let source = addressSpace.ramRanges
+        ranges = .allocate(capacity: max(1, source.count))
+        rangeCount = source.count
+        var pages = 0
+        for (index, range) in source.enumerated() {
+            (ranges + index).initialize(
+                to: PhysicalRange(
+                    start: range.start, size: range.size, host: range.host, readOnly: range.readOnly,
+                    firstPage: pages))
+            pages += Int(range.size >> 12)
+        }
+        mapCount = max(1, pages)
+        // Fresh anonymous memory reads as 0 and costs nothing until it is used.
+        guard
+            let fresh = mmap(
+                nil, mapCount * 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
+            fresh != MAP_FAILED
+        else { fatalError("cannot reserve \(mapCount * 4) bytes for the code map") }
+        map = fresh.assumingMemoryBound(to: UInt32.self)
+    }
+
+    // MARK: Look-up
+
+    /// The RAM range that holds a guest-physical address.
+    @inline(__always)
+    func range(containing address: UInt64) -> UnsafeMutablePointer<PhysicalRange>? {
+        // Main RAM is the last and the one that counts.
+        var index = rangeCount
+        while index > 0 {
+            index &-= 1
+            let range = ranges + index
+            if address &- range.pointee.start < range.pointee.size { return range }
+        }
+        return nil
+    }
+
+    @inline(__always)
+    func mapIndex(_ range: UnsafeMutablePointer<PhysicalRange>, _ address: UInt64) -> Int {
+        range.pointee.firstPage &+ Int(truncatingIfNeeded: (address &- range.pointee.start) >> 12)
+    }
+
+    func ops(ofTable number: Int) -> OpPointer {
+        (pool + number * CodeCache.tableSize).assumingMemoryBound(to: DecodedOp.self)
+    }
+
+    /// The table that an op belongs to, and the op's slot. For ops of tables only.
+    func table(of op: OpPointer) -> (table: Table, slot: Int) {
+        let distance = UnsafeMutableRawPointer(op) - pool
+        let number = distance / CodeCache.tableSize
+        return (tables[number], (distance - number * CodeCache.tableSize) / MemoryLayout<DecodedOp>.size)
+    }
+
+    /// The ops of the page at a guest-physical address, made when there are
+    /// none. May flush everything when the pool is full.
+    mutating func ops(for address: UInt64, in range: UnsafeMutablePointer<PhysicalRange>) -> OpPointer {
+        let index = mapIndex(range, address)
+        if map[index] != 0 { return ops(ofTable: Int(map[index]) - 1) }
+        if used == CodeCache.capacity { flush() }
+        let page = address & pageMask
+        let host = range.pointee.host + Int(page - range.pointee.start)
+        (tables + used).initialize(to: Table(physical: page, host: host, mapIndex: index))
+        let ops = ops(ofTable: used)
+        ops.initialize(repeating: DecodedOp(), count: CodeCache.slots)
+        for slot in CodeCache.slots..<CodeCache.slots + 8 { ops[slot] = DecodedOp(code: .pageEnd) }
+        used += 1
+        map[index] = UInt32(used)
+        for hart in 0..<hartCount { harts[hart]?.dropStoreEntries(host: UInt64(UInt(bitPattern: host))) }
+        return ops
+    }
+
+    // MARK: Invalidation
+
+    /// Drops the ops that overlap `length` bytes at `address`, all within a page.
+    @inline(never)
+    func dropOps(_ range: UnsafeMutablePointer<PhysicalRange>, _ address: UInt64, length: UInt64) {
+        let number = map[mapIndex(range, address)]
+        guard number != 0 else { return }
+        let ops = ops(ofTable: Int(number) - 1)
+        let offset = address & 0xfff
+        let first = offset > CodeCache.reach ? Int((offset - CodeCache.reach) >> 1) : 0
+        let last = min(Int((offset + length - 1) >> 1), CodeCache.slots - 1)
+        for slot in first...last { ops[slot].code = .undecoded }
+    }
+
+    /// For stores by anything but harts.
+    func externalWrite(_ address: UInt64, _ length: UInt64) {
+        guard length > 0, let range = range(containing: address) else { return }
+        var address = address
+        let end = min(range.pointee.start + range.pointee.size, address &+ min(length, range.pointee.size))
+        while address < end {
+            let next = min(end, (address & pageMask) + 4096)
+            if map[mapIndex(range, address)] != 0 { dropOps(range, address, length: next - address) }
+            address = next
+        }
+    }
+
+    /// Forgets all code. Pointers to ops are invalid afterwards.
+    mutating func flush() {
+        for number in 0..<used { map[tables[number].mapIndex] = 0 }
+        used = 0
+        for hart in 0..<hartCount { harts[hart]?.dropFetchEntries() }
+    }
+}

@@ -1,0 +1,111 @@
+import BatonRuntime
+
+/// A hart's part of a checkpoint. TLBs and decoded code are not in it: they
+/// start empty. A reservation is lost, as on a context switch.
+extension Hart {
+    /// The registers that are saved as they are.
+    private static let plain: [(name: String, path: WritableKeyPath<HartState, UInt64>)] = [
+        ("medeleg", \.medeleg), ("mideleg", \.mideleg), ("mie", \.mie), ("mip", \.mip), ("mtvec", \.mtvec),
+        ("mepc", \.mepc), ("mcause", \.mcause), ("mtval", \.mtval), ("mscratch", \.mscratch),
+        ("mcounteren", \.mcounteren), ("mcountinhibit", \.mcountinhibit), ("menvcfg", \.menvcfg),
+        ("senvcfg", \.senvcfg), ("stvec", \.stvec), ("sepc", \.sepc), ("scause", \.scause), ("stval", \.stval),
+        ("sscratch", \.sscratch), ("scounteren", \.scounteren), ("satp", \.satp), ("stimecmp", \.stimecmp),
+        ("mtimecmp", \.mtimecmp), ("instret-offset", \.instretOffset), ("cycle-offset", \.cycleOffset),
+    ]
+
+    /// Bits that may be set in a register of a checkpoint; all where not named.
+    private static let allowed: [String: UInt64] = [
+        "medeleg": CSR.delegableExceptions, "mideleg": CSR.supervisorInterrupts, "mie": CSR.allInterrupts,
+        "mip": CSR.allInterrupts, "mtvec": ~2, "mepc": ~1, "mcounteren": 0xffff_ffff, "mcountinhibit": 0xffff_fffd,
+        "menvcfg": MEnvCfg.writable, "senvcfg": MEnvCfg.fiom, "stvec": ~2, "sepc": ~1, "scounteren": 0xffff_ffff,
+    ]
+
+    public func save(to writer: inout StateWriter) {
+        let s = state.pointee
+        writer.put("pc", s.pc)
+        writer.put("mode", UInt64(s.mode))
+        writer.put("x", (0..<32).map { state.x[$0] })
+        writer.put("f", (0..<32).map { state.f[$0] })
+        writer.put("fflags", UInt64(s.fflags))
+        writer.put("frm", UInt64(s.frm))
+        writer.put("mstatus", s.mstatus)
+        for (name, path) in Hart.plain { writer.put(name, s[keyPath: path]) }
+        writer.put("external-seip", s.externalSEIP)
+        writer.put("pmpaddr", (0..<PMP.entries).map { state.pmpaddr[$0] })
+        writer.put("pmpcfg", bytes: (0..<PMP.entries).map { state.pmpcfg[$0] })
+        writer.put("retired", s.retired)
+        writer.put("waiting", s.waiting)
+        writer.put("hsm", UInt64(s.hsm.rawValue))
+        writer.put("builtin-sbi", s.hasBuiltinSBI)
+    }
+
+    public func load(from reader: StateReader) throws(VMMError) {
+        var new = state.pointee
+        new.pc = try reader.unsigned("pc")
+        new.mode = UInt8(truncatingIfNeeded: try reader.unsigned("mode", in: 0...3))
+        let x = try reader.array("x", count: 32...32)
+        let f = try reader.array("f", count: 32...32)
+        new.fflags = UInt8(truncatingIfNeeded: try reader.unsigned("fflags", in: 0...31))
+        new.frm = UInt8(truncatingIfNeeded: try reader.unsigned("frm", in: 0...7))
+        new.mstatus = try reader.unsigned("mstatus")
+        for (name, path) in Hart.plain {
+            let value = try reader.unsigned(name)
+            try check(reader, name, value, value & ~(Hart.allowed[name] ?? UInt64.max) == 0)
+            new[keyPath: path] = value
+        }
+        new.externalSEIP = try reader.bool("external-seip")
+        let pmpaddr = try reader.array("pmpaddr", count: PMP.entries...PMP.entries)
+        let pmpcfg = try reader.bytes("pmpcfg", count: PMP.entries...PMP.entries)
+        new.retiredAtEnd = try reader.unsigned("retired")
+        new.waiting = try reader.bool("waiting")
+        let hsm = try reader.unsigned("hsm")
+        let usesSBI = try reader.bool("builtin-sbi")
+        try reader.finish()
+
+        try check(reader, "pc", new.pc, new.pc & 1 == 0)
+        try check(reader, "mode", UInt64(new.mode), new.mode != 2)
+        try check(reader, "x", x[0], x[0] == 0)
+        try check(
+            reader, "mstatus", new.mstatus,
+            new.mstatus & ~MStatus.writable == MStatus.fixed && new.mstatus & MStatus.mpp != 2 << 11)
+        let satpMode = new.satp >> 60
+        try check(
+            reader, "satp", new.satp,
+            satpMode == SATPMode.bare || satpMode == SATPMode.sv39 || satpMode == SATPMode.sv48)
+        for address in pmpaddr { try check(reader, "pmpaddr", address, address & ~PMP.addressMask == 0) }
+        for config in pmpcfg { try check(reader, "pmpcfg", UInt64(config), config & 0x60 == 0) }
+        guard let hsmState = HSMState(rawValue: UInt8(truncatingIfNeeded: hsm)), hsm < 256 else {
+            throw VMMError("field 'hsm' of section '\(reader.section)' has the invalid value \(hsm)")
+        }
+        guard usesSBI == (accelerator.sbi != nil) else {
+            throw VMMError(
+                "section '\(reader.section)' was saved \(usesSBI ? "with" : "without") the built-in SBI",
+                hint: "Start with the same -bios option as before.")
+        }
+
+        new.hsm = hsmState
+        new.hasBuiltinSBI = usesSBI
+        new.budget = 0
+        new.withheld = 0
+        new.reservation = HartState.noReservation
+        new.floatReady = new.mstatus & MStatus.fs == MStatus.fs
+        state.pointee = new
+        for index in 0..<32 {
+            state.x[index] = x[index]
+            state.f[index] = f[index]
+        }
+        for index in 0..<PMP.entries {
+            state.pmpaddr[index] = pmpaddr[index]
+            state.pmpcfg[index] = pmpcfg[index]
+        }
+        state.updatePMP()
+        state.setMode(new.mode)
+        updateTimers()
+    }
+
+    private func check(_ reader: StateReader, _ name: String, _ value: UInt64, _ valid: Bool) throws(VMMError) {
+        guard valid else {
+            throw VMMError("field '\(name)' of section '\(reader.section)' has the invalid value \(Hex(value))")
+        }
+    }
+}

@@ -1,0 +1,270 @@
+import BatonRuntime
+
+/// What an access is for: decides permissions and the cause of its faults.
+enum AccessKind: Int {
+    case load = 0
+    case store = 1
+    case fetch = 2
+
+    var pageFault: UInt64 { self == .load ? Cause.loadPage : self == .store ? Cause.storePage : Cause.fetchPage }
+    var accessFault: UInt64 {
+        self == .load ? Cause.loadAccess : self == .store ? Cause.storeAccess : Cause.fetchAccess
+    }
+}
+
+/// Why an access failed.
+struct MemoryFault {
+    var cause: UInt64 = 0
+    /// The virtual address for mtval.
+    var address: UInt64 = 0
+}
+
+// MARK: The hit path
+
+/// The host address of a load, if its whole range is in the TLB. An access
+/// that crosses a page never matches the tag.
+@inline(__always)
+func loadHit<T>(_ set: UnsafeMutableRawPointer, _ address: UInt64, _ type: T.Type) -> UnsafeMutableRawPointer? {
+    let entry = tlbEntry(set, address)
+    guard entry.pointee.tag == (address &+ UInt64(MemoryLayout<T>.size - 1)) & pageMask else { return nil }
+    return UnsafeMutableRawPointer(bitPattern: UInt(entry.pointee.addend &+ address)).unsafelyUnwrapped
+}
+
+@inline(__always)
+func storeHit<T>(_ set: UnsafeMutableRawPointer, _ address: UInt64, _ type: T.Type) -> UnsafeMutableRawPointer? {
+    loadHit(set + TLB.storeOffset, address, type)
+}
+
+extension UnsafeMutablePointer where Pointee == HartState {
+    /// The op at a virtual address, if its page is in the TLB.
+    @inline(__always)
+    func fetchHit(_ address: UInt64) -> OpPointer? {
+        let entry = tlbEntry(pointee.fetchTLB + TLB.fetchOffset, address)
+        guard entry.pointee.tag == address & pageMask else { return nil }
+        return OpPointer(bitPattern: UInt(entry.pointee.addend &+ (address & 0xfff) &* 4)).unsafelyUnwrapped
+    }
+
+    /// Makes `pc(of:)` right for the page of `op`, which is at `address`.
+    @inline(__always)
+    func enterPage(_ address: UInt64, _ op: OpPointer) {
+        pointee.programCounterBase = address &- UInt64(UInt(bitPattern: op) >> 2)
+    }
+
+    // MARK: Fetches
+
+    /// The op at a virtual address; a fault is taken as a trap, and the op is
+    /// then the first of the handler.
+    @inline(never)
+    func resolve(_ address: UInt64) -> OpPointer {
+        var address = address
+        for attempt in 0..<2 {
+            if let op = fetchHit(address) ?? fillFetch(address) {
+                enterPage(address, op)
+                return op
+            }
+            // The handler cannot be fetched either: try again as an op of its
+            // own, so that the budget ends even a loop of traps.
+            if attempt == 1 { break }
+            takeTrap(pointee.fault.cause, value: pointee.fault.address, from: address)
+            address = pointee.pc
+        }
+        let op = scratch + 3
+        op.pointee = DecodedOp(code: .refetch)
+        enterPage(address, op)
+        return op
+    }
+
+    private func fillFetch(_ address: UInt64) -> OpPointer? {
+        guard let physical = translate(address, .fetch) else { return nil }
+        guard let range = pointee.cache.pointee.range(containing: physical) else {
+            return fail(Cause.fetchAccess, address)
+        }
+        let ops = pointee.cache.pointee.ops(for: physical, in: range)
+        if isUniform(physical, .fetch) {
+            let entry = tlbEntry(pointee.fetchTLB + TLB.fetchOffset, address)
+            entry.pointee.tag = address & pageMask
+            entry.pointee.addend = UInt64(UInt(bitPattern: ops))
+        }
+        return ops + Int(address & 0xfff) / 2
+    }
+
+    /// Runs an instruction whose second half is on the next page: from scratch,
+    /// as the next page may be another one every time.
+    func runCrossing(_ op: OpPointer) -> OpPointer {
+        let address = pc(of: op)
+        let (table, _) = pointee.cache.pointee.table(of: op)
+        let low = (table.host + 0xffe).loadUnaligned(as: UInt16.self)
+        guard let physical = translate(address &+ 2, .fetch) else {
+            return trap(op, pointee.fault.cause, pointee.fault.address)
+        }
+        guard let range = pointee.cache.pointee.range(containing: physical) else {
+            return trap(op, Cause.fetchAccess, address &+ 2)
+        }
+        let high = (range.pointee.host + Int(physical - range.pointee.start)).loadUnaligned(as: UInt16.self)
+        scratch[0] = Decoder.decode(UInt32(low) | UInt32(high) << 16, offset: nil)
+        scratch[1] = DecodedOp(code: .pageEnd)
+        scratch[2] = DecodedOp(code: .pageEnd)
+        enterPage(address, scratch)
+        pointee.budget &+= 1
+        return scratch
+    }
+
+    /// Decodes the instruction at an op, in place.
+    func decode(_ op: OpPointer) -> OpPointer {
+        pointee.budget &+= 1
+        let (table, slot) = pointee.cache.pointee.table(of: op)
+        let code = table.host + slot * 2
+        let low = code.loadUnaligned(as: UInt16.self)
+        if low & 3 != 3 {
+            op.pointee = Decoder.decode(UInt32(low), offset: slot * 2)
+        } else if slot == CodeCache.slots - 1 {
+            op.pointee = DecodedOp(code: .crossing)
+        } else {
+            op.pointee = Decoder.decode(code.loadUnaligned(as: UInt32.self), offset: slot * 2)
+        }
+        return op
+    }
+
+    // MARK: Loads and stores that miss the TLB
+
+    func fail<T>(_ cause: UInt64, _ address: UInt64) -> T? {
+        pointee.fault = MemoryFault(cause: cause, address: address)
+        return nil
+    }
+
+    func refuse(_ cause: UInt64, _ address: UInt64) -> Bool {
+        pointee.fault = MemoryFault(cause: cause, address: address)
+        return false
+    }
+
+    /// Loads `size` (1, 2, 4, 8) bytes.
+    /// - Returns: the value, zero-extended; nil with `fault` set.
+    @inline(never)
+    func load(_ address: UInt64, size: Int) -> UInt64? {
+        let inPage = 4096 - Int(address & 0xfff)
+        if size > inPage { return loadCrossing(address, size: size, first: inPage) }
+        guard let physical = translate(address, .load) else { return nil }
+        if let range = pointee.cache.pointee.range(containing: physical) {
+            let host = range.pointee.host + Int(physical - range.pointee.start)
+            if isUniform(physical, .load) { fillData(address, host, .load) }
+            return HostMemory.load(host, size)
+        }
+        guard address & UInt64(size - 1) == 0 else { return fail(Cause.loadAccess, address) }
+        guard let owner = pointee.owner,
+            let value = owner._withUnsafeGuaranteedRef({ $0.addressSpace.mmioRead(physical, width: size) })
+        else {
+            Log.guestError("load of \(size) bytes from \(Hex(physical)): nothing there")
+            return fail(Cause.loadAccess, address)
+        }
+        return value
+    }
+
+    private func loadCrossing(_ address: UInt64, size: Int, first: Int) -> UInt64? {
+        guard let low = hostAddress(address, .load, size: first),
+            let high = hostAddress(address &+ UInt64(first), .load, size: size - first)
+        else { return nil }
+        var value: UInt64 = 0
+        for index in 0..<size {
+            let byte = index < first ? low + index : high + (index - first)
+            value |= UInt64(byte.load(as: UInt8.self)) << UInt64(index * 8)
+        }
+        return value
+    }
+
+    /// Stores the low `size` (1, 2, 4, 8) bytes of `value`.
+    /// - Returns: false with `fault` set.
+    @inline(never)
+    func store(_ address: UInt64, size: Int, _ value: UInt64) -> Bool {
+        let inPage = 4096 - Int(address & 0xfff)
+        if size > inPage { return storeCrossing(address, size: size, first: inPage, value) }
+        guard let physical = translate(address, .store) else { return false }
+        if let range = pointee.cache.pointee.range(containing: physical) {
+            if range.pointee.readOnly {
+                Log.guestError("store of \(size) bytes to read-only memory at \(Hex(physical))")
+                return true
+            }
+            let host = range.pointee.host + Int(physical - range.pointee.start)
+            HostMemory.store(host, size, value)
+            didStore(address, physical, size: UInt64(size), range, host)
+            return true
+        }
+        guard address & UInt64(size - 1) == 0 else { return refuse(Cause.storeAccess, address) }
+        let mask = size == 8 ? UInt64.max : (1 << UInt64(size * 8)) - 1
+        guard let owner = pointee.owner,
+            owner._withUnsafeGuaranteedRef({
+                $0.addressSpace.mmioWrite(physical, width: size, value: value & mask)
+            })
+        else {
+            Log.guestError("store of \(size) bytes to \(Hex(physical)): nothing there")
+            return refuse(Cause.storeAccess, address)
+        }
+        return true
+    }
+
+    private func storeCrossing(_ address: UInt64, size: Int, first: Int, _ value: UInt64) -> Bool {
+        let second = address &+ UInt64(first)
+        guard let low = hostAddress(address, .store, size: first),
+            let high = hostAddress(second, .store, size: size - first)
+        else { return false }
+        for index in 0..<size {
+            let byte = index < first ? low + index : high + (index - first)
+            byte.storeBytes(of: UInt8(truncatingIfNeeded: value >> UInt64(index * 8)), as: UInt8.self)
+        }
+        return true
+    }
+
+    /// The host address of a part of a page that must be RAM; for a store,
+    /// drops what was decoded from it.
+    func hostAddress(_ address: UInt64, _ kind: AccessKind, size: Int) -> UnsafeMutableRawPointer? {
+        guard let physical = translate(address, kind) else { return nil }
+        guard let range = pointee.cache.pointee.range(containing: physical),
+            !(kind == .store && range.pointee.readOnly)
+        else { return fail(kind.accessFault, address) }
+        let host = range.pointee.host + Int(physical - range.pointee.start)
+        if kind == .store { didStore(address, physical, size: UInt64(size), range, host) }
+        if kind == .load, isUniform(physical, .load) { fillData(address, host, .load) }
+        pointee.lastPhysical = physical
+        return host
+    }
+
+    /// A store to RAM has been or is about to be made: keeps decoded code true,
+    /// and fills the TLB where the page has none.
+    private func didStore(
+        _ address: UInt64, _ physical: UInt64, size: UInt64, _ range: UnsafeMutablePointer<PhysicalRange>,
+        _ host: UnsafeMutableRawPointer
+    ) {
+        let cache = pointee.cache
+        if cache.pointee.map[cache.pointee.mapIndex(range, physical)] != 0 {
+            cache.pointee.dropOps(range, physical, length: size)
+        } else if isUniform(physical, .store) {
+            fillData(address, host, .store)
+        }
+    }
+
+    private func fillData(_ address: UInt64, _ host: UnsafeMutableRawPointer, _ kind: AccessKind) {
+        let entry = tlbEntry(pointee.dataTLB + (kind == .store ? TLB.storeOffset : 0), address)
+        entry.pointee.tag = address & pageMask
+        entry.pointee.addend = UInt64(UInt(bitPattern: host)) &- address
+    }
+}
+
+/// Loads and stores of 1, 2, 4 or 8 bytes at any host address.
+enum HostMemory {
+    static func load(_ host: UnsafeMutableRawPointer, _ size: Int) -> UInt64 {
+        switch size {
+        case 1: UInt64(host.load(as: UInt8.self))
+        case 2: UInt64(host.loadUnaligned(as: UInt16.self))
+        case 4: UInt64(host.loadUnaligned(as: UInt32.self))
+        default: host.loadUnaligned(as: UInt64.self)
+        }
+    }
+
+    static func store(_ host: UnsafeMutableRawPointer, _ size: Int, _ value: UInt64) {
+        switch size {
+        case 1: host.storeBytes(of: UInt8(truncatingIfNeeded: value), as: UInt8.self)
+        case 2: host.storeBytes(of: UInt16(truncatingIfNeeded: value), as: UInt16.self)
+        case 4: host.storeBytes(of: UInt32(truncatingIfNeeded: value), as: UInt32.self)
+        default: host.storeBytes(of: value, as: UInt64.self)
+        }
+    }
+}

@@ -1,0 +1,71 @@
+/// What a decoded op does. The raw value is the declaration order.
+///
+/// Operands are in the fields of `DecodedOp`: `rd`, `rs1` and an immediate;
+/// register-register ops keep rs2 in the immediate, stores and branches keep it
+/// in `rd`. Branches and jumps come in two kinds: near ones stay inside the
+/// page and carry a distance in halfwords, far ones carry it in bytes.
+enum OpCode: UInt8 {
+    // Not instructions.
+    case undecoded, pageEnd, crossing, refetch
+
+    // RV64I
+    case li, auipc, mv, nop
+    case j, jal, jFar, jalFar, jr, jalr
+    case beq, bne, blt, bge, bltu, bgeu
+    case beqz, bnez
+    case beqFar, bneFar, bltFar, bgeFar, bltuFar, bgeuFar
+    case lb, lh, lw, ld, lbu, lhu, lwu
+    case sb, sh, sw, sd
+    case addi, slti, sltiu, xori, ori, andi, slli, srli, srai
+    case addiw, slliw, srliw, sraiw
+    case add, sub, sll, slt, sltu, xor, srl, sra, or, and
+    case addw, subw, sllw, srlw, sraw
+    case fence, fenceI
+
+    // M
+    case mul, mulh, mulhsu, mulhu, div, divu, rem, remu
+    case mulw, divw, divuw, remw, remuw
+
+    // Zba, Zbb, Zbs
+    case sh1add, sh2add, sh3add, addUW, sh1addUW, sh2addUW, sh3addUW, slliUW
+    case andn, orn, xnor, clz, ctz, cpop, clzw, ctzw, cpopw
+    case max, maxu, min, minu, sextB, sextH, zextH
+    case rol, ror, rori, rolw, rorw, roriw, orcB, rev8
+    case bclr, bext, binv, bset, bclri, bexti, binvi, bseti
+
+    // F and D
+    case flw, fld, fsw, fsd
+    /// The rest: the instruction word is the immediate.
+    case float
+
+    // A: the instruction word is the immediate.
+    case atomic
+
+    // Zicsr and privileged
+    case csr, ecall, ebreak, mret, sret, wfi, sfenceVMA
+    /// The instruction word is the immediate, 16 bits wide for a compressed one.
+    case illegal
+
+    static let count = illegal.rawValue + 1
+}
+
+/// An instruction in the form that the interpreter runs.
+struct DecodedOp {
+    var code: OpCode = .undecoded
+    /// Slots (of one halfword each) to the next instruction.
+    var length: UInt8 = 0
+    var rd: UInt8 = 0
+    var rs1: UInt8 = 0
+    var imm: Int32 = 0
+}
+
+typealias OpPointer = UnsafeMutablePointer<DecodedOp>
+
+extension DecodedOp {
+    @inline(__always) var destination: Int { Int(rd) }
+    @inline(__always) var source1: Int { Int(rs1) }
+    /// rs2 of a register-register op.
+    @inline(__always) var source2: Int { Int(imm) }
+    @inline(__always) var immediate: UInt64 { UInt64(bitPattern: Int64(imm)) }
+    @inline(__always) var step: Int { Int(length) }
+}

@@ -1,0 +1,99 @@
+extension UnsafeMutablePointer where Pointee == HartState {
+    /// Carries out an op that the loop did not finish.
+    /// - Parameter address: what the loop computed for it: the address of a
+    ///   load or store that missed the TLB, or the target of a jump that did.
+    /// - Returns: the op to go on with.
+    @inline(never)
+    func executeSlow(_ op: OpPointer, _ address: UInt64) -> OpPointer {
+        let d = op.pointee
+        switch d.code {
+        case .undecoded: return decode(op)
+        case .pageEnd: return resolve(address)
+        case .crossing: return runCrossing(op)
+        case .refetch:
+            // Not an instruction, but it uses up budget.
+            pointee.retiredAtEnd &-= 1
+            return resolve(pc(of: op))
+
+        case .jFar, .jalFar, .jr, .jalr:
+            x[d.destination] = pc(of: op + d.step)
+            return resolve(address)
+        case .beqFar, .bneFar, .bltFar, .bgeFar, .bltuFar, .bgeuFar: return resolve(address)
+
+        case .lb: return slowLoad(op, d, address, 1) { UInt64(bitPattern: Int64(Int8(truncatingIfNeeded: $0))) }
+        case .lh: return slowLoad(op, d, address, 2) { UInt64(bitPattern: Int64(Int16(truncatingIfNeeded: $0))) }
+        case .lw: return slowLoad(op, d, address, 4) { UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: $0))) }
+        case .ld: return slowLoad(op, d, address, 8) { $0 }
+        case .lbu: return slowLoad(op, d, address, 1) { $0 }
+        case .lhu: return slowLoad(op, d, address, 2) { $0 }
+        case .lwu: return slowLoad(op, d, address, 4) { $0 }
+        case .sb: return slowStore(op, d, address, 1, x[d.destination])
+        case .sh: return slowStore(op, d, address, 2, x[d.destination])
+        case .sw: return slowStore(op, d, address, 4, x[d.destination])
+        case .sd: return slowStore(op, d, address, 8, x[d.destination])
+
+        case .flw, .fld:
+            guard enableFloat() else { return illegalFloat(op) }
+            let size = d.code == .fld ? 8 : 4
+            guard let value = load(address, size: size) else {
+                return trap(op, pointee.fault.cause, pointee.fault.address)
+            }
+            f[d.destination] = size == 8 ? value : nanBoxed(UInt32(truncatingIfNeeded: value))
+            return op + d.step
+        case .fsw, .fsd:
+            guard enableFloat() else { return illegalFloat(op) }
+            return slowStore(op, d, address, d.code == .fsd ? 8 : 4, f[d.destination])
+
+        case .float: return executeFloat(op, d)
+        case .atomic: return executeAtomic(op, d)
+        case .csr: return executeCSR(op, d)
+        case .ecall: return environmentCall(op)
+        case .ebreak: return trap(op, Cause.breakpoint, pc(of: op))
+        case .mret: return returnFromMachineTrap(op)
+        case .sret: return returnFromSupervisorTrap(op)
+        case .wfi: return waitForInterrupt(op)
+        case .sfenceVMA: return fenceVMA(op, d)
+        // Ops are dropped when their page is written, so they never are stale.
+        case .fenceI: return op + d.step
+        default: return illegal(op, UInt32(bitPattern: d.imm))
+        }
+    }
+
+    @inline(__always)
+    private func slowLoad(
+        _ op: OpPointer, _ d: DecodedOp, _ address: UInt64, _ size: Int, _ extend: (UInt64) -> UInt64
+    ) -> OpPointer {
+        guard let value = load(address, size: size) else {
+            return trap(op, pointee.fault.cause, pointee.fault.address)
+        }
+        x[d.destination] = extend(value)
+        return op + d.step
+    }
+
+    @inline(__always)
+    private func slowStore(_ op: OpPointer, _ d: DecodedOp, _ address: UInt64, _ size: Int, _ value: UInt64)
+        -> OpPointer
+    {
+        guard store(address, size: size, value) else {
+            return trap(op, pointee.fault.cause, pointee.fault.address)
+        }
+        return op + d.step
+    }
+
+    /// A load or store of an f register while mstatus.FS is Off: its word is
+    /// not in the op, so it is read again for mtval.
+    private func illegalFloat(_ op: OpPointer) -> OpPointer {
+        let address = pc(of: op)
+        guard let low = fetchHalf(address) else { return illegal(op, 0) }
+        if op.pointee.length == 1 { return illegal(op, UInt32(low)) }
+        guard let high = fetchHalf(address &+ 2) else { return illegal(op, UInt32(low)) }
+        return illegal(op, UInt32(low) | UInt32(high) << 16)
+    }
+
+    private func fetchHalf(_ address: UInt64) -> UInt16? {
+        guard let physical = translate(address, .fetch),
+            let range = pointee.cache.pointee.range(containing: physical)
+        else { return nil }
+        return (range.pointee.host + Int(physical - range.pointee.start)).loadUnaligned(as: UInt16.self)
+    }
+}

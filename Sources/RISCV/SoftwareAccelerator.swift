@@ -1,0 +1,119 @@
+import BatonRuntime
+import Glibc
+
+/// Runs harts by interpretation, all on the calling thread, in turns.
+public final class SoftwareAccelerator: Accelerator {
+    public static let maximumHarts = 8
+
+    /// As QEMU's users know it.
+    public let name = "tcg"
+    public private(set) var harts: [Hart] = []
+    /// The SBI of `-bios default`; nil when firmware runs in M-mode.
+    public private(set) var sbi: BuiltinSBI?
+
+    private let vm: VirtualMachine
+    let cache: UnsafeMutablePointer<CodeCache>
+    private var memoryReady = false
+    private var yieldRequested = false
+    /// What the last slices ran at, in instructions a second.
+    private var speed: Int64 = 100_000_000
+
+    /// The length of a slice in nanoseconds.
+    static let sliceLength: Int64 = 200_000
+
+    /// Makes the harts. The board adds each to the VM (`vm.add(hart)`), sets
+    /// its reset vector and wires its interrupts.
+    /// - Parameter hartCount: 1 to `maximumHarts`.
+    /// - Throws: an error that says how many harts are supported.
+    public init(vm: VirtualMachine, hartCount: Int) throws(VMMError) {
+        guard 1...SoftwareAccelerator.maximumHarts ~= hartCount else {
+            throw VMMError(
+                "Invalid SMP CPUs \(hartCount). The max CPUs supported by machine 'virt' is "
+                    + "\(SoftwareAccelerator.maximumHarts)")
+        }
+        self.vm = vm
+        cache = CodeCache.allocate()
+        for index in 0..<hartCount {
+            let hart = Hart(index: index, accelerator: self, vm: vm, cache: cache)
+            harts.append(hart)
+            cache.pointee.harts[index] = hart.state
+        }
+        cache.pointee.hartCount = hartCount
+        let cache = cache
+        vm.addressSpace.onExternalWrite = { address, length in cache.pointee.externalWrite(address, length) }
+    }
+
+    deinit {
+        vm.addressSpace.onExternalWrite = nil
+        CodeCache.deallocate(cache)
+    }
+
+    /// Makes the VMM answer ecalls from S-mode itself (`-bios default`). Reset
+    /// then leaves every hart but the first stopped, until the guest starts it.
+    @discardableResult
+    public func enableBuiltinSBI() -> BuiltinSBI {
+        let sbi = sbi ?? BuiltinSBI(accelerator: self, vm: vm)
+        self.sbi = sbi
+        return sbi
+    }
+
+    /// Looks at the board's RAM, once all of it is mapped.
+    func prepareMemory() {
+        guard !memoryReady else { return }
+        memoryReady = true
+        cache.pointee.adopt(vm.addressSpace)
+    }
+
+    // MARK: Accelerator
+
+    public func runSlice() -> SliceResult {
+        prepareMemory()
+        yieldRequested = false
+        let start = EventLoop.now
+        var ran: Int64 = 0
+        var limit = SoftwareAccelerator.sliceLength
+        if let deadline = earliestDeadline { limit = min(limit, max(1_000, deadline - start)) }
+        let count = max(500, limit &* (speed / 1_000_000) / 1_000 / Int64(runnableHarts))
+        for hart in harts where !yieldRequested { ran += hart.run(count) }
+        let elapsed = EventLoop.now - start
+        if ran > 10_000 && elapsed > 10_000 {
+            speed = min(max((speed * 7 + ran * 1_000_000_000 / elapsed) / 8, 1_000_000), 4_000_000_000)
+        }
+        if yieldRequested || harts.contains(where: { !$0.isIdle }) { return .busy }
+        return .idle(until: earliestDeadline)
+    }
+
+    public func yield() {
+        yieldRequested = true
+        for hart in harts { hart.state.leaveLoop() }
+    }
+
+    var shouldYield: Bool { yieldRequested }
+
+    private var runnableHarts: Int { max(1, harts.count { !$0.isHalted }) }
+
+    /// Host time of the first timer of a hart that is not stopped.
+    private var earliestDeadline: Int64? {
+        var result: Int64?
+        for hart in harts where hart.state.pointee.hsm != .stopped {
+            guard let deadline = hart.nextDeadline else { continue }
+            let host = vm.clock.hostTime(of: deadline)
+            result = min(result ?? host, host)
+        }
+        return result
+    }
+
+    // MARK: Monitor
+
+    public var cpus: [CPUInfo] {
+        harts.map { hart in
+            CPUInfo(
+                index: hart.index, qomPath: "/machine/soc0/harts[\(hart.index)]", threadID: getpid(),
+                target: "riscv64", halted: hart.isHalted, programCounter: hart.programCounter)
+        }
+    }
+
+    public func registers(ofCPU index: Int) -> String {
+        harts.indices.contains(index) ? harts[index].registersText : ""
+    }
+}
