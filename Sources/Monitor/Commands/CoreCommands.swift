@@ -1,0 +1,62 @@
+import BatonRuntime
+
+/// What the core commands show and the VM itself does not know.
+public struct CoreCommandContext {
+    /// A machine type of this executable, for `query-machines`.
+    public struct Machine {
+        public var name: String
+        public var summary: String
+        public var maximumCPUs: Int
+        public var defaultCPUType: String
+        public init(name: String, summary: String, maximumCPUs: Int, defaultCPUType: String) {
+            self.name = name
+            self.summary = summary
+            self.maximumCPUs = maximumCPUs
+            self.defaultCPUType = defaultCPUType
+        }
+    }
+
+    /// QEMU's name of the target: `riscv64`.
+    public var target: String
+    public var machines: [Machine]
+
+    public init(target: String, machines: [Machine]) {
+        self.target = target
+        self.machines = machines
+    }
+
+    public static let riscv64 = CoreCommandContext(
+        target: "riscv64",
+        machines: [
+            Machine(name: "virt", summary: "RISC-V VirtIO board", maximumCPUs: 8, defaultCPUType: "rv64-riscv-cpu")
+        ])
+}
+
+/// Registers the commands and events that every VM has.
+/// - Parameter memory: for `query-memdev`, `x-query-ramblock` and their HMP forms.
+public func registerCoreCommands(
+    vm: VirtualMachine, memory: GuestMemory, context: CoreCommandContext = .riscv64
+) throws(VMMError) {
+    try registerIntrospection(vm)
+    try registerRunControl(vm)
+    try registerMachineQueries(vm, context)
+    try registerMemoryQueries(vm, memory)
+    try registerBlockQueries(vm)
+}
+
+extension QMPCommand {
+    /// A command without arguments that cannot fail.
+    static func query(_ name: String, returns: QMPType, _ answer: @escaping () -> JSON) -> QMPCommand {
+        QMPCommand(name, returns: returns) { (_: JSONObject) throws(VMMError) -> JSON in answer() }
+    }
+}
+
+extension HMPCommand {
+    /// `info TOPIC` that cannot fail and takes no arguments.
+    static func info(_ topic: String, _ help: String, _ answer: @escaping () -> String) -> HMPCommand {
+        HMPCommand("info \(topic)", help: help) { (_: String) throws(VMMError) -> String in answer() }
+    }
+}
+
+/// What QEMU's `info` commands over QMP return.
+let humanReadableText = QMPType.object(name: "HumanReadableText", members: [QMPMember("human-readable-text", .string)])
