@@ -1,0 +1,49 @@
+import ArgumentParser
+
+/// The side tool behind `make run`: gets a guest, runs it under the VMM,
+/// replaces the VMM under it, and says what that cost and what was lost.
+@main
+struct BatonDemo: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "baton-demo",
+        abstract: "Runs a guest under baton and replaces the VMM process under it.",
+        subcommands: [RunCommand.self, FetchCommand.self, GuestCommand.self],
+        defaultSubcommand: RunCommand.self)
+}
+
+/// What went wrong, said for a person.
+struct Failure: Error, CustomStringConvertible {
+    let description: String
+
+    init(_ description: String) { self.description = description }
+}
+
+/// `baton-demo fetch`: fills the cache, so that a later run needs no network.
+struct FetchCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "fetch", abstract: "Downloads Debian's riscv64 kernel and installer initrd into the cache.")
+
+    @Option(help: "Directory to keep downloads in.")
+    var cache = ".cache"
+
+    func run() throws {
+        let files = try DebianInstaller(cache: cache).obtain(progress: { print($0) })
+        print("kernel \(files.kernel)\ninitrd \(files.initrd)\ndisk module \(files.diskModule)")
+    }
+}
+
+/// `baton-demo guest`: builds a guest of our own, for tests and for use by hand.
+struct GuestCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "guest", abstract: "Builds one of the guest programs in Tests/Guests.")
+
+    @Argument(help: "demo (a static Linux program) or counter (a bare-metal image).")
+    var guest: GuestProgram
+
+    @Option(name: .shortAndLong, help: "File to write.")
+    var output: String
+
+    func run() throws {
+        try GuestBuilder().build(guest, to: output)
+    }
+}

@@ -1,0 +1,116 @@
+import Foundation
+
+/// Replaces the VMM under a working guest, again and again, and checks each time.
+final class Demonstration {
+    private let session: Session
+    private let guest: Guest
+    private let arguments: [String]
+    private let checkpoint: String
+    private let progress: Progress
+    private let checker: ReportChecker
+
+    /// `arguments` is the command line the session was started with.
+    init(session: Session, guest: Guest, arguments: [String], checkpoint: String, progress: Progress) {
+        self.session = session
+        self.guest = guest
+        self.arguments = arguments
+        self.checkpoint = checkpoint
+        self.progress = progress
+        checker = ReportChecker(model: guest.model)
+        session.console.onReport = { [checker] in checker.check($0) }
+    }
+
+    var reportsChecked: Int { checker.checked }
+
+    /// Waits until the guest works.
+    func boot(seconds: Double) throws {
+        let start = Clock.now
+        let console = session.console
+        session.onWait = { [progress] in
+            progress.update("booting, \(Int(Clock.now - start)) s: \(console.recentLines.last ?? "")")
+        }
+        try session.connect()
+        try session.wait(for: "report of the guest's program", seconds: seconds) { console.report != nil }
+        session.onWait = { [progress] in
+            progress.update("running: count \(console.report?.count ?? 0)")
+        }
+        try awaitReports(2)
+        _ = try verifyDisk()
+        progress.say(String(format: "guest works after %.1f s", Clock.now - start))
+    }
+
+    /// One save, exec and load, with every check that this program knows.
+    func restart(number: Int) throws {
+        let pidBefore = try session.peerProcess()
+        try awaitReports(2)
+        let before = session.console.report
+
+        let start = Clock.now
+        try session.command("cpr-save", ["filename": checkpoint, "mode": "restart"])
+        try session.replace(with: arguments + ["-S"])
+        try session.connect()
+        try session.command("cpr-load", ["filename": checkpoint, "mode": "restart"])
+        let status = try session.status()
+        let outside = (Clock.now - start) * 1000
+        guard status == "running" else { throw Failure("the VMM is \(status) after cpr-load, not running") }
+        try checkReplaced()
+        let pidAfter = try session.peerProcess()
+        guard pidAfter == pidBefore, pidAfter == session.process.pid else {
+            throw Failure("the PID was \(pidBefore) and is \(pidAfter)")
+        }
+
+        try awaitReports(2)
+        let records = try verifyDisk()
+        let disk = records.map { "disk intact (\($0) records)" } ?? "no disk"
+        progress.say(
+            "restart \(number): PID \(pidBefore) -> \(pidAfter) (same), \(try pause(outside: outside)), "
+                + "guest count \(before?.count ?? 0) -> \(session.console.report?.count ?? 0), \(disk), memory intact")
+        try? FileManager.default.removeItem(atPath: checkpoint)
+    }
+
+    /// Types at the guest's shell, which has to answer; its program is quiet from then on.
+    func tryShell() throws {
+        guard guest.hasShell else { return }
+        let console = session.console
+        // The sum keeps the echo of what is typed from looking like the answer.
+        console.type(Array("touch /run/baton-demo.quiet; echo baton-shell-$((6 * 7))\n".utf8))
+        try session.wait(for: "answer of the guest's shell", seconds: 30) {
+            console.recentLines.contains { $0.contains("baton-shell-42") }
+        }
+        progress.say("the guest's shell answers")
+    }
+
+    /// Waits until the guest reported `count` times more, all of it right.
+    private func awaitReports(_ count: Int) throws {
+        let target = checker.checked + count
+        try session.wait(for: "further report of the guest", seconds: 60) {
+            if let error = checker.error { throw Failure(error) }
+            return checker.checked >= target
+        }
+    }
+
+    /// Reads the disk image with the guest stopped: between stop and cont nothing is in flight.
+    private func verifyDisk() throws -> Int? {
+        guard let disk = guest.disk, let model = guest.model as? DemoModel, let report = session.console.report else {
+            return nil
+        }
+        try session.command("stop")
+        let records = try disk.verify(model: model, atLeast: report.count)
+        try session.command("cont")
+        try awaitReports(1)
+        return records
+    }
+
+    /// The process must run the new command line: "-S" is only in that.
+    private func checkReplaced() throws {
+        let path = "/proc/\(session.process.pid)/cmdline"
+        let line = FileManager.default.contents(atPath: path) ?? Data()
+        guard line.split(separator: 0).contains(Data("-S".utf8)) else {
+            throw Failure("the process still runs its old command line")
+        }
+    }
+
+    private func pause(outside: Double) throws -> String {
+        String(format: "pause %.1f ms", outside)
+    }
+}

@@ -1,0 +1,66 @@
+import ArgumentParser
+import Foundation
+
+/// The guest programs that we build from source.
+enum GuestProgram: String, CaseIterable, ExpressibleByArgument {
+    /// A static Linux program that works on memory and a disk.
+    case demo
+    /// A bare-metal image that counts.
+    case counter
+}
+
+/// Builds guests with the Swift toolchain's own clang and lld, which target
+/// riscv64 without a cross compiler being installed.
+struct GuestBuilder {
+    /// The directory that holds the guests' sources.
+    let sources: String
+
+    /// Finds the sources from the place of this executable (.build/release in
+    /// the project), or from the working directory.
+    init() throws {
+        let executable = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
+        var candidates = [FileManager.default.currentDirectoryPath]
+        var directory = executable.deletingLastPathComponent()
+        while directory.path != "/" {
+            candidates.append(directory.path)
+            directory.deleteLastPathComponent()
+        }
+        let found = candidates.map { $0 + "/Tests/Guests" }
+            .first { FileManager.default.fileExists(atPath: $0 + "/demo/demo.c") }
+        guard let found else { throw Failure("the guests' sources (Tests/Guests) were not found; run in the project") }
+        sources = found
+    }
+
+    func build(_ guest: GuestProgram, to output: String) throws {
+        let directory = "\(sources)/\(guest.rawValue)"
+        var arguments = [
+            try compiler(), "--target=riscv64-unknown-elf", "-march=rv64imac", "-mabi=lp64", "-mcmodel=medany",
+            "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-nostdlib", "-nostdinc", "-O2", "-Wall",
+            "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-o", output, "\(directory)/\(guest.rawValue).c",
+        ]
+        switch guest {
+        case .demo: arguments += ["-fno-pic", "-Wl,-z,max-page-size=4096"]
+        case .counter: arguments += ["-fpie", "-Wl,-no-pie", "-Wl,--oformat=binary", "-Wl,-T,\(directory)/counter.ld"]
+        }
+        try Tool.require(arguments)
+    }
+
+    /// The text of the script that Debian's kernel starts in place of the installer.
+    func initScript() throws -> Data {
+        try Data(contentsOf: URL(fileURLWithPath: "\(sources)/demo/init.sh"))
+    }
+
+    /// A clang beside a Swift compiler; Debian's own lacks lld unless that is installed too.
+    private func compiler() throws -> String {
+        var candidates = ["/opt/swift/usr/bin/clang"]
+        if let swift = Tool.find("swift") {
+            let real = URL(fileURLWithPath: swift).resolvingSymlinksInPath()
+            candidates.insert(real.deletingLastPathComponent().path + "/clang", at: 0)
+        }
+        if let clang = Tool.find("clang") { candidates.append(clang) }
+        guard let found = candidates.first(where: { FileManager.default.isExecutableFile(atPath: $0) }) else {
+            throw Failure("no clang found beside swift (looked at \(candidates.joined(separator: ", ")))")
+        }
+        return found
+    }
+}

@@ -1,0 +1,86 @@
+import Foundation
+
+/// A connection to the VMM's QMP socket. Waiting is the caller's: it has the
+/// guest's console to read meanwhile.
+final class QMPClient {
+    let descriptor: Int32
+    private var buffer: [UInt8] = []
+    private(set) var isClosed = false
+    private var messages: [[String: Any]] = []
+
+    /// Connects, or returns nil if nobody listens yet.
+    init?(path: String) {
+        descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+        guard descriptor >= 0 else { return nil }
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        let bytes = Array(path.utf8)
+        guard bytes.count < MemoryLayout.size(ofValue: address.sun_path) else {
+            close(descriptor)
+            return nil
+        }
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: bytes) }
+        let result = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                connect(descriptor, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+            }
+        }
+        guard result == 0 else {
+            close(descriptor)
+            return nil
+        }
+        _ = fcntl(descriptor, F_SETFL, O_NONBLOCK)
+    }
+
+    deinit { close(descriptor) }
+
+    func send(_ command: String, _ arguments: [String: Any]? = nil) throws {
+        var object: [String: Any] = ["execute": command]
+        if let arguments { object["arguments"] = arguments }
+        var rest = try JSONSerialization.data(withJSONObject: object) + Data("\n".utf8)
+        while !rest.isEmpty {
+            let count = rest.withUnsafeBytes { write(descriptor, $0.baseAddress, $0.count) }
+            if count > 0 {
+                rest = rest.dropFirst(count)
+            } else if errno == EAGAIN {
+                var set = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+                poll(&set, 1, 1000)
+            } else if errno != EINTR {
+                throw Failure("QMP: cannot send \(command): \(String(cString: strerror(errno)))")
+            }
+        }
+    }
+
+    /// The next message that is not an event, if it is there.
+    func next() throws -> [String: Any]? {
+        try fill()
+        while !messages.isEmpty {
+            let message = messages.removeFirst()
+            if message["event"] == nil { return message }
+        }
+        return nil
+    }
+
+    private func fill() throws {
+        var bytes = [UInt8](repeating: 0, count: 16384)
+        while !isClosed {
+            let count = read(descriptor, &bytes, bytes.count)
+            if count > 0 {
+                buffer += bytes[..<count]
+            } else if count == 0 || errno != EAGAIN && errno != EINTR {
+                isClosed = true
+            } else if errno == EAGAIN {
+                break
+            }
+        }
+        while let end = buffer.firstIndex(of: 0x0a) {
+            let line = Data(buffer[..<end])
+            buffer.removeSubrange(...end)
+            if line.allSatisfy({ $0 == 0x0d || $0 == 0x20 }) { continue }
+            guard let object = try? JSONSerialization.jsonObject(with: line) as? [String: Any] else {
+                throw Failure("QMP: not a JSON object: \(String(decoding: line, as: UTF8.self))")
+            }
+            messages.append(object)
+        }
+    }
+}

@@ -1,0 +1,79 @@
+import Foundation
+
+/// Programs of the machine that this tool calls.
+enum Tool {
+    struct Result {
+        let status: Int32
+        /// What the program wrote to its standard output.
+        let output: Data
+        /// What it wrote to its standard error.
+        let errors: String
+
+        var text: String { String(decoding: output, as: UTF8.self) }
+    }
+
+    /// Runs a program to its end. Throws if it cannot be started.
+    static func run(_ arguments: [String], in directory: String? = nil, input: Data? = nil) throws -> Result {
+        guard let name = arguments.first, let path = find(name) else {
+            throw Failure("\(arguments.first ?? "?"): not found")
+        }
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: path)
+        process.arguments = Array(arguments.dropFirst())
+        if let directory { process.currentDirectoryURL = URL(fileURLWithPath: directory) }
+        process.environment = ProcessInfo.processInfo.environment.merging(["LC_ALL": "C"]) { $1 }
+        // Files rather than pipes: neither side can block the other, however much is written.
+        let scratch = try TemporaryDirectory()
+        let output = scratch.file("output"), errors = scratch.file("errors"), source = scratch.file("input")
+        for path in [output, errors] { _ = FileManager.default.createFile(atPath: path, contents: nil) }
+        _ = FileManager.default.createFile(atPath: source, contents: input ?? Data())
+        process.standardInput = FileHandle(forReadingAtPath: source)
+        process.standardOutput = FileHandle(forWritingAtPath: output)
+        process.standardError = FileHandle(forWritingAtPath: errors)
+        try process.run()
+        process.waitUntilExit()
+        return Result(
+            status: process.terminationStatus,
+            output: FileManager.default.contents(atPath: output) ?? Data(),
+            errors: String(decoding: FileManager.default.contents(atPath: errors) ?? Data(), as: UTF8.self))
+    }
+
+    /// Runs a program that has to succeed.
+    @discardableResult
+    static func require(_ arguments: [String], in directory: String? = nil) throws -> Result {
+        let result = try run(arguments, in: directory)
+        guard result.status == 0 else {
+            let reason = result.errors.isEmpty ? result.text : result.errors
+            throw Failure(
+                "\(arguments.joined(separator: " ")) ended with status \(result.status):\n"
+                    + reason.trimmingCharacters(in: .whitespacesAndNewlines))
+        }
+        return result
+    }
+
+    /// The path of a program: as given if it has a slash, else searched in PATH.
+    static func find(_ name: String) -> String? {
+        if name.contains("/") { return FileManager.default.isExecutableFile(atPath: name) ? name : nil }
+        let path = ProcessInfo.processInfo.environment["PATH"] ?? "/usr/sbin:/usr/bin:/sbin:/bin"
+        return path.split(separator: ":").map { "\($0)/\(name)" }
+            .first { FileManager.default.isExecutableFile(atPath: $0) }
+    }
+}
+
+/// A directory of our own that is removed with its contents when the object goes.
+final class TemporaryDirectory {
+    let path: String
+
+    init() throws {
+        let parent = ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp"
+        var template = Array("\(parent)/baton-demo.XXXXXX".utf8CString)
+        guard let made = mkdtemp(&template) else {
+            throw Failure("cannot make a directory in \(parent): \(String(cString: strerror(errno)))")
+        }
+        path = String(cString: made)
+    }
+
+    deinit { try? FileManager.default.removeItem(atPath: path) }
+
+    func file(_ name: String) -> String { "\(path)/\(name)" }
+}

@@ -1,0 +1,86 @@
+// A bare-metal guest that only counts. Position independent, without firmware
+// services or a C library: runs in M-mode from the start of RAM (-bios none)
+// and in S-mode from wherever a firmware puts it.
+//
+// It keeps this page, for a program outside that maps the RAM:
+//   0x80400000  magic "BATONCNT"
+//   0x80400008  the counter, stored last
+//   0x80400010  the checksum if the counter is even, at 0x80400018 if it is odd
+// The checksum is a linear congruential sequence, one element a step, so what
+// it must be at any count can be computed without counting.
+typedef unsigned long u64;
+
+#define PAGE ((volatile u64 *)0x80400000UL)
+#define MAGIC 0x544e434e4f544142UL
+#define MULTIPLIER 6364136223846793005UL
+#define INCREMENT 1442695040888963407UL
+#define STEPS_PER_LINE (1UL << 23)
+
+#define UART ((volatile unsigned char *)0x10000000UL)
+
+static void put(char c) {
+    while (!(UART[5] & 0x20)) {}
+    UART[0] = (unsigned char)c;
+}
+
+static void text(const char *s) {
+    while (*s) put(*s++);
+}
+
+static void number(u64 value, unsigned base) {
+    char digits[20];
+    unsigned count = 0;
+    do {
+        unsigned digit = (unsigned)(value % base);
+        digits[count++] = (char)(digit < 10 ? '0' + digit : 'a' + digit - 10);
+        value /= base;
+    } while (value);
+    while (count) put(digits[--count]);
+}
+
+_Noreturn static void fail(const char *what, u64 found, u64 expected) {
+    text("\r\nbaton-demo: FAIL ");
+    text(what);
+    text(" found=");
+    number(found, 16);
+    text(" expected=");
+    number(expected, 16);
+    text("\r\n");
+    for (;;) __asm__ volatile("wfi");
+}
+
+_Noreturn void run(void) {
+    u64 count = 0, sum = 0, lines = 0;
+    PAGE[1] = 0;
+    PAGE[2] = 0;
+    PAGE[3] = 0;
+    PAGE[0] = MAGIC;
+    for (;;) {
+        for (u64 left = STEPS_PER_LINE; left; left--) {
+            // What is in RAM must be what this hart put there one step ago.
+            if (PAGE[1] != count) fail("counter", PAGE[1], count);
+            count += 1;
+            sum = sum * MULTIPLIER + INCREMENT;
+            PAGE[2 + (count & 1)] = sum;
+            PAGE[1] = count;
+        }
+        text("baton-demo: count=");
+        number(count, 10);
+        text(" sum=");
+        number(sum, 16);
+        text(" mem=ok line=");
+        number(++lines, 10);
+        text("\r\n");
+    }
+}
+
+__asm__(".section .text.entry, \"ax\"\n"
+        ".global _start\n"
+        "_start:\n"
+        // Other harts of the machine have nothing to do.
+        "csrw sie, zero\n"
+        "bnez a0, 1f\n"
+        "lla sp, stack_top\n"
+        "j run\n"
+        "1: wfi\n"
+        "j 1b\n");
