@@ -1,0 +1,119 @@
+import BatonRuntime
+import CBaton
+
+/// The device tree of the board, with QEMU's bindings.
+enum BoardTree {
+    /// What the harts can do, in the order of `riscv,isa`.
+    static let singleLetters = ["i", "m", "a", "f", "d", "c"]
+    static let extensions = ["zicntr", "zicsr", "zifencei", "zba", "zbb", "zbs", "sstc", "svadu"]
+
+    static func make(hartCount: Int, memorySize: UInt64) -> DeviceTree {
+        let tree = DeviceTree()
+        let root = tree.root
+        root.set("#address-cells", 2)
+        root.set("#size-cells", 2)
+        root.set("compatible", "riscv-virtio")
+        root.set("model", "riscv-virtio,qemu")
+
+        let chosen = root.child("chosen")
+        chosen.set("stdout-path", "/soc/serial@10000000")
+        var seed = [UInt8](repeating: 0, count: 32)
+        if seed.withUnsafeMutableBytes({ cbaton_getrandom($0.baseAddress, $0.count) }) == seed.count {
+            chosen.set("rng-seed", bytes: seed)
+        }
+
+        // Phandles: CPUs and their controllers, then the board's own.
+        let cpuHandle = { (hart: Int) in UInt32(1 + 2 * hart) }
+        let controllerHandle = { (hart: Int) in UInt32(2 + 2 * hart) }
+        let plicHandle = UInt32(1 + 2 * hartCount)
+        let testHandle = plicHandle + 1
+
+        for (name, value) in [("poweroff", UInt32(0x5555)), ("reboot", 0x7777)] {
+            let node = root.child(name)
+            node.set("value", value)
+            node.set("offset", 0)
+            node.set("regmap", testHandle)
+            node.set("compatible", "syscon-\(name)")
+        }
+
+        let memory = root.child("memory@80000000")
+        memory.set("device_type", "memory")
+        memory.set("reg", cells64: [MemoryMap.ram, memorySize])
+
+        let cpus = root.child("cpus")
+        cpus.set("#address-cells", 1)
+        cpus.set("#size-cells", 0)
+        cpus.set("timebase-frequency", MemoryMap.timebase)
+        let cluster = DeviceTreeNode("cluster0")
+        for hart in 0..<hartCount {
+            addCPU(cpus, hart: hart, handle: cpuHandle(hart), controller: controllerHandle(hart))
+            cluster.child("core\(hart)").set("cpu", cpuHandle(hart))
+        }
+        cpus.child("cpu-map").append(cluster)
+
+        let soc = root.child("soc")
+        soc.set("#address-cells", 2)
+        soc.set("#size-cells", 2)
+        soc.set("compatible", "simple-bus")
+        soc.set("ranges")
+
+        let rtc = device(soc, "rtc", MemoryMap.rtc, GoldfishRTC.size, "google,goldfish-rtc")
+        interrupt(rtc, MemoryMap.rtcInterrupt, plicHandle)
+        let uart = device(soc, "serial", MemoryMap.uart0, SerialUART.size, "ns16550a")
+        uart.set("clock-frequency", MemoryMap.uartClock)
+        interrupt(uart, MemoryMap.uart0Interrupt, plicHandle)
+        let test = device(soc, "test", MemoryMap.test, TestFinisher.size, "sifive,test1", "sifive,test0", "syscon")
+        test.set("phandle", testHandle)
+        for slot in 0..<MemoryMap.virtioSlots {
+            let start = MemoryMap.virtio + MemoryMap.virtioStride * UInt64(slot)
+            let node = device(soc, "virtio_mmio", start, MemoryMap.virtioStride, "virtio,mmio")
+            interrupt(node, MemoryMap.virtioInterrupt + slot, plicHandle)
+        }
+
+        let plic = device(soc, "plic", MemoryMap.plic, PLIC.size, "sifive,plic-1.0.0", "riscv,plic0")
+        plic.set("phandle", plicHandle)
+        plic.set("riscv,ndev", UInt32(PLIC.maxSource))
+        plic.set("interrupt-controller")
+        plic.set("#interrupt-cells", 1)
+        plic.set("#address-cells", 0)
+        // External interrupts of M-mode (11) and S-mode (9).
+        plic.set("interrupts-extended", cells: (0..<hartCount).flatMap { [controllerHandle($0), 11, controllerHandle($0), 9] })
+        let clint = device(soc, "clint", MemoryMap.clint, CLINT.size, "sifive,clint0", "riscv,clint0")
+        // Software (3) and timer (7) interrupts of M-mode.
+        clint.set("interrupts-extended", cells: (0..<hartCount).flatMap { [controllerHandle($0), 3, controllerHandle($0), 7] })
+        return tree
+    }
+
+    private static func addCPU(_ cpus: DeviceTreeNode, hart: Int, handle: UInt32, controller: UInt32) {
+        let cpu = cpus.child("cpu@" + String(hart, radix: 16))
+        cpu.set("phandle", handle)
+        cpu.set("device_type", "cpu")
+        cpu.set("reg", UInt32(hart))
+        cpu.set("status", "okay")
+        cpu.set("compatible", "riscv")
+        let letters = singleLetters.joined()
+        cpu.set("riscv,isa", "rv64\(letters)_\(extensions.joined(separator: "_"))")
+        cpu.set("riscv,isa-base", "rv64i")
+        cpu.set("riscv,isa-extensions", strings: singleLetters + extensions)
+        cpu.set("mmu-type", "riscv,sv48")
+        let node = cpu.child("interrupt-controller")
+        node.set("#interrupt-cells", 1)
+        node.set("interrupt-controller")
+        node.set("compatible", "riscv,cpu-intc")
+        node.set("phandle", controller)
+    }
+
+    private static func device(
+        _ soc: DeviceTreeNode, _ name: String, _ start: UInt64, _ size: UInt64, _ compatible: String...
+    ) -> DeviceTreeNode {
+        let node = soc.child("\(name)@\(String(start, radix: 16))")
+        node.set("compatible", strings: compatible)
+        node.set("reg", cells64: [start, size])
+        return node
+    }
+
+    private static func interrupt(_ node: DeviceTreeNode, _ source: Int, _ controller: UInt32) {
+        node.set("interrupt-parent", controller)
+        node.set("interrupts", UInt32(source))
+    }
+}

@@ -1,0 +1,138 @@
+import BatonRuntime
+
+/// Makes the devices of `-device` and gives each its slot: the highest that is
+/// free, as QEMU does on this board, so that the same command line gives the
+/// same machine.
+public final class DeviceFactory {
+    private let vm: VirtualMachine
+    private let slots: [VirtioMMIO]
+    private var ids: Set<String> = []
+    private var serials: [(id: String?, device: VirtioConsole)] = []
+    private var backends: [(backend: NetBackend, isUsed: Bool)] = []
+    private var networkCards: UInt8 = 0
+
+    /// - Parameter slots: the board's virtio-mmio slots, in order.
+    public init(vm: VirtualMachine, slots: [VirtioMMIO]) {
+        self.vm = vm
+        self.slots = slots
+    }
+
+    /// Makes a back end of `-netdev` known.
+    public func add(_ backend: NetBackend) throws(VMMError) {
+        guard !backends.contains(where: { $0.backend.id == backend.id }) else {
+            throw VMMError("Duplicate ID '\(backend.id)' for netdev")
+        }
+        backends.append((backend, false))
+    }
+
+    /// The back ends of `-netdev`, in order.
+    public var netBackends: [NetBackend] { backends.map(\.backend) }
+
+    /// Back ends that no device uses, for QEMU's warning.
+    public var unusedNetBackends: [String] { backends.filter { !$0.isUsed }.map(\.backend.id) }
+
+    /// Makes a device: one `-device` option, parsed with the implied key
+    /// `driver`.
+    /// - Throws: QEMU's errors for models, buses and properties.
+    public func add(_ options: KeyValueOptions) throws(VMMError) {
+        guard let name = try options.string("driver") else { throw VMMError("Parameter 'driver' is missing") }
+        guard let model = DeviceModel.all.first(where: { $0.name == name }) else {
+            throw VMMError("'\(name)' is not a valid device model name", hint: "Use -device help to list the models.")
+        }
+        let id = try options.identifier()
+        if let id, ids.contains(id) { throw VMMError("Duplicate ID '\(id)' for device") }
+        let bus = try options.string("bus")
+        if let unknown = options.untakenKeys.first(where: { !model.properties.contains($0) }) {
+            throw VMMError("Property '\(name).\(unknown)' not found")
+        }
+        try model.make(self, DeviceOptions(model: name, id: id, bus: bus, options: options))
+        if let id { ids.insert(id) }
+    }
+
+    // MARK: Buses
+
+    private func slot(_ options: DeviceOptions) throws(VMMError) -> VirtioMMIO {
+        if let name = options.bus {
+            guard let slot = slots.first(where: { "virtio-mmio-bus.\($0.slot)" == name }) else {
+                throw VMMError("Bus '\(name)' not found")
+            }
+            guard slot.device == nil else { throw VMMError("Bus '\(name)' is full") }
+            return slot
+        }
+        guard let slot = slots.last(where: { $0.device == nil }) else {
+            throw VMMError("No 'virtio-bus' bus found for device '\(options.model)'")
+        }
+        return slot
+    }
+
+    private func plug(_ device: VirtioDevice, _ slot: VirtioMMIO) throws(VMMError) {
+        try slot.plug(device)
+        try vm.add(device)
+    }
+
+    // MARK: Models
+
+    func addBlock(_ options: DeviceOptions) throws(VMMError) {
+        guard let drive = try options.text("drive") else { throw VMMError("drive property not set") }
+        guard let backend = vm.blockBackend(drive) else { throw options.notFound("drive", drive) }
+        guard backend.user == nil else { throw VMMError("Drive '\(drive)' is already in use by another device") }
+        let slot = try slot(options)
+        let device = VirtioBlock(vm: vm, backend: backend, serial: try options.text("serial") ?? "")
+        try plug(device, slot)
+        backend.user = options.id ?? device.stateName
+    }
+
+    func addEntropy(_ options: DeviceOptions) throws(VMMError) {
+        try plug(VirtioEntropy(vm: vm), try slot(options))
+    }
+
+    func addSerial(_ options: DeviceOptions) throws(VMMError) {
+        let device = VirtioConsole(vm: vm)
+        try plug(device, try slot(options))
+        serials.append((options.id, device))
+    }
+
+    func addConsolePort(_ options: DeviceOptions) throws(VMMError) {
+        var chardev: Chardev?
+        if let name = try options.text("chardev") {
+            chardev = vm.chardev(name)
+            if chardev == nil { throw options.notFound("chardev", name) }
+        }
+        var candidates = serials
+        if let bus = options.bus {
+            candidates = serials.enumerated().filter { index, serial in
+                bus == "\(serial.id ?? "virtio-serial\(index)").0"
+            }.map(\.element)
+            guard !candidates.isEmpty else { throw VMMError("Bus '\(bus)' not found") }
+        }
+        guard let serial = candidates.first(where: { !$0.device.isConnected }) ?? candidates.first else {
+            throw VMMError("No 'virtio-serial-bus' bus found for device '\(options.model)'")
+        }
+        try serial.device.connect(chardev)
+    }
+
+    func addNet(_ options: DeviceOptions) throws(VMMError) {
+        guard let name = try options.text("netdev") else { throw VMMError("netdev property not set") }
+        guard let index = backends.firstIndex(where: { $0.backend.id == name }) else {
+            throw options.notFound("netdev", name)
+        }
+        guard !backends[index].isUsed else { throw options.inUse("netdev", name) }
+        // QEMU's default addresses, counted up.
+        var mac: [UInt8] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56 &+ networkCards]
+        if let text = try options.text("mac") {
+            guard let parsed = DeviceFactory.mac(text) else { throw options.badValue("mac", text) }
+            mac = parsed
+        }
+        let slot = try slot(options)
+        try plug(VirtioNet(vm: vm, backend: backends[index].backend, mac: mac), slot)
+        backends[index].isUsed = true
+        networkCards &+= 1
+    }
+
+    /// Six pairs of hexadecimal digits, with `:` or `-` between.
+    static func mac(_ text: String) -> [UInt8]? {
+        let parts = text.split(omittingEmptySubsequences: false) { $0 == ":" || $0 == "-" }
+        let bytes = parts.compactMap { $0.utf8.count == 2 ? UInt8($0, radix: 16) : nil }
+        return bytes.count == 6 && parts.count == 6 ? bytes : nil
+    }
+}
