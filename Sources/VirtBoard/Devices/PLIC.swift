@@ -230,5 +230,7 @@ public final class PLIC: MMIODevice, Device {
         claimed = newClaimed
         enabled = newEnabled
         update()
+        // Whatever the harts have loaded, they agree with this.
+        for context in 0..<contextCount { output(context, outputs[context]) }
     }
 }

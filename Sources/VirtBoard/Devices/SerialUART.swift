@@ -225,6 +225,29 @@ public final class SerialUART: MMIODevice, Device, ChardevFrontend {
         update()
     }
 
+    /// Sends bytes behind the guest's driver's back: the SBI's debug console.
+    func send(_ bytes: UnsafeRawBufferPointer) {
+        if isBlocked { return }
+        output += bytes
+        flush()
+        // What the host does not take now is dropped, as the SBI's caller is
+        // not to be held up; the driver's own bytes have their flow control.
+        if isBlocked, output.count > SerialUART.fifoDepth {
+            output.removeSubrange(SerialUART.fifoDepth...)
+        }
+    }
+
+    /// Takes received bytes.
+    /// - Returns: how many.
+    func take(into buffer: UnsafeMutableRawBufferPointer) -> Int {
+        let count = min(buffer.count, input.count)
+        buffer.copyBytes(from: input[..<count])
+        input.removeFirst(count)
+        update()
+        if isRunning { chardev?.acceptInput() }
+        return count
+    }
+
     private func flush() {
         guard !output.isEmpty else { return }
         let taken = output.withUnsafeBytes { bytes in chardev.map { max(0, $0.write(bytes)) } ?? bytes.count }

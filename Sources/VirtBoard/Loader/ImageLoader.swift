@@ -1,0 +1,89 @@
+import BatonRuntime
+import Glibc
+import RISCV
+
+/// Puts firmware, kernel, initrd, device tree and reset vector into guest
+/// memory at every reset, and sends the harts there.
+///
+/// The files are read for each reset anew and not kept: they may be a large
+/// part of the guest's memory. In a process that takes over a guest there is
+/// no first reset (see `Device`), so nothing is read and no guest memory is
+/// changed before the load, and the files are needed only for a later reset.
+final class ImageLoader: Device {
+    let stateName = "loader"
+
+    private let vm: VirtualMachine
+    private let accelerator: SoftwareAccelerator
+    private let files: BootFiles
+    private let memorySize: UInt64
+    private let flash: [BlockBackend]
+    private var flashIsLoaded = false
+    /// What `prepare` made, until the reset that uses it.
+    private var prepared: BootPlan?
+
+    init(
+        vm: VirtualMachine, accelerator: SoftwareAccelerator, files: BootFiles, memorySize: UInt64, flash: [BlockBackend]
+    ) {
+        self.vm = vm
+        self.accelerator = accelerator
+        self.files = files
+        self.memorySize = memorySize
+        self.flash = flash
+    }
+
+    /// Reads and places the files, without a change to guest memory.
+    func plan() throws(VMMError) -> BootPlan {
+        try BootPlan(files: files, memorySize: memorySize, flashIsFilled: !flash.isEmpty) {
+            BoardTree.make(hartCount: accelerator.harts.count, memorySize: memorySize)
+        }
+    }
+
+    /// Reads and checks the files for the first reset, so that what is wrong
+    /// with them is known before the machine starts.
+    func prepare() throws(VMMError) { prepared = try plan() }
+
+    func reset() {
+        do {
+            try loadFlash()
+            let plan = if let prepared { prepared } else { try plan() }
+            prepared = nil
+            try plan.load(into: vm.addressSpace)
+            for hart in accelerator.harts { hart.setResetVector(resetState(hart, plan)) }
+        } catch {
+            Report.error(error.prefixed("machine reset"))
+            vm.requestQuit(cause: "host-error", status: 1)
+        }
+    }
+
+    private func resetState(_ hart: Hart, _ plan: BootPlan) -> ResetState {
+        if files.firmware == .builtin {
+            return ResetState(
+                pc: plan.kernelEntry, a0: UInt64(hart.index), a1: plan.deviceTreeAddress, mode: .supervisor)
+        }
+        return ResetState(pc: ResetVector.base, mode: .machine)
+    }
+
+    /// Copies the flash images once: the guest cannot change them, and over a
+    /// restart the blocks keep them.
+    private func loadFlash() throws(VMMError) {
+        guard !flashIsLoaded else { return }
+        for (index, backend) in flash.enumerated() {
+            let address = MemoryMap.flash + MemoryMap.flashSize * UInt64(index)
+            guard let range = vm.addressSpace.ramRange(containing: address) else { continue }
+            let vector = iovec(iov_base: range.host, iov_len: Int(MemoryMap.flashSize))
+            let done = withUnsafePointer(to: vector) {
+                backend.read(UnsafeBufferPointer(start: $0, count: 1), offset: 0)
+            }
+            guard done else { throw .system("Could not read '\(backend.filename)'") }
+            vm.addressSpace.didWrite(address, length: MemoryMap.flashSize)
+        }
+        flashIsLoaded = true
+    }
+
+    func save(to writer: inout StateWriter) {}
+
+    func load(from reader: StateReader) throws(VMMError) {
+        try reader.finish()
+        flashIsLoaded = true
+    }
+}

@@ -1,0 +1,138 @@
+import BatonRuntime
+import Glibc
+import RISCV
+import Virtio
+
+/// QEMU's riscv64 `virt` board on software harts.
+///
+/// The order of use: make it, add `-netdev` back ends and `-device` devices to
+/// `devices`; then, for a fresh start only, `prepareImages()`. The first
+/// `VirtualMachine.start()` resets every device, which loads the images. A
+/// process that takes over a guest calls neither `prepareImages` nor
+/// `resetDevices`: it loads the checkpoint, and nothing here touches guest
+/// memory before.
+public final class VirtBoard {
+    /// What the command line gives.
+    public struct Configuration {
+        /// Main memory: `-m` or `-machine memory-backend=`.
+        public var ram: RAMBlock
+        /// Makes every other block, by name and size.
+        public var allocate: (_ name: String, _ size: Int) throws(VMMError) -> RAMBlock
+        public var files = BootFiles()
+        /// `-serial`: the board has one port.
+        public var serial: Chardev?
+        /// `-drive if=pflash`: at most two, of 32 MiB each.
+        public var flash: [BlockBackend] = []
+
+        public init(ram: RAMBlock, allocate: @escaping (_ name: String, _ size: Int) throws(VMMError) -> RAMBlock) {
+            self.ram = ram
+            self.allocate = allocate
+        }
+    }
+
+    public let vm: VirtualMachine
+    public let accelerator: SoftwareAccelerator
+    /// Where `-netdev` and `-device` go.
+    public let devices: DeviceFactory
+    /// The virtio-mmio slots in order of their addresses.
+    public let slots: [VirtioMMIO]
+    public let uart: SerialUART
+    public let plic: PLIC
+    private let loader: ImageLoader
+
+    /// Builds the board and adds its parts to `vm`, always in the same order.
+    /// - Throws: an error when memory cannot be had, a chardev is in use, or a
+    ///   flash image has the wrong size.
+    public init(vm: VirtualMachine, accelerator: SoftwareAccelerator, configuration: Configuration) throws(VMMError) {
+        self.vm = vm
+        self.accelerator = accelerator
+        let memorySize = UInt64(configuration.ram.usedLength)
+        vm.machineType = "virt"
+        vm.ramSize = memorySize
+        vm.setAccelerator(accelerator)
+        try VirtBoard.mapMemory(vm.addressSpace, configuration)
+
+        let wiring = HartWiring(accelerator.harts)
+        plic = PLIC(contextCount: wiring.contextCount) { context, level in
+            wiring.setExternalInterrupt(context: context, level)
+        }
+        loader = ImageLoader(
+            vm: vm, accelerator: accelerator, files: configuration.files, memorySize: memorySize,
+            flash: configuration.flash)
+        uart = try SerialUART(
+            name: "serial0", vm: vm, chardev: configuration.serial, line: plic.line(MemoryMap.uart0Interrupt))
+        let rtc = GoldfishRTC(loop: vm.loop, line: plic.line(MemoryMap.rtcInterrupt))
+        let test = TestFinisher(machine: vm)
+        let clint = CLINT(harts: wiring)
+        var slots: [VirtioMMIO] = []
+        for slot in 0..<MemoryMap.virtioSlots {
+            slots.append(VirtioMMIO(slot: slot, line: plic.line(MemoryMap.virtioInterrupt + slot)))
+        }
+        self.slots = slots
+        devices = DeviceFactory(vm: vm, slots: slots)
+        if configuration.files.firmware == .builtin {
+            accelerator.enableBuiltinSBI().console = uart
+        }
+
+        // The loader comes before the harts, which then start from where it
+        // sends them, and the controllers after what drives their inputs.
+        try vm.add(loader)
+        for hart in accelerator.harts { try vm.add(hart) }
+        try vm.add(test)
+        try vm.add(rtc)
+        try vm.add(uart)
+        for slot in slots { try vm.add(slot) }
+        try vm.add(clint)
+        try vm.add(plic)
+
+        let space = vm.addressSpace
+        try space.map(test, at: MemoryMap.test, size: TestFinisher.size, name: "riscv.sifive.test")
+        try space.map(rtc, at: MemoryMap.rtc, size: GoldfishRTC.size, name: "goldfish_rtc")
+        try space.map(clint, at: MemoryMap.clint, size: CLINT.size, name: "riscv.sifive.clint")
+        try space.map(plic, at: MemoryMap.plic, size: PLIC.size, name: "riscv.sifive.plic")
+        try space.map(uart, at: MemoryMap.uart0, size: SerialUART.size, name: "serial")
+        for slot in slots {
+            let start = MemoryMap.virtio + MemoryMap.virtioStride * UInt64(slot.slot)
+            try space.map(slot, at: start, size: MemoryMap.virtioStride, name: "virtio-mmio")
+        }
+    }
+
+    private static func mapMemory(_ space: AddressSpace, _ configuration: Configuration) throws(VMMError) {
+        let ram = configuration.ram
+        guard ram.usedLength >= 1 << 20, ram.usedLength % 4096 == 0 else {
+            throw VMMError("Invalid RAM size \(ram.usedLength): the virt board needs at least 1 MiB, in whole pages")
+        }
+        guard configuration.flash.count <= 2 else {
+            throw VMMError("the virt board has two flash devices, \(configuration.flash.count) were given")
+        }
+        for backend in configuration.flash where backend.size != MemoryMap.flashSize {
+            throw VMMError(
+                "device requires \(MemoryMap.flashSize) bytes, block backend '\(backend.id)' provides "
+                    + "\(backend.size) bytes")
+        }
+        let rom = try configuration.allocate("riscv_virt_board.mrom", Int(MemoryMap.bootROMSize))
+        try space.map(rom, at: MemoryMap.bootROM, size: MemoryMap.bootROMSize, readOnly: true)
+        for index in 0..<2 {
+            let block = try configuration.allocate("virt.flash\(index)", Int(MemoryMap.flashSize))
+            let start = MemoryMap.flash + MemoryMap.flashSize * UInt64(index)
+            try space.map(block, at: start, size: MemoryMap.flashSize, readOnly: true)
+            if index < configuration.flash.count { configuration.flash[index].user = "virt.flash\(index)" }
+        }
+        try space.map(ram, at: MemoryMap.ram, size: UInt64(ram.usedLength))
+    }
+
+    /// Reads and checks kernel, initrd, firmware and device tree. For a fresh
+    /// start; guest memory is changed only by the first reset.
+    public func prepareImages() throws(VMMError) { try loader.prepare() }
+
+    /// Writes the device tree that the guest gets: `-machine dumpdtb=FILE`.
+    public func dumpDeviceTree(to path: String) throws(VMMError) {
+        let blob = try loader.plan().deviceTree
+        let file = try FD.open(path, O_WRONLY | O_CREAT | O_TRUNC, mode: 0o644)
+        var failure: VMMError?
+        blob.withUnsafeBytes {
+            do throws(VMMError) { try FD.writeAll(file.raw, $0, to: "'\(path)'") } catch { failure = error }
+        }
+        if let failure { throw failure }
+    }
+}
