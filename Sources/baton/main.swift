@@ -1,1 +1,20 @@
 import BatonRuntime
+import Glibc
+
+let startedAt = EventLoop.now
+
+/// Prints and ends with success.
+func say(_ text: String) -> Never {
+    try? FD.writeAll(1, Array(text.utf8), to: "standard output")
+    exit(0)
+}
+
+do throws(VMMError) {
+    let invocation = try Invocation(Array(CommandLine.arguments.dropFirst()))
+    try LogOptions.apply(invocation)
+    try Help.answer(invocation)
+    exit(try Launcher(invocation, startedAt: startedAt).run())
+} catch {
+    Report.error(error)
+    exit(1)
+}

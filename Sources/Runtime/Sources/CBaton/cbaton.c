@@ -2,6 +2,9 @@
 #include "cbaton.h"
 #include <dlfcn.h>
 #include <errno.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <linux/openat2.h>
@@ -117,4 +120,42 @@ uint32_t cbaton_crc32c(uint32_t crc, const void *data, size_t size) {
     crc = ~crc;
     while (size--) crc = crc >> 8 ^ table[(crc ^ *bytes++) & 0xff];
     return ~crc;
+}
+
+int cbaton_is_ignored(int number) {
+    struct sigaction action;
+    return sigaction(number, NULL, &action) == 0 && action.sa_handler == SIG_IGN;
+}
+
+int cbaton_daemonize(void) {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) return -1;
+    pid_t child = fork();
+    if (child < 0) return -1;
+    if (child > 0) {
+        close(ends[1]);
+        unsigned char status = 1;
+        ssize_t n;
+        do n = read(ends[0], &status, 1);
+        while (n < 0 && errno == EINTR);
+        _exit(n == 1 ? status : 1);
+    }
+    close(ends[0]);
+    setsid();
+    umask(027);
+    return ends[1];
+}
+
+void cbaton_daemon_ready(int fd, int status) {
+    unsigned char byte = (unsigned char)status;
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null >= 0) {
+        dup2(null, 0);
+        dup2(null, 1);
+        dup2(null, 2);
+        if (null > 2) close(null);
+    }
+    while (write(fd, &byte, 1) < 0 && errno == EINTR) {
+    }
+    close(fd);
 }

@@ -188,6 +188,9 @@ public struct ByteCursor {
     public var isAtEnd: Bool { rest.isEmpty }
     public var remaining: Int { rest.count }
 
+    /// Up to `count` of the next bytes, which stay unread.
+    public func peek(_ count: Int) -> ArraySlice<UInt8> { rest.prefix(count) }
+
     public mutating func byte() -> UInt8? { rest.popFirst() }
 
     public mutating func take(_ count: Int) -> ArraySlice<UInt8>? {

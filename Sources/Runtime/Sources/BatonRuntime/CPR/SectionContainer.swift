@@ -15,7 +15,7 @@ import CBaton
 ///                       does not know the name)
 ///              4        section version
 ///              4        length of the payload
-///              4        CRC-32C of the name and the payload
+///              4        CRC-32C of the fields before, the name and the payload
 ///              ...      name, payload
 ///
 /// A payload is a sequence of named fields, see `StateWriter`.
@@ -61,11 +61,12 @@ public struct SectionContainer {
     public func encoded() -> [UInt8] {
         var body: [UInt8] = []
         for section in sections {
-            body += littleEndianBytes(UInt16(section.name.utf8.count))
-            body += littleEndianBytes(UInt16(section.optional ? 1 : 0))
-            body += littleEndianBytes(section.version)
-            body += littleEndianBytes(UInt32(section.payload.count))
-            body += littleEndianBytes(SectionContainer.checksum(section.name.utf8, section.payload))
+            var header = littleEndianBytes(UInt16(section.name.utf8.count))
+            header += littleEndianBytes(UInt16(section.optional ? 1 : 0))
+            header += littleEndianBytes(section.version)
+            header += littleEndianBytes(UInt32(section.payload.count))
+            body += header
+            body += littleEndianBytes(SectionContainer.checksum(header[...], section.name, section.payload))
             body += section.name.utf8
             body += section.payload
         }
@@ -81,8 +82,8 @@ public struct SectionContainer {
     private static func crc(_ bytes: ArraySlice<UInt8>, from start: UInt32 = 0) -> UInt32 {
         bytes.withUnsafeBytes { cbaton_crc32c(start, $0.baseAddress, $0.count) }
     }
-    private static func checksum(_ name: String.UTF8View, _ payload: ArraySlice<UInt8>) -> UInt32 {
-        crc(payload, from: crc(Array(name)[...]))
+    private static func checksum(_ header: ArraySlice<UInt8>, _ name: String, _ payload: ArraySlice<UInt8>) -> UInt32 {
+        crc(payload, from: crc(Array(name.utf8)[...], from: crc(header)))
     }
 
     /// Parses and checks a whole container.
@@ -96,9 +97,9 @@ public struct SectionContainer {
         var cursor = ByteCursor(bytes[8...])
         guard let version = cursor.unsigned(UInt32.self), let count = cursor.unsigned(UInt32.self),
             let length = cursor.unsigned(UInt64.self), let headerCRC = cursor.unsigned(UInt32.self),
-            cursor.unsigned(UInt32.self) != nil
+            let reserved = cursor.unsigned(UInt32.self)
         else { throw VMMError("\(name) is truncated") }
-        guard SectionContainer.crc(bytes[..<24]) == headerCRC else { throw VMMError("\(name) has a damaged header") }
+        guard SectionContainer.crc(bytes[..<24]) == headerCRC, reserved == 0 else { throw VMMError("\(name) has a damaged header") }
         guard version == SectionContainer.formatVersion else {
             throw VMMError(
                 "\(name) has format version \(version), this VMM reads version \(SectionContainer.formatVersion)",
@@ -109,6 +110,7 @@ public struct SectionContainer {
         }
         guard UInt64(cursor.remaining) == length else { throw VMMError("\(name) has bytes after its last section") }
         for _ in 0..<count {
+            let rest = cursor
             guard let nameLength = cursor.unsigned(UInt16.self), let flags = cursor.unsigned(UInt16.self),
                 let sectionVersion = cursor.unsigned(UInt32.self), let payloadLength = cursor.unsigned(UInt32.self),
                 let checksum = cursor.unsigned(UInt32.self), (1...255).contains(nameLength),
@@ -116,7 +118,7 @@ public struct SectionContainer {
                 let sectionName = String(validating: nameBytes, as: UTF8.self),
                 let payload = cursor.take(Int(payloadLength))
             else { throw VMMError("\(name) has a damaged section table") }
-            guard SectionContainer.checksum(sectionName.utf8, payload) == checksum else {
+            guard SectionContainer.checksum(rest.peek(12), sectionName, payload) == checksum else {
                 throw VMMError("\(name) has a damaged section '\(sectionName)' (checksum mismatch)")
             }
             guard section(sectionName) == nil else {

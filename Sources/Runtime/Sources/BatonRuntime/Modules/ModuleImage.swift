@@ -41,9 +41,10 @@ struct ModuleImage {
                 hint: "Build the module for the architecture of this host.")
         }
         guard file.word16(16) == 3 else { throw VMMError("'\(path)' is not a shared object, so it is not a Baton module") }
+        try ModuleImage.checkSegments(file, path)
         guard let sections = file.word64(40), let entrySize = file.word16(58), let count = file.word16(60),
-            entrySize >= 64
-        else { throw notModule }
+            entrySize >= 64, file.contains(sections, UInt64(entrySize) * UInt64(count))
+        else { throw VMMError("module '\(path)' is truncated") }
 
         var exportsQuery = false
         var stamp: String?
@@ -70,6 +71,21 @@ struct ModuleImage {
         self.exportsQuery = exportsQuery
         self.stamp = stamp
     }
+
+    /// Refuses a file that ends before what it says is to be mapped: an access
+    /// to such a page kills the process.
+    private static func checkSegments(_ file: ELFBytes, _ path: String) throws(VMMError) {
+        let truncated = VMMError("module '\(path)' is truncated")
+        guard let headers = file.word64(32), let entrySize = file.word16(54), let count = file.word16(56) else {
+            throw truncated
+        }
+        for index in 0..<UInt64(count) {
+            let header = headers &+ index &* UInt64(entrySize)
+            guard let type = file.word32(header), let offset = file.word64(header &+ 8),
+                let size = file.word64(header &+ 32), type != 1 || file.contains(offset, size)
+            else { throw truncated }
+        }
+    }
 }
 
 /// Bounds-checked reads from a mapped file.
@@ -80,6 +96,9 @@ private struct ELFBytes {
     private func load<T: FixedWidthInteger>(_ offset: UInt64, as type: T.Type) -> T? {
         guard let start = Int(exactly: offset), start <= count - MemoryLayout<T>.size else { return nil }
         return T(littleEndian: base.loadUnaligned(fromByteOffset: start, as: T.self))
+    }
+    func contains(_ offset: UInt64, _ length: UInt64) -> Bool {
+        offset <= UInt64(count) && length <= UInt64(count) - offset
     }
     func byte(_ offset: UInt64) -> UInt8? { load(offset, as: UInt8.self) }
     func word16(_ offset: UInt64) -> UInt16? { load(offset, as: UInt16.self) }

@@ -114,6 +114,9 @@ public final class ModuleLoader {
             let reason = dlerror().map { String(cString: $0) } ?? "unknown error"
             throw VMMError("module '\(path)' cannot be loaded: \(reason)")
         }
+        // The dynamic linker knows the module by that name, and would give it
+        // out again for the next file of this number: the number stays taken.
+        _ = fd.release()
         guard let symbol = dlsym(handle, BATON_MODULE_QUERY_SYMBOL) else {
             throw VMMError("'\(path)' is not a Baton module (it does not export baton_module_query)")
         }

@@ -60,6 +60,18 @@ void *cbaton_dlopen(const char *path);
 /* The CRC-32C (Castagnoli) of SIZE bytes, continued from CRC (0 to start). */
 uint32_t cbaton_crc32c(uint32_t crc, const void *data, size_t size);
 
+/* True when the signal is ignored. */
+int cbaton_is_ignored(int signal);
+
+/* Forks into the background: the child returns the fd to report readiness on
+ * with cbaton_daemon_ready; the parent waits for that and exits with the
+ * status that the child reports, or 1 when it dies first. Returns -1 and errno
+ * when the fork fails. The process must be single-threaded. */
+int cbaton_daemonize(void);
+/* Lets the parent of cbaton_daemonize exit with STATUS; standard input, output
+ * and error go to /dev/null. */
+void cbaton_daemon_ready(int fd, int status);
+
 /* True for uid 0 and for the effective user. */
 int cbaton_is_root_or_self(unsigned uid);
 

@@ -1,0 +1,57 @@
+import BatonRuntime
+import Chardev
+import Virtio
+
+/// The host sides of devices, made before the board: chardevs, disks and
+/// network back ends.
+struct Backends {
+    /// `-serial`; nil for none.
+    private(set) var serial: Chardev?
+    /// Chardevs that a human monitor shares with a device (`mon:`).
+    private(set) var sharedMonitors: [Chardev] = []
+    private(set) var flash: [BlockBackend] = []
+    /// `-device` options that short forms stand for (`-drive if=virtio`).
+    private(set) var impliedDevices: [String] = []
+    private(set) var net: [NetBackend] = []
+
+    init(_ invocation: Invocation, vm: VirtualMachine) throws(VMMError) {
+        for text in invocation.all("chardev") { _ = try ChardevFactory.make(text, vm: vm) }
+        try makeSerial(invocation, vm)
+        try makeDisks(invocation, vm)
+        for text in invocation.all("netdev") {
+            net.append(try NetBackendFactory.make(try KeyValueOptions(text, impliedKey: "type", style: .keyval), loop: vm.loop))
+        }
+    }
+
+    private mutating func makeSerial(_ invocation: Invocation, _ vm: VirtualMachine) throws(VMMError) {
+        let given = invocation.all("serial")
+        guard given.count <= 1 else { throw VMMError("too many serial ports: this machine has one") }
+        // Without a word about it the terminal gets the serial port, and the
+        // monitor too unless that goes elsewhere.
+        let quiet = invocation.has("nodefaults") || invocation.has("daemonize")
+        let text = given.first ?? (quiet ? "none" : invocation.has("monitor") ? "stdio" : "mon:stdio")
+        let form = try ChardevFactory.makeShortForm(text, id: "serial0", vm: vm)
+        serial = form.chardev
+        if form.wantsMonitor, let chardev = form.chardev { sharedMonitors.append(chardev) }
+    }
+
+    private mutating func makeDisks(_ invocation: Invocation, _ vm: VirtualMachine) throws(VMMError) {
+        var nodes = BlockOptions.Nodes()
+        for text in invocation.all("blockdev") { try nodes.add(text, vm: vm) }
+        var flashUnits: [Int: BlockBackend] = [:]
+        for (index, text) in invocation.all("drive").enumerated() {
+            switch try BlockOptions.drive(text, index: index, vm: vm) {
+            case .none: break
+            case .virtio(let id): impliedDevices.append("virtio-blk-device,drive=\(id)")
+            case .flash(let unit, let id):
+                guard let backend = vm.blockBackend(id), flashUnits.updateValue(backend, forKey: unit) == nil else {
+                    throw VMMError("drive with bus=0, unit=\(unit) (index=\(unit)) exists")
+                }
+            }
+        }
+        flash = flashUnits.sorted { $0.key < $1.key }.map(\.value)
+        guard flashUnits.isEmpty || flashUnits[0] != nil else {
+            throw VMMError("-drive if=pflash,unit=1 needs a drive with unit=0 too")
+        }
+    }
+}

@@ -1,0 +1,44 @@
+import BatonRuntime
+
+/// The command line, split into options and their arguments but not yet
+/// understood. The order of options of the same name is kept.
+struct Invocation {
+    private var options: [(name: String, value: String)] = []
+
+    /// - Parameter arguments: without the program's name. Options start with
+    ///   one or two dashes; anything else is a disk image, as in QEMU.
+    init(_ arguments: [String]) throws(VMMError) {
+        var rest = arguments[...]
+        while let argument = rest.popFirst() {
+            guard argument.hasPrefix("-") else {
+                options.append(("drive", "file=\(Invocation.escaped(argument)),if=virtio,format=raw"))
+                continue
+            }
+            let name = String(argument.dropFirst(argument.hasPrefix("--") ? 2 : 1))
+            guard let spec = OptionTable.find(name) else {
+                throw VMMError("\(argument): invalid option", hint: "Use -help for the list of options.")
+            }
+            var value = ""
+            if spec.argument != nil {
+                guard let next = rest.popFirst() else { throw VMMError("\(argument): requires an argument") }
+                value = next
+            }
+            options.append((name == "M" ? "machine" : name == "help" ? "h" : name, value))
+        }
+    }
+
+    private static func escaped(_ text: String) -> String {
+        var result = ""
+        for character in text { result += character == "," ? ",," : String(character) }
+        return result
+    }
+
+    /// Whether an option was given.
+    func has(_ name: String) -> Bool { options.contains { $0.name == name } }
+    /// Every argument of an option, in order.
+    func all(_ name: String) -> [String] { options.filter { $0.name == name }.map(\.value) }
+    /// The last argument of an option, or nil.
+    func last(_ name: String) -> String? { options.last { $0.name == name }?.value }
+    /// Arguments of several options, in the order given.
+    func inOrder(_ names: [String]) -> [(name: String, value: String)] { options.filter { names.contains($0.name) } }
+}

@@ -1,0 +1,113 @@
+import BatonRuntime
+import CBaton
+import Chardev
+import Glibc
+import Monitor
+import VirtBoard
+
+/// Builds the VM from a command line, in the order that an update needs: the
+/// CPR state is read before any memory or device exists.
+final class Launcher {
+    let invocation: Invocation
+    let vm: VirtualMachine
+    let memory = GuestMemory()
+    let loader = ModuleLoader(registry: ModuleRegistry())
+    let cpr: CprController
+    private var daemonPipe: Int32?
+
+    /// - Parameter startedAt: CLOCK_MONOTONIC in nanoseconds when `main` began.
+    init(_ invocation: Invocation, startedAt: Int64) throws(VMMError) {
+        self.invocation = invocation
+        vm = try VirtualMachine()
+        loader.registry.addBuiltIn(RAMMemoryBackend())
+        cpr = try CprController(vm: vm, memory: memory, registry: loader.registry, startedAt: startedAt)
+    }
+
+    /// Builds everything and runs the VM to its end.
+    /// - Returns: the process' exit status.
+    func run() throws(VMMError) -> Int32 {
+        let machine = try MachineOptions(invocation)
+        try general(machine)
+        try ModuleOptions.load(invocation, loader: loader)
+        try ModuleOptions.enableModes(invocation, cpr: cpr, loader: loader)
+        for text in invocation.all("object") { try MemoryOptions.create(text, memory: memory, loader: loader) }
+        // Before anything holds a lock or a pidfile, and before a thread could
+        // exist. A successor is in the background already.
+        if invocation.has("daemonize") && cpr.inherited == nil {
+            let pipe = cbaton_daemonize()
+            guard pipe >= 0 else { throw .system("could not go to the background") }
+            daemonPipe = pipe
+        }
+        let pidFile = try openPidFile()
+        let backends = try Backends(invocation, vm: vm)
+        let board = try BoardBuilder.build(invocation, machine: machine, backends: backends, vm: vm, memory: memory)
+        if let file = machine.dumpDTB {
+            try board.dumpDeviceTree(to: file)
+            return 0
+        }
+        try registerCoreCommands(vm: vm, memory: memory)
+        try registerChardevCommands(vm: vm)
+        try cpr.registerCommands()
+        if cpr.inherited == nil { try board.prepareImages() }
+        // Last: a monitor that waits for a client finds the machine complete.
+        try MonitorOptions.start(invocation, backends: backends, vm: vm)
+        try Signals.install(vm)
+        cpr.onPhase { [unowned vm] phase throws(VMMError) in
+            switch phase {
+            case .exec: for chardev in vm.chardevs { chardev.prepareForExec() }
+            case .saveFailed: for chardev in vm.chardevs { chardev.execFailed() }
+            default: break
+            }
+        }
+        try cpr.machineBuilt()
+        if let daemonPipe { cbaton_daemon_ready(daemonPipe, 0) }
+        daemonPipe = nil
+        // A process that took over a guest waits for cpr-load.
+        if !invocation.has("S") && cpr.inherited == nil { try vm.start() }
+        let status = vm.run()
+        for chardev in vm.chardevs { chardev.shutDown() }
+        for backend in backends.net { backend.shutDown() }
+        pidFile?.remove()
+        return status
+    }
+
+    private func general(_ machine: MachineOptions) throws(VMMError) {
+        vm.machineType = "virt"
+        memory.merge = machine.mergeMemory
+        memory.dumpGuestCore = machine.dumpGuestCore
+        if let text = invocation.last("name") {
+            let options = try KeyValueOptions(text, impliedKey: "guest")
+            vm.name = try options.string("guest")
+            _ = try options.string("process")
+            _ = try options.bool("debug-threads")
+            try options.finish()
+        }
+        if let text = invocation.last("uuid") {
+            guard isUUID(text) else {
+                throw VMMError("failed to parse UUID string: wrong format", hint: "A UUID is written 8-4-4-4-12 in hex digits.")
+            }
+            vm.uuid = text
+        }
+        if let text = invocation.last("rtc") {
+            let options = try KeyValueOptions(text)
+            if let base = try options.string("base"), base != "utc" {
+                throw VMMError("-rtc base=\(base) is not supported", hint: "The guest's clock is the host's, in UTC.")
+            }
+            vm.clock.stopsWithVM = try options.enumeration("clock", ["host", "vm"]) == "vm"
+            _ = try options.string("driftfix")
+            try options.finish()
+        }
+        vm.noReboot = invocation.has("no-reboot")
+        vm.noShutdown = invocation.has("no-shutdown")
+    }
+
+    private func isUUID(_ text: String) -> Bool {
+        let groups = text.split(separator: "-", omittingEmptySubsequences: false)
+        return groups.map(\.utf8.count) == [8, 4, 4, 4, 12] && groups.allSatisfy { UInt64($0, radix: 16) != nil }
+    }
+
+    private func openPidFile() throws(VMMError) -> PidFile? {
+        guard let path = invocation.last("pidfile") else { return nil }
+        return try PidFile(path)
+    }
+}

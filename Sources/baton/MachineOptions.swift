@@ -1,0 +1,50 @@
+import BatonRuntime
+
+/// What `-machine`, `-accel`, `-cpu` and `-smp` say.
+struct MachineOptions {
+    var memoryBackend: String?
+    var dumpDTB: String?
+    var mergeMemory = true
+    var dumpGuestCore = true
+    var hartCount = 1
+
+    init(_ invocation: Invocation) throws(VMMError) {
+        for text in invocation.all("machine") {
+            let options = try KeyValueOptions(text, impliedKey: "type")
+            if let type = try options.string("type"), type != "virt" {
+                throw VMMError("unsupported machine type: \"\(type)\"", hint: "Use -machine help to list supported machines")
+            }
+            memoryBackend = try options.string("memory-backend") ?? memoryBackend
+            dumpDTB = try options.string("dumpdtb") ?? dumpDTB
+            mergeMemory = try options.bool("mem-merge") ?? mergeMemory
+            dumpGuestCore = try options.bool("dump-guest-core") ?? dumpGuestCore
+            if let accel = try options.string("accel") { try MachineOptions.checkAccelerator(accel) }
+            if let aia = try options.string("aia"), aia != "none" {
+                throw VMMError("-machine aia=\(aia) is not supported", hint: "Use aia=none: the board has a PLIC.")
+            }
+            _ = try options.enumeration("usb", ["off"])
+            try options.finish()
+        }
+        for text in invocation.all("accel") {
+            let options = try KeyValueOptions(text, impliedKey: "accel")
+            try MachineOptions.checkAccelerator(try options.requiredString("accel"))
+            _ = try options.string("thread")
+            try options.finish()
+        }
+        if let cpu = invocation.last("cpu"), !["rv64", "max"].contains(cpu) {
+            throw VMMError("unable to find CPU model '\(cpu)'", hint: "Models: rv64, max.")
+        }
+        for text in invocation.all("smp") {
+            let options = try KeyValueOptions(text, impliedKey: "cpus")
+            hartCount = Int(try options.number("cpus", in: 1...8) ?? UInt64(hartCount))
+            for key in ["sockets", "cores", "threads", "maxcpus", "dies", "clusters"] { _ = try options.number(key) }
+            try options.finish()
+        }
+    }
+
+    /// A list such as `kvm:tcg` names what to try in turn.
+    private static func checkAccelerator(_ list: String) throws(VMMError) {
+        for name in list.split(separator: ":") where name == "tcg" { return }
+        throw VMMError("invalid accelerator \(list)", hint: "Accelerators: tcg.")
+    }
+}

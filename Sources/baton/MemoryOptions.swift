@@ -1,0 +1,78 @@
+import BatonRuntime
+
+/// `-m`, `-object memory-backend-*` and the memory part of `-machine`.
+enum MemoryOptions {
+    /// Bytes of guest RAM from `-m`.
+    static func size(_ invocation: Invocation) throws(VMMError) -> UInt64? {
+        guard let text = invocation.last("m") else { return nil }
+        let options = try KeyValueOptions(text, impliedKey: "size")
+        guard let size = try options.size("size", defaultUnit: 1 << 20) else { return nil }
+        for key in ["slots", "maxmem"] where options.has(key) {
+            throw VMMError("-m \(key)= is not supported: memory cannot be added to a running machine")
+        }
+        try options.finish()
+        guard size >= 4096, size <= 1 << 46 else {
+            throw VMMError("ram size \(size) is out of range", hint: "Use 4K to 64T, such as -m 512M.")
+        }
+        return size
+    }
+
+    /// Makes the memory of one `-object memory-backend-*`.
+    static func create(_ text: String, memory: GuestMemory, loader: ModuleLoader) throws(VMMError) {
+        let options = try KeyValueOptions(text, impliedKey: "qom-type", style: .keyval)
+        let type = try options.requiredString("qom-type")
+        let backend = try find(type, loader)
+        let id = try options.requiredIdentifier("id")
+        let size = try options.requiredSize("size")
+        guard size > 0, size <= 1 << 46 else {
+            throw VMMError("property 'size' of \(type) doesn't take value '\(size)'")
+        }
+        guard let length = Mapping.roundedToPages(Int(size)) else { throw VMMError("size \(size) is too large") }
+        let properties = MemoryBackendProperties(
+            share: try options.bool("share"), merge: try options.bool("merge") ?? true,
+            dump: try options.bool("dump") ?? true, prealloc: try options.bool("prealloc") ?? false)
+        let alignment = try options.size("align") ?? UInt64(Mapping.pageSize)
+        guard alignment >= UInt64(Mapping.pageSize), alignment <= 1 << 40, alignment & (alignment - 1) == 0 else {
+            throw VMMError("property 'align' of \(type) must be a power of two of at least the page size, not \(alignment)")
+        }
+        try memory.createBackend(
+            type: backend, id: id,
+            request: RAMRequest(name: id, usedLength: length, alignment: Int(alignment)),
+            properties: properties, options: options)
+        try options.finish()
+    }
+
+    private static func find(_ type: String, _ loader: ModuleLoader) throws(VMMError) -> any MemoryBackendType {
+        if let known = loader.registry.memoryBackend(type) { return known }
+        let prefix = "memory-backend-"
+        guard type.hasPrefix(prefix) else {
+            throw VMMError("invalid object type: \(type)", hint: "Use -object help to list the types.")
+        }
+        do throws(VMMError) {
+            try loader.require(kind: "memory-backend", name: String(type.dropFirst(prefix.utf8.count)))
+        } catch {
+            throw error.prefixed("invalid object type: \(type)")
+        }
+        guard let loaded = loader.registry.memoryBackend(type) else {
+            throw VMMError("invalid object type: \(type)", hint: "The module of that name does not provide it.")
+        }
+        return loaded
+    }
+
+    /// The machine's main memory: the backend that `-machine memory-backend=`
+    /// names, or a block of its own.
+    static func mainMemory(backend: String?, size: UInt64?, memory: GuestMemory) throws(VMMError) -> RAMBlock {
+        if let backend {
+            let block = try memory.claimBackend(backend)
+            if let size, UInt64(block.usedLength) != size {
+                throw VMMError(
+                    "Size specified by -m option must match size of explicitly specified 'memory-backend' property "
+                        + "(\(size) and \(block.usedLength) bytes)")
+            }
+            return block
+        }
+        let bytes = size ?? 128 << 20
+        guard let length = Mapping.roundedToPages(Int(bytes)) else { throw VMMError("ram size \(bytes) is too large") }
+        return try memory.allocate(RAMRequest(name: "riscv_virt_board.ram", usedLength: length))
+    }
+}

@@ -1,0 +1,108 @@
+import Foundation
+import TestSupport
+
+/// A real `baton` that runs the counting guest, in RAM that this process
+/// watches through a shared file.
+final class CountingGuest {
+    static let memorySize = 16 << 20
+    /// Where the guest keeps its page, see Tests/Guests/counter.
+    private static let page = 0x40_0000
+    private static let magic: UInt64 = 0x544e_434e_4f54_4142
+
+    let directory: TemporaryDirectory
+    let process: ChildProcess
+    let memory: SharedMemory
+    private(set) var qmp: QMPClient
+    let arguments: [String]
+    var ramFile: String { directory.file("ram") }
+    var checkpoint: String { directory.file("checkpoint") }
+
+    /// Builds the guest, or finds it in the cache.
+    static func image() throws -> String {
+        let source = "\(Products.repository)/Tests/Guests/counter"
+        return try GuestBuilder.build(
+            "counter",
+            sources: ["counter.c": try String(contentsOfFile: "\(source)/counter.c", encoding: .utf8)],
+            flags: ["-fpie"],
+            linkerScript: try String(contentsOfFile: "\(source)/counter.ld", encoding: .utf8), binary: true)
+    }
+
+    /// Starts the VMM and waits until the guest counts.
+    /// - Parameter extra: arguments after those that every counting guest has.
+    init(extra: [String] = ["-cpr-enable", "restart"], prefix: [String] = []) throws {
+        directory = try TemporaryDirectory()
+        let ram = try directory.writeSparse("ram", size: Self.memorySize)
+        arguments =
+            [Products.baton] + [
+                "-machine", "virt,memory-backend=ram", "-m", "16M",
+                "-object", "memory-backend-file,id=ram,size=16M,mem-path=\(ram),share=on",
+                "-bios", "none", "-kernel", try Self.image(),
+                "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
+                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+            ] + extra
+        process = try ChildProcess(prefix + arguments)
+        memory = try SharedMemory(path: ram)
+        do {
+            qmp = try QMPClient(path: directory.file("qmp"))
+        } catch {
+            throw TestError("\(error): \(process.errors)")
+        }
+        let memory = self.memory
+        try eventually("the guest counts", by: .seconds(30)) {
+            memory.load(UInt64.self, at: Self.page) == Self.magic && memory.load(UInt64.self, at: Self.page + 8) > 0
+        }
+    }
+
+    var count: UInt64 { memory.load(UInt64.self, at: Self.page + 8) }
+    /// The checksum that goes with a count while the guest stands still.
+    var checksum: UInt64 { memory.load(UInt64.self, at: Self.page + (count & 1 == 0 ? 16 : 24)) }
+
+    /// What the checksum must be after `steps` steps: the sequence's power
+    /// computed by doubling.
+    static func expectedChecksum(after steps: UInt64) -> UInt64 {
+        var multiplier: UInt64 = 6_364_136_223_846_793_005
+        var increment: UInt64 = 1_442_695_040_888_963_407
+        var value: UInt64 = 0
+        var left = steps
+        while left > 0 {
+            if left & 1 == 1 { value = value &* multiplier &+ increment }
+            increment = (multiplier &+ 1) &* increment
+            multiplier = multiplier &* multiplier
+            left >>= 1
+        }
+        return value
+    }
+
+    func waitForProgress(past old: UInt64) throws {
+        try eventually("the counter passes \(old)", by: .seconds(30)) { self.count > old }
+    }
+
+    // MARK: The steps of a restart
+
+    func save(mode: String = "restart") throws {
+        try qmp.execute("cpr-save", ["filename": checkpoint, "mode": mode])
+    }
+
+    /// Executes the VMM anew, waiting for its monitor.
+    func exec(_ argv: [String]? = nil) throws {
+        try qmp.executeWithoutAnswer("cpr-exec", ["argv": argv ?? arguments + ["-S"]])
+        // The old connection ends with the exec; one made too early would be
+        // to a socket of the old process.
+        while let message = try qmp.receive() {
+            if let error = message["error"] as? [String: Any] { throw TestError("cpr-exec: \(error)") }
+        }
+        qmp = try QMPClient(path: directory.file("qmp"))
+    }
+
+    func load(mode: String = "restart") throws {
+        try qmp.execute("cpr-load", ["filename": checkpoint, "mode": mode])
+    }
+
+    func openDescriptors() throws -> [String] {
+        let directory = "/proc/\(process.pid)/fd"
+        return try FileManager.default.contentsOfDirectory(atPath: directory)
+            .map { (try? FileManager.default.destinationOfSymbolicLink(atPath: "\(directory)/\($0)")) ?? "" }
+            // Sockets and pipes have numbers of their own in each process.
+            .map { String($0.prefix { $0 != ":" }) }.sorted()
+    }
+}
