@@ -7,7 +7,7 @@ struct BatonDemo: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "baton-demo",
         abstract: "Runs a guest under baton and replaces the VMM process under it.",
-        subcommands: [RunCommand.self, FetchCommand.self, GuestCommand.self],
+        subcommands: [RunCommand.self, BenchCommand.self, FetchCommand.self, GuestCommand.self],
         defaultSubcommand: RunCommand.self)
 }
 
@@ -37,7 +37,7 @@ struct GuestCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "guest", abstract: "Builds one of the guest programs in Tests/Guests.")
 
-    @Argument(help: "demo (a static Linux program) or counter (a bare-metal image).")
+    @Argument(help: "demo (a static Linux program), counter or bench (flat bare-metal images).")
     var guest: GuestProgram
 
     @Option(name: .shortAndLong, help: "File to write.")

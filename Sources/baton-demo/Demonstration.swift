@@ -110,7 +110,15 @@ final class Demonstration {
         }
     }
 
+    /// The guest's pause as the VMM measured it, from the last instruction before to the
+    /// first after, with its parts; as seen from here if the VMM does not know.
     private func pause(outside: Double) throws -> String {
-        String(format: "pause %.1f ms", outside)
+        guard let cpr = try? session.command("query-cpr") as? [String: Any],
+            let phases = cpr["last-update"] as? [String: Any], let total = phases["pause-us"] as? Int
+        else { return String(format: "pause %.1f ms (from outside)", outside) }
+        let parts = ["save", "wait-exec", "exec", "start-up", "wait-load", "load", "resume"].compactMap { name in
+            (phases["\(name)-us"] as? Int).map { String(format: "%@ %.1f", name as NSString, Double($0) / 1000) }
+        }
+        return String(format: "pause %.1f ms (%@)", Double(total) / 1000, parts.joined(separator: ", ") as NSString)
     }
 }

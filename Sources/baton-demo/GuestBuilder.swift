@@ -7,6 +7,8 @@ enum GuestProgram: String, CaseIterable, ExpressibleByArgument {
     case demo
     /// A bare-metal image that counts.
     case counter
+    /// A bare-metal image that runs integer code and says how many instructions that took.
+    case bench
 }
 
 /// Builds guests with the Swift toolchain's own clang and lld, which target
@@ -40,7 +42,8 @@ struct GuestBuilder {
         ]
         switch guest {
         case .demo: arguments += ["-fno-pic", "-Wl,-z,max-page-size=4096"]
-        case .counter: arguments += ["-fpie", "-Wl,-no-pie", "-Wl,--oformat=binary", "-Wl,-T,\(directory)/counter.ld"]
+        case .counter, .bench:
+            arguments += ["-fpie", "-Wl,-no-pie", "-Wl,--oformat=binary", "-Wl,-T,\(sources)/flat.ld"]
         }
         try Tool.require(arguments)
     }

@@ -45,7 +45,9 @@ struct RunCommand: ParsableCommand {
         let guest = try chooseGuest(directory: directory, progress: progress)
 
         let socketPath = directory.file("qmp.sock")
-        let arguments = try commandLine(guest: guest, directory: directory, socketPath: socketPath)
+        let arguments = Self.commandLine(
+            vmm: try Self.locate(vmm: vmm), guest: guest, bios: bios, directory: directory, socketPath: socketPath,
+            cpr: !withoutCpr)
         progress.say("booting \(guest.name) under \(arguments[0])")
         let session = try Session(arguments: arguments, socketPath: socketPath, directory: directory.path)
         let demonstration = Demonstration(
@@ -82,14 +84,21 @@ struct RunCommand: ParsableCommand {
         }
     }
 
-    private func commandLine(guest: Guest, directory: TemporaryDirectory, socketPath: String) throws -> [String] {
+    /// The VMM's path: as asked for, or beside this program.
+    static func locate(vmm: String?) throws -> String {
         let own = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath().deletingLastPathComponent()
         let path = vmm ?? own.path + "/baton"
         guard let found = Tool.find(path) else { throw Failure("\(path): no such VMM; run make first") }
-        return [
-            URL(fileURLWithPath: found).path, "-name", "baton-demo", "-machine", "virt,memory-backend=ram",
+        return URL(fileURLWithPath: found).path
+    }
+
+    static func commandLine(
+        vmm: String, guest: Guest, bios: String, directory: TemporaryDirectory, socketPath: String, cpr: Bool = true
+    ) -> [String] {
+        [
+            vmm, "-name", "baton-demo", "-machine", "virt,memory-backend=ram",
             "-object", "memory-backend-memfd,id=ram,size=512M,share=on", "-m", "512M",
-        ] + (withoutCpr ? [] : ["-cpr-enable", "restart"]) + ["-bios", bios] + guest.arguments + [
+        ] + (cpr ? ["-cpr-enable", "restart"] : []) + ["-bios", bios] + guest.arguments + [
             "-nographic", "-serial", "stdio", "-monitor", "none",
             "-qmp", "unix:\(socketPath),server=on,wait=off", "-pidfile", directory.file("pid"),
         ]

@@ -40,8 +40,12 @@ final class Session {
             if let qmp, !qmp.isClosed {
                 descriptors.append(pollfd(fd: qmp.descriptor, events: Int16(POLLIN), revents: 0))
             }
-            // Without a connection there is nothing to wake us when the VMM listens.
-            poll(&descriptors, nfds_t(descriptors.count), qmp == nil ? 1 : 50)
+            if qmp == nil {
+                // Nothing would wake us when the VMM listens, and meanwhile its guest stands still.
+                usleep(200)
+            } else {
+                poll(&descriptors, nfds_t(descriptors.count), 50)
+            }
         }
     }
 
