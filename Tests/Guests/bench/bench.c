@@ -7,7 +7,7 @@ typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned char u8;
 
-#define ROUNDS 6000
+#define ROUNDS 40000
 #define NODES 64
 #define SIZE 12
 
