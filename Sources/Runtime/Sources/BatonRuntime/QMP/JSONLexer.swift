@@ -147,9 +147,10 @@ struct JSONLexer {
         return result
     }
 
-    /// The start of what was wrong, fit for a message.
+    /// The start of what was wrong, fit for a message: without NUL bytes, at
+    /// which a client in C would cut it off.
     static func text(_ bytes: [UInt8]) -> String {
-        String(decoding: bytes.prefix(64), as: UTF8.self)
+        String(decoding: bytes.prefix(64).map { $0 == 0 ? UInt8(ascii: "?") : $0 }, as: UTF8.self)
     }
 
     private static func isNumberByte(_ byte: UInt8) -> Bool {
