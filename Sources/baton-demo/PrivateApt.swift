@@ -38,20 +38,23 @@ struct PrivateApt {
 
     /// Reads the archive's index. apt exits with 0 even if it could not, so what it says counts.
     func update() throws {
-        let result = try Tool.require(["apt-get"] + options + ["-o", "APT::Update::Error-Mode=any", "update"])
-        if result.errors.contains("Failed to fetch") {
-            throw Failure(result.errors.trimmingCharacters(in: .whitespacesAndNewlines))
-        }
+        try run(["update", "-o", "APT::Update::Error-Mode=any"], in: nil)
     }
 
     /// Downloads one package and returns the path of its file.
     func download(_ package: String, into directory: String) throws -> String {
         let before = Set(try FileManager.default.contentsOfDirectory(atPath: directory))
-        try Tool.require(["apt-get"] + options + ["download", package], in: directory)
+        try run(["download", package], in: directory)
         let after = try FileManager.default.contentsOfDirectory(atPath: directory)
         guard let file = after.first(where: { !before.contains($0) && $0.hasSuffix("deb") }) else {
             throw Failure("apt-get download \(package) left no file in \(directory)")
         }
         return "\(directory)/\(file)"
+    }
+
+    private func run(_ command: [String], in directory: String?) throws {
+        let result = try Tool.run(["apt-get"] + options + command, in: directory)
+        guard result.status != 0 || result.errors.contains("Failed to fetch") else { return }
+        throw Failure("apt-get \(command.prefix(2).filter { $0 != "-o" }.joined(separator: " ")): \(result.reason)")
     }
 }

@@ -10,6 +10,8 @@ enum Tool {
         let errors: String
 
         var text: String { String(decoding: output, as: UTF8.self) }
+        /// What it said about a failure.
+        var reason: String { (errors.isEmpty ? text : errors).trimmingCharacters(in: .whitespacesAndNewlines) }
     }
 
     /// Runs a program to its end. Throws if it cannot be started.
@@ -43,10 +45,7 @@ enum Tool {
     static func require(_ arguments: [String], in directory: String? = nil) throws -> Result {
         let result = try run(arguments, in: directory)
         guard result.status == 0 else {
-            let reason = result.errors.isEmpty ? result.text : result.errors
-            throw Failure(
-                "\(arguments.joined(separator: " ")) ended with status \(result.status):\n"
-                    + reason.trimmingCharacters(in: .whitespacesAndNewlines))
+            throw Failure("\(arguments.joined(separator: " ")) ended with status \(result.status):\n\(result.reason)")
         }
         return result
     }
