@@ -30,8 +30,9 @@ extension UnsafeMutablePointer where Pointee == HartState {
             }
         default:
             let host: UnsafeMutableRawPointer
-            if let hit = storeHit(pointee.dataTLB, address, UInt32.self) {
-                host = hit
+            let set = pointee.dataTLB + TLB.storeOffset
+            if tlbHit(set, address, UInt32.self) {
+                host = RISCV.hostAddress(set, address)
             } else if let slow = hostAddress(address, .store, size: size) {
                 host = slow
             } else {

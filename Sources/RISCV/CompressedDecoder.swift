@@ -12,11 +12,11 @@ enum CompressedDecoder {
     }
 
     private static func make(_ code: OpCode, rd: UInt32 = 0, rs1: UInt32 = 0, imm: Int32 = 0) -> DecodedOp {
-        Decoder.make(code, length: 1, rd: rd, rs1: rs1, imm: imm)
+        Decoder.make(code.compressed, length: 1, rd: rd, rs1: rs1, imm: imm)
     }
 
     private static func plain(_ code: OpCode, rs2: UInt32, rs1: UInt32, imm: Int32) -> DecodedOp {
-        Decoder.makePlain(code, length: 1, rs2: rs2, rs1: rs1, imm: imm)
+        Decoder.makePlain(code.compressed, length: 1, rs2: rs2, rs1: rs1, imm: imm)
     }
 
     /// Bits `low...high` of the instruction, at `position`.

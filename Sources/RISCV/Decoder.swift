@@ -51,7 +51,8 @@ enum Decoder {
         default: return nil
         }
         if let distance = nearDistance(distance, offset) {
-            return makePlain(near, length: length, rs2: rs2, rs1: rs1, imm: distance)
+            return makePlain(
+                length == 1 ? near.compressed : near, length: length, rs2: rs2, rs1: rs1, imm: distance)
         }
         return makePlain(far, length: length, rs2: rs2, rs1: rs1, imm: distance)
     }

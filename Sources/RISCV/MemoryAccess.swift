@@ -21,18 +21,18 @@ struct MemoryFault {
 
 // MARK: The hit path
 
-/// The host address of a load, if its whole range is in the TLB. An access
-/// that crosses a page never matches the tag.
+/// Whether the TLB has the whole range of an access. One that crosses a page
+/// never matches the tag. For stores, `set` is `dataTLB + TLB.storeOffset`.
 @inline(__always)
-func loadHit<T>(_ set: UnsafeMutableRawPointer, _ address: UInt64, _ type: T.Type) -> UnsafeMutableRawPointer? {
-    let entry = tlbEntry(set, address)
-    guard entry.pointee.tag == (address &+ UInt64(MemoryLayout<T>.size - 1)) & pageMask else { return nil }
-    return UnsafeMutableRawPointer(bitPattern: UInt(entry.pointee.addend &+ address)).unsafelyUnwrapped
+func tlbHit<T>(_ set: UnsafeMutableRawPointer, _ address: UInt64, _ type: T.Type) -> Bool {
+    tlbEntry(set, address).pointee.tag == (address &+ UInt64(MemoryLayout<T>.size - 1)) & pageMask
 }
 
+/// The host address of an access that hits.
 @inline(__always)
-func storeHit<T>(_ set: UnsafeMutableRawPointer, _ address: UInt64, _ type: T.Type) -> UnsafeMutableRawPointer? {
-    loadHit(set + TLB.storeOffset, address, type)
+func hostAddress(_ set: UnsafeMutableRawPointer, _ address: UInt64) -> UnsafeMutableRawPointer {
+    let host = UInt(tlbEntry(set, address).pointee.addend &+ address)
+    return UnsafeMutableRawPointer(bitPattern: host).unsafelyUnwrapped
 }
 
 extension UnsafeMutablePointer where Pointee == HartState {

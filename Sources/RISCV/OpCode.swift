@@ -22,6 +22,14 @@ enum OpCode: UInt8 {
     case addw, subw, sllw, srlw, sraw
     case fence, fenceI
 
+    // C: what differs from the ops above is only the length, and so that the
+    // loop need not read it from the op: the address of the next op would
+    // depend on a load.
+    case cLi, cMv, cNop, cJr, cJalr, cBeqz, cBnez
+    case cLw, cLd, cSw, cSd, cFld, cFsd
+    case cAddi, cAddiw, cSlli, cSrli, cSrai, cAndi
+    case cAdd, cSub, cXor, cOr, cAnd, cAddw, cSubw
+
     // M
     case mul, mulh, mulhsu, mulhu, div, divu, rem, remu
     case mulw, divw, divuw, remw, remuw
@@ -47,6 +55,42 @@ enum OpCode: UInt8 {
     case illegal
 
     static let count = illegal.rawValue + 1
+}
+
+extension OpCode {
+    /// The op for the 16-bit form of an instruction; itself where the loop
+    /// does not tell them apart.
+    var compressed: OpCode {
+        switch self {
+        case .li: .cLi
+        case .mv: .cMv
+        case .nop: .cNop
+        case .jr: .cJr
+        case .jalr: .cJalr
+        case .beqz: .cBeqz
+        case .bnez: .cBnez
+        case .lw: .cLw
+        case .ld: .cLd
+        case .sw: .cSw
+        case .sd: .cSd
+        case .fld: .cFld
+        case .fsd: .cFsd
+        case .addi: .cAddi
+        case .addiw: .cAddiw
+        case .slli: .cSlli
+        case .srli: .cSrli
+        case .srai: .cSrai
+        case .andi: .cAndi
+        case .add: .cAdd
+        case .sub: .cSub
+        case .xor: .cXor
+        case .or: .cOr
+        case .and: .cAnd
+        case .addw: .cAddw
+        case .subw: .cSubw
+        default: self
+        }
+    }
 }
 
 /// An instruction in the form that the interpreter runs.

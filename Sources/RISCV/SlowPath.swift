@@ -15,34 +15,34 @@ extension UnsafeMutablePointer where Pointee == HartState {
             pointee.retiredAtEnd &-= 1
             return resolve(pc(of: op))
 
-        case .jFar, .jalFar, .jr, .jalr:
+        case .jFar, .jalFar, .jr, .jalr, .cJr, .cJalr:
             x[d.destination] = pc(of: op + d.step)
             return resolve(address)
         case .beqFar, .bneFar, .bltFar, .bgeFar, .bltuFar, .bgeuFar: return resolve(address)
 
         case .lb: return slowLoad(op, d, address, 1) { UInt64(bitPattern: Int64(Int8(truncatingIfNeeded: $0))) }
         case .lh: return slowLoad(op, d, address, 2) { UInt64(bitPattern: Int64(Int16(truncatingIfNeeded: $0))) }
-        case .lw: return slowLoad(op, d, address, 4) { UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: $0))) }
-        case .ld: return slowLoad(op, d, address, 8) { $0 }
+        case .lw, .cLw: return slowLoad(op, d, address, 4) { UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: $0))) }
+        case .ld, .cLd: return slowLoad(op, d, address, 8) { $0 }
         case .lbu: return slowLoad(op, d, address, 1) { $0 }
         case .lhu: return slowLoad(op, d, address, 2) { $0 }
         case .lwu: return slowLoad(op, d, address, 4) { $0 }
         case .sb: return slowStore(op, d, address, 1, x[d.destination])
         case .sh: return slowStore(op, d, address, 2, x[d.destination])
-        case .sw: return slowStore(op, d, address, 4, x[d.destination])
-        case .sd: return slowStore(op, d, address, 8, x[d.destination])
+        case .sw, .cSw: return slowStore(op, d, address, 4, x[d.destination])
+        case .sd, .cSd: return slowStore(op, d, address, 8, x[d.destination])
 
-        case .flw, .fld:
+        case .flw, .fld, .cFld:
             guard enableFloat() else { return illegalFloat(op) }
-            let size = d.code == .fld ? 8 : 4
+            let size = d.code == .flw ? 4 : 8
             guard let value = load(address, size: size) else {
                 return trap(op, pointee.fault.cause, pointee.fault.address)
             }
             f[d.destination] = size == 8 ? value : nanBoxed(UInt32(truncatingIfNeeded: value))
             return op + d.step
-        case .fsw, .fsd:
+        case .fsw, .fsd, .cFsd:
             guard enableFloat() else { return illegalFloat(op) }
-            return slowStore(op, d, address, d.code == .fsd ? 8 : 4, f[d.destination])
+            return slowStore(op, d, address, d.code == .fsw ? 4 : 8, f[d.destination])
 
         case .float: return executeFloat(op, d)
         case .atomic: return executeAtomic(op, d)
