@@ -1,0 +1,96 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// `-nographic` on a terminal: the serial line and the monitor share it.
+@Suite("The terminal of -nographic")
+struct TerminalTests {
+    /// The executable on a pseudo-terminal.
+    private final class Terminal {
+        let master: Int32
+        let slave: Int32
+        let baton: ChildProcess
+        private var seen = ""
+
+        init(_ arguments: [String]) throws {
+            var ends: (Int32, Int32) = (-1, -1)
+            guard openpty(&ends.0, &ends.1, nil, nil, nil) == 0 else { throw TestError("openpty") }
+            (master, slave) = ends
+            for fd in [master, slave] { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
+            _ = fcntl(master, F_SETFL, O_NONBLOCK)
+            baton = try ChildProcess([Products.baton] + arguments, descriptors: [0: slave, 1: slave])
+        }
+        deinit {
+            close(master)
+            close(slave)
+        }
+
+        func type(_ text: String) { _ = Array(text.utf8).withUnsafeBytes { write(master, $0.baseAddress, $0.count) } }
+
+        func expect(_ text: String) throws {
+            try eventually("'\(text)' on the terminal; so far '\(seen)' \(baton.errors)") {
+                var state = pollfd(fd: master, events: Int16(POLLIN), revents: 0)
+                poll(&state, 1, 10)
+                var buffer = [UInt8](repeating: 0, count: 4096)
+                let count = read(master, &buffer, buffer.count)
+                if count > 0 { seen += String(decoding: buffer[..<count], as: UTF8.self) }
+                guard let range = seen.range(of: text) else { return false }
+                seen.removeSubrange(..<range.upperBound)
+                return true
+            }
+        }
+
+        var echoes: Bool {
+            var mode = termios()
+            return tcgetattr(slave, &mode) == 0 && mode.c_lflag & tcflag_t(ECHO) != 0
+        }
+        var blocks: Bool { fcntl(slave, F_GETFL) & O_NONBLOCK == 0 }
+    }
+
+    @Test("Ctrl-A c reaches the monitor, Ctrl-C does not end the VMM, Ctrl-A x does, and the terminal is as before")
+    func multiplexer() throws {
+        let terminal = try Terminal(["-S", "-nographic"])
+        #expect(terminal.echoes)
+        try eventually("raw mode") { !terminal.echoes }
+        terminal.type("\u{1}h")
+        try terminal.expect("C-a x    exit emulator")
+        terminal.type("\u{1}c")
+        try terminal.expect("monitor - type 'help' for more information")
+        try terminal.expect("(baton) ")
+        terminal.type("info status\r")
+        try terminal.expect("VM status: paused (prelaunch)")
+        terminal.type("\u{3}info version\r")
+        try terminal.expect("baton-")
+        terminal.type("\u{1}x")
+        try terminal.expect("Terminated")
+        #expect(try terminal.baton.waitForExit() == .status(0))
+        #expect(terminal.echoes && terminal.blocks)
+    }
+
+    @Test("A signal ends the VMM with the terminal as before", arguments: [SIGTERM, SIGINT, SIGHUP])
+    func signals(number: Int32) throws {
+        let terminal = try Terminal(["-S", "-nographic"])
+        terminal.type("\u{1}c")
+        try terminal.expect("(baton) ")
+        terminal.baton.signal(number)
+        #expect(try terminal.baton.waitForExit() == .status(0))
+        #expect(terminal.echoes && terminal.blocks)
+    }
+
+    @Test("A VMM that cannot start leaves the terminal as before")
+    func failedStart() throws {
+        let terminal = try Terminal(["-nographic", "-kernel", "/nowhere/kernel"])
+        #expect(try terminal.baton.waitForExit() == .status(1))
+        #expect(terminal.echoes && terminal.blocks)
+    }
+
+    @Test("Output goes on after the end of the input")
+    func endOfInput() throws {
+        let baton = try ChildProcess(
+            [Products.baton, "-S", "-nodefaults", "-nographic", "-monitor", "stdio"], withInput: true)
+        try baton.write("info status\nquit\n")
+        baton.closeInput()
+        #expect(try baton.waitForExit() == .status(0))
+        #expect(baton.output.contains("VM status: paused (prelaunch)"))
+    }
+}
