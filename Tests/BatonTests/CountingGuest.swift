@@ -86,12 +86,22 @@ final class CountingGuest {
     /// Executes the VMM anew, waiting for its monitor.
     func exec(_ argv: [String]? = nil) throws {
         try qmp.executeWithoutAnswer("cpr-exec", ["argv": argv ?? arguments + ["-S"]])
-        // The old connection ends with the exec; one made too early would be
-        // to a socket of the old process.
         while let message = try qmp.receive() {
             if let error = message["error"] as? [String: Any] { throw TestError("cpr-exec: \(error)") }
         }
-        qmp = try QMPClient(path: directory.file("qmp"))
+        // The exec closes the connection and the listening socket one after
+        // the other, so a connection made at once may still be to the old one.
+        var last = "no answer"
+        try eventually("the new VMM's monitor: \(last)", by: .seconds(30)) {
+            do {
+                self.qmp = try QMPClient(path: self.directory.file("qmp"))
+                return true
+            } catch {
+                last = "\(error)"
+                if !self.process.isRunning { throw TestError("the new VMM ended: \(self.process.errors)") }
+                return false
+            }
+        }
     }
 
     func load(mode: String = "restart") throws {

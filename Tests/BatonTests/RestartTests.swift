@@ -198,13 +198,12 @@ struct RestartTests {
         for name in names where name != "ram" {
             #expect(guest.process.errors.contains("anon_memfd_alloc \(name) size 0x"), "\(name)")
         }
-        let before = try guest.qmp.execute("query-cpr") as? [String: Any]
         try guest.save()
         try guest.exec()
         try guest.load()
-        let after = try guest.qmp.execute("query-cpr") as? [String: Any]
         // The same memory under the same names, by the same descriptors.
-        #expect("\(before?["ram"] ?? "")" == "\(after?["ram"] ?? "")")
+        let after = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
+        #expect(blocks as NSArray == after["ram"] as? NSArray)
     }
 
     @Test func theHumanMonitorHasTheSameCommands() throws {
@@ -212,7 +211,7 @@ struct RestartTests {
         func hmp(_ line: String) throws -> String {
             try guest.qmp.execute("human-monitor-command", ["command-line": line]) as? String ?? ""
         }
-        #expect(try hmp("cpr-save") == "Error: usage: cpr-save FILE MODE\r\n")
+        #expect(try hmp("cpr-save").hasPrefix("Error: usage: cpr-save FILE MODE"))
         #expect(try hmp("cpr-save \(guest.checkpoint) restart") == "")
         #expect(try hmp("info status").contains("paused (save-vm)"))
         #expect(try hmp("cpr-exec /nonexistent").contains("execvp '/nonexistent' failed"))
