@@ -24,7 +24,7 @@ final class CountingGuest {
             "counter",
             sources: ["counter.c": try String(contentsOfFile: "\(source)/counter.c", encoding: .utf8)],
             flags: ["-fpie"],
-            linkerScript: try String(contentsOfFile: "\(source)/counter.ld", encoding: .utf8), binary: true)
+            linkerScript: try String(contentsOfFile: "\(Products.repository)/Tests/Guests/flat.ld", encoding: .utf8), binary: true)
     }
 
     /// Starts the VMM and waits until the guest counts.
