@@ -70,6 +70,7 @@ let package = Package(
         .testTarget(name: "DeviceTests", dependencies: ["Virtio", "VirtBoard", "TestSupport", runtime], path: "Tests/DeviceTests"),
         .testTarget(name: "RuntimeTests", dependencies: ["TestSupport", runtime], path: "Tests/RuntimeTests"),
         .testTarget(name: "MonitorTests", dependencies: ["Monitor", "Chardev", "TestSupport", runtime], path: "Tests/MonitorTests"),
+        .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),
         .testTarget(name: "BatonTests", dependencies: ["TestSupport"], path: "Tests/BatonTests"),
     ],
     swiftLanguageModes: [.v5]

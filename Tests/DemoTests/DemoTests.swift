@@ -1,0 +1,78 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// Debian's files in the project's cache; downloaded by the first test that asks.
+private let debianIsAvailable: Bool = {
+    let fetch = try? ChildProcess([demo, "fetch", "--cache", cache])
+    return (try? fetch?.waitForExit(by: .seconds(300))) == .status(0)
+}()
+private let demo = "\(Products.directory)/baton-demo"
+private let cache = "\(Products.repository)/.cache"
+private let openSBI = "/usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin"
+private let missingDebian: Comment = "Debian's kernel is neither in the cache nor to be downloaded"
+
+/// `make run`, from end to end.
+@Suite(.serialized, .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
+struct DemoTests {
+    @discardableResult
+    private func demonstrate(_ options: [String], restarts: Int = 3) throws -> String {
+        let output = try ChildProcess.run(
+            [demo, "run", "--batch", "--restarts", "\(restarts)", "--cache", cache] + options, by: .seconds(400))
+        let lines = output.split(separator: "\n").filter { $0.hasPrefix("restart ") }
+        #expect(lines.count == restarts)
+        for line in lines { #expect(line.contains("(same)") && line.contains("memory intact")) }
+        #expect(output.contains("\(restarts) restarts, nothing lost"))
+        return output
+    }
+
+    @Test func aCountingGuestLosesNothingInSupervisorMode() throws {
+        try demonstrate(["--guest", "counter"])
+    }
+
+    @Test func aCountingGuestLosesNothingInMachineMode() throws {
+        try demonstrate(["--guest", "counter", "--bios", "none"])
+    }
+
+    @Test(.enabled(if: debianIsAvailable, missingDebian))
+    func debianLosesNothing() throws {
+        let output = try demonstrate(["--guest", "debian"])
+        #expect(output.contains("disk intact"))
+        #expect(output.contains("the guest's shell answers"))
+    }
+
+    @Test(
+        .enabled(if: debianIsAvailable, missingDebian),
+        .enabled(if: FileManager.default.fileExists(atPath: openSBI), "Debian's opensbi is not installed"))
+    func debianLosesNothingUnderOpenSBI() throws {
+        let output = try demonstrate(["--guest", "debian", "--bios", openSBI])
+        #expect(output.contains("disk intact"))
+    }
+
+    @Test func withoutNetworkTheBareMetalGuestRuns() throws {
+        let empty = try TemporaryDirectory()
+        let output = try ChildProcess.run(
+            [demo, "run", "--batch", "--restarts", "1", "--cache", empty.path],
+            environment: ["http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"])
+        #expect(output.contains("a bare-metal guest of our own counts instead"))
+        #expect(output.contains("1 restarts, nothing lost"))
+    }
+
+    @Test func aVMMThatEndsIsReported() throws {
+        let run = try ChildProcess([demo, "run", "--batch", "--guest", "counter", "--vmm", "/bin/false"])
+        #expect(try run.waitForExit() == .status(1))
+        #expect(run.errors.contains("ended with status 1"))
+    }
+
+    @Test func anInterruptedDemonstrationEndsItsVMM() throws {
+        let run = try ChildProcess([demo, "run", "--batch", "--guest", "counter", "--restarts", "1000"])
+        try run.waitForOutput("restart 1: PID ")
+        let line = run.output.split(separator: "\n").first { $0.hasPrefix("restart 1: PID ") } ?? ""
+        let pid = try #require(pid_t(line.split(separator: " ")[3]))
+        #expect(kill(pid, 0) == 0)
+        run.signal(SIGTERM)
+        #expect(try run.waitForExit() == .status(1))
+        #expect(run.errors.contains("interrupted"))
+        #expect(kill(pid, 0) == -1)
+    }
+}
