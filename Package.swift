@@ -39,15 +39,13 @@ let package = Package(
     dependencies: [
         .package(path: "Sources/Runtime"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
-        .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
-        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
     ],
     targets: [
         .target(name: "SoftFloat", path: "Sources/SoftFloat", swiftSettings: hot),
         part("RISCV", ["SoftFloat"], settings: hot),
         part("Virtio"),
-        part("Chardev", [.product(name: "DequeModule", package: "swift-collections")]),
-        part("Monitor", [.product(name: "DequeModule", package: "swift-collections")]),
+        part("Chardev"),
+        part("Monitor"),
         part("VirtBoard", ["RISCV", "Virtio"]),
         .executableTarget(
             name: "baton", dependencies: [runtime, "RISCV", "Virtio", "VirtBoard", "Chardev", "Monitor"],

@@ -9,10 +9,6 @@ let package = Package(
     products: [
         .library(name: "BatonRuntime", type: .dynamic, targets: ["BatonRuntime", "CBaton"])
     ],
-    dependencies: [
-        .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
-        .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
-    ],
     targets: [
         .target(name: "CBaton", path: "Sources/CBaton"),
         .executableTarget(name: "fingerprint", path: "Sources/fingerprint"),
@@ -21,11 +17,7 @@ let package = Package(
             path: "Plugins/StampRuntime"),
         .target(
             name: "BatonRuntime",
-            dependencies: [
-                "CBaton",
-                .product(name: "SystemPackage", package: "swift-system"),
-                .product(name: "HeapModule", package: "swift-collections"),
-            ],
+            dependencies: ["CBaton"],
             path: "Sources/BatonRuntime",
             swiftSettings: [
                 .unsafeFlags([

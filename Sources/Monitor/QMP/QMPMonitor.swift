@@ -1,6 +1,5 @@
 import BatonRuntime
 import CBaton
-import DequeModule
 
 /// One QMP session on a chardev (QEMU's qmp-spec): greeting, capabilities
 /// negotiation, commands in order, events once negotiation is done.
@@ -15,7 +14,7 @@ public final class QMPMonitor: ChardevFrontend {
 
     private var parser = JSONStreamParser()
     /// Parsed and not carried out yet.
-    private var requests = Deque<Result<JSON, VMMError>>()
+    private var requests = [Result<JSON, VMMError>]()
     private var output = OutputQueue()
     private var isExecuting = false
     /// Tells one client from the next.
@@ -83,7 +82,7 @@ public final class QMPMonitor: ChardevFrontend {
         guard !isExecuting else { return }
         isExecuting = true
         defer { isExecuting = false }
-        while !isBlocked, let request = requests.popFirst() {
+        while !isBlocked, let request = requests.isEmpty ? nil : requests.removeFirst() {
             let current = session
             let response = dispatcher.dispatch(request)
             guard current == session else { continue }

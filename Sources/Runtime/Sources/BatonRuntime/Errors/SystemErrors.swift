@@ -1,5 +1,4 @@
 import Glibc
-import SystemPackage
 
 extension VMMError {
     /// An error that ends in the system's text for an errno value, as QEMU's
@@ -7,7 +6,9 @@ extension VMMError {
     /// - Parameter code: the errno value; by default the calling thread's
     ///   current one, so call this before anything that may change it.
     public static func system(_ message: String, errno code: Int32 = errno, hint: String? = nil) -> VMMError {
-        VMMError("\(message): \(Errno(rawValue: code).description)", hint: hint)
+        // The VMM has one thread, which alone uses the buffer of `strerror`.
+        let text = strerror(code).map { String(cString: $0) } ?? "error \(code)"
+        return VMMError("\(message): \(text)", hint: hint)
     }
 }
 

@@ -1,6 +1,5 @@
 import CBaton
 import Glibc
-import HeapModule
 
 /// What an fd is watched for and what happened on it.
 public struct IOEvents: OptionSet {
@@ -30,15 +29,6 @@ public final class EventLoop {
         public func cancel() { handler = nil }
     }
 
-    private struct Entry: Comparable {
-        let timer: Timer
-        let order: UInt64
-        static func < (a: Entry, b: Entry) -> Bool {
-            (a.timer.deadline, a.order) < (b.timer.deadline, b.order)
-        }
-        static func == (a: Entry, b: Entry) -> Bool { a.timer === b.timer }
-    }
-
     private struct Watch {
         var generation: UInt32
         var events: IOEvents
@@ -48,8 +38,9 @@ public final class EventLoop {
     private let epoll: Int32
     private var watches: [Int32: Watch] = [:]
     private var generation: UInt32 = 0
-    private var timers = Heap<Entry>()
-    private var timerOrder: UInt64 = 0
+    /// Latest deadline first, so that the next is taken off the end. There are
+    /// a handful at most.
+    private var timers: [Timer] = []
     private var deferred: [() -> Void] = []
     private let buffer = UnsafeMutablePointer<epoll_event>.allocate(capacity: 64)
 
@@ -98,8 +89,9 @@ public final class EventLoop {
     @discardableResult
     public func schedule(at deadline: Int64, _ handler: @escaping () -> Void) -> Timer {
         let timer = Timer(deadline: deadline, handler: handler)
-        timerOrder += 1
-        timers.insert(Entry(timer: timer, order: timerOrder))
+        // Of equal deadlines the one armed first fires first.
+        let place = timers.firstIndex { $0.deadline <= deadline } ?? timers.endIndex
+        timers.insert(timer, at: place)
         return timer
     }
 
@@ -108,8 +100,8 @@ public final class EventLoop {
 
     /// The earliest deadline, or nil.
     private var nextDeadline: Int64? {
-        while let first = timers.min, first.timer.handler == nil { _ = timers.popMin() }
-        return timers.min?.timer.deadline
+        while let last = timers.last, last.handler == nil { timers.removeLast() }
+        return timers.last?.deadline
     }
 
     /// Waits up to `timeout` nanoseconds (0: not at all; negative: for ever) for
@@ -134,9 +126,9 @@ public final class EventLoop {
         }
         if !timers.isEmpty {
             let now = EventLoop.now
-            while let deadline = nextDeadline, deadline <= now, let entry = timers.popMin() {
-                let handler = entry.timer.handler
-                entry.timer.handler = nil
+            while let deadline = nextDeadline, deadline <= now, let timer = timers.popLast() {
+                let handler = timer.handler
+                timer.handler = nil
                 handler?()
             }
         }
