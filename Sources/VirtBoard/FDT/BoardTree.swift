@@ -64,7 +64,9 @@ enum BoardTree {
         interrupt(uart, MemoryMap.uart0Interrupt, plicHandle)
         let test = device(soc, "test", MemoryMap.test, TestFinisher.size, "sifive,test1", "sifive,test0", "syscon")
         test.set("phandle", testHandle)
-        for slot in 0..<MemoryMap.virtioSlots {
+        // The highest first, as QEMU: it holds the first -device, and the kernel
+        // counts disks in this order.
+        for slot in (0..<MemoryMap.virtioSlots).reversed() {
             let start = MemoryMap.virtio + MemoryMap.virtioStride * UInt64(slot)
             let node = device(soc, "virtio_mmio", start, MemoryMap.virtioStride, "virtio,mmio")
             interrupt(node, MemoryMap.virtioInterrupt + slot, plicHandle)
