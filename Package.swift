@@ -65,7 +65,7 @@ let package = Package(
             cSettings: [.unsafeFlags(["-frounding-math", "-ftrapping-math", "-ffp-contract=off"])]),
         .testTarget(name: "SoftFloatTests", dependencies: ["SoftFloat", "HostFloat"], path: "Tests/SoftFloatTests"),
         .testTarget(name: "RISCVTests", dependencies: ["RISCV", "TestSupport", runtime], path: "Tests/RISCVTests"),
-        .testTarget(name: "DeviceTests", dependencies: ["Virtio", "VirtBoard", "TestSupport", runtime], path: "Tests/DeviceTests"),
+        .testTarget(name: "DeviceTests", dependencies: ["RISCV", "Virtio", "VirtBoard", "TestSupport", runtime], path: "Tests/DeviceTests"),
         .testTarget(name: "RuntimeTests", dependencies: ["TestSupport", runtime], path: "Tests/RuntimeTests"),
         .testTarget(name: "MonitorTests", dependencies: ["Monitor", "Chardev", "TestSupport", runtime], path: "Tests/MonitorTests"),
         .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),

@@ -167,9 +167,10 @@ public final class VirtQueue {
         return walk(available.loadUnaligned(fromByteOffset: 4 &+ 2 &* slot, as: UInt16.self), owner)
     }
 
-    /// Whether the driver has made anything available that was not taken.
+    /// Whether the driver has made anything available that was not taken, and
+    /// that `next()` would look at.
     public var hasAvailable: Bool {
-        guard ready, let available else { return false }
+        guard ready, let available, let owner, owner.isOperating else { return false }
         return cbaton_load_acquire16(available + 2) != nextAvailable
     }
 

@@ -1,0 +1,127 @@
+import BatonRuntime
+import TestSupport
+import Testing
+import VirtBoard
+import Virtio
+
+/// The whole board under accesses that no driver makes.
+@Suite struct BoardFuzzTests {
+    let directory: TemporaryDirectory
+    init() throws { directory = try TemporaryDirectory() }
+
+    private func board() throws -> TestBoard {
+        let board = try TestBoard(hartCount: 2, serial: TestChardev("s"))
+        if (try? directory.writeSparse("disk", size: 1 << 20)) != nil {
+            try board.vm.add(BlockBackend(id: "d", filename: directory.file("disk"), readOnly: false))
+        }
+        try board.vm.add(TestChardev("c"))
+        try board.board.devices.add(NetBackend(id: "n", backend: "test"))
+        for text in [
+            "virtio-blk-device,drive=d", "virtio-rng-device", "virtio-serial-device", "virtconsole,chardev=c",
+            "virtio-net-device,netdev=n",
+        ] {
+            try board.board.devices.add(KeyValueOptions(text, impliedKey: "driver"))
+        }
+        board.vm.resetDevices()
+        for device in board.vm.devices { device.resume() }
+        return board
+    }
+
+    @Test func regionsAreWhereQEMUHasThem() throws {
+        let regions = try board().vm.addressSpace.mmioRegions.map { ($0.start, $0.size) }
+        #expect(regions.map(\.0).sorted() == [
+            0x10_0000, 0x10_1000, 0x200_0000, 0xc00_0000, 0x1000_0000, 0x1000_1000, 0x1000_2000, 0x1000_3000,
+            0x1000_4000, 0x1000_5000, 0x1000_6000, 0x1000_7000, 0x1000_8000,
+        ])
+    }
+
+    @Test func everyWidthAtEveryOffsetIsAnswered() throws {
+        let board = try board()
+        let space = board.vm.addressSpace
+        for region in space.mmioRegions {
+            // All of the small regions; of the PLIC the parts with registers.
+            let offsets = Array(0..<min(region.size, 0x4100)) + (region.size > 0x4100 ? Array(0xbff0..<0xc000) : [])
+                + (region.size > 0x20_0000 ? Array(0x20_0000..<0x20_5000) : [])
+            for offset in offsets {
+                for width in [1, 2, 4, 8] {
+                    let fits = offset + UInt64(width) <= region.size
+                    #expect((space.mmioRead(region.start + offset, width: width) != nil) == fits)
+                    for value in [0, UInt64.max] where region.name != "riscv.sifive.test" {
+                        #expect(space.mmioWrite(region.start + offset, width: width, value: value) == fits)
+                    }
+                }
+            }
+        }
+    }
+
+    @Test func randomAccessesNeverEndTheProcessAndStatesRoundTrip() throws {
+        let board = try board()
+        let space = board.vm.addressSpace
+        let regions = space.mmioRegions
+        var random = Randomness(seed: 0x5eed)
+        // Ring contents that point somewhere near themselves.
+        for offset in stride(from: 0, to: 1 << 20, by: 8) {
+            let value = random.next()
+            board.ram.host.storeBytes(
+                of: value % 3 == 0 ? 0x8000_0000 + value % (1 << 20) : value & 0x0003_0007_0000_0fff, toByteOffset: offset,
+                as: UInt64.self)
+        }
+        for step in 0..<200_000 {
+            let region = regions[Int.random(in: 0..<regions.count, using: &random)]
+            let width = [4, 4, 4, 4, 1, 2, 8][Int.random(in: 0..<7, using: &random)]
+            let isVirtio = region.name == "virtio-mmio"
+            var offset = UInt64.random(in: 0..<(isVirtio ? 0x180 : min(region.size, 0x21_0000)), using: &random)
+            if Int.random(in: 0..<8, using: &random) > 0 { offset &= ~UInt64(width - 1) }
+            var value = random.next()
+            if isVirtio, Int.random(in: 0..<4, using: &random) > 0 {
+                // Mostly what a driver would write.
+                value = [0, 1, 3, 8, 11, 15, 0x8000_0000 + value % (1 << 20) & ~15, 4][Int.random(in: 0..<8, using: &random)]
+            }
+            if Bool.random(using: &random) {
+                _ = space.mmioRead(region.start + offset, width: width)
+            } else {
+                _ = space.mmioWrite(region.start + offset, width: width, value: value)
+            }
+            if step % 20_000 == 0 { try roundTrip(board) }
+        }
+        try roundTrip(board)
+    }
+
+    /// Every device's state loads into another machine over the same RAM, and
+    /// saves as the same bytes.
+    private func roundTrip(_ board: TestBoard) throws {
+        for device in board.vm.devices { device.pause() }
+        let other = try self.board()
+        for device in other.vm.devices { device.pause() }
+        for (device, target) in zip(board.vm.devices, other.vm.devices) {
+            #expect(device.stateName == target.stateName)
+            // The harts' states are the business of their own tests.
+            guard !device.stateName.hasPrefix("cpu") else { continue }
+            let state = savedState(device)
+            try loadState(state, into: target)
+            #expect(savedState(target) == state, "\(device.stateName)")
+        }
+        for device in board.vm.devices { device.resume() }
+    }
+
+    @Test func damagedStatesAreRefusedOrTakenButNeverCrash() throws {
+        let board = try board()
+        for device in board.vm.devices { device.pause() }
+        var random = Randomness(seed: 3)
+        for device in board.vm.devices where !device.stateName.hasPrefix("cpu") {
+            let state = savedState(device)
+            for length in 0..<min(state.count, 400) { try? loadState(Array(state[..<length]), into: device) }
+            guard !state.isEmpty else { continue }
+            for _ in 0..<400 {
+                let before = savedState(device)
+                var bad = state
+                for _ in 0..<2 { bad[Int.random(in: 0..<bad.count, using: &random)] = UInt8.random(in: 0...255, using: &random) }
+                do {
+                    try loadState(bad, into: device)
+                } catch {
+                    #expect(savedState(device) == before, "\(device.stateName): a refused state changes nothing")
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+import BatonRuntime
+import TestSupport
+import Testing
+import Virtio
+
+@Suite struct DeviceFactoryTests {
+    let machine: TestMachine
+    let slots: [VirtioMMIO]
+    let factory: DeviceFactory
+    let directory: TemporaryDirectory
+
+    init() throws {
+        machine = try TestMachine()
+        slots = (0..<8).map { VirtioMMIO(slot: $0, line: Wire().line) }
+        factory = DeviceFactory(vm: machine.vm, slots: slots)
+        directory = try TemporaryDirectory()
+        try directory.writeSparse("disk", size: 1 << 20)
+        try machine.vm.add(BlockBackend(id: "d", filename: directory.file("disk"), readOnly: false))
+        try machine.vm.add(TestChardev("c"))
+    }
+
+    private func add(_ text: String) throws { try factory.add(KeyValueOptions(text, impliedKey: "driver")) }
+
+    @Test func theFirstDeviceGetsTheHighestSlot() throws {
+        try add("virtio-rng-device")
+        try add("virtio-blk-device,drive=d,bus=virtio-mmio-bus.3")
+        try add("virtio-serial-device,id=vs")
+        try add("virtconsole,chardev=c,bus=vs.0")
+        #expect(machine.vm.devices.map(\.stateName) == [
+            "virtio-mmio.7/virtio-rng", "virtio-mmio.3/virtio-blk", "virtio-mmio.6/virtio-serial",
+        ])
+        #expect(slots.map { $0.device?.deviceID ?? 0 } == [0, 0, 0, 2, 0, 0, 3, 4])
+    }
+
+    private static let wrong: [([String], String)] = [
+        (["virtio-rng-devic"], "'virtio-rng-devic' is not a valid device model name"),
+        (["virtio-rng-device,foo=1"], "Property 'virtio-rng-device.foo' not found"),
+        (["virtio-blk-device"], "drive property not set"),
+        (["virtio-blk-device,drive=x"], "Property 'virtio-blk-device.drive' can't find value 'x'"),
+        (["virtio-blk-device,drive=d", "virtio-blk-device,drive=d"], "Drive 'd' is already in use by another device"),
+        (["virtconsole"], "No 'virtio-serial-bus' bus found for device 'virtconsole'"),
+        (["virtio-serial-device", "virtconsole,chardev=x"], "Property 'virtconsole.chardev' can't find value 'x'"),
+        (["virtio-net-device"], "netdev property not set"),
+        (["virtio-net-device,netdev=x"], "Property 'virtio-net-device.netdev' can't find value 'x'"),
+        (["virtio-rng-device,bus=virtio-mmio-bus.9"], "Bus 'virtio-mmio-bus.9' not found"),
+        (
+            ["virtio-rng-device,bus=virtio-mmio-bus.2", "virtio-rng-device,bus=virtio-mmio-bus.2"],
+            "Bus 'virtio-mmio-bus.2' is full"
+        ),
+        (["virtio-rng-device,id=a", "virtio-rng-device,id=a"], "Duplicate ID 'a' for device"),
+        (
+            Array(repeating: "virtio-rng-device", count: 9),
+            "No 'virtio-bus' bus found for device 'virtio-rng-device'"
+        ),
+    ]
+
+    @Test(arguments: wrong)
+    func refusesAsQEMUDoes(_ options: [String], _ message: String) throws {
+        for option in options.dropLast() { try add(option) }
+        let error = #expect(throws: VMMError.self) { try add(options[options.count - 1]) }
+        #expect(error?.message == message)
+    }
+
+    @Test func checksNetworkAddresses() throws {
+        try factory.add(NetBackend(id: "n", backend: "test"))
+        for mac in ["x", "52:54:00:12:34", "52:54:00:12:34:5", "52:54:00:12:34:56:78", "zz:54:00:12:34:56"] {
+            let error = #expect(throws: VMMError.self) { try add("virtio-net-device,netdev=n,mac=\(mac)") }
+            #expect(error?.message == "Property 'virtio-net-device.mac' doesn't take value '\(mac)'")
+        }
+        try add("virtio-net-device,netdev=n,mac=52:54:00:AB:cd:ef")
+        #expect(slots[7].device?.config[..<6] == [0x52, 0x54, 0, 0xab, 0xcd, 0xef])
+        #expect(factory.unusedNetBackends.isEmpty)
+    }
+
+    @Test func helpListsEveryModel() {
+        for model in DeviceModel.all {
+            #expect(DeviceModel.help.utf8.count > 0)
+            #expect(DeviceModel.help.split(separator: "\n").contains("name \"\(model.name)\", bus \(model.bus)"))
+        }
+    }
+}

@@ -1,0 +1,172 @@
+import BatonRuntime
+import Glibc
+import TestSupport
+import Testing
+import Virtio
+
+@Suite struct SocketNetBackendTests {
+    final class Received {
+        var frames: [[UInt8]] = []
+        var room = Int.max
+    }
+
+    /// An fd that a test closes by letting go of it.
+    final class Peer {
+        let raw: Int32
+        init(_ raw: Int32) { self.raw = raw }
+        deinit { close(raw) }
+    }
+
+    /// A back end on one end of a socket pair, and the other end.
+    private func pair(_ vm: VirtualMachine) throws -> (NetBackend, Received, Peer) {
+        var fds: [Int32] = [-1, -1]
+        try #require(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &fds) == 0)
+        let backend = try NetBackendFactory.make(
+            KeyValueOptions("socket,id=n,fd=\(fds[0])", impliedKey: "type"), loop: vm.loop)
+        return (backend, collect(backend), Peer(fds[1]))
+    }
+
+    private func collect(_ backend: NetBackend) -> Received {
+        let received = Received()
+        backend.receiver = { frame in
+            guard received.room > 0 else { return false }
+            received.room -= 1
+            received.frames.append(Array(frame))
+            return true
+        }
+        return received
+    }
+
+    private func framed(_ frame: [UInt8]) -> [UInt8] {
+        withUnsafeBytes(of: UInt32(frame.count).bigEndian) { Array($0) } + frame
+    }
+
+    private func send(_ bytes: [UInt8], to fd: Int32) throws { try bytes.withUnsafeBytes { try FD.writeAll(fd, $0, to: "peer") } }
+
+    private func send(_ frame: [UInt8], by backend: NetBackend) {
+        frame.withUnsafeBytes { bytes in
+            let half = bytes.count / 2
+            let parts = [UnsafeRawBufferPointer(rebasing: bytes[..<half]), UnsafeRawBufferPointer(rebasing: bytes[half...])]
+            parts.withUnsafeBufferPointer { backend.send($0) }
+        }
+    }
+
+    @Test func takesNothingBeforeTheMachineRuns() throws {
+        let machine = try TestMachine()
+        let (backend, received, peer) = try pair(machine.vm)
+        try send(framed([1, 2, 3]), to: peer.raw)
+        machine.vm.loop.poll(timeout: 1_000_000)
+        #expect(received.frames.isEmpty)
+        backend.receiveReady()
+        #expect(machine.wait { received.frames == [[1, 2, 3]] })
+        backend.shutDown()
+    }
+
+    @Test func framesComeInAnyPieces() throws {
+        let machine = try TestMachine()
+        let (backend, received, peer) = try pair(machine.vm)
+        backend.receiveReady()
+        let frames: [[UInt8]] = [Array(1...60), [], Array(repeating: 7, count: 1514), [9]]
+        for byte in frames.flatMap(framed) {
+            try send([byte], to: peer.raw)
+            machine.vm.loop.poll(timeout: 0)
+        }
+        #expect(machine.wait { received.frames == [frames[0], frames[2], frames[3]] })
+        backend.shutDown()
+    }
+
+    @Test func framesWaitForTheGuest() throws {
+        let machine = try TestMachine()
+        let (backend, received, peer) = try pair(machine.vm)
+        backend.receiveReady()
+        received.room = 1
+        try send(framed([1]) + framed([2]) + framed([3]), to: peer.raw)
+        #expect(machine.wait { received.frames == [[1]] })
+        machine.vm.loop.poll(timeout: 1_000_000)
+        #expect(received.frames == [[1]])
+        received.room = Int.max
+        backend.receiveReady()
+        #expect(received.frames == [[1], [2], [3]])
+        backend.shutDown()
+    }
+
+    @Test func anOversizeFrameEndsTheConnection() throws {
+        let machine = try TestMachine()
+        let (backend, received, peer) = try pair(machine.vm)
+        backend.receiveReady()
+        try send([0, 1, 0x10, 1] + Array(repeating: 0, count: 100), to: peer.raw)
+        var byte: UInt8 = 0
+        #expect(machine.wait { recv(peer.raw, &byte, 1, Int32(MSG_DONTWAIT)) == 0 })
+        #expect(received.frames.isEmpty)
+        send([1, 2], by: backend)
+        backend.shutDown()
+    }
+
+    @Test func aSlowPeerLosesFramesAndNeverGetsHalfOnes() throws {
+        let machine = try TestMachine()
+        let (backend, _, peer) = try pair(machine.vm)
+        let frame = [UInt8](repeating: 5, count: 60_000)
+        for _ in 0..<100 { send(frame, by: backend) }
+        var stream: [UInt8] = []
+        var buffer = [UInt8](repeating: 0, count: 1 << 16)
+        var idle = 0
+        while idle < 50 {
+            let count = recv(peer.raw, &buffer, buffer.count, Int32(MSG_DONTWAIT))
+            if count > 0 { stream += buffer[..<count]; idle = 0 } else { idle += 1 }
+            machine.vm.loop.poll(timeout: 100_000)
+        }
+        #expect(stream.count % 60_004 == 0 && stream.count >= 10 * 60_004 && stream.count < 100 * 60_004)
+        var position = 0
+        while position + 4 <= stream.count {
+            #expect(Array(stream[position..<position + 4]) == [0, 0, 0xea, 0x60])
+            position += 60_004
+        }
+        backend.shutDown()
+    }
+
+    @Test func listensAgainAfterAPeerHasGone() throws {
+        let machine = try TestMachine()
+        let directory = try TemporaryDirectory()
+        let path = directory.file("net")
+        let server = try NetBackendFactory.make(
+            KeyValueOptions("stream,id=s,server=on,addr.type=unix,addr.path=\(path)", impliedKey: "type", style: .keyval),
+            loop: machine.vm.loop)
+        let atServer = collect(server)
+        server.receiveReady()
+        for round in UInt8(1)...2 {
+            let client = try NetBackendFactory.make(
+                KeyValueOptions("stream,id=c,addr.type=unix,addr.path=\(path)", impliedKey: "type", style: .keyval),
+                loop: machine.vm.loop)
+            let atClient = collect(client)
+            client.receiveReady()
+            send([round, round], by: client)
+            #expect(machine.wait { atServer.frames.last == [round, round] })
+            send([round, 99], by: server)
+            #expect(machine.wait { atClient.frames == [[round, 99]] })
+            client.shutDown()
+        }
+        server.shutDown()
+        #expect(access(path, F_OK) != 0, "the socket's file is gone")
+    }
+
+    private static let wrongOptions: [(String, String)] = [
+        ("socket,id=a", "exactly one of listen=, connect= or fd= is required"),
+        ("stream,id=a", "Parameter 'addr' is missing"),
+        ("foo,id=a", "Parameter 'type' does not accept value 'foo'"),
+        ("user", "Parameter 'type' does not accept value 'user'"),
+        ("socket", "Parameter 'id' is missing"),
+        ("socket,id=a,connect=nocolon", "host address 'nocolon' doesn't contain ':'"),
+        ("socket,id=a,connect=h:99999", "port number '99999' is invalid"),
+        ("socket,id=a,fd=9999", "Parameter 'fd': 9999 is not an open file descriptor"),
+        ("stream,id=a,addr.type=unix", "Parameter 'path' is missing"),
+    ]
+
+    @Test(arguments: wrongOptions)
+    func refusesWrongOptions(_ text: String, _ message: String) throws {
+        let machine = try TestMachine()
+        let error = #expect(throws: VMMError.self) {
+            try NetBackendFactory.make(KeyValueOptions(text, impliedKey: "type"), loop: machine.vm.loop)
+        }
+        #expect(error?.message == message)
+    }
+}

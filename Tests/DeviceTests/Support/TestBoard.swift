@@ -1,0 +1,29 @@
+import BatonRuntime
+import RISCV
+import VirtBoard
+
+/// The whole board, with 64 MiB, that a test looks at from outside.
+final class TestBoard {
+    let vm: VirtualMachine
+    let ram: RAMBlock
+    let board: VirtBoard
+    var rom: RAMBlock? { vm.addressSpace.ramRange(containing: 0x1000)?.block }
+
+    init(
+        hartCount: Int = 1, memory: Int = 64 << 20, serial: Chardev? = nil, flash: [BlockBackend] = [],
+        _ setUp: (inout BootFiles) -> Void = { _ in }
+    ) throws {
+        vm = try VirtualMachine()
+        ram = try TestMachine.block("ram", memory)
+        let accelerator = try SoftwareAccelerator(vm: vm, hartCount: hartCount)
+        var configuration = VirtBoard.Configuration(ram: ram, allocate: TestMachine.block)
+        setUp(&configuration.files)
+        configuration.serial = serial
+        configuration.flash = flash
+        board = try VirtBoard(vm: vm, accelerator: accelerator, configuration: configuration)
+    }
+
+    func word<T: FixedWidthInteger>(_ address: UInt64, _ type: T.Type) -> T? {
+        vm.addressSpace.dma(address, length: UInt64(MemoryLayout<T>.size), writing: false)?.loadUnaligned(as: T.self)
+    }
+}
