@@ -12,8 +12,9 @@
 SWIFT := $(shell PATH="$$PATH:/opt/swift/usr/bin" command -v swift)
 export PATH := $(PATH):/opt/swift/usr/bin
 
-# What a Debian 12 with a Swift toolchain may lack. git: SwiftPM's dependencies.
-PACKAGES := libffi-dev libc6-dev libstdc++-12-dev binutils git ca-certificates
+# What a Debian 12 with a Swift toolchain may lack: the toolchain's own libraries, what it links
+# with, git and certificates for SwiftPM's dependencies.
+PACKAGES := libcurl4 libncurses6 libsqlite3-0 libxml2 binutils libc6-dev libstdc++-12-dev libffi-dev git ca-certificates
 OPENSBI := /usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin
 
 ifeq ($(BIOS),opensbi)

@@ -55,7 +55,7 @@ struct DemoTests {
             [demo, "run", "--batch", "--restarts", "1", "--cache", empty.path],
             environment: ["http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"])
         #expect(output.contains("a bare-metal guest of our own counts instead"))
-        #expect(output.contains("1 restarts, nothing lost"))
+        #expect(output.contains("1 restart, nothing lost"))
     }
 
     @Test func aVMMThatEndsIsReported() throws {
