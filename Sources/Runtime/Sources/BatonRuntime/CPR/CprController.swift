@@ -114,6 +114,8 @@ public final class CprController {
         if let blocker = blockers(mode).first { throw blocker }
         let stateBefore = vm.runState
         let wasRunning = vm.isRunning
+        // A VM that has never run has no state to save until its first reset.
+        vm.resetIfNew()
         vm.stop(.saveVM)
         times = UpdateTimes(generation: times.generation)
         times.stopped = EventLoop.now

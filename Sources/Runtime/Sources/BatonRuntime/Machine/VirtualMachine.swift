@@ -70,6 +70,7 @@ public final class VirtualMachine: GuestRequests {
     public var isRunning: Bool { runState == .running }
     private var runStateObservers: [(RunState) -> Void] = []
     private var needsReset = true
+    private var isNew = true
 
     /// Calls `observer` after every change of the run state.
     public func onRunStateChange(_ observer: @escaping (RunState) -> Void) { runStateObservers.append(observer) }
@@ -89,15 +90,23 @@ public final class VirtualMachine: GuestRequests {
     /// Resets every device to power-on state, in order.
     public func resetDevices() {
         needsReset = false
+        isNew = false
         for device in devices { device.reset() }
     }
+
+    /// The first reset, for what needs devices in their power-on state before
+    /// the guest has ever run.
+    public func resetIfNew() { if isNew { resetDevices() } }
 
     /// Why the guest must not be started now; nil when it may.
     public var startBlocker: () -> VMMError? = { nil }
 
     /// The devices have taken a checkpoint's state over, which stands for the
     /// first reset.
-    public func tookOverState() { needsReset = false }
+    public func tookOverState() {
+        needsReset = false
+        isNew = false
+    }
 
     /// Lets the guest run (QMP `cont`). Does nothing when it runs.
     /// Emits RESUME.
@@ -156,6 +165,9 @@ public final class VirtualMachine: GuestRequests {
         resetRequested = "host-qmp-system-reset"
         accelerator?.yield()
     }
+
+    /// Whether something has asked for the end, and the loop has not come to it.
+    public var isEnding: Bool { shutdownRequested != nil || exitStatus != nil }
 
     /// QMP `quit` and signals.
     public func requestQuit(cause: String = "host-qmp-quit", status: Int32 = 0) {
