@@ -178,6 +178,7 @@ enum SocketOptions {
         var configuration = SocketChardev.Configuration(address: address)
         configuration.isServer = server
         configuration.waitsForClient = wait ?? true
+        configuration.isCancelled = { [unowned vm] in vm.isEnding }
         configuration.reconnectDelay =
             Int64(milliseconds ?? 0) * 1_000_000 + Int64(seconds ?? 0) * 1_000_000_000
         configuration.noDelay = noDelay

@@ -11,6 +11,7 @@ public final class NullChardev: Chardev {
 public final class FileChardev: Chardev {
     /// The open file; -1 after `shutDown`. Owned.
     public private(set) var outputFD: Int32
+    private var hasFailed = false
 
     /// Creates or opens the file; empties it unless `append`.
     public init(id: String, path: String, append: Bool) throws(VMMError) {
@@ -35,7 +36,8 @@ public final class FileChardev: Chardev {
         do throws(VMMError) {
             try FD.writeAll(outputFD, bytes, to: "chardev '\(id)'")
         } catch {
-            Log.unimplemented("\(error.message)")
+            if !hasFailed { Report.warning("\(error.message)") }
+            hasFailed = true
         }
         return bytes.count
     }

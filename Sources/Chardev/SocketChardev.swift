@@ -12,6 +12,8 @@ public final class SocketChardev: StreamChardev {
         public var waitsForClient = true
         /// Client: nanoseconds from a lost connection to the next attempt; 0: never.
         public var reconnectDelay: Int64 = 0
+        /// Server: whether to give up waiting for a client; asked after every event.
+        public var isCancelled: () -> Bool = { false }
         /// TCP: send small writes at once.
         public var noDelay = false
         public init(address: SocketAddress) { self.address = address }
@@ -114,11 +116,9 @@ public final class SocketChardev: StreamChardev {
 
     private func waitForClient() throws(VMMError) {
         while !isOpen {
-            var state = pollfd(fd: listenerFD, events: Int16(POLLIN), revents: 0)
-            guard retryingInterrupts({ Glibc.poll(&state, 1, -1) }) > 0 else {
-                throw .system("Could not wait for a connection on \(filename)")
-            }
-            acceptClient()
+            // The loop, and not just the listener: signals come through it.
+            loop.poll(timeout: -1)
+            if configuration.isCancelled() { throw VMMError("interrupted while waiting for a connection") }
         }
     }
 

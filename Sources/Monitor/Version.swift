@@ -5,7 +5,8 @@ public enum MonitorVersion {
     /// The QEMU release whose QMP schema the commands follow.
     public static let qemu: (major: Int, minor: Int, micro: Int) = (10, 0, 0)
     /// This program's own version.
-    public static let package = "baton-0.1.0"
+    public static let version = "0.1.0"
+    public static let package = "baton-\(version)"
 
     static var json: JSON {
         [

@@ -39,6 +39,8 @@ final class Launcher {
             daemonPipe = pipe
         }
         let pidFile = try openPidFile()
+        // Before a chardev changes the terminal's mode, or waits for a client.
+        try Signals.install(vm)
         let backends = try Backends(invocation, vm: vm)
         let board = try BoardBuilder.build(invocation, machine: machine, backends: backends, vm: vm, memory: memory)
         if let file = machine.dumpDTB {
@@ -47,11 +49,11 @@ final class Launcher {
         }
         try registerCoreCommands(vm: vm, memory: memory)
         try registerChardevCommands(vm: vm)
+        try registerNetCommands(vm: vm) { backends.net }
         try cpr.registerCommands()
         if cpr.inherited == nil { try board.prepareImages() }
         // Last: a monitor that waits for a client finds the machine complete.
         try MonitorOptions.start(invocation, backends: backends, vm: vm)
-        try Signals.install(vm)
         cpr.onPhase { [unowned vm] phase throws(VMMError) in
             switch phase {
             case .exec: for chardev in vm.chardevs { chardev.prepareForExec() }

@@ -11,6 +11,8 @@ struct TerminalTests {
         let slave: Int32
         let baton: ChildProcess
         private var seen = ""
+        /// Everything that has been shown.
+        private(set) var transcript = ""
 
         init(_ arguments: [String]) throws {
             var ends: (Int32, Int32) = (-1, -1)
@@ -33,7 +35,11 @@ struct TerminalTests {
                 poll(&state, 1, 10)
                 var buffer = [UInt8](repeating: 0, count: 4096)
                 let count = read(master, &buffer, buffer.count)
-                if count > 0 { seen += String(decoding: buffer[..<count], as: UTF8.self) }
+                if count > 0 {
+                    let text = String(decoding: buffer[..<count], as: UTF8.self)
+                    seen += text
+                    transcript += text
+                }
                 guard let range = seen.range(of: text) else { return false }
                 seen.removeSubrange(..<range.upperBound)
                 return true
@@ -43,6 +49,11 @@ struct TerminalTests {
         var echoes: Bool {
             var mode = termios()
             return tcgetattr(slave, &mode) == 0 && mode.c_lflag & tcflag_t(ECHO) != 0
+        }
+        /// Where the executable is mapped: elsewhere after an exec.
+        var imageAddresses: String? {
+            let maps = try? String(contentsOfFile: "/proc/\(baton.pid)/maps", encoding: .utf8)
+            return maps.flatMap { $0.split(separator: "\n").first { $0.hasSuffix("/baton") } }.map { String($0) }
         }
         var blocks: Bool { fcntl(slave, F_GETFL) & O_NONBLOCK == 0 }
     }
@@ -81,6 +92,46 @@ struct TerminalTests {
     func failedStart() throws {
         let terminal = try Terminal(["-nographic", "-kernel", "/nowhere/kernel"])
         #expect(try terminal.baton.waitForExit() == .status(1))
+        #expect(terminal.echoes && terminal.blocks)
+    }
+
+    @Test("A VMM that waits for a client can be interrupted")
+    func interruptedWait() throws {
+        let directory = try TemporaryDirectory()
+        let terminal = try Terminal(["-S", "-nographic", "-qmp", "unix:\(directory.file("qmp")),server=on"])
+        try terminal.baton.waitForErrors("waiting for connection")
+        #expect(!terminal.echoes)
+        terminal.baton.signal(SIGINT)
+        #expect(try terminal.baton.waitForExit() == .status(1))
+        #expect(terminal.echoes && terminal.blocks)
+    }
+
+    @Test("The terminal goes over to the next VMM, and is as before in the end")
+    func restart() throws {
+        let directory = try TemporaryDirectory()
+        let arguments = [
+            "-S", "-nographic", "-cpr-enable", "restart", "-m", "16M",
+            "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-machine", "virt,memory-backend=ram",
+        ]
+        let terminal = try Terminal(arguments)
+        terminal.type("\u{1}c")
+        try terminal.expect("(baton) ")
+        for round in 1...3 {
+            terminal.type("cpr-save \(directory.file("state")) restart\r")
+            try terminal.expect("(baton) ")
+            let image = terminal.imageAddresses
+            terminal.type("cpr-exec \(([Products.baton] + arguments).joined(separator: " "))\r")
+            try eventually("the exec and raw mode; \(terminal.transcript)") { terminal.imageAddresses != image && !terminal.echoes }
+            // The new process' focus is on the serial line.
+            terminal.type("\u{1}c")
+            try terminal.expect("monitor - type 'help'")
+            terminal.type("cpr-load \(directory.file("state")) restart\r")
+            terminal.type("info cpr\r")
+            try terminal.expect("updates: \(round)")
+        }
+        #expect(!terminal.transcript.contains("Error"), "\(terminal.transcript)")
+        terminal.type("quit\r")
+        #expect(try terminal.baton.waitForExit() == .status(0))
         #expect(terminal.echoes && terminal.blocks)
     }
 

@@ -66,6 +66,26 @@ struct HMPTests {
         }
     }
 
+    @Test("Physical memory is shown in QEMU's notation, and only where there is RAM")
+    func examine() throws {
+        let (machine, peer) = try terminal()
+        let block = try machine.memory.allocate(RAMRequest(name: "ram", usedLength: 8192))
+        try machine.vm.addressSpace.map(block, at: 0x1000, size: 8192)
+        for index in 0..<16 { (block.host + index).storeBytes(of: UInt8(0xF0 + index), as: UInt8.self) }
+        func shown(_ line: String) throws -> String {
+            try peer.send(line + "\r")
+            return try peer.expect("\r\n(baton) ")
+        }
+        #expect(try shown("xp /4x 0x1000").contains(
+            "0000000000001000: 0xf3f2f1f0 0xf7f6f5f4 0xfbfaf9f8 0xfffefdfc\r\n"))
+        #expect(try shown("xp/1dh 4096").contains("0000000000001000: -3600\r\n"))
+        #expect(try shown("xp /2gx 0x2ff8").contains("0x0000000000000000\r\nCannot access memory at 0x3000\r\n"))
+        #expect(try shown("xp /1x 0xffffffffffffffff").contains("Cannot access memory at 0xffffffffffffffff\r\n"))
+        #expect(try shown("xp /5000x 0").contains("Error: xp: the count must be from 1 to 4096, not 5000\r\n"))
+        #expect(try shown("xp /4z 0").contains("Error: xp: invalid char in format: 'z'\r\n"))
+        #expect(try shown("xp").contains("Error: xp: '' is not an address\r\n"))
+    }
+
     @Test("Random keys never stop the monitor from answering")
     func fuzz() throws {
         let (machine, peer) = try terminal()

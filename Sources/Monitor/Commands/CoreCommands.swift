@@ -41,6 +41,7 @@ public func registerCoreCommands(
     try registerRunControl(vm)
     try registerMachineQueries(vm, context)
     try registerMemoryQueries(vm, memory)
+    try ExaminePhysical.register(vm)
     try registerBlockQueries(vm)
 }
 

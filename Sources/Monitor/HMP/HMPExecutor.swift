@@ -16,6 +16,10 @@ enum HMPExecutor {
             case "help": return try help(rest, commands)
             case "info": return try info(rest, commands)
             default:
+                // A format may follow the name without a blank: `xp/4x`.
+                if let slash = first.firstIndex(of: "/"), let command = commands.hmp[String(first[..<slash])] {
+                    return try command.handler("\(first[slash...]) \(rest)")
+                }
                 guard let command = commands.hmp[name] else {
                     return "unknown command: '\(first)'\n"
                 }

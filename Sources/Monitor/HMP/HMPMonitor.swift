@@ -68,7 +68,7 @@ public final class HMPMonitor: ChardevFrontend {
     private func greet() {
         if !hasGreeted {
             hasGreeted = true
-            show("Baton \(MonitorVersion.package) monitor - type 'help' for more information\n")
+            show("Baton \(MonitorVersion.version) monitor - type 'help' for more information\n")
         }
         show(Self.prompt + editor.text)
     }

@@ -84,9 +84,18 @@ public final class QMPMonitor: ChardevFrontend {
         defer { isExecuting = false }
         while !isBlocked, let request = requests.isEmpty ? nil : requests.removeFirst() {
             let current = session
+            Log.trace("handle_qmp_command", "mon \(chardev.id) req \(Self.describe(request))")
             let response = dispatcher.dispatch(request)
+            Log.trace("monitor_qmp_respond", "mon \(chardev.id) \(response.text())")
             guard current == session else { continue }
             send(response)
+        }
+    }
+
+    private static func describe(_ request: Result<JSON, VMMError>) -> String {
+        switch request {
+        case .success(let value): value.text()
+        case .failure(let error): error.message
         }
     }
 
