@@ -19,7 +19,9 @@ enum Help {
         if wants("cpu") { say("Available CPUs:\n  rv64\n  max\n") }
         if wants("chardev") { say(ChardevFactory.help) }
         if wants("netdev") { say("Available netdev backend types:\n" + NetBackendFactory.types.map { $0 + "\n" }.joined()) }
-        if wants("device") { say(DeviceModel.help) }
+        for device in invocation.all("device") {
+            if let help = DeviceModel.help(for: device) { say(help) }
+        }
         if wants("d") { say(LogOptions.help) }
         for (option, kind) in [("module", ModuleOptions.HelpKind.modules), ("cpr-enable", .modes), ("object", .objects)]
         where wants(option) {

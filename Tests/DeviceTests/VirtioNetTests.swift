@@ -89,6 +89,15 @@ import Virtio
                 == frame)
     }
 
+    @Test func asksForTheNextBufferWhenThoseThatThereAreDoNotSuffice() {
+        driver.start(features: GuestDriver.common | Self.mergeable | 1 << 29, queues: 2)
+        for offset in [UInt64(0), 0x1000] {
+            driver.queues[0].submit([.init(address: Self.data + offset, length: 100, writable: true)])
+        }
+        #expect(!backend.deliver(Array(repeating: 1, count: 250)))
+        #expect(machine.load(driver.queues[0].used + 4 + 8 * 8, as: UInt16.self) == 2)
+    }
+
     @Test func dropsFramesThatABufferCannotHold() {
         driver.start(queues: 2)
         driver.queues[0].submit([.init(address: Self.data, length: 50, writable: true)])

@@ -5,9 +5,9 @@ import BatonRuntime
 public final class SerialUART: MMIODevice, Device, ChardevFrontend {
     public let stateName: String
     public static let size: UInt64 = 0x100
-    private static let fifoDepth = 16
+    static let fifoDepth = 16
     /// Output that is collected before the chardev is called.
-    private static let batch = 512
+    static let batch = 512
 
     private let vm: VirtualMachine
     private let chardev: Chardev?
@@ -15,22 +15,22 @@ public final class SerialUART: MMIODevice, Device, ChardevFrontend {
     private var isRunning = false
 
     // The registers that the guest writes.
-    private var interruptEnable: UInt8 = 0
-    private var fifoControl: UInt8 = 0
-    private var lineControl: UInt8 = 0
-    private var modemControl: UInt8 = 0
-    private var scratch: UInt8 = 0
-    private var divisor: UInt16 = 0
+    var interruptEnable: UInt8 = 0
+    var fifoControl: UInt8 = 0
+    var lineControl: UInt8 = 0
+    var modemControl: UInt8 = 0
+    var scratch: UInt8 = 0
+    var divisor: UInt16 = 0
     // Sticky bits of LSR (overrun, break) and of MSR (deltas).
-    private var lineErrors: UInt8 = 0
-    private var modemDeltas: UInt8 = 0
+    var lineErrors: UInt8 = 0
+    var modemDeltas: UInt8 = 0
     /// The transmitter-empty interrupt has not been acknowledged.
-    private var transmitInterrupt = false
-    private var input: [UInt8] = []
+    var transmitInterrupt = false
+    var input: [UInt8] = []
     /// Taken from the guest, not yet by the chardev.
-    private var output: [UInt8] = []
+    var output: [UInt8] = []
     /// The chardev did not take all of `output`.
-    private var isBlocked = false
+    var isBlocked = false
     private var flushScheduled = false
 
     /// - Parameters:
@@ -88,7 +88,7 @@ public final class SerialUART: MMIODevice, Device, ChardevFrontend {
         return 0x01
     }
 
-    private func update() { line.set(cause != 0x01) }
+    func update() { line.set(cause != 0x01) }
 
     // MARK: Registers
 
@@ -318,52 +318,5 @@ public final class SerialUART: MMIODevice, Device, ChardevFrontend {
         isRunning = true
         flush()
         chardev?.acceptInput()
-    }
-
-    public func save(to writer: inout StateWriter) {
-        writer.put("ier", UInt64(interruptEnable))
-        writer.put("fcr", UInt64(fifoControl))
-        writer.put("lcr", UInt64(lineControl))
-        writer.put("mcr", UInt64(modemControl))
-        writer.put("scr", UInt64(scratch))
-        writer.put("divisor", UInt64(divisor))
-        writer.put("line-errors", UInt64(lineErrors))
-        writer.put("modem-deltas", UInt64(modemDeltas))
-        writer.put("transmit-interrupt", transmitInterrupt)
-        writer.put("blocked", isBlocked)
-        writer.put("input", bytes: input)
-        writer.put("output", bytes: output)
-    }
-
-    public func load(from reader: StateReader) throws(VMMError) {
-        let ier = UInt8(try reader.unsigned("ier", in: 0...0x0f))
-        let fcr = UInt8(try reader.unsigned("fcr", in: 0...0xff))
-        let lcr = UInt8(try reader.unsigned("lcr", in: 0...0xff))
-        let mcr = UInt8(try reader.unsigned("mcr", in: 0...0x1f))
-        let scr = UInt8(try reader.unsigned("scr", in: 0...0xff))
-        let newDivisor = UInt16(try reader.unsigned("divisor", in: 0...0xffff))
-        let errors = UInt8(try reader.unsigned("line-errors", in: 0...0x1f))
-        let deltas = UInt8(try reader.unsigned("modem-deltas", in: 0...0x0f))
-        let pendingTransmit = try reader.bool("transmit-interrupt")
-        let blocked = try reader.bool("blocked")
-        guard fcr & ~0xc9 == 0 else {
-            throw VMMError("field 'fcr' of section '\(reader.section)' is \(fcr)")
-        }
-        let newInput = try reader.bytes("input", count: 0...(fcr & 1 != 0 ? SerialUART.fifoDepth : 1))
-        let newOutput = try reader.bytes("output", count: 0...SerialUART.batch + SerialUART.fifoDepth)
-        try reader.finish()
-        interruptEnable = ier
-        fifoControl = fcr
-        lineControl = lcr
-        modemControl = mcr
-        scratch = scr
-        divisor = newDivisor
-        lineErrors = errors
-        modemDeltas = deltas
-        transmitInterrupt = pendingTransmit
-        isBlocked = blocked
-        input = newInput
-        output = newOutput
-        update()
     }
 }

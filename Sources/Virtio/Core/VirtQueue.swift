@@ -56,9 +56,9 @@ public final class VirtQueue {
 
     /// Segments of the chain that `next()` gave, and their guest addresses.
     public let segments: UnsafeMutablePointer<iovec>
-    private let addresses: UnsafeMutablePointer<UInt64>
+    let addresses: UnsafeMutablePointer<UInt64>
 
-    private let addressSpace: AddressSpace
+    let addressSpace: AddressSpace
     // The largest writable RAM range: nearly every buffer lies in it.
     private var mainStart: UInt64 = 0
     private var mainSize: UInt64 = 0
@@ -270,72 +270,6 @@ public final class VirtQueue {
         static let indirect: UInt16 = 4
     }
 
-    // MARK: The chain's bytes
-
-    /// The readable segments of `chain`.
-    @inline(__always)
-    public func readable(_ chain: VirtioChain) -> UnsafeMutableBufferPointer<iovec> {
-        UnsafeMutableBufferPointer(start: segments, count: chain.readableCount)
-    }
-
-    /// The writable segments of `chain`.
-    @inline(__always)
-    public func writable(_ chain: VirtioChain) -> UnsafeMutableBufferPointer<iovec> {
-        UnsafeMutableBufferPointer(start: segments + chain.readableCount, count: chain.writableCount)
-    }
-
-    /// Copies from the readable segments, from byte `offset` on.
-    /// - Returns: the bytes copied: `target.count`, or fewer at the end.
-    public func copyOut(_ chain: VirtioChain, offset: Int, to target: UnsafeMutableRawBufferPointer) -> Int {
-        var skip = offset
-        var done = 0
-        for segment in readable(chain) {
-            if skip >= segment.iov_len {
-                skip &-= segment.iov_len
-                continue
-            }
-            let count = min(segment.iov_len &- skip, target.count &- done)
-            guard count > 0, let to = target.baseAddress, let from = segment.iov_base else { break }
-            (to + done).copyMemory(from: from + skip, byteCount: count)
-            done &+= count
-            skip = 0
-        }
-        return done
-    }
-
-    /// Copies to the writable segments, from byte `offset` on.
-    /// - Returns: the bytes copied: `source.count`, or fewer at the end.
-    public func copyIn(_ chain: VirtioChain, offset: Int, from source: UnsafeRawBufferPointer) -> Int {
-        var skip = offset
-        var done = 0
-        for index in chain.readableCount..<(chain.readableCount &+ chain.writableCount) {
-            let segment = segments[index]
-            if skip >= segment.iov_len {
-                skip &-= segment.iov_len
-                continue
-            }
-            let count = min(segment.iov_len &- skip, source.count &- done)
-            guard count > 0, let from = source.baseAddress, let to = segment.iov_base else { break }
-            (to + skip).copyMemory(from: from + done, byteCount: count)
-            addressSpace.didWrite(addresses[index] &+ UInt64(truncatingIfNeeded: skip), length: UInt64(count))
-            done &+= count
-            skip = 0
-        }
-        return done
-    }
-
-    /// Says that the device has stored to the first `length` writable bytes.
-    public func didWrite(_ chain: VirtioChain, length: Int) {
-        var left = length
-        var index = chain.readableCount
-        while left > 0, index < chain.readableCount &+ chain.writableCount {
-            let count = min(left, segments[index].iov_len)
-            addressSpace.didWrite(addresses[index], length: UInt64(count))
-            left &-= count
-            index &+= 1
-        }
-    }
-
     // MARK: Giving chains back
 
     /// Puts `chain` into the used ring and publishes it.
@@ -364,13 +298,14 @@ public final class VirtQueue {
 
     // MARK: Notifications
 
-    /// Asks the driver to notify of the next chain that it makes available.
-    /// - Returns: true when there is one already.
+    /// Asks the driver to notify of the next chain that it makes available
+    /// after those that there are.
+    /// - Returns: true when there is one to take already.
     public func enableNotifications() -> Bool {
-        guard ready, let used else { return false }
+        guard ready, let used, let available else { return false }
         if eventIndex {
             let offset = 4 &+ 8 &* UInt64(size)
-            used.storeBytes(of: nextAvailable, toByteOffset: Int(offset), as: UInt16.self)
+            used.storeBytes(of: cbaton_load_acquire16(available + 2), toByteOffset: Int(offset), as: UInt16.self)
             addressSpace.didWrite(deviceAddress &+ offset, length: 2)
         }
         cbaton_full_fence()

@@ -41,6 +41,15 @@ public struct DeviceModel {
         return text
     }
 
+    /// The text that the argument of `-device` asks for: `help`, or
+    /// `NAME,help`; nil when it asks for none.
+    public static func help(for argument: String) -> String? {
+        if argument == "help" || argument == "?" { return help }
+        let words = argument.split(separator: "," as Character)
+        guard words.count >= 2, words.dropFirst().contains(where: { $0 == "help" || $0 == "?" }) else { return nil }
+        return all.first { $0.name == words[0] }?.help
+    }
+
     /// The text of `-device NAME,help`.
     public var help: String {
         guard !properties.isEmpty else { return "There are no options for \(name).\n" }
