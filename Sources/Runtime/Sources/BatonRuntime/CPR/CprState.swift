@@ -7,6 +7,7 @@ import Glibc
 /// Written just before the exec into a memfd whose number the environment
 /// variable `BATON_CPR_STATE` carries; a `SectionContainer` of kind `cprState`.
 public struct CprState {
+    private static let partPrefix = "part/"
     /// The environment variable that carries the memfd's number.
     public static let environmentVariable = "BATON_CPR_STATE"
     /// No state is larger: a record takes at most some 300 bytes, and there
@@ -19,12 +20,29 @@ public struct CprState {
     public var ram: [RAMRecord]
     /// When each phase of the update was reached, see `UpdateTimes`.
     public var times: UpdateTimes
+    /// What parts must know before they are made anew: a chardev's unread
+    /// bytes, a monitor's session. By the part's own name, `chardev/ID`.
+    public private(set) var parts: [SectionContainer.Section] = []
 
     public init(mode: String, fds: [PreservedFDs.Entry], ram: [RAMRecord], times: UpdateTimes) {
         self.mode = mode
         self.fds = fds
         self.ram = ram
         self.times = times
+    }
+
+    /// Hands a part's state to the next process.
+    public mutating func addPart(_ name: String, version: UInt32 = 1, _ writer: StateWriter) {
+        var container = SectionContainer(kind: .cprState)
+        container.add(name, version: version, optional: true, writer)
+        parts += container.sections
+    }
+
+    /// What the process before handed over for a part; nil when nothing.
+    /// - Throws: an error when it is damaged.
+    public func part(_ name: String) throws(VMMError) -> StateReader? {
+        guard let section = parts.first(where: { $0.name == name }) else { return nil }
+        return try StateReader(section: name, version: section.version, payload: section.payload)
     }
 
     /// Writes the state to a new memfd.
@@ -96,6 +114,10 @@ public struct CprState {
             blocks.put("\(index).fd", UInt64(record.fd))
         }
         container.add("ram", version: 1, blocks)
+        for part in parts {
+            container.add(SectionContainer.Section(
+                name: CprState.partPrefix + part.name, version: part.version, optional: true, payload: part.payload))
+        }
         return container.encoded()
     }
 
@@ -108,6 +130,11 @@ public struct CprState {
                 throw VMMError("section '\(name)' has version \(section.version), this VMM knows version 1")
             }
             return try container.reader(section)
+        }
+        for section in container.sections where section.name.hasPrefix(CprState.partPrefix) {
+            var part = section
+            part.name = String(section.name.dropFirst(CprState.partPrefix.count))
+            parts.append(part)
         }
         for section in container.sections where !section.optional && !["cpr", "fds", "ram"].contains(section.name) {
             throw VMMError("section '\(section.name)' is unknown")

@@ -50,8 +50,12 @@ public struct SectionContainer {
     public func section(_ name: String) -> Section? { sections.first { $0.name == name } }
 
     public mutating func add(_ name: String, version: UInt32, optional: Bool = false, _ writer: StateWriter) {
-        assert(section(name) == nil, "section \(name) written twice")
-        sections.append(Section(name: name, version: version, optional: optional, payload: writer.encoded()[...]))
+        add(Section(name: name, version: version, optional: optional, payload: writer.encoded()[...]))
+    }
+
+    public mutating func add(_ section: Section) {
+        assert(self.section(section.name) == nil, "section \(section.name) written twice")
+        sections.append(section)
     }
 
     public func reader(_ section: Section) throws(VMMError) -> StateReader {
