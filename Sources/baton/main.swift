@@ -16,5 +16,6 @@ do throws(VMMError) {
     exit(try Launcher(invocation, startedAt: startedAt).run())
 } catch {
     Report.error(error)
+    CprController.giveUp(error)
     exit(1)
 }

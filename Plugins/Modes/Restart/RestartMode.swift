@@ -30,6 +30,8 @@ final class RestartMode: CprMode {
 
     func exec(_ argv: [String], cpr: CprController) throws(VMMError) {
         let state = cpr.stateForExec(mode: self)
-        try Handover.exec(argv, state: state, fds: state.ram.map(\.fd) + state.fds.map(\.fd))
+        var fds = state.ram.map(\.fd) + state.fds.map(\.fd)
+        if let checkpoint = state.checkpointFD { fds.append(checkpoint) }
+        try Handover.exec(argv, state: state, fds: fds, startLimit: cpr.startLimit)
     }
 }

@@ -159,3 +159,16 @@ void cbaton_daemon_ready(int fd, int status) {
     }
     close(fd);
 }
+
+pid_t cbaton_fork(void) { return fork(); }
+
+int cbaton_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
+
+int cbaton_pidfd_send_signal(int pidfd, int number) {
+    return (int)syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0);
+}
+
+void cbaton_discard_children(void) {
+    struct sigaction action = {.sa_handler = SIG_DFL, .sa_flags = SA_NOCLDWAIT};
+    sigaction(SIGCHLD, &action, NULL);
+}

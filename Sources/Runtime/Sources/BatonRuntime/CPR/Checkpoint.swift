@@ -56,12 +56,17 @@ enum Checkpoint {
 
     static func read(_ path: String) throws(VMMError) -> SectionContainer {
         let fd = try FD.open(path, O_RDONLY | O_NONBLOCK)
+        return try read(fd.raw, name: path)
+    }
+
+    /// Reads from a borrowed descriptor, from its start.
+    static func read(_ fd: Int32, name: String) throws(VMMError) -> SectionContainer {
         var status = stat()
-        guard fstat(fd.raw, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {
-            throw VMMError("\(path) is not a vmstate file")
+        guard fstat(fd, &status) == 0, status.st_mode & S_IFMT == S_IFREG, lseek(fd, 0, SEEK_SET) == 0 else {
+            throw VMMError("\(name) is not a vmstate file")
         }
         return try SectionContainer(
-            kind: .checkpoint, parsing: try FD.readAll(fd.raw, limit: sizeLimit, from: path), name: path)
+            kind: .checkpoint, parsing: try FD.readAll(fd, limit: sizeLimit, from: name), name: name)
     }
 
     /// Gives every device its section.

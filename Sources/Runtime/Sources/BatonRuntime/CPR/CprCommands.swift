@@ -23,6 +23,27 @@ extension CprController {
                 return [:]
             })
         try commands.add(
+            QMPCommand(
+                "cpr-update",
+                arguments: [
+                    QMPMember("argv", .array(.string)), QMPMember("mode", .string, optional: true),
+                    QMPMember("timeout-ms", .int, optional: true),
+                ]
+            ) { [unowned self] arguments throws(VMMError) in
+                let limit = arguments["timeout-ms"]?.intValue ?? CprController.defaultStartLimit / 1_000_000
+                guard (1...3_600_000).contains(limit) else {
+                    throw VMMError("Parameter 'timeout-ms' expects a number from 1 to 3600000, not \(limit)")
+                }
+                try update(
+                    (arguments["argv"]?.arrayValue ?? []).compactMap(\.stringValue),
+                    mode: arguments["mode"]?.stringValue, startLimit: limit * 1_000_000)
+                return [:]
+            })
+        commands.addEvent(
+            "CPR_ROLLED_BACK", data: .object(name: "CprRolledBack", members: [
+                QMPMember("reason", .string), QMPMember("pid", .int),
+            ]))
+        try commands.add(
             QMPCommand("query-cpr", returns: CprController.queryType) { [unowned self] _ in .object(query()) })
 
         try commands.add(

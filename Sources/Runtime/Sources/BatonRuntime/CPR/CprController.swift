@@ -1,3 +1,4 @@
+import CBaton
 import Glibc
 
 /// Save, exec and load: the life of an update, the same for every mode.
@@ -69,6 +70,18 @@ public final class CprController {
                 "the CPR state has the RAM block '\(record.name)' (\(record.usedLength) bytes), which this command line lacks",
                 hint: "Start the new VMM with the memory and device arguments of the old one.")
         }
+        if let link = inherited.lifeboat { Lifeboat.reportStanding(link) }
+        if let fd = inherited.checkpointFD {
+            let checkpoint = OwnedFD(adopting: fd)
+            try load(
+                try Checkpoint.read(checkpoint.raw, name: "the checkpoint"), mode: try enabledMode(inherited.mode),
+                name: "the checkpoint")
+        }
+    }
+
+    /// This process gives up before it owns the guest: tells whoever waits.
+    public static func giveUp(_ error: VMMError) {
+        if let link = CprState.lifeboatOfThisProcess { Lifeboat.reportFailure(link, error.message) }
     }
 
     // MARK: Observers
@@ -114,15 +127,8 @@ public final class CprController {
         if let blocker = blockers(mode).first { throw blocker }
         let stateBefore = vm.runState
         let wasRunning = vm.isRunning
-        // A VM that has never run has no state to save until its first reset.
-        vm.resetIfNew()
-        vm.stop(.saveVM)
-        times = UpdateTimes(generation: times.generation)
-        times.stopped = EventLoop.now
         do throws(VMMError) {
-            try notify(.save)
-            var container = Checkpoint.collect(vm, memory: memory, wasRunning: stateBefore)
-            try mode.save(to: &container, cpr: self)
+            let container = try stopAndCollect(mode)
             try Checkpoint.write(container, to: path, durable: mode.promises.contains(.survivesHostReboot))
         } catch {
             announce(.saveFailed)
@@ -132,6 +138,20 @@ public final class CprController {
         times.saved = EventLoop.now
         saved = (mode, wasRunning, path)
         Log.trace("cpr_save", "file \(path) mode \(name)")
+    }
+
+    /// Stops the guest and collects the state of everything.
+    private func stopAndCollect(_ mode: any CprMode) throws(VMMError) -> SectionContainer {
+        let stateBefore = vm.runState
+        // A VM that has never run has no state to save until its first reset.
+        vm.resetIfNew()
+        vm.stop(.saveVM)
+        times = UpdateTimes(generation: times.generation)
+        times.stopped = EventLoop.now
+        try notify(.save)
+        var container = Checkpoint.collect(vm, memory: memory, wasRunning: stateBefore)
+        try mode.save(to: &container, cpr: self)
+        return container
     }
 
     private func giveBack(wasRunning: Bool, stateBefore: RunState) {
@@ -155,29 +175,104 @@ public final class CprController {
     public func exec(_ argv: [String]) throws(VMMError) {
         guard vm.runState == .saveVM else { throw VMMError("runstate is not save-vm") }
         guard let saved else { throw VMMError("cpr-exec requires cpr-save with restart mode") }
+        try exec(argv, saved.mode, wasRunning: saved.wasRunning)
+    }
+
+    private func exec(_ argv: [String], _ mode: any CprMode, wasRunning: Bool) throws(VMMError) {
         guard argv.first?.isEmpty == false else {
             throw VMMError("cpr-exec requires a non-empty argv", hint: "argv[0] is the program to execute.")
         }
+        let pid = getpid()
+        outgoingParts = []
         do throws(VMMError) {
             try notify(.exec)
             times.exec = EventLoop.now
-            try saved.mode.exec(argv, cpr: self)
-            throw VMMError("mode '\(saved.mode.name)' returned from cpr-exec without an error")
+            try mode.exec(argv, cpr: self)
+            throw VMMError("mode '\(mode.name)' returned from cpr-exec without an error")
         } catch {
             // A mode that has no exec has not touched anything: the VM stays saved.
-            guard saved.mode.promises.contains(.samePID) else { throw error }
-            self.saved = nil
+            guard mode.promises.contains(.samePID) else { throw error }
+            saved = nil
             announce(.saveFailed)
-            giveBack(wasRunning: saved.wasRunning, stateBefore: .paused)
+            giveBack(wasRunning: wasRunning, stateBefore: .paused)
+            if getpid() != pid {
+                Report.warning(error.message)
+                vm.emit("CPR_ROLLED_BACK", ["reason": .string(error.message), "pid": .int(Int64(getpid()))])
+            }
             throw error
         }
     }
+
+    // MARK: cpr-update
+
+    /// What an update is limited by.
+    public static let defaultStartLimit: Int64 = 10_000_000_000
+    /// Nanoseconds that the next successor has to start; nil without a lifeboat.
+    public private(set) var startLimit: Int64?
+    /// The checkpoint that the next successor loads without being asked.
+    private var checkpointFD: Int32?
+
+    /// Save, exec, load and commit in one step, watched over by a lifeboat:
+    /// the guest goes on in the new VMM, or, whatever is wrong with that, here.
+    /// Returns only by throwing.
+    /// - Parameters:
+    ///   - startLimit: nanoseconds that the new VMM has to start.
+    ///   - mode: by default the first enabled one that executes its successor.
+    public func update(_ argv: [String], mode name: String?, startLimit: Int64) throws(VMMError) {
+        let preferred = enabledModes.first { $0.promises.contains(.samePID) }?.name
+        let mode = try enabledMode(name ?? preferred ?? "")
+        guard saved == nil, vm.runState != .saveVM else { throw VMMError("cpr-save has been done already") }
+        guard !awaitsLoad else { throw VMMError("the VM waits for cpr-load") }
+        guard argv.first?.isEmpty == false else { throw VMMError("cpr-update requires a non-empty argv") }
+        guard mode.promises.contains(.samePID) else {
+            throw VMMError("cpr-update needs a mode that executes the new VMM, such as restart")
+        }
+        if let blocker = blockers(mode).first { throw blocker }
+        let stateBefore = vm.runState
+        let wasRunning = vm.isRunning
+        let bytes: [UInt8]
+        do throws(VMMError) {
+            bytes = try stopAndCollect(mode).encoded()
+        } catch {
+            announce(.saveFailed)
+            giveBack(wasRunning: wasRunning, stateBefore: stateBefore)
+            throw error
+        }
+        let memfd = cbaton_memfd_create("cpr-checkpoint", 0)
+        self.startLimit = startLimit
+        checkpointFD = memfd
+        defer {
+            self.startLimit = nil
+            checkpointFD = nil
+            if memfd >= 0 { close(memfd) }
+        }
+        do throws(VMMError) {
+            guard memfd >= 0 else { throw .system("cannot write the checkpoint") }
+            try FD.writeAll(memfd, bytes, to: "the checkpoint")
+        } catch {
+            announce(.saveFailed)
+            giveBack(wasRunning: wasRunning, stateBefore: stateBefore)
+            throw error
+        }
+        times.saved = EventLoop.now
+        try exec(argv, mode, wasRunning: wasRunning)
+    }
+
+    /// A part's state for the next process, to be given in the `.exec` phase;
+    /// the part finds it in `inherited?.part(name)`.
+    public func handOver(_ name: String, version: UInt32 = 1, _ writer: StateWriter) {
+        outgoingParts.append((name, version, writer))
+    }
+    private var outgoingParts: [(name: String, version: UInt32, writer: StateWriter)] = []
 
     /// The state for the next process: what is preserved now.
     public func stateForExec(mode: any CprMode) -> CprState {
         var next = times
         next.generation += 1
-        return CprState(mode: mode.name, fds: fds.entries, ram: memory.records.current, times: next)
+        var state = CprState(mode: mode.name, fds: fds.entries, ram: memory.records.current, times: next)
+        state.checkpointFD = checkpointFD
+        for part in outgoingParts { state.addPart(part.name, version: part.version, part.writer) }
+        return state
     }
 
     // MARK: cpr-load
@@ -193,18 +288,21 @@ public final class CprController {
         if let inherited, inherited.mode != name {
             throw VMMError("this process was started by cpr-exec in mode '\(inherited.mode)', not '\(name)'")
         }
+        try load(try Checkpoint.read(path), mode: mode, name: path)
+    }
+
+    private func load(_ container: SectionContainer, mode: any CprMode, name: String) throws(VMMError) {
         times.loadRequested = EventLoop.now
-        let container = try Checkpoint.read(path)
         let runState: RunState
         do throws(VMMError) {
             try notify(.load)
             let own = try mode.load(from: container, cpr: self)
-            runState = try Checkpoint.apply(container, to: vm, memory: memory, ownSections: own, name: path)
+            runState = try Checkpoint.apply(container, to: vm, memory: memory, ownSections: own, name: name)
         } catch {
             announce(.loadFailed)
             throw error
         }
-        awaitsLoad = false
+        try commit()
         vm.tookOverState()
         times.loaded = EventLoop.now
         announce(.commit)
@@ -214,7 +312,24 @@ public final class CprController {
             vm.setStoppedState(runState)
         }
         times.resumed = EventLoop.now
-        Log.trace("cpr_load", "file \(path) mode \(name)")
+        Log.trace("cpr_load", "file \(name) mode \(mode.name)")
+    }
+
+    /// Makes the guest this process' own, for good.
+    private func commit() throws(VMMError) {
+        if let link = CprState.lifeboatOfThisProcess {
+            guard Lifeboat.take(token: link.token) else {
+                // Too late: the process before runs the guest again, and
+                // nothing here may touch it any more.
+                Report.error(VMMError("the guest was taken back by the VMM before"))
+                exit(1)
+            }
+            cbaton_discard_children()
+            Lifeboat.release(link)
+            CprState.lifeboatOfThisProcess = nil
+        }
+        try memory.commit()
+        awaitsLoad = false
     }
 }
 

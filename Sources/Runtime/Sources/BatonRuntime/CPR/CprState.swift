@@ -10,6 +10,8 @@ public struct CprState {
     private static let partPrefix = "part/"
     /// The environment variable that carries the memfd's number.
     public static let environmentVariable = "BATON_CPR_STATE"
+    /// The lifeboat that waits for this process' commit.
+    nonisolated(unsafe) static var lifeboatOfThisProcess: Lifeboat.Link?
     /// No state is larger: a record takes at most some 300 bytes, and there
     /// are at most a million fds.
     static let sizeLimit = 512 << 20
@@ -20,6 +22,11 @@ public struct CprState {
     public var ram: [RAMRecord]
     /// When each phase of the update was reached, see `UpdateTimes`.
     public var times: UpdateTimes
+    /// The lifeboat that watches over this process until it commits.
+    var lifeboat: Lifeboat.Link?
+    /// A descriptor to load the checkpoint from without being asked to:
+    /// the process was started by one command that does everything.
+    public var checkpointFD: Int32?
     /// What parts must know before they are made anew: a chardev's unread
     /// bytes, a monitor's session. By the part's own name, `chardev/ID`.
     public private(set) var parts: [SectionContainer.Section] = []
@@ -78,7 +85,10 @@ public struct CprState {
             throw error.prefixed("cannot use the CPR state")
         }
         var seen: Set<Int32> = [raw]
-        for (name, fd) in state.fds.map({ ($0.name, $0.fd) }) + state.ram.map({ ($0.name, $0.fd) }) {
+        var named = state.fds.map { ($0.name, $0.fd) } + state.ram.map { ($0.name, $0.fd) }
+        if let link = state.lifeboat { named += [("the lifeboat", link.token), ("the lifeboat", link.watch)] }
+        if let fd = state.checkpointFD { named.append(("the checkpoint", fd)) }
+        for (name, fd) in named {
             guard fd > 2, FD.isOpen(fd) else {
                 throw VMMError("cannot use the CPR state: fd \(fd) of '\(name)' is not open")
             }
@@ -87,6 +97,7 @@ public struct CprState {
             }
             try FD.setCloseOnExec(fd, true)
         }
+        lifeboatOfThisProcess = state.lifeboat
         return state
     }
 
@@ -95,6 +106,11 @@ public struct CprState {
         var general = StateWriter()
         general.put("mode", mode)
         times.put(into: &general)
+        if let lifeboat {
+            general.put("lifeboat-token-fd", UInt64(lifeboat.token), optional: true)
+            general.put("lifeboat-watch-fd", UInt64(lifeboat.watch), optional: true)
+        }
+        if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
         container.add("cpr", version: 1, general)
         var list = StateWriter()
         list.put("count", UInt64(fds.count))
@@ -143,6 +159,14 @@ public struct CprState {
         let general = try reader("cpr")
         mode = try general.string("mode")
         times = try UpdateTimes(from: general)
+        if general.has("lifeboat-token-fd") {
+            lifeboat = Lifeboat.Link(
+                token: Int32(try general.unsigned("lifeboat-token-fd", in: fdNumbers)),
+                watch: Int32(try general.unsigned("lifeboat-watch-fd", in: fdNumbers)))
+        }
+        if general.has("checkpoint-fd") {
+            checkpointFD = Int32(try general.unsigned("checkpoint-fd", in: fdNumbers))
+        }
         try general.finish()
 
         let list = try reader("fds")

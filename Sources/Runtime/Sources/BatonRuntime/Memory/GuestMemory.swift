@@ -22,6 +22,8 @@ public final class GuestMemory {
     /// What outlives an exec.
     public let records = RAMRecords()
     private var hooks: [any AllocatorHook] = []
+    /// Memory of the process before that must not change until it is ours.
+    private var readOnlyBlocks: [(host: UnsafeMutableRawPointer, length: Int)] = []
     /// `-machine mem-merge=`: whether KSM may merge equal pages of any block.
     public var merge = true
     /// `-machine dump-guest-core=`: whether core dumps hold guest memory.
@@ -104,8 +106,12 @@ public final class GuestMemory {
         let found = shared ? try records.find(request) : nil
         let fd: OwnedFD
         if let found { fd = OwnedFD(adopting: found.fd) } else { fd = OwnedFD(adopting: try create()) }
+        // Until the commit the process before can have its guest back, so
+        // nothing here may store to it: an attempt is fatal to this process.
         let host = try Mapping.map(
-            length: request.maxLength, alignment: request.alignment, fd: fd.raw, shared: shared, name: request.name)
+            length: request.maxLength, alignment: request.alignment, fd: fd.raw, shared: shared,
+            writable: found == nil, name: request.name)
+        if found != nil { readOnlyBlocks.append((host, request.maxLength)) }
         if shared {
             try records.save(
                 RAMRecord(
@@ -118,6 +124,16 @@ public final class GuestMemory {
         let records = self.records
         if shared { block.onFree = { records.delete($0.name) } }
         return block
+    }
+
+    /// The guest is this process' now: its memory may be written.
+    func commit() throws(VMMError) {
+        for block in readOnlyBlocks {
+            guard mprotect(block.host, block.length, PROT_READ | PROT_WRITE) == 0 else {
+                throw .system("cannot make guest memory writable")
+            }
+        }
+        readOnlyBlocks = []
     }
 
     /// Frees a block that nothing uses any more.

@@ -72,6 +72,18 @@ int cbaton_daemonize(void);
  * and error go to /dev/null. */
 void cbaton_daemon_ready(int fd, int status);
 
+/* fork(2) for a process with one thread; Swift has no name for it. */
+pid_t cbaton_fork(void);
+
+/* pidfd_open(2). Returns an fd with FD_CLOEXEC, or -1 and errno. */
+int cbaton_pidfd_open(pid_t pid);
+/* pidfd_send_signal(2) without further information. */
+int cbaton_pidfd_send_signal(int pidfd, int signal);
+
+/* Ended children leave nothing to wait for. Programs executed later do not
+ * inherit this. */
+void cbaton_discard_children(void);
+
 /* True for uid 0 and for the effective user. */
 int cbaton_is_root_or_self(unsigned uid);
 
