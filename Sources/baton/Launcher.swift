@@ -15,12 +15,15 @@ final class Launcher {
     let cpr: CprController
     private var daemonPipe: Int32?
 
-    /// - Parameter startedAt: CLOCK_MONOTONIC in nanoseconds when `main` began.
-    init(_ invocation: Invocation, startedAt: Int64) throws(VMMError) {
+    /// - Parameters:
+    ///   - inherited: what the process before left, read before anything else.
+    ///   - startedAt: CLOCK_MONOTONIC in nanoseconds when `main` began.
+    init(_ invocation: Invocation, inherited: CprState?, startedAt: Int64) throws(VMMError) {
         self.invocation = invocation
         vm = try VirtualMachine()
         loader.registry.addBuiltIn(RAMMemoryBackend())
-        cpr = try CprController(vm: vm, memory: memory, registry: loader.registry, startedAt: startedAt)
+        cpr = CprController(
+            vm: vm, memory: memory, registry: loader.registry, inherited: inherited, startedAt: startedAt)
     }
 
     /// Builds everything and runs the VM to its end.

@@ -23,13 +23,16 @@ public final class CprController {
     /// of the process before must not be started or reset.
     public private(set) var awaitsLoad: Bool
 
-    /// Takes the inherited state over, if there is one.
-    /// - Throws: why the inherited state cannot be used: fatal.
-    public init(vm: VirtualMachine, memory: GuestMemory, registry: ModuleRegistry, startedAt: Int64) throws(VMMError) {
+    /// - Parameters:
+    ///   - inherited: what `CprState.inherited()` gave.
+    ///   - startedAt: CLOCK_MONOTONIC in nanoseconds when `main` began.
+    public init(
+        vm: VirtualMachine, memory: GuestMemory, registry: ModuleRegistry, inherited: CprState?, startedAt: Int64
+    ) {
         self.vm = vm
         self.memory = memory
         self.registry = registry
-        inherited = try CprState.inherited()
+        self.inherited = inherited
         times = inherited?.times ?? UpdateTimes()
         times.started = startedAt
         awaitsLoad = inherited != nil
