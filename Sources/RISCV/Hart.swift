@@ -135,6 +135,8 @@ public final class Hart: Device {
         if state.pointee.usesSupervisorTimer { setTimerBit(.supervisorTimer, now >= state.pointee.stimecmp) }
     }
 
+    private static let never = UInt64(Int64.max) / 1000
+
     private func setTimerBit(_ line: Interrupt, _ level: Bool) {
         let bit = 1 << line.rawValue as UInt64
         if level { state.pointee.mip |= bit } else { state.pointee.mip &= ~bit }
@@ -148,6 +150,7 @@ public final class Hart: Device {
         if state.pointee.usesSupervisorTimer, state.pointee.mip & (1 << Interrupt.supervisorTimer.rawValue) == 0 {
             ticks = min(ticks, state.pointee.stimecmp)
         }
-        return ticks < UInt64(Int64.max) / 100 ? Int64(ticks) * 100 : nil
+        // What is centuries ahead is never, and cannot overflow anywhere.
+        return ticks < Hart.never ? Int64(ticks) * 100 : nil
     }
 }

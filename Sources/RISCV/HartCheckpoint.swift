@@ -98,6 +98,8 @@ extension Hart {
             state.pmpaddr[index] = pmpaddr[index]
             state.pmpcfg[index] = pmpcfg[index]
         }
+        // RAM has been filled behind the back of the address space.
+        state.pointee.cache.pointee.flush()
         state.updatePMP()
         state.setMode(new.mode)
         updateTimers()

@@ -160,15 +160,13 @@ public final class BuiltinSBI {
         // Decoded code is never stale: fence.i has nothing to do.
         if function == 0 { return .success }
         for target in targets {
-            if size <= 64 << 12 && start &+ size >= start && !(start == 0 && size == 0) {
-                var address = start & pageMask
-                while address < start &+ size {
-                    target.state.flushTLB(page: address)
-                    address &+= 4096
-                }
-            } else {
+            // Both 0, or a size of -1, stand for everything.
+            if size > 64 << 12 || (start == 0 && size == 0) {
                 target.state.flushTLB()
+                continue
             }
+            let pages = ((start & 0xfff) + size + 0xfff) >> 12
+            for page in 0..<pages { target.state.flushTLB(page: start &+ page << 12) }
         }
         return .success
     }
