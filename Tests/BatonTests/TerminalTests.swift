@@ -61,7 +61,6 @@ struct TerminalTests {
     @Test("Ctrl-A c reaches the monitor, Ctrl-C does not end the VMM, Ctrl-A x does, and the terminal is as before")
     func multiplexer() throws {
         let terminal = try Terminal(["-S", "-nographic"])
-        #expect(terminal.echoes)
         try eventually("raw mode") { !terminal.echoes }
         terminal.type("\u{1}h")
         try terminal.expect("C-a x    exit emulator")

@@ -97,7 +97,7 @@ struct ChardevTests {
         #expect(refusal("socket,id=a,path=/x,server=on,reconnect=1")
             == "'reconnect' option is incompatible with socket in server listen mode")
         #expect(refusal("socket,id=a,path=/\(String(repeating: "x", count: 200)),server=on").contains("is too long"))
-        #expect(refusal("socket,id=a,fd=999") == "File descriptor '999' is not open")
+        #expect(refusal("socket,id=a,fd=99999") == "File descriptor '99999' is not open")
         #expect(refusal("null") == "chardev: no id specified")
         #expect(refusal("nonsense,id=a") == "'nonsense' is not a valid char driver name")
         #expect(refusal("null,id=a,foo=1") == "Invalid parameter 'foo'")
