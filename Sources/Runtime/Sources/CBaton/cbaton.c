@@ -85,6 +85,8 @@ int cbaton_open_pty(char *slave_path, size_t size) {
     return -1;
 }
 
+int cbaton_pty_name(int master, char *slave_path, size_t size) { return ptsname_r(master, slave_path, size); }
+
 int cbaton_watch_opens(const char *path) {
     int fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
     if (fd >= 0 && inotify_add_watch(fd, path, IN_OPEN) < 0) {

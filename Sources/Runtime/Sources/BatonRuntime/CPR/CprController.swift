@@ -40,6 +40,7 @@ public final class CprController {
             fds.inherit(inherited.fds)
             memory.records.inherit(inherited.ram)
         }
+        vm.cpr = self
         vm.onRunStateChange { [unowned self] state in if state == .running { guestStarted() } }
         vm.startBlocker = { [unowned self] in
             awaitsLoad
@@ -187,6 +188,7 @@ public final class CprController {
         }
         let pid = getpid()
         outgoingParts = []
+        successorAnswered = false
         do throws(VMMError) {
             try notify(.exec)
             times.exec = EventLoop.now
@@ -196,6 +198,7 @@ public final class CprController {
             // A mode that has no exec has not touched anything: the VM stays saved.
             guard mode.promises.contains(.samePID) else { throw error }
             saved = nil
+            successorAnswered = Lifeboat.successorStood && checkpointFD == nil
             announce(.saveFailed)
             giveBack(wasRunning: wasRunning, stateBefore: .paused)
             if getpid() != pid {
@@ -212,6 +215,9 @@ public final class CprController {
     public static let defaultStartLimit: Int64 = 10_000_000_000
     /// Nanoseconds that the next successor has to start; nil without a lifeboat.
     public private(set) var startLimit: Int64?
+    /// After an exec that failed: whether the successor was as far as to answer
+    /// the monitors' clients in the place of this process.
+    public private(set) var successorAnswered = false
     /// The checkpoint that the next successor loads without being asked.
     private var checkpointFD: Int32?
 

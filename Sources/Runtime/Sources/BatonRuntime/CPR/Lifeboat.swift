@@ -35,10 +35,14 @@ enum Lifeboat {
         case rolledBack(reason: String)
     }
 
+    /// In the copy: whether the successor that failed had stood before.
+    nonisolated(unsafe) private(set) static var successorStood = false
+
     /// Makes the copy. Returns at once in this process; in the copy, only when
     /// the guest has to be taken back.
     /// - Parameter startLimit: nanoseconds until the successor must stand.
     static func launch(startLimit: Int64) throws(VMMError) -> Side {
+        successorStood = false
         let token = try Pipe()
         let watch: Pipe
         do throws(VMMError) {
@@ -118,6 +122,7 @@ enum Lifeboat {
             said += buffer[..<count]
             if said.first == UInt8(ascii: "R") {
                 stands = true
+                successorStood = true
                 said.removeFirst()
             }
             if said.count > 4096 { break }

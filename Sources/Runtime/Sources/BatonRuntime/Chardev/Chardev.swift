@@ -18,11 +18,15 @@ public protocol ChardevFrontend: AnyObject {
     func chardevEvent(_ event: ChardevEvent)
     /// A `write` that was cut short may be tried again.
     func chardevWritable()
+    /// Whether this is a monitor: it talks to its client in a process that has
+    /// not taken its guest over yet, when devices must not.
+    var isMonitor: Bool { get }
 }
 
 extension ChardevFrontend {
     public func chardevEvent(_ event: ChardevEvent) {}
     public func chardevWritable() {}
+    public var isMonitor: Bool { false }
 }
 
 /// A byte stream to the host: `-chardev BACKEND,id=ID,…`. Subclasses are the
@@ -34,6 +38,11 @@ open class Chardev {
     /// The back end's name as in `-chardev`: `stdio`, `socket`, `pty` …
     public let backend: String
     public private(set) weak var frontend: (any ChardevFrontend)?
+    /// `reopen-on-cpr=on`: an update closes the chardev, and the new process
+    /// opens it anew.
+    public var reopensOnCpr = false
+    /// Whether the connection to the peer is that of the process before.
+    open var isInherited: Bool { false }
 
     public init(id: String, backend: String) {
         self.id = id
@@ -69,4 +78,17 @@ open class Chardev {
     /// terminal's raw mode. `execFailed` follows when it is not replaced.
     open func prepareForExec() {}
     open func execFailed() {}
+
+    // MARK: Update
+
+    /// Saves descriptors, named `chardev-ID-…`, in `cpr.fds` and hands over what
+    /// the next process must know as the part `chardev/ID`. Everything must stay
+    /// as it is: the guest may come back to this process.
+    open func handOver(to cpr: CprController) throws(VMMError) {}
+    /// In a process that has not taken its guest over yet a chardev moves no
+    /// byte: the process before may have to go on with them. Ends that, for
+    /// the sake of a monitor or after the commit.
+    open func release() {}
+    /// The guest is this process' own.
+    open func committed() { release() }
 }

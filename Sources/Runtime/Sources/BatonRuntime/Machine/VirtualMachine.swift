@@ -16,6 +16,8 @@ public final class VirtualMachine: GuestRequests {
     public let clock = GuestClock()
     public let addressSpace = AddressSpace()
     public let commands = CommandRegistry()
+    /// What updates this VM; nil in a VM that cannot be updated.
+    public internal(set) weak var cpr: CprController?
     public private(set) var accelerator: (any Accelerator)?
 
     /// Every device, in the order in which they were added: the order of their

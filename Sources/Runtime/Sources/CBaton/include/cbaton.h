@@ -94,6 +94,8 @@ int cbaton_accept(int listener);
  * slave's path. The slave is in raw mode and hung up until someone opens it.
  * Returns -1 and errno on failure. */
 int cbaton_open_pty(char *slave_path, size_t size);
+// The slave's path of an open master; 0, or an errno value.
+int cbaton_pty_name(int master, char *slave_path, size_t size);
 
 /* An inotify fd that becomes readable when someone opens PATH, with FD_CLOEXEC
  * and O_NONBLOCK; -1 and errno on failure. */
