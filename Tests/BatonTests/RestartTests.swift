@@ -72,6 +72,9 @@ struct RestartTests {
         try guest.exec(prefix + guest.arguments + ["-S"])
         try guest.load()
         try guest.waitForProgress(past: stopped)
+        // A shell that stays is what would be killed, and its child would run on.
+        try guest.qmp.execute("quit")
+        try guest.process.waitForExit()
     }
 
     @Test func eachCommandRefusesWhatDoesNotFitTheState() throws {
