@@ -23,6 +23,8 @@ final class TestChardev: Chardev {
         acceptInput()
     }
 
+    func dropPending() { pending = [] }
+
     override func acceptInput() {
         while !pending.isEmpty, let frontend {
             let count = min(frontend.chardevCanReceive(), pending.count)
