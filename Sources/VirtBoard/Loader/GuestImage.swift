@@ -13,6 +13,8 @@ struct GuestImage {
 
     enum Format: Equatable { case elf, linuxImage, flat }
 
+    private static let maxSegments = 1024
+
     let bytes: [UInt8]
     let format: Format
     private(set) var pieces: [Piece] = []
@@ -84,6 +86,9 @@ struct GuestImage {
         let table = try field(32, UInt64.self)
         let entrySize = Int(try field(54, UInt16.self))
         let count = Int(try field(56, UInt16.self))
+        guard count <= GuestImage.maxSegments else {
+            throw VMMError("the ELF file has \(count) program headers, more than \(GuestImage.maxSegments)")
+        }
         guard entrySize >= 56 || count == 0 else { throw VMMError("the ELF file has program headers of \(entrySize) bytes") }
         guard let start = Int(exactly: table), start <= bytes.count - min(bytes.count, count * entrySize) else {
             throw VMMError("the ELF file is truncated")
