@@ -31,19 +31,32 @@ public enum ChardevFactory {
         let multiplexed = try options.bool("mux") ?? false
         // Nothing may be opened for a chardev that cannot be added.
         guard vm.chardev(id) == nil else { throw VMMError("Duplicate ID '\(id)' for chardev") }
-        let chardev = try makeBackend(backend, id: multiplexed ? "\(id)-base" : id, options, vm: vm)
+        let reopens = try options.bool("reopen-on-cpr") ?? false
+        let chardev = try makeBackend(
+            backend, id: multiplexed ? "\(id)-base" : id, reopens: reopens, options, vm: vm)
+        chardev.reopensOnCpr = reopens
         guard multiplexed else {
             try vm.add(chardev)
             return chardev
         }
         let mux = try MuxChardev(id: id, base: chardev) { [unowned vm] in vm.requestQuit(cause: "host-ui") }
+        mux.reopensOnCpr = reopens
+        if isHeld(vm) { mux.hold() }
+        if let heritage = try ChardevHeritage.find(id, backend: "mux", reopen: reopens, vm: vm) {
+            try mux.inherit(heritage)
+        }
         try vm.add(mux)
         return mux
     }
 
+    /// Whether the guest is still another process' own.
+    private static func isHeld(_ vm: VirtualMachine) -> Bool { vm.cpr?.awaitsLoad == true }
+
     private static func makeBackend(
-        _ backend: String, id: String, _ options: KeyValueOptions, vm: VirtualMachine
+        _ backend: String, id: String, reopens: Bool, _ options: KeyValueOptions, vm: VirtualMachine
     ) throws(VMMError) -> Chardev {
+        let heritage = try ChardevHeritage.find(id, backend: backend, reopen: reopens, vm: vm)
+        let held = isHeld(vm)
         switch backend {
         case "null":
             try options.finish()
@@ -54,22 +67,26 @@ public enum ChardevFactory {
             }
             let append = try options.bool("append") ?? false
             try options.finish()
+            if let heritage { return try FileChardev(id: id, path: path, heritage: heritage) }
             return try FileChardev(id: id, path: path, append: append)
         case "pty":
             try options.finish()
-            let pty = try PTYChardev(id: id, loop: vm.loop)
+            if let heritage { return try PTYChardev(id: id, loop: vm.loop, heritage: heritage, held: held) }
+            let pty = try PTYChardev(id: id, loop: vm.loop, held: held)
             announce("char device redirected to \(pty.slavePath) (label \(id))\n")
             return pty
         case "ringbuf":
             let size = try options.size("size") ?? 65536
             try options.finish()
-            return try RingBufferChardev(id: id, size: size)
+            let ring = try RingBufferChardev(id: id, size: size)
+            if let heritage { _ = try heritage.bytes("contents").withUnsafeBytes { ring.write($0) } }
+            return ring
         case "stdio":
             let signals = try options.bool("signal") ?? true
             try options.finish()
-            return try StdioChardev(id: id, loop: vm.loop, signals: signals)
+            return try StdioChardev(id: id, loop: vm.loop, signals: signals, heritage: heritage, held: held)
         default:
-            return try SocketOptions.make(id: id, options, vm: vm)
+            return try SocketOptions.make(id: id, options, vm: vm, heritage: heritage, held: held)
         }
     }
 
@@ -140,7 +157,9 @@ public enum ChardevFactory {
 
 /// The options of `-chardev socket`.
 enum SocketOptions {
-    static func make(id: String, _ options: KeyValueOptions, vm: VirtualMachine) throws(VMMError) -> Chardev {
+    static func make(
+        id: String, _ options: KeyValueOptions, vm: VirtualMachine, heritage: ChardevHeritage?, held: Bool
+    ) throws(VMMError) -> Chardev {
         let path = try options.string("path")
         let host = try options.string("host")
         let port = try options.string("port")
@@ -177,12 +196,17 @@ enum SocketOptions {
         }
         var configuration = SocketChardev.Configuration(address: address)
         configuration.isServer = server
-        configuration.waitsForClient = wait ?? true
+        // A guest that stands still for an update does not wait for a client.
+        configuration.waitsForClient = (wait ?? true) && !held
         configuration.isCancelled = { [unowned vm] in vm.isEnding }
         configuration.reconnectDelay =
             Int64(milliseconds ?? 0) * 1_000_000 + Int64(seconds ?? 0) * 1_000_000_000
         configuration.noDelay = noDelay
-        let chardev = SocketChardev(id: id, loop: vm.loop, configuration: configuration)
+        let chardev = SocketChardev(id: id, loop: vm.loop, configuration: configuration, held: held)
+        if let heritage {
+            try chardev.inherit(heritage)
+            return chardev
+        }
         guard let fd else {
             try chardev.open()
             return chardev

@@ -19,6 +19,10 @@ public final class MuxChardev: Chardev, ChardevFrontend {
     private var clients: [Client] = []
     private var focus = 0
     private var sawEscape = false
+    /// Whether input for devices waits for the commit of an update.
+    private var holdsDevices = false
+    /// Input of the process before, by front end.
+    private var inheritedInput: [Int: [UInt8]] = [:]
     private let quit: () -> Void
 
     /// - Parameter quit: called for Ctrl-A x.
@@ -38,10 +42,12 @@ public final class MuxChardev: Chardev, ChardevFrontend {
         guard clients.count < Self.frontendLimit else {
             throw VMMError("too many users of multiplexed chardev '\(id)' (maximum is \(Self.frontendLimit))")
         }
-        clients.append(Client(frontend: frontend))
+        let number = clients.count
+        clients.append(Client(frontend: frontend, pending: inheritedInput.removeValue(forKey: number) ?? []))
         if isOpen { frontend.chardevEvent(.opened) }
-        frontend.chardevEvent(clients.count == 1 ? .focusGained : .focusLost)
-        base.acceptInput()
+        frontend.chardevEvent(number == focus ? .focusGained : .focusLost)
+        if frontend.isMonitor { base.release() }
+        acceptInput()
     }
 
     public override func write(_ bytes: UnsafeRawBufferPointer) -> Int { base.write(bytes) }
@@ -53,11 +59,46 @@ public final class MuxChardev: Chardev, ChardevFrontend {
     public override func prepareForExec() { base.prepareForExec() }
     public override func execFailed() { base.execFailed() }
 
+    // MARK: Update
+
+    public override var isInherited: Bool { base.isInherited }
+
+    public override func handOver(to cpr: CprController) throws(VMMError) {
+        try base.handOver(to: cpr)
+        guard !reopensOnCpr else { return }
+        cpr.handOver(self) { writer in
+            writer.put("focus", UInt64(focus))
+            writer.put("escape", sawEscape)
+            for (number, client) in clients.enumerated() { writer.put("\(number).input", bytes: client.pending) }
+        }
+    }
+
+    /// Goes on where the process before left off.
+    func inherit(_ heritage: ChardevHeritage) throws(VMMError) {
+        focus = Int(try heritage.state.unsigned("focus", in: 0...UInt64(Self.frontendLimit - 1)))
+        sawEscape = try heritage.state.bool("escape")
+        for number in 0..<Self.frontendLimit { inheritedInput[number] = try heritage.bytes("\(number).input") }
+    }
+
+    /// Keeps input from devices until the commit.
+    func hold() { holdsDevices = true }
+    public override func release() { base.release() }
+    public override func committed() {
+        holdsDevices = false
+        // The new command line may have fewer front ends.
+        if !clients.indices.contains(focus), let first = clients.first?.frontend {
+            focus = 0
+            first.chardevEvent(.focusGained)
+        }
+        base.committed()
+        acceptInput()
+    }
+
     // MARK: Front end of the base
 
     public func chardevCanReceive() -> Int {
         guard clients.indices.contains(focus) else { return 0 }
-        return Self.pendingLimit - clients[focus].pending.count
+        return max(0, Self.pendingLimit - clients[focus].pending.count)
     }
 
     public func chardevReceive(_ bytes: UnsafeRawBufferPointer) {
@@ -88,6 +129,7 @@ public final class MuxChardev: Chardev, ChardevFrontend {
 
     private func deliverPending() {
         guard clients.indices.contains(focus), let frontend = clients[focus].frontend else { return }
+        guard !holdsDevices || frontend.isMonitor else { return }
         while !clients[focus].pending.isEmpty {
             let room = min(frontend.chardevCanReceive(), clients[focus].pending.count)
             guard room > 0 else { return }
@@ -112,7 +154,7 @@ public final class MuxChardev: Chardev, ChardevFrontend {
     }
 
     private func switchFocus() {
-        guard clients.count > 1 else { return }
+        guard clients.count > 1, clients.indices.contains(focus) else { return }
         deliverPending()
         clients[focus].frontend?.chardevEvent(.focusLost)
         focus = (focus + 1) % clients.count

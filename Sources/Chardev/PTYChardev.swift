@@ -14,24 +14,50 @@ public final class PTYChardev: StreamChardev {
     private var openTimer: EventLoop.Timer?
 
     /// Opens a new pseudo-terminal.
-    public convenience init(id: String, loop: EventLoop) throws(VMMError) {
+    public convenience init(id: String, loop: EventLoop, held: Bool = false) throws(VMMError) {
         var path = [CChar](repeating: 0, count: 128)
         let master = path.withUnsafeMutableBufferPointer { cbaton_open_pty($0.baseAddress, $0.count) }
         guard master >= 0 else { throw .system("Failed to create PTY") }
         let bytes = path.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }
-        try self.init(id: id, loop: loop, adopting: master, slavePath: String(decoding: bytes, as: UTF8.self))
+        try self.init(id: id, loop: loop, adopting: master, slavePath: String(decoding: bytes, as: UTF8.self), held: held)
+    }
+
+    /// Takes over the pseudo-terminal of the process before.
+    convenience init(id: String, loop: EventLoop, heritage: ChardevHeritage, held: Bool) throws(VMMError) {
+        guard let master = heritage.claim("master") else { throw heritage.mismatch("there") }
+        let before = try heritage.state.string("slave-path")
+        var path = [CChar](repeating: 0, count: 128)
+        let code = path.withUnsafeMutableBufferPointer { cbaton_pty_name(master, $0.baseAddress, $0.count) }
+        let bytes = path.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }
+        guard code == 0, bytes == Array(before.utf8) else { throw heritage.mismatch("the master of \(before)") }
+        try FD.setNonBlocking(master, true)
+        try self.init(
+            id: id, loop: loop, adopting: master, slavePath: before, unsent: try heritage.bytes("unsent"),
+            inherited: true, held: held)
     }
 
     /// Takes over an open, non-blocking master.
-    public init(id: String, loop: EventLoop, adopting master: Int32, slavePath: String) throws(VMMError) {
+    public init(
+        id: String, loop: EventLoop, adopting master: Int32, slavePath: String, unsent: [UInt8] = [],
+        inherited: Bool = false, held: Bool = false
+    ) throws(VMMError) {
         masterFD = master
         self.slavePath = slavePath
-        super.init(id: id, backend: "pty", loop: loop)
+        super.init(id: id, backend: "pty", loop: loop, held: held)
         openWatch = cbaton_watch_opens(slavePath)
         if openWatch >= 0 {
             try loop.watch(openWatch, .readable) { [weak self] _ in self?.slaveOpened() }
         }
-        try waitForSlave()
+        try waitForSlave(unsent: unsent, inherited: inherited)
+    }
+
+    public override func handOver(to cpr: CprController) throws(VMMError) {
+        guard !reopensOnCpr, masterFD >= 0 else { return }
+        try cpr.save(masterFD, of: self, as: "master")
+        cpr.handOver(self) {
+            $0.put("slave-path", slavePath)
+            $0.put("unsent", bytes: unsentBytes)
+        }
     }
 
     public override var filename: String { "pty:\(slavePath)" }
@@ -44,11 +70,11 @@ public final class PTYChardev: StreamChardev {
     }
 
     /// Connects when the slave is open now, else at the next opening.
-    private func waitForSlave() throws(VMMError) {
+    private func waitForSlave(unsent: [UInt8] = [], inherited: Bool = false) throws(VMMError) {
         var state = pollfd(fd: masterFD, events: Int16(POLLIN), revents: 0)
         guard masterFD >= 0, Glibc.poll(&state, 1, 0) >= 0 else { return }
         if state.revents & Int16(POLLHUP) == 0 {
-            try connect(input: masterFD, output: masterFD)
+            try connect(input: masterFD, output: masterFD, unsent: unsent, inherited: inherited)
         } else if openWatch < 0 {
             openTimer = loop.schedule(at: EventLoop.now + 1_000_000_000) { [weak self] in try? self?.waitForSlave() }
         }

@@ -12,17 +12,28 @@ public final class FileChardev: Chardev {
     /// The open file; -1 after `shutDown`. Owned.
     public private(set) var outputFD: Int32
     private var hasFailed = false
+    private let path: String
 
     /// Creates or opens the file; empties it unless `append`.
     public init(id: String, path: String, append: Bool) throws(VMMError) {
         let flags = O_WRONLY | O_CREAT | (append ? O_APPEND : O_TRUNC)
         outputFD = try FD.open(path, flags, mode: 0o666).release()
+        self.path = path
         super.init(id: id, backend: "file")
     }
 
-    /// Takes over an open file.
-    public init(id: String, adopting fd: Int32) {
+    /// Takes over the open file of the process before, where that left off.
+    init(id: String, path: String, heritage: ChardevHeritage) throws(VMMError) {
+        let before = try heritage.state.string("path")
+        guard before == path else {
+            throw VMMError(
+                "chardev '\(id)' writes to '\(before)' in the CPR state, but to '\(path)' on the command line",
+                hint: "With reopen-on-cpr=on the file is opened anew.")
+        }
+        guard let fd = heritage.claim("file") else { throw heritage.mismatch("there") }
+        guard DescriptorKind.isWritable(fd) else { throw heritage.mismatch("a file open for writing") }
         outputFD = fd
+        self.path = path
         super.init(id: id, backend: "file")
     }
 
@@ -40,6 +51,12 @@ public final class FileChardev: Chardev {
             hasFailed = true
         }
         return bytes.count
+    }
+
+    public override func handOver(to cpr: CprController) throws(VMMError) {
+        guard !reopensOnCpr, outputFD > 2 else { return }
+        try cpr.save(outputFD, of: self, as: "file")
+        cpr.handOver(self) { $0.put("path", path) }
     }
 
     public override func shutDown() {
@@ -78,6 +95,12 @@ public final class RingBufferChardev: Chardev {
         }
         consumed = max(consumed, written - size)
         return bytes.count
+    }
+
+    public override func handOver(to cpr: CprController) throws(VMMError) {
+        guard !reopensOnCpr else { return }
+        let kept = (consumed..<written).map { storage[$0 & (size - 1)] }
+        cpr.handOver(self) { $0.put("contents", bytes: kept) }
     }
 
     /// Takes out up to `count` of the oldest bytes.

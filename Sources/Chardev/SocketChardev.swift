@@ -29,14 +29,16 @@ public final class SocketChardev: StreamChardev {
     private var peer: SocketAddress?
     private var connecting: Int32 = -1
     private var reconnectTimer: EventLoop.Timer?
+    /// `reopen-on-cpr=on`, and an exec is under way.
+    private var isClosedForExec = false
     /// The socket file that this chardev made, for its removal.
     private var socketFile: (device: dev_t, inode: ino_t)?
 
     /// Makes the chardev without a socket: `open` or `adopt` follows.
-    public init(id: String, loop: EventLoop, configuration: Configuration) {
+    public init(id: String, loop: EventLoop, configuration: Configuration, held: Bool = false) {
         self.configuration = configuration
         boundAddress = configuration.address
-        super.init(id: id, backend: "socket", loop: loop)
+        super.init(id: id, backend: "socket", loop: loop, held: held)
     }
 
     public override var filename: String {
@@ -65,25 +67,33 @@ public final class SocketChardev: StreamChardev {
     }
 
     /// Takes over sockets that are open: of an earlier process, or of `fd=`.
-    /// - Parameter unsent: bytes for the peer that are still to be sent.
-    public func adopt(listener: Int32 = -1, connection: Int32 = -1, unsent: [UInt8] = []) throws(VMMError) {
+    /// - Parameters:
+    ///   - unsent: bytes for the peer that are still to be sent.
+    ///   - inherited: they are those of an earlier process.
+    public func adopt(
+        listener: Int32 = -1, connection: Int32 = -1, unsent: [UInt8] = [], inherited: Bool = false
+    ) throws(VMMError) {
         if listener >= 0 {
             listenerFD = listener
             try FD.setNonBlocking(listener, true)
-            if case .unix(let path) = configuration.address {
-                var status = stat()
-                if lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK {
-                    socketFile = (status.st_dev, status.st_ino)
-                }
+            if case .unix = configuration.address {
+                // An inherited one is the earlier process' to remove until the commit.
+                if !inherited { rememberSocketFile() }
             } else if let address = SocketAddress.tcp(ofSocket: listener, peer: false) {
                 boundAddress = address
             }
             if connection < 0 { try listenForClients() }
         }
-        if connection >= 0 { try use(connection, unsent: unsent) }
+        if connection >= 0 { try use(connection, unsent: unsent, inherited: inherited) }
     }
 
-    private func use(_ fd: Int32, unsent: [UInt8] = []) throws(VMMError) {
+    private func rememberSocketFile() {
+        guard case .unix(let path) = configuration.address else { return }
+        var status = stat()
+        if lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK { socketFile = (status.st_dev, status.st_ino) }
+    }
+
+    private func use(_ fd: Int32, unsent: [UInt8] = [], inherited: Bool = false) throws(VMMError) {
         try FD.setNonBlocking(fd, true)
         try FD.setCloseOnExec(fd, true)
         peer = SocketAddress.tcp(ofSocket: fd, peer: true)
@@ -92,12 +102,71 @@ public final class SocketChardev: StreamChardev {
             setsockopt(fd, Int32(IPPROTO_TCP), TCP_NODELAY, &on, socklen_t(MemoryLayout<Int32>.size))
         }
         if listenerFD >= 0 { loop.unwatch(listenerFD) }
-        try connect(input: fd, output: fd, unsent: unsent)
+        try connect(input: fd, output: fd, unsent: unsent, inherited: inherited)
+    }
+
+    // MARK: Update
+
+    public override func handOver(to cpr: CprController) throws(VMMError) {
+        if reopensOnCpr {
+            // Its name or port must be free for the next process.
+            isClosedForExec = true
+            return shutDown()
+        }
+        if listenerFD >= 0 { try cpr.save(listenerFD, of: self, as: "listener") }
+        if connectionFD >= 0 { try cpr.save(connectionFD, of: self, as: "connection") }
+        cpr.handOver(self) { $0.put("unsent", bytes: unsentBytes) }
+    }
+
+    public override func execFailed() {
+        guard isClosedForExec else { return }
+        isClosedForExec = false
+        do throws(VMMError) {
+            if configuration.isServer {
+                try adopt(listener: try configuration.address.listen())
+            } else {
+                try open()
+            }
+        } catch {
+            Report.warning("chardev '\(id)': \(error.message)")
+        }
+    }
+
+    /// Goes on with the sockets of the process before.
+    func inherit(_ heritage: ChardevHeritage) throws(VMMError) {
+        let listener = heritage.claim("listener")
+        let connection = heritage.claim("connection")
+        if let listener {
+            guard configuration.isServer, DescriptorKind.isSocket(listener, listening: true),
+                DescriptorKind.isBound(listener, to: configuration.address)
+            else { throw heritage.mismatch("a socket that listens on \(configuration.address.description)") }
+        }
+        if let connection {
+            guard DescriptorKind.isSocket(connection, listening: false) else {
+                throw heritage.mismatch("a connection")
+            }
+        }
+        try adopt(
+            listener: listener ?? -1, connection: connection ?? -1, unsent: try heritage.bytes("unsent"), inherited: true)
+        if connection == nil, !configuration.isServer { abandonAttempt() }
+    }
+
+    public override func release() {
+        guard isHeld else { return }
+        super.release()
+        guard listenerFD >= 0, !isOpen else { return }
+        do throws(VMMError) { try listenForClients() } catch { Report.warning("chardev '\(id)': \(error.message)") }
+    }
+
+    public override func committed() {
+        super.committed()
+        if listenerFD >= 0, socketFile == nil { rememberSocketFile() }
     }
 
     // MARK: Server
 
     private func listenForClients() throws(VMMError) {
+        guard !isHeld else { return }
         try loop.watch(listenerFD, .readable) { [weak self] _ in self?.acceptClient() }
     }
 

@@ -9,14 +9,25 @@ public final class StdioChardev: StreamChardev {
     private nonisolated(unsafe) static var inUse = false
 
     /// - Throws: QEMU's error when another chardev has the standard input.
-    public init(id: String, loop: EventLoop, signals: Bool) throws(VMMError) {
+    public convenience init(id: String, loop: EventLoop, signals: Bool) throws(VMMError) {
+        try self.init(id: id, loop: loop, signals: signals, heritage: nil, held: false)
+    }
+
+    init(id: String, loop: EventLoop, signals: Bool, heritage: ChardevHeritage?, held: Bool) throws(VMMError) {
         guard !Self.inUse else { throw VMMError("cannot use stdio by multiple character devices") }
         self.signals = signals
-        super.init(id: id, backend: "stdio", loop: loop)
+        super.init(id: id, backend: "stdio", loop: loop, held: held)
         Self.inUse = true
         StandardTerminal.save()
         StandardTerminal.enterRawMode(signals: signals)
-        try connect(input: 0, output: 1)
+        try connect(
+            input: 0, output: 1, unsent: try heritage?.bytes("unsent") ?? [], inherited: heritage != nil)
+    }
+
+    /// The descriptors survive anyway; what they have not taken must too.
+    public override func handOver(to cpr: CprController) throws(VMMError) {
+        guard !reopensOnCpr, isOpen else { return }
+        cpr.handOver(self) { $0.put("unsent", bytes: unsentBytes) }
     }
 
     public override func peerClosed() { closeInput() }

@@ -27,12 +27,16 @@ open class StreamChardev: Chardev {
     private var inputIsAlwaysReady = false
     private var outputIsAlwaysReady = false
     private var readScheduled = false
+    /// No byte moves yet, see `Chardev.release`.
+    public private(set) var isHeld: Bool
+    private var inheritedConnection = false
     /// Tells one connection from the next on the same descriptor number.
     private var connection = 0
     private static let ignoreBrokenPipes: Void = { _ = signal(SIGPIPE, SIG_IGN) }()
 
-    public init(id: String, backend: String, loop: EventLoop) {
+    public init(id: String, backend: String, loop: EventLoop, held: Bool = false) {
         self.loop = loop
+        isHeld = held
         _ = Self.ignoreBrokenPipes
         super.init(id: id, backend: backend)
     }
@@ -45,9 +49,12 @@ open class StreamChardev: Chardev {
     // MARK: Connection
 
     /// Starts on open, non-blocking descriptors, and tells the front end.
-    /// - Parameter unsent: bytes to send before all else.
-    public func connect(input: Int32, output: Int32, unsent: [UInt8] = []) throws(VMMError) {
+    /// - Parameters:
+    ///   - unsent: bytes to send before all else.
+    ///   - inherited: the peer knows the process before.
+    public func connect(input: Int32, output: Int32, unsent: [UInt8] = [], inherited: Bool = false) throws(VMMError) {
         precondition(!isOpen)
+        inheritedConnection = inherited
         connection += 1
         inputFD = input
         outputFD = output
@@ -72,6 +79,7 @@ open class StreamChardev: Chardev {
         outputFD = -1
         unsent = []
         unsentStart = 0
+        inheritedConnection = false
         frontend?.chardevEvent(.closed)
         if owesWritable {
             owesWritable = false
@@ -99,10 +107,22 @@ open class StreamChardev: Chardev {
         Glibc.write(fd, bytes.baseAddress, bytes.count)
     }
 
+    // MARK: Update
+
+    open override var isInherited: Bool { inheritedConnection && isOpen }
+
+    open override func release() {
+        guard isHeld else { return }
+        isHeld = false
+        guard isOpen else { return }
+        do throws(VMMError) { try watchAll() } catch { Report.warning("chardev '\(id)': \(error.message)") }
+    }
+
     private var hasFrontend: Bool { frontend != nil }
     private func announceOpened() { frontend?.chardevEvent(.opened) }
 
     open override func didAttach() {
+        if frontend?.isMonitor == true { release() }
         guard isOpen else { return }
         announceOpened()
         acceptInput()
@@ -113,6 +133,7 @@ open class StreamChardev: Chardev {
     // MARK: Watching
 
     private func watchAll() throws(VMMError) {
+        guard !isHeld else { return }
         let current = connection
         if inputFD >= 0 {
             inputIsAlwaysReady = !(try watch(inputFD) { [weak self] events in
@@ -162,6 +183,7 @@ open class StreamChardev: Chardev {
 
     private func update(_ fd: Int32) {
         let wanted = events(for: fd)
+        guard !isHeld else { return }
         guard hungUp else { return loop.setEvents(fd, wanted) }
         // epoll reports a hang-up whether asked or not: it would spin while
         // nobody wants the bytes that are left.
@@ -183,7 +205,7 @@ open class StreamChardev: Chardev {
     }
 
     private func scheduleRead() {
-        guard !readScheduled else { return }
+        guard !readScheduled, !isHeld else { return }
         readScheduled = true
         let current = connection
         loop.later { [weak self] in
@@ -225,7 +247,7 @@ open class StreamChardev: Chardev {
     open override func write(_ bytes: UnsafeRawBufferPointer) -> Int {
         guard outputFD >= 0, !writeFailed else { return bytes.count }
         var done = 0
-        if unsentStart == unsent.count {
+        if unsentStart == unsent.count, !isHeld {
             guard let sent = send(bytes) else { return bytes.count }
             done = sent
         }
@@ -292,7 +314,7 @@ open class StreamChardev: Chardev {
     }
 
     private func flushUnsent() {
-        guard unsentStart < unsent.count, outputFD >= 0, !writeFailed else { return }
+        guard unsentStart < unsent.count, outputFD >= 0, !writeFailed, !isHeld else { return }
         let sent = unsent.withUnsafeBytes { send(UnsafeRawBufferPointer(rebasing: $0[unsentStart...])) }
         guard let sent else { return }
         unsentStart += sent

@@ -57,14 +57,11 @@ final class Launcher {
         if cpr.inherited == nil { try board.prepareImages() }
         // Last: a monitor that waits for a client finds the machine complete.
         try MonitorOptions.start(invocation, backends: backends, vm: vm)
-        cpr.onPhase { [unowned vm] phase throws(VMMError) in
-            switch phase {
-            case .exec: for chardev in vm.chardevs { chardev.prepareForExec() }
-            case .saveFailed: for chardev in vm.chardevs { chardev.execFailed() }
-            default: break
-            }
-        }
+        ChardevUpdate.register(vm: vm, cpr: cpr)
+        MonitorUpdate.register(vm: vm, cpr: cpr)
+        ChardevUpdate.closeLeftovers(cpr)
         try cpr.machineBuilt()
+        if cpr.inherited != nil { MonitorUpdate.machineStands(vm: vm) }
         if let daemonPipe { cbaton_daemon_ready(daemonPipe, 0) }
         daemonPipe = nil
         // A process that took over a guest waits for cpr-load.

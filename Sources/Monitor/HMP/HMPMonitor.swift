@@ -1,17 +1,28 @@
 import BatonRuntime
 
 /// The human monitor on a chardev: a prompt, and a line at a time.
-public final class HMPMonitor: ChardevFrontend {
+public final class HMPMonitor: ResumableMonitor {
     private static let prompt = "(baton) "
     private static let outputHighWater = 64 << 10
 
+    public var isMonitor: Bool { true }
     private unowned let vm: VirtualMachine
-    private let chardev: Chardev
+    let chardev: Chardev
+    let number: Int
     private var editor = LineEditor()
     private var output = OutputQueue()
     /// Whether the keyboard is ours: false on a multiplexer that is switched away.
     private var hasFocus = true
     private var hasGreeted = false
+    /// Received and not looked at yet.
+    private var input: [UInt8] = []
+    private var isExecuting = false
+    /// The line being carried out has had its prompt from another process.
+    private var isAnswered = false
+    /// A session of the process before, which `.opened` does not end.
+    private var isResuming = false
+    /// The line that replaced the process before has not had its prompt yet.
+    private var owesPrompt = false
 
     /// Starts a monitor on `chardev`.
     /// - Throws: QEMU's error when the chardev is in use.
@@ -19,23 +30,94 @@ public final class HMPMonitor: ChardevFrontend {
     public init(vm: VirtualMachine, chardev: Chardev) throws(VMMError) {
         self.vm = vm
         self.chardev = chardev
+        number = MonitorUpdate.nextNumber(on: chardev, vm: vm)
         vm.add(monitor: self)
+        if let session = try MonitorUpdate.session(on: chardev, number: number, vm: vm) { try restore(session) }
         try chardev.attach(self)
+        isResuming = false
     }
 
-    public func chardevCanReceive() -> Int { output.count > Self.outputHighWater ? 0 : 1024 }
+    public func chardevCanReceive() -> Int { output.count > Self.outputHighWater || isExecuting ? 0 : 1024 }
 
     public func chardevReceive(_ bytes: UnsafeRawBufferPointer) {
-        for byte in bytes {
-            switch editor.feed(byte) {
-            case nil: break
-            case .echo(let text)?: show(text)
-            case .line(let line)?:
-                show("\n")
-                show(HMPExecutor.execute(line, commands: vm.commands))
-                show(Self.prompt)
+        input.append(contentsOf: bytes)
+        takeInput()
+    }
+
+    private func takeInput() {
+        guard !isExecuting else { return }
+        isExecuting = true
+        defer { isExecuting = false }
+        // What follows a command stays in `input` while that runs: the command
+        // may replace this process.
+        while !input.isEmpty {
+            var next = 0
+            var line: String?
+            while next < input.count, line == nil {
+                switch editor.feed(input[next]) {
+                case nil: break
+                case .echo(let text)?: show(text)
+                case .line(let text)?: line = text
+                }
+                next += 1
             }
+            input.removeFirst(next)
+            guard let line else { continue }
+            show("\n")
+            let result = HMPExecutor.execute(line, commands: vm.commands)
+            if isAnswered {
+                isAnswered = false
+                continue
+            }
+            show(result)
+            show(Self.prompt)
         }
+    }
+
+    // MARK: Update
+
+    func handOver() -> StateWriter {
+        var writer = StateWriter()
+        writer.put("mode", "readline")
+        writer.put("greeted", hasGreeted)
+        writer.put("line", bytes: editor.bytes)
+        writer.put("input", bytes: input)
+        writer.put("output", bytes: output.contents)
+        writer.put("owes-prompt", isExecuting || owesPrompt)
+        return writer
+    }
+
+    private func restore(_ state: StateReader) throws(VMMError) {
+        // Another kind of monitor begins anew.
+        guard try state.string("mode") == "readline" else { return }
+        isResuming = true
+        hasGreeted = try state.bool("greeted")
+        editor.restore(try state.bytes("line"))
+        input = try state.bytes("input")
+        output.append(try state.bytes("output"))
+        owesPrompt = try state.bool("owes-prompt")
+    }
+
+    func resume() {
+        if owesPrompt {
+            owesPrompt = false
+            show(Self.prompt)
+        } else {
+            output.drain(into: chardev)
+        }
+        vm.loop.later { [weak self] in
+            guard let self else { return }
+            takeInput()
+            if chardevCanReceive() > 0 { chardev.acceptInput() }
+        }
+    }
+
+    func takenBack(answered: Bool) {
+        guard answered else { return }
+        // The new process has shown and read all that.
+        output.removeAll()
+        input = []
+        if isExecuting { isAnswered = true }
     }
 
     public func chardevWritable() {
@@ -46,6 +128,7 @@ public final class HMPMonitor: ChardevFrontend {
     public func chardevEvent(_ event: ChardevEvent) {
         switch event {
         case .opened:
+            if isResuming { return }
             output.removeAll()
             editor.clear()
             hasGreeted = false
@@ -53,13 +136,15 @@ public final class HMPMonitor: ChardevFrontend {
             if hasFocus, chardev.backend != "mux" { greet() }
         case .closed:
             output.removeAll()
+            owesPrompt = false
             editor.clear()
         case .focusGained:
             hasFocus = true
+            if isResuming { return }
             show("\n")
             greet()
         case .focusLost:
-            if hasFocus, hasGreeted { show("\n") }
+            if hasFocus, hasGreeted, !isResuming { show("\n") }
             hasFocus = false
         case .breakCondition: break
         }

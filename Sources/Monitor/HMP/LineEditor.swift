@@ -22,6 +22,10 @@ struct LineEditor {
     /// The line so far, to be shown again after a prompt.
     var text: String { String(decoding: line, as: UTF8.self) }
 
+    /// The bytes of the line, for a session that goes on elsewhere.
+    var bytes: [UInt8] { line }
+    mutating func restore(_ bytes: [UInt8]) { line = Array(bytes.prefix(Self.lineLimit)) }
+
     mutating func clear() {
         line = []
         state = .text

@@ -6,6 +6,7 @@ struct OutputQueue {
     private var start = 0
 
     var count: Int { bytes.count - start }
+    var contents: [UInt8] { Array(bytes[start...]) }
     var isEmpty: Bool { count == 0 }
 
     mutating func append(_ more: [UInt8]) { bytes.append(contentsOf: more) }

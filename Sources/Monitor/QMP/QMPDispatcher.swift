@@ -8,6 +8,18 @@ final class QMPDispatcher {
 
     init(commands: CommandRegistry) { self.commands = commands }
 
+    /// What a request is answered with by the next process, when it is one
+    /// that replaces this process.
+    static func replacementAnswer(to request: Result<JSON, VMMError>) -> JSON {
+        var response = JSONObject()
+        let object = (try? request.get())?.objectValue
+        // The human monitor's output is a string, empty for cpr-exec.
+        let isHuman = object?["execute"]?.stringValue == "human-monitor-command"
+        response["return"] = isHuman ? .string("") : [:]
+        if let id = object?["id"] { response["id"] = id }
+        return .object(response)
+    }
+
     /// - Returns: the whole response, with the request's id.
     func dispatch(_ request: Result<JSON, VMMError>) -> JSON {
         var id: JSON?

@@ -6,17 +6,29 @@ import CBaton
 ///
 /// A client that does not read its answers is not read from either; one that
 /// goes away leaves the next in negotiation mode.
-public final class QMPMonitor: ChardevFrontend {
+public final class QMPMonitor: ResumableMonitor {
+    public var isMonitor: Bool { true }
     private unowned let vm: VirtualMachine
-    private let chardev: Chardev
+    let chardev: Chardev
+    let number: Int
     private let pretty: Bool
     private let dispatcher: QMPDispatcher
 
     private var parser = JSONStreamParser()
+    /// What the parser has taken of a value that is not complete.
+    private var partial: [UInt8] = []
     /// Parsed and not carried out yet.
     private var requests = [Result<JSON, VMMError>]()
+    /// Being carried out.
+    private var current: Result<JSON, VMMError>?
+    /// A session of the process before, which `.opened` does not end.
+    private var isResuming = false
+    /// What the command that replaced the process before is answered with.
+    private var owedAnswer: JSON?
     private var output = OutputQueue()
     private var isExecuting = false
+    /// The request being carried out has had its answer from another process.
+    private var isAnswered = false
     /// Tells one client from the next.
     private var session = 0
 
@@ -35,9 +47,12 @@ public final class QMPMonitor: ChardevFrontend {
         self.chardev = chardev
         self.pretty = pretty
         dispatcher = QMPDispatcher(commands: vm.commands)
+        number = MonitorUpdate.nextNumber(on: chardev, vm: vm)
         vm.add(monitor: self)
         vm.onEvent { [weak self] name, data in self?.sendEvent(name, data) }
+        if let session = try MonitorUpdate.session(on: chardev, number: number, vm: vm) { try restore(session) }
         try chardev.attach(self)
+        isResuming = false
     }
 
     // MARK: Chardev
@@ -45,8 +60,16 @@ public final class QMPMonitor: ChardevFrontend {
     public func chardevCanReceive() -> Int { requests.isEmpty && !isBlocked ? 4096 : 0 }
 
     public func chardevReceive(_ bytes: UnsafeRawBufferPointer) {
-        parser.feed(bytes) { requests.append($0) }
+        parse(bytes)
         executeRequests()
+    }
+
+    private func parse(_ bytes: UnsafeRawBufferPointer) {
+        // Byte by byte, to know what an update has to hand over.
+        for index in bytes.indices {
+            parser.feed(UnsafeRawBufferPointer(rebasing: bytes[index...index])) { requests.append($0) }
+            if parser.isInValue { partial.append(bytes[index]) } else if !partial.isEmpty { partial = [] }
+        }
     }
 
     public func chardevWritable() {
@@ -58,6 +81,7 @@ public final class QMPMonitor: ChardevFrontend {
     public func chardevEvent(_ event: ChardevEvent) {
         switch event {
         case .opened:
+            if isResuming { return }
             restart()
             send(["QMP": ["version": MonitorVersion.json, "capabilities": []]])
         case .closed: restart()
@@ -68,6 +92,8 @@ public final class QMPMonitor: ChardevFrontend {
     private func restart() {
         session += 1
         parser = JSONStreamParser()
+        partial = []
+        owedAnswer = nil
         requests.removeAll()
         output.removeAll()
         dispatcher.isNegotiated = false
@@ -83,13 +109,83 @@ public final class QMPMonitor: ChardevFrontend {
         isExecuting = true
         defer { isExecuting = false }
         while !isBlocked, let request = requests.isEmpty ? nil : requests.removeFirst() {
-            let current = session
+            let session = session
+            current = request
+            defer { current = nil }
             Log.trace("handle_qmp_command", "mon \(chardev.id) req \(Self.describe(request))")
             let response = dispatcher.dispatch(request)
             Log.trace("monitor_qmp_respond", "mon \(chardev.id) \(response.text())")
-            guard current == session else { continue }
+            guard session == self.session else { continue }
+            if isAnswered {
+                isAnswered = false
+                continue
+            }
             send(response)
         }
+    }
+
+    // MARK: Update
+
+    func handOver() -> StateWriter {
+        var writer = StateWriter()
+        writer.put("mode", "control")
+        writer.put("negotiated", dispatcher.isNegotiated)
+        writer.put("partial", bytes: partial)
+        writer.put("output", bytes: output.contents)
+        if let answer = current.map(QMPDispatcher.replacementAnswer) ?? owedAnswer {
+            writer.put("answer", bytes: answer.bytes(pretty: false))
+        }
+        writer.put("requests", UInt64(requests.count))
+        for (index, request) in requests.enumerated() {
+            switch request {
+            case .success(let value): writer.put("\(index).request", bytes: value.bytes(pretty: false))
+            case .failure(let error): writer.put("\(index).error", error.message)
+            }
+        }
+        return writer
+    }
+
+    private func restore(_ state: StateReader) throws(VMMError) {
+        // Another kind of monitor begins anew.
+        guard try state.string("mode") == "control" else { return }
+        isResuming = true
+        dispatcher.isNegotiated = try state.bool("negotiated")
+        output.append(try state.bytes("output"))
+        if state.has("answer") { owedAnswer = try JSON(parsing: try state.bytes("answer")) }
+        for index in 0..<(try state.unsigned("requests", in: 0...1 << 20)) {
+            if state.has("\(index).request") {
+                requests.append(.success(try JSON(parsing: try state.bytes("\(index).request"))))
+            } else {
+                requests.append(.failure(VMMError(try state.string("\(index).error"))))
+            }
+        }
+        let partial = try state.bytes("partial")
+        partial.withUnsafeBytes { parse($0) }
+    }
+
+    func resume() {
+        if let answer = owedAnswer {
+            owedAnswer = nil
+            send(answer)
+        } else {
+            output.drain(into: chardev)
+        }
+        // Not now: an update is not over while its observers are told.
+        vm.loop.later { [weak self] in
+            guard let self else { return }
+            executeRequests()
+            if chardevCanReceive() > 0 { chardev.acceptInput() }
+        }
+    }
+
+    func takenBack(answered: Bool) {
+        guard answered else { return }
+        // The new process has sent and read all that; its answer stands.
+        output.removeAll()
+        requests.removeAll()
+        parser = JSONStreamParser()
+        partial = []
+        if isExecuting { isAnswered = true }
     }
 
     private static func describe(_ request: Result<JSON, VMMError>) -> String {

@@ -179,6 +179,8 @@ public final class CprController {
     public func exec(_ argv: [String]) throws(VMMError) {
         guard vm.runState == .saveVM else { throw VMMError("runstate is not save-vm") }
         guard let saved else { throw VMMError("cpr-exec requires cpr-save with restart mode") }
+        startLimit = CprController.defaultStartLimit
+        defer { startLimit = nil }
         try exec(argv, saved.mode, wasRunning: saved.wasRunning)
     }
 

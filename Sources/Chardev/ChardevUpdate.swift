@@ -1,0 +1,138 @@
+import BatonRuntime
+import Glibc
+
+/// Keeps chardevs open over an update.
+///
+/// Before the exec each chardev saves its descriptors (`chardev-ID-listener`,
+/// …) and hands over what is not in the kernel: bytes that its peer has not
+/// taken, the focus of a multiplexer. The new process' chardev of that id takes
+/// them instead of opening anything.
+public enum ChardevUpdate {
+    static let prefix = "chardev-"
+
+    /// Takes part in the updates of the VM.
+    public static func register(vm: VirtualMachine, cpr: CprController) {
+        cpr.onPhase { [unowned vm, unowned cpr] phase throws(VMMError) in
+            switch phase {
+            case .exec:
+                for chardev in vm.chardevs { try chardev.handOver(to: cpr) }
+                for chardev in vm.chardevs { chardev.prepareForExec() }
+            case .saveFailed:
+                for entry in cpr.fds.entries where entry.name.hasPrefix(prefix) { cpr.fds.delete(entry.name, id: entry.id) }
+                for chardev in vm.chardevs { chardev.execFailed() }
+            case .commit:
+                for chardev in vm.chardevs { chardev.committed() }
+            default: break
+            }
+        }
+    }
+
+    /// Once every chardev stands: closes what the new command line has no
+    /// chardev for.
+    public static func closeLeftovers(_ cpr: CprController) {
+        for entry in cpr.fds.entries where entry.name.hasPrefix(prefix) {
+            Report.warning("\(entry.name): the command line has no such chardev any more; it is closed")
+            cpr.fds.delete(entry.name, id: entry.id)
+            close(entry.fd)
+        }
+    }
+}
+
+extension CprController {
+    /// Saves a chardev's descriptor for the next process.
+    func save(_ fd: Int32, of chardev: Chardev, as what: String) throws(VMMError) {
+        let name = "\(ChardevUpdate.prefix)\(chardev.id)-\(what)"
+        fds.delete(name)
+        try fds.save(name, fd)
+    }
+
+    /// Hands a chardev's state to the next process.
+    func handOver(_ chardev: Chardev, _ fill: (inout StateWriter) -> Void) {
+        var writer = StateWriter()
+        writer.put("backend", chardev.backend)
+        fill(&writer)
+        handOver("chardev/\(chardev.id)", writer)
+    }
+}
+
+/// What a chardev finds of the process before.
+struct ChardevHeritage {
+    private let cpr: CprController
+    private let id: String
+    let state: StateReader
+
+    /// - Returns: nil when the process before had no such chardev, or it is to
+    ///   be opened anew.
+    /// - Throws: an error when it was another kind of chardev.
+    static func find(_ id: String, backend: String, reopen: Bool, vm: VirtualMachine) throws(VMMError) -> ChardevHeritage? {
+        guard let cpr = vm.cpr, let state = try cpr.inherited?.part("chardev/\(id)") else { return nil }
+        let heritage = ChardevHeritage(cpr: cpr, id: id, state: state)
+        if reopen {
+            for what in ["listener", "connection", "master", "file"] {
+                if let fd = heritage.claim(what) { close(fd) }
+            }
+            return nil
+        }
+        let before = try state.string("backend")
+        guard before == backend else {
+            throw VMMError(
+                "chardev '\(id)' is of kind '\(before)' in the CPR state, but '\(backend)' on the command line",
+                hint: "Give the new VMM the chardevs of the old one, or reopen-on-cpr=on.")
+        }
+        return heritage
+    }
+
+    /// Takes over a descriptor, which is the caller's from now on.
+    func claim(_ what: String) -> Int32? {
+        let name = "\(ChardevUpdate.prefix)\(id)-\(what)"
+        guard let fd = cpr.fds.find(name) else { return nil }
+        cpr.fds.delete(name)
+        return fd
+    }
+
+    func bytes(_ name: String) throws(VMMError) -> [UInt8] { state.has(name) ? try state.bytes(name) : [] }
+
+    func mismatch(_ what: String) -> VMMError {
+        VMMError(
+            "chardev '\(id)': the inherited descriptor is not \(what)",
+            hint: "Give the new VMM the chardevs of the old one, or reopen-on-cpr=on.")
+    }
+}
+
+/// What a descriptor is.
+enum DescriptorKind {
+    static func isSocket(_ fd: Int32, listening: Bool) -> Bool {
+        var value: Int32 = -1
+        var length = socklen_t(MemoryLayout<Int32>.size)
+        guard getsockopt(fd, SOL_SOCKET, SO_TYPE, &value, &length) == 0, value == Int32(SOCK_STREAM.rawValue),
+            getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &value, &length) == 0
+        else { return false }
+        return (value != 0) == listening
+    }
+
+    static func isWritable(_ fd: Int32) -> Bool {
+        let flags = fcntl(fd, F_GETFL)
+        return flags >= 0 && flags & O_ACCMODE != O_RDONLY
+    }
+
+    /// Whether a socket is bound to an address of the command line.
+    static func isBound(_ fd: Int32, to address: SocketAddress) -> Bool {
+        switch address {
+        case .unix(let path):
+            // fd=N: nobody knows where it is bound.
+            if path.isEmpty { return true }
+            var bound = sockaddr_un()
+            var length = socklen_t(MemoryLayout<sockaddr_un>.size)
+            let ok = withUnsafeMutablePointer(to: &bound) { pointer in
+                pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(fd, $0, &length) == 0 }
+            }
+            guard ok, bound.sun_family == sa_family_t(AF_UNIX) else { return false }
+            return withUnsafeBytes(of: &bound.sun_path) { $0.prefix { $0 != 0 }.elementsEqual(path.utf8) }
+        case .tcp(_, let port):
+            guard case .tcp(_, let bound)? = SocketAddress.tcp(ofSocket: fd, peer: false) else { return false }
+            // Port 0 asked for any; a port by name is not looked up again.
+            guard let number = UInt16(port), number != 0 else { return true }
+            return bound == String(number)
+        }
+    }
+}

@@ -1,0 +1,60 @@
+import BatonRuntime
+
+/// A monitor whose session goes on in the next process.
+protocol ResumableMonitor: ChardevFrontend {
+    var chardev: Chardev { get }
+    /// Tells several monitors on one multiplexer from each other; from 0.
+    var number: Int { get }
+    /// The session, for the next process.
+    func handOver() -> StateWriter
+    /// This process has the guest, or its machine stands and waits for the
+    /// checkpoint: answers the command that replaced the process before.
+    func resume()
+    /// Nothing became of the update, and the guest is back in this process.
+    /// - Parameter answered: the new process has gone on with the session.
+    func takenBack(answered: Bool)
+}
+
+extension ResumableMonitor {
+    fileprivate var partName: String { MonitorUpdate.partName(chardev, number) }
+}
+
+/// Keeps the sessions of monitors over an update.
+public enum MonitorUpdate {
+    fileprivate static func partName(_ chardev: Chardev, _ number: Int) -> String { "monitor/\(chardev.id)/\(number)" }
+
+    /// Takes part in the updates of the VM. Follows the chardevs' registration.
+    public static func register(vm: VirtualMachine, cpr: CprController) {
+        cpr.onPhase { [unowned vm, unowned cpr] phase throws(VMMError) in
+            switch phase {
+            case .exec:
+                for monitor in monitors(vm) where monitor.chardev.isOpen {
+                    cpr.handOver(monitor.partName, monitor.handOver())
+                }
+            case .saveFailed:
+                for monitor in monitors(vm) { monitor.takenBack(answered: cpr.successorAnswered) }
+            case .commit: for monitor in monitors(vm) { monitor.resume() }
+            default: break
+            }
+        }
+    }
+
+    /// The machine stands: a client that is to say `cpr-load` is answered.
+    public static func machineStands(vm: VirtualMachine) {
+        for monitor in monitors(vm) { monitor.resume() }
+    }
+
+    private static func monitors(_ vm: VirtualMachine) -> [any ResumableMonitor] {
+        vm.monitors.compactMap { $0 as? any ResumableMonitor }
+    }
+
+    /// The number of the next monitor on a chardev.
+    static func nextNumber(on chardev: Chardev, vm: VirtualMachine) -> Int { monitors(vm).count { $0.chardev === chardev } }
+
+    /// The session of the process before on the connection that `chardev` has;
+    /// nil when there is none.
+    static func session(on chardev: Chardev, number: Int, vm: VirtualMachine) throws(VMMError) -> StateReader? {
+        guard chardev.isInherited, let inherited = vm.cpr?.inherited else { return nil }
+        return try inherited.part(partName(chardev, number))
+    }
+}
