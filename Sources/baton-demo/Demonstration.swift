@@ -48,7 +48,6 @@ final class Demonstration {
         let start = Clock.now
         try session.command("cpr-save", ["filename": checkpoint, "mode": "restart"])
         try session.replace(with: arguments + ["-S"])
-        try session.connect()
         try session.command("cpr-load", ["filename": checkpoint, "mode": "restart"])
         let status = try session.status()
         let outside = (Clock.now - start) * 1000

@@ -24,7 +24,6 @@ struct RestartBenchmark {
         for _ in 0..<max(repetitions, 1) {
             try session.command("cpr-save", ["filename": checkpoint, "mode": "restart"])
             try session.replace(with: arguments + ["-S"])
-            try session.connect()
             try session.command("cpr-load", ["filename": checkpoint, "mode": "restart"])
             let cpr = try session.command("query-cpr") as? [String: Any]
             let update = cpr?["last-update"] as? [String: Any] ?? [:]

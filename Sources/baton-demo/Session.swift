@@ -81,14 +81,17 @@ final class Session {
         return try Self.result(of: name, reply ?? [:])
     }
 
-    /// Has the VMM replace itself. It answers only if that failed; else the connection goes away.
+    /// Has the VMM replace itself. The connection stays open, and the new VMM answers on it; one that
+    /// does not keep connections closes it, and is connected to anew.
     func replace(with arguments: [String]) throws {
         guard let qmp else { throw Failure("QMP is not connected") }
         try qmp.send("cpr-exec", ["argv": arguments])
         try wait(for: "the VMM to replace itself", seconds: 30) {
-            if let reply = try qmp.next() { _ = try Self.result(of: "cpr-exec", reply) }
-            return qmp.isClosed
+            guard let reply = try qmp.next() else { return qmp.isClosed }
+            _ = try Self.result(of: "cpr-exec", reply)
+            return true
         }
+        if qmp.isClosed { try connect() }
     }
 
     private static func result(of name: String, _ reply: [String: Any]) throws -> Any {

@@ -121,9 +121,8 @@ struct TerminalTests {
             let image = terminal.imageAddresses
             terminal.type("cpr-exec \(([Products.baton] + arguments).joined(separator: " "))\r")
             try eventually("the exec and raw mode; \(terminal.transcript)") { terminal.imageAddresses != image && !terminal.echoes }
-            // The new process' focus is on the serial line.
-            terminal.type("\u{1}c")
-            try terminal.expect("monitor - type 'help'")
+            // The new process' focus is on the monitor as before, and its session goes on.
+            try terminal.expect("(baton) ")
             terminal.type("cpr-load \(directory.file("state")) restart\r")
             terminal.type("info cpr\r")
             try terminal.expect("updates: \(round)")
