@@ -53,6 +53,14 @@ final class CountingGuest {
         }
     }
 
+    deinit {
+        // A VMM that took its guest back is no child of ours: it must not
+        // outlive a test, even one that failed in the middle of an update.
+        process.signal(SIGKILL)
+        for _ in 0..<1000 where process.isRunning { usleep(1000) }
+        try? qmp.executeWithoutAnswer("quit")
+    }
+
     var count: UInt64 { memory.load(UInt64.self, at: Self.page + 8) }
     /// The checksum that goes with a count while the guest stands still.
     var checksum: UInt64 { memory.load(UInt64.self, at: Self.page + (count & 1 == 0 ? 16 : 24)) }
