@@ -217,6 +217,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         let changed = value ^ pointee.mstatus
         pointee.mstatus = value
         pointee.floatReady = value & MStatus.fs == MStatus.fs
+        updateFloatFast()
         if changed & MStatus.mxr != 0 { flushTLB() }
         if changed & (MStatus.mxr | MStatus.sum | MStatus.mprv | MStatus.mpp) != 0 { selectTLB() }
         return changed & MStatus.mxr != 0 ? .translation : .interrupts
@@ -225,6 +226,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
     func dirtyFloat() {
         pointee.mstatus |= MStatus.fs
         pointee.floatReady = true
+        updateFloatFast()
     }
 
     private func writeSATP(_ value: UInt64) -> CSREffect? {

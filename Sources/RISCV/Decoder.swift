@@ -101,8 +101,14 @@ enum Decoder {
         case 0x0e: return registersWord(word, rd, rs1, rs2, function)
         case 0x10, 0x11, 0x12, 0x13:
             guard word >> 25 & 3 < 2 else { return nil }
-            return makePlain(.float, rs2: rd, rs1: rs1, imm: raw)
-        case 0x14: return makePlain(.float, rs2: rd, rs1: rs1, imm: raw)
+            return makePlain(fusedMultiplyAdd(word, function), rs2: rd, rs1: rs1, imm: raw)
+        case 0x14:
+            let code = float(word, rs2, function)
+            // To an x register.
+            if code == .feqD || code == .fltD || code == .fleD || code == .fmvXD {
+                return make(code, rd: rd, rs1: rs1, imm: raw)
+            }
+            return makePlain(code, rs2: rd, rs1: rs1, imm: raw)
         case 0x18: return branch(function, rs1, rs2, immB(word), length: 2, offset: offset)
         case 0x19:
             guard function == 0 else { return nil }
@@ -110,6 +116,27 @@ enum Decoder {
         case 0x1b: return jump(immJ(word), link: rd, length: 2, offset: offset)
         case 0x1c: return system(word, rd, rs1, rs2, function)
         default: return nil
+        }
+    }
+
+    /// Rounding to nearest, or as frm says: `floatFast` is about both.
+    private static func isUsualRounding(_ function: UInt32) -> Bool { function == 0 || function == 7 }
+
+    private static func fusedMultiplyAdd(_ word: UInt32, _ function: UInt32) -> OpCode {
+        word >> 25 & 3 == 1 && isUsualRounding(function) ? .fmaD : .float
+    }
+
+    private static func float(_ word: UInt32, _ rs2: UInt32, _ function: UInt32) -> OpCode {
+        switch word >> 25 {
+        case 0x01: return isUsualRounding(function) ? .faddD : .float
+        case 0x05: return isUsualRounding(function) ? .fsubD : .float
+        case 0x09: return isUsualRounding(function) ? .fmulD : .float
+        case 0x0d: return isUsualRounding(function) ? .fdivD : .float
+        case 0x11: return function == 0 ? .fsgnjD : .float
+        case 0x51: return function == 0 ? .fleD : function == 1 ? .fltD : function == 2 ? .feqD : .float
+        case 0x71: return rs2 == 0 && function == 0 ? .fmvXD : .float
+        case 0x79: return rs2 == 0 && function == 0 ? .fmvDX : .float
+        default: return .float
         }
     }
 

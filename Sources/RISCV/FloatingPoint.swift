@@ -25,6 +25,12 @@ extension UnsafeMutablePointer where Pointee == HartState {
         return true
     }
 
+    /// Says whether the loop may use the host's arithmetic: see `HostFloat`.
+    @inline(__always)
+    func updateFloatFast() {
+        pointee.floatFast = pointee.floatReady && pointee.frm == 0 && pointee.fflags & 1 != 0
+    }
+
     /// The rounding mode of an instruction; nil for a reserved one.
     private func rounding(_ field: UInt32) -> UInt8? {
         let mode = field == 7 ? pointee.frm : UInt8(truncatingIfNeeded: field)
@@ -44,6 +50,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
             : fusedMultiplyAdd(word, &flags)
         guard done else { return illegal(op, word) }
         pointee.fflags |= flags
+        updateFloatFast()
         return op + d.step
     }
 
@@ -66,11 +73,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case 1:
             let a = rs1 ^ (negatesProduct ? signD : 0)
             let c = rs3 ^ (negatesAddend ? signD : 0)
-            if rm == 0, pointee.fflags & 1 != 0, let result = HostFloat.fma(a, rs2, c) {
-                f[rd] = result
-            } else {
-                f[rd] = SoftFloat.fma64(a, rs2, c, rm: rm, flags: &flags)
-            }
+            f[rd] = SoftFloat.fma64(a, rs2, c, rm: rm, flags: &flags)
         default: return false
         }
         return true
@@ -86,36 +89,23 @@ extension UnsafeMutablePointer where Pointee == HartState {
         let b = f[second]
         let function = word >> 12 & 7
         guard word >> 26 & 1 == 0 else { return false }
-        let exact = function == 0 || function == 7 ? pointee.fflags & 1 != 0 : false
         switch word >> 27 {
         case 0:
             guard let rm = rounding(function) else { return false }
-            f[rd] =
-                exact && rm == 0
-                ? HostFloat.add(a, b) ?? SoftFloat.add64(a, b, rm: rm, flags: &flags)
-                : SoftFloat.add64(a, b, rm: rm, flags: &flags)
+            f[rd] = SoftFloat.add64(a, b, rm: rm, flags: &flags)
         case 1:
             guard let rm = rounding(function) else { return false }
-            f[rd] =
-                exact && rm == 0
-                ? HostFloat.subtract(a, b) ?? SoftFloat.sub64(a, b, rm: rm, flags: &flags)
-                : SoftFloat.sub64(a, b, rm: rm, flags: &flags)
+            f[rd] = SoftFloat.sub64(a, b, rm: rm, flags: &flags)
         case 2:
             guard let rm = rounding(function) else { return false }
-            f[rd] =
-                exact && rm == 0
-                ? HostFloat.multiply(a, b) ?? SoftFloat.mul64(a, b, rm: rm, flags: &flags)
-                : SoftFloat.mul64(a, b, rm: rm, flags: &flags)
+            f[rd] = SoftFloat.mul64(a, b, rm: rm, flags: &flags)
         case 3:
             guard let rm = rounding(function) else { return false }
-            f[rd] =
-                exact && rm == 0
-                ? HostFloat.divide(a, b) ?? SoftFloat.div64(a, b, rm: rm, flags: &flags)
-                : SoftFloat.div64(a, b, rm: rm, flags: &flags)
+            f[rd] = SoftFloat.div64(a, b, rm: rm, flags: &flags)
         case 11:
             guard second == 0, let rm = rounding(function) else { return false }
             f[rd] =
-                exact && rm == 0
+                pointee.floatFast && rm == 0
                 ? HostFloat.squareRoot(a) ?? SoftFloat.sqrt64(a, rm: rm, flags: &flags)
                 : SoftFloat.sqrt64(a, rm: rm, flags: &flags)
         case 4:
@@ -275,6 +265,14 @@ enum HostFloat {
         let bits = value.bitPattern
         // Exponents 2 to 0x7fe.
         return (bits >> 52 & 0x7ff) &- 2 < 0x7fd ? bits : nil
+    }
+    /// An x register's value, or nil for NaNs, some of which raise NV.
+    @inline(__always)
+    static func compare(_ a: UInt64, _ b: UInt64, _ relation: (Double, Double) -> Bool) -> UInt64? {
+        let a = Double(bitPattern: a)
+        let b = Double(bitPattern: b)
+        guard a == a && b == b else { return nil }
+        return relation(a, b) ? 1 : 0
     }
     @inline(__always)
     static func add(_ a: UInt64, _ b: UInt64) -> UInt64? { checked(Double(bitPattern: a) + Double(bitPattern: b)) }

@@ -100,6 +100,7 @@ extension Hart {
         }
         // RAM has been filled behind the back of the address space.
         state.pointee.cache.pointee.flush()
+        state.updateFloatFast()
         state.updatePMP()
         state.setMode(new.mode)
         updateTimers()

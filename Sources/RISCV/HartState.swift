@@ -41,6 +41,8 @@ struct HartState {
     var fetchTLB: UnsafeMutableRawPointer
     /// Whether mstatus.FS is Dirty: anything else takes the slow path.
     var floatReady = false
+    /// And whether the host's arithmetic may be used: frm is RNE and NX is set.
+    var floatFast = false
     var fflags: UInt8 = 0
     var frm: UInt8 = 0
     /// The SBI is the VMM's own: ecall from S-mode does not trap.

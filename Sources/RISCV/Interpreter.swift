@@ -833,8 +833,68 @@ func interpret(_ s: HartPointer) {
                 op += 1
                 continue
             }
+        case .faddD:
+            if s.pointee.floatFast, let value = HostFloat.add(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)]) {
+                s.f[d.destination] = value
+                op += 2
+                continue
+            }
+        case .fsubD:
+            if s.pointee.floatFast, let value = HostFloat.subtract(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)]) {
+                s.f[d.destination] = value
+                op += 2
+                continue
+            }
+        case .fmulD:
+            if s.pointee.floatFast, let value = HostFloat.multiply(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)]) {
+                s.f[d.destination] = value
+                op += 2
+                continue
+            }
+        case .fdivD:
+            if s.pointee.floatFast, let value = HostFloat.divide(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)]) {
+                s.f[d.destination] = value
+                op += 2
+                continue
+            }
+        case .fsgnjD:
+            if s.pointee.floatReady {
+                s.f[d.destination] = s.f[d.source1] & ~(1 << 63) | s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)] & 1 << 63
+                op += 2
+                continue
+            }
+        case .feqD:
+            if s.pointee.floatReady, let result = HostFloat.compare(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)], { $0 == $1 }) {
+                x[d.destination] = result
+                op += 2
+                continue
+            }
+        case .fltD:
+            if s.pointee.floatReady, let result = HostFloat.compare(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)], { $0 < $1 }) {
+                x[d.destination] = result
+                op += 2
+                continue
+            }
+        case .fleD:
+            if s.pointee.floatReady, let result = HostFloat.compare(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)], { $0 <= $1 }) {
+                x[d.destination] = result
+                op += 2
+                continue
+            }
+        case .fmvXD:
+            if s.pointee.floatReady {
+                x[d.destination] = s.f[d.source1]
+                op += 2
+                continue
+            }
+        case .fmvDX:
+            if s.pointee.floatReady {
+                s.f[d.destination] = x[d.source1]
+                op += 2
+                continue
+            }
 
-        case .undecoded, .crossing, .refetch, .fenceI, .float, .atomic, .csr, .ecall, .ebreak, .mret, .sret,
+        case .undecoded, .crossing, .refetch, .fenceI, .fmaD, .float, .atomic, .csr, .ecall, .ebreak, .mret, .sret,
             .wfi, .sfenceVMA, .illegal:
             break
         }

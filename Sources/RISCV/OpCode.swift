@@ -43,7 +43,10 @@ enum OpCode: UInt8 {
 
     // F and D
     case flw, fld, fsw, fsd
-    /// The rest: the instruction word is the immediate.
+    // Double precision where the host serves. Like all the rest of F and D
+    // (`float`), they have the instruction word as the immediate.
+    case faddD, fsubD, fmulD, fdivD, fmaD
+    case fsgnjD, feqD, fltD, fleD, fmvXD, fmvDX
     case float
 
     // A: the instruction word is the immediate.
