@@ -31,7 +31,7 @@ enum OptionTable {
         OptionSpec(name: "device", argument: "driver[,prop=value...]", help: "a device; '-device help' lists them"),
         OptionSpec(name: "netdev", argument: "type,id=str[,...]", help: "a network back end: socket, stream"),
         OptionSpec(name: "object", argument: "type,id=str[,prop=value...]", help: "an object; '-object help' lists them"),
-        OptionSpec(name: "chardev", argument: "backend,id=str[,...]", help: "a character device; '-chardev help' lists the back ends"),
+        OptionSpec(name: "chardev", argument: "backend,id=str[,...]", help: "a character device; '-chardev help' lists the back ends; reopen-on-cpr=on does not keep it over an update"),
         OptionSpec(name: "serial", argument: "dev", help: "where the serial port goes"),
         OptionSpec(name: "monitor", argument: "dev", help: "where the monitor (HMP) goes"),
         OptionSpec(name: "qmp", argument: "dev", help: "where a QMP monitor goes"),

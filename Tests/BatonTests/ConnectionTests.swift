@@ -228,6 +228,23 @@ struct ConnectionTests {
         try guest.qmp.execute("quit")
     }
 
+    @Test("A chardev that connects to a server keeps its connection, and makes another when that is lost")
+    func clientChardev() throws {
+        let directory = try TemporaryDirectory()
+        let listener = try QMPClient.Listener(path: directory.file("server"))
+        let guest = try CountingGuest(extra: Self.more + [
+            "-chardev", "socket,id=out,path=\(directory.file("server")),reconnect-ms=20", "-mon", "chardev=out,mode=control",
+        ])
+        var peer: QMPClient? = try listener.accept()
+        for _ in 1...3 {
+            try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+            #expect(try peer?.status() == "running")
+        }
+        peer = nil
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        #expect(try listener.accept().status() == "running")
+    }
+
     @Test("reopen-on-cpr closes a chardev, and the new VMM opens it anew")
     func reopened() throws {
         let directory = try TemporaryDirectory()
