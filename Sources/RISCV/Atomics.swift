@@ -39,7 +39,9 @@ extension UnsafeMutablePointer where Pointee == HartState {
                 return faultTrap(op)
             }
             let old = signedLoad(host, size)
-            HostMemory.store(host, size, size == 8 ? combine(function, old, operand) : combine32(function, old, operand))
+            // Sign extension keeps both orders of 32-bit values.
+            let value = combine(function, old, size == 8 ? operand : signExtended(low(operand)))
+            HostMemory.store(host, size, value)
             x[d.destination] = old
         }
         return op + d.step
@@ -63,10 +65,5 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case 24: Swift.min(a, b)
         default: Swift.max(a, b)
         }
-    }
-
-    private func combine32(_ function: UInt32, _ a: UInt64, _ b: UInt64) -> UInt64 {
-        // Sign extension keeps both orders, signed and unsigned.
-        combine(function, a, signExtended(UInt32(truncatingIfNeeded: b)))
     }
 }

@@ -3,6 +3,21 @@
 func signExtended(_ value: UInt32) -> UInt64 { UInt64(bitPattern: Int64(Int32(bitPattern: value))) }
 
 @inline(__always)
+func signed(_ value: UInt64) -> Int64 { Int64(bitPattern: value) }
+
+/// The low half of a register, for the 32-bit instructions.
+@inline(__always)
+func low(_ value: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: value) }
+
+@inline(__always)
+func signedLow(_ value: UInt64) -> Int32 { Int32(truncatingIfNeeded: value) }
+
+@inline(__always)
+func multiplyHigh(_ a: UInt64, _ b: UInt64) -> UInt64 {
+    UInt64(bitPattern: signed(a).multipliedFullWidth(by: signed(b)).high)
+}
+
+@inline(__always)
 func multiplyHighSignedUnsigned(_ a: UInt64, _ b: UInt64) -> UInt64 {
     a.multipliedFullWidth(by: b).high &- (Int64(bitPattern: a) < 0 ? b : 0)
 }

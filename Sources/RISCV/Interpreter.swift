@@ -106,7 +106,7 @@ func interpret(_ s: HartPointer) {
             op += 2
             continue
         case .blt:
-            if Int64(bitPattern: x[d.source1]) < Int64(bitPattern: x[d.destination]) {
+            if signed(x[d.source1]) < signed(x[d.destination]) {
                 op += Int(d.imm)
                 if budget > 0 { continue }
                 break run
@@ -114,7 +114,7 @@ func interpret(_ s: HartPointer) {
             op += 2
             continue
         case .bge:
-            if Int64(bitPattern: x[d.source1]) >= Int64(bitPattern: x[d.destination]) {
+            if signed(x[d.source1]) >= signed(x[d.destination]) {
                 op += Int(d.imm)
                 if budget > 0 { continue }
                 break run
@@ -194,7 +194,7 @@ func interpret(_ s: HartPointer) {
                 break run
             }
         case .bltFar:
-            guard Int64(bitPattern: x[d.source1]) < Int64(bitPattern: x[d.destination]) else {
+            guard signed(x[d.source1]) < signed(x[d.destination]) else {
                 op += d.step
                 continue
             }
@@ -206,7 +206,7 @@ func interpret(_ s: HartPointer) {
                 break run
             }
         case .bgeFar:
-            guard Int64(bitPattern: x[d.source1]) >= Int64(bitPattern: x[d.destination]) else {
+            guard signed(x[d.source1]) >= signed(x[d.destination]) else {
                 op += d.step
                 continue
             }
@@ -403,7 +403,7 @@ func interpret(_ s: HartPointer) {
             op += 1
             continue
         case .slti:
-            x[d.destination] = Int64(bitPattern: x[d.source1]) < Int64(d.imm) ? 1 : 0
+            x[d.destination] = signed(x[d.source1]) < Int64(d.imm) ? 1 : 0
             op += 2
             continue
         case .sltiu:
@@ -443,31 +443,31 @@ func interpret(_ s: HartPointer) {
             op += 1
             continue
         case .srai:
-            x[d.destination] = UInt64(bitPattern: Int64(bitPattern: x[d.source1]) &>> Int64(d.imm))
+            x[d.destination] = UInt64(bitPattern: signed(x[d.source1]) &>> Int64(d.imm))
             op += 2
             continue
         case .cSrai:
-            x[d.destination] = UInt64(bitPattern: Int64(bitPattern: x[d.source1]) &>> Int64(d.imm))
+            x[d.destination] = UInt64(bitPattern: signed(x[d.source1]) &>> Int64(d.imm))
             op += 1
             continue
         case .addiw:
-            x[d.destination] = signExtended(UInt32(truncatingIfNeeded: x[d.source1]) &+ UInt32(bitPattern: d.imm))
+            x[d.destination] = signExtended(low(x[d.source1]) &+ UInt32(bitPattern: d.imm))
             op += 2
             continue
         case .cAddiw:
-            x[d.destination] = signExtended(UInt32(truncatingIfNeeded: x[d.source1]) &+ UInt32(bitPattern: d.imm))
+            x[d.destination] = signExtended(low(x[d.source1]) &+ UInt32(bitPattern: d.imm))
             op += 1
             continue
         case .slliw:
-            x[d.destination] = signExtended(UInt32(truncatingIfNeeded: x[d.source1]) &<< UInt32(bitPattern: d.imm))
+            x[d.destination] = signExtended(low(x[d.source1]) &<< UInt32(bitPattern: d.imm))
             op += 2
             continue
         case .srliw:
-            x[d.destination] = signExtended(UInt32(truncatingIfNeeded: x[d.source1]) &>> UInt32(bitPattern: d.imm))
+            x[d.destination] = signExtended(low(x[d.source1]) &>> UInt32(bitPattern: d.imm))
             op += 2
             continue
         case .sraiw:
-            x[d.destination] = signExtended(UInt32(bitPattern: Int32(truncatingIfNeeded: x[d.source1]) &>> d.imm))
+            x[d.destination] = signExtended(UInt32(bitPattern: signedLow(x[d.source1]) &>> d.imm))
             op += 2
             continue
 
@@ -493,7 +493,7 @@ func interpret(_ s: HartPointer) {
             op += 2
             continue
         case .slt:
-            x[d.destination] = Int64(bitPattern: x[d.source1]) < Int64(bitPattern: x[d.source2]) ? 1 : 0
+            x[d.destination] = signed(x[d.source1]) < signed(x[d.source2]) ? 1 : 0
             op += 2
             continue
         case .sltu:
@@ -513,7 +513,7 @@ func interpret(_ s: HartPointer) {
             op += 2
             continue
         case .sra:
-            x[d.destination] = UInt64(bitPattern: Int64(bitPattern: x[d.source1]) &>> Int64(bitPattern: x[d.source2]))
+            x[d.destination] = UInt64(bitPattern: signed(x[d.source1]) &>> signed(x[d.source2]))
             op += 2
             continue
         case .or:
@@ -533,31 +533,31 @@ func interpret(_ s: HartPointer) {
             op += 1
             continue
         case .addw:
-            x[d.destination] = signExtended(UInt32(truncatingIfNeeded: x[d.source1]) &+ UInt32(truncatingIfNeeded: x[d.source2]))
+            x[d.destination] = signExtended(low(x[d.source1]) &+ low(x[d.source2]))
             op += 2
             continue
         case .cAddw:
-            x[d.destination] = signExtended(UInt32(truncatingIfNeeded: x[d.source1]) &+ UInt32(truncatingIfNeeded: x[d.source2]))
+            x[d.destination] = signExtended(low(x[d.source1]) &+ low(x[d.source2]))
             op += 1
             continue
         case .subw:
-            x[d.destination] = signExtended(UInt32(truncatingIfNeeded: x[d.source1]) &- UInt32(truncatingIfNeeded: x[d.source2]))
+            x[d.destination] = signExtended(low(x[d.source1]) &- low(x[d.source2]))
             op += 2
             continue
         case .cSubw:
-            x[d.destination] = signExtended(UInt32(truncatingIfNeeded: x[d.source1]) &- UInt32(truncatingIfNeeded: x[d.source2]))
+            x[d.destination] = signExtended(low(x[d.source1]) &- low(x[d.source2]))
             op += 1
             continue
         case .sllw:
-            x[d.destination] = signExtended(UInt32(truncatingIfNeeded: x[d.source1]) &<< UInt32(truncatingIfNeeded: x[d.source2]))
+            x[d.destination] = signExtended(low(x[d.source1]) &<< low(x[d.source2]))
             op += 2
             continue
         case .srlw:
-            x[d.destination] = signExtended(UInt32(truncatingIfNeeded: x[d.source1]) &>> UInt32(truncatingIfNeeded: x[d.source2]))
+            x[d.destination] = signExtended(low(x[d.source1]) &>> low(x[d.source2]))
             op += 2
             continue
         case .sraw:
-            x[d.destination] = signExtended(UInt32(bitPattern: Int32(truncatingIfNeeded: x[d.source1]) &>> Int32(truncatingIfNeeded: x[d.source2])))
+            x[d.destination] = signExtended(UInt32(bitPattern: signedLow(x[d.source1]) &>> signedLow(x[d.source2])))
             op += 2
             continue
 
@@ -567,7 +567,7 @@ func interpret(_ s: HartPointer) {
             op += 2
             continue
         case .mulh:
-            x[d.destination] = UInt64(bitPattern: Int64(bitPattern: x[d.source1]).multipliedFullWidth(by: Int64(bitPattern: x[d.source2])).high)
+            x[d.destination] = multiplyHigh(x[d.source1], x[d.source2])
             op += 2
             continue
         case .mulhsu:
@@ -579,7 +579,7 @@ func interpret(_ s: HartPointer) {
             op += 2
             continue
         case .mulw:
-            x[d.destination] = signExtended(UInt32(truncatingIfNeeded: x[d.source1]) &* UInt32(truncatingIfNeeded: x[d.source2]))
+            x[d.destination] = signExtended(low(x[d.source1]) &* low(x[d.source2]))
             op += 2
             continue
         case .div:
@@ -629,23 +629,23 @@ func interpret(_ s: HartPointer) {
             op += 2
             continue
         case .addUW:
-            x[d.destination] = UInt64(UInt32(truncatingIfNeeded: x[d.source1])) &+ x[d.source2]
+            x[d.destination] = UInt64(low(x[d.source1])) &+ x[d.source2]
             op += 2
             continue
         case .sh1addUW:
-            x[d.destination] = (UInt64(UInt32(truncatingIfNeeded: x[d.source1])) &<< 1) &+ x[d.source2]
+            x[d.destination] = (UInt64(low(x[d.source1])) &<< 1) &+ x[d.source2]
             op += 2
             continue
         case .sh2addUW:
-            x[d.destination] = (UInt64(UInt32(truncatingIfNeeded: x[d.source1])) &<< 2) &+ x[d.source2]
+            x[d.destination] = (UInt64(low(x[d.source1])) &<< 2) &+ x[d.source2]
             op += 2
             continue
         case .sh3addUW:
-            x[d.destination] = (UInt64(UInt32(truncatingIfNeeded: x[d.source1])) &<< 3) &+ x[d.source2]
+            x[d.destination] = (UInt64(low(x[d.source1])) &<< 3) &+ x[d.source2]
             op += 2
             continue
         case .slliUW:
-            x[d.destination] = UInt64(UInt32(truncatingIfNeeded: x[d.source1])) &<< d.immediate
+            x[d.destination] = UInt64(low(x[d.source1])) &<< d.immediate
             op += 2
             continue
 
@@ -675,19 +675,19 @@ func interpret(_ s: HartPointer) {
             op += 2
             continue
         case .clzw:
-            x[d.destination] = UInt64(truncatingIfNeeded: UInt32(truncatingIfNeeded: x[d.source1]).leadingZeroBitCount)
+            x[d.destination] = UInt64(truncatingIfNeeded: low(x[d.source1]).leadingZeroBitCount)
             op += 2
             continue
         case .ctzw:
-            x[d.destination] = UInt64(truncatingIfNeeded: UInt32(truncatingIfNeeded: x[d.source1]).trailingZeroBitCount)
+            x[d.destination] = UInt64(truncatingIfNeeded: low(x[d.source1]).trailingZeroBitCount)
             op += 2
             continue
         case .cpopw:
-            x[d.destination] = UInt64(truncatingIfNeeded: UInt32(truncatingIfNeeded: x[d.source1]).nonzeroBitCount)
+            x[d.destination] = UInt64(truncatingIfNeeded: low(x[d.source1]).nonzeroBitCount)
             op += 2
             continue
         case .max:
-            x[d.destination] = Int64(bitPattern: x[d.source1]) < Int64(bitPattern: x[d.source2]) ? x[d.source2] : x[d.source1]
+            x[d.destination] = signed(x[d.source1]) < signed(x[d.source2]) ? x[d.source2] : x[d.source1]
             op += 2
             continue
         case .maxu:
@@ -695,7 +695,7 @@ func interpret(_ s: HartPointer) {
             op += 2
             continue
         case .min:
-            x[d.destination] = Int64(bitPattern: x[d.source1]) < Int64(bitPattern: x[d.source2]) ? x[d.source1] : x[d.source2]
+            x[d.destination] = signed(x[d.source1]) < signed(x[d.source2]) ? x[d.source1] : x[d.source2]
             op += 2
             continue
         case .minu:
@@ -727,15 +727,15 @@ func interpret(_ s: HartPointer) {
             op += 2
             continue
         case .rolw:
-            x[d.destination] = signExtended(rotateLeft(UInt32(truncatingIfNeeded: x[d.source1]), UInt32(truncatingIfNeeded: x[d.source2])))
+            x[d.destination] = signExtended(rotateLeft(low(x[d.source1]), low(x[d.source2])))
             op += 2
             continue
         case .rorw:
-            x[d.destination] = signExtended(rotateRight(UInt32(truncatingIfNeeded: x[d.source1]), UInt32(truncatingIfNeeded: x[d.source2])))
+            x[d.destination] = signExtended(rotateRight(low(x[d.source1]), low(x[d.source2])))
             op += 2
             continue
         case .roriw:
-            x[d.destination] = signExtended(rotateRight(UInt32(truncatingIfNeeded: x[d.source1]), UInt32(bitPattern: d.imm)))
+            x[d.destination] = signExtended(rotateRight(low(x[d.source1]), UInt32(bitPattern: d.imm)))
             op += 2
             continue
         case .orcB:
@@ -834,49 +834,49 @@ func interpret(_ s: HartPointer) {
                 continue
             }
         case .faddD:
-            if s.pointee.floatFast, let value = HostFloat.add(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)]) {
+            if s.pointee.floatFast, let value = HostFloat.add(s.f[d.source1], s.f[d.wordSource2]) {
                 s.f[d.destination] = value
                 op += 2
                 continue
             }
         case .fsubD:
-            if s.pointee.floatFast, let value = HostFloat.subtract(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)]) {
+            if s.pointee.floatFast, let value = HostFloat.subtract(s.f[d.source1], s.f[d.wordSource2]) {
                 s.f[d.destination] = value
                 op += 2
                 continue
             }
         case .fmulD:
-            if s.pointee.floatFast, let value = HostFloat.multiply(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)]) {
+            if s.pointee.floatFast, let value = HostFloat.multiply(s.f[d.source1], s.f[d.wordSource2]) {
                 s.f[d.destination] = value
                 op += 2
                 continue
             }
         case .fdivD:
-            if s.pointee.floatFast, let value = HostFloat.divide(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)]) {
+            if s.pointee.floatFast, let value = HostFloat.divide(s.f[d.source1], s.f[d.wordSource2]) {
                 s.f[d.destination] = value
                 op += 2
                 continue
             }
         case .fsgnjD:
             if s.pointee.floatReady {
-                s.f[d.destination] = s.f[d.source1] & ~(1 << 63) | s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)] & 1 << 63
+                s.f[d.destination] = s.f[d.source1] & ~(1 << 63) | s.f[d.wordSource2] & 1 << 63
                 op += 2
                 continue
             }
         case .feqD:
-            if s.pointee.floatReady, let result = HostFloat.compare(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)], { $0 == $1 }) {
+            if s.pointee.floatReady, let result = HostFloat.compare(s.f[d.source1], s.f[d.wordSource2], { $0 == $1 }) {
                 x[d.destination] = result
                 op += 2
                 continue
             }
         case .fltD:
-            if s.pointee.floatReady, let result = HostFloat.compare(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)], { $0 < $1 }) {
+            if s.pointee.floatReady, let result = HostFloat.compare(s.f[d.source1], s.f[d.wordSource2], { $0 < $1 }) {
                 x[d.destination] = result
                 op += 2
                 continue
             }
         case .fleD:
-            if s.pointee.floatReady, let result = HostFloat.compare(s.f[d.source1], s.f[Int(truncatingIfNeeded: d.imm >> 20 & 31)], { $0 <= $1 }) {
+            if s.pointee.floatReady, let result = HostFloat.compare(s.f[d.source1], s.f[d.wordSource2], { $0 <= $1 }) {
                 x[d.destination] = result
                 op += 2
                 continue

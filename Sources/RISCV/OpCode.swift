@@ -113,6 +113,8 @@ extension DecodedOp {
     @inline(__always) var source1: Int { Int(rs1) }
     /// rs2 of a register-register op.
     @inline(__always) var source2: Int { Int(imm) }
+    /// rs2 of an op that has the instruction word as its immediate.
+    @inline(__always) var wordSource2: Int { Int(truncatingIfNeeded: imm >> 20 & 31) }
     @inline(__always) var immediate: UInt64 { UInt64(bitPattern: Int64(imm)) }
     @inline(__always) var step: Int { Int(length) }
 }
