@@ -41,6 +41,7 @@ let package = Package(
     products: [
         .executable(name: "baton", targets: ["baton"]),
         .executable(name: "baton-demo", targets: ["baton-demo"]),
+        moduleProduct("mode-reboot", "ModeReboot"),
         moduleProduct("mode-restart", "ModeRestart"),
         moduleProduct("memory-backend-file", "MemoryBackendFile"),
         moduleProduct("memory-backend-memfd", "MemoryBackendMemfd"),
@@ -64,6 +65,7 @@ let package = Package(
             dependencies: [.product(name: "ArgumentParser", package: "swift-argument-parser")],
             path: "Sources/baton-demo"),
 
+        module("ModeReboot", "Modes/Reboot"),
         module("ModeRestart", "Modes/Restart"),
         module("MemoryBackendFile", "Memory/File"),
         module("MemoryBackendMemfd", "Memory/Memfd"),

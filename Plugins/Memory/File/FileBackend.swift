@@ -24,10 +24,23 @@ final class FileBackend: MemoryBackendType {
     ) throws(VMMError) -> RAMBlock {
         let path = try options.requiredString("mem-path")
         guard !path.isEmpty else { throw VMMError("Property 'mem-path' must not be empty") }
-        return try memory.preservedBlock(request, shared: common.share ?? false, origin: typeName) {
-            () throws(VMMError) in
+        let shared = common.share ?? false
+        let block = try memory.preservedBlock(request, shared: shared, origin: typeName) { () throws(VMMError) in
             try FileBackend.open(path, length: request.maxLength).release()
         }
+        if shared { block.file = FileBackend.persistentPath(path) }
+        return block
+    }
+
+    /// The path under which the memory can be found after a reboot of the
+    /// host; nil for a file that has no name, or one in memory.
+    private static func persistentPath(_ path: String) -> String? {
+        var status = stat()
+        var system = statfs()
+        let isFile = stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+        let tmpfs = 0x0102_1994, hugetlbfs = 0x9584_58f6
+        guard isFile, statfs(path, &system) == 0, ![tmpfs, hugetlbfs].contains(Int(system.f_type)) else { return nil }
+        return path
     }
 
     /// Opens the file, or makes one in a directory given instead, with at

@@ -1,3 +1,4 @@
+import CBaton
 import Glibc
 
 /// Writes and loads checkpoints: everything of the VM except RAM that stays
@@ -21,6 +22,7 @@ enum Checkpoint {
         clock.put("boot-id", bootID())
         clock.put("monotonic-offset-ns", UInt64(bitPattern: vm.clock.monotonicOffset))
         clock.put("now-ns", UInt64(bitPattern: vm.clock.now))
+        clock.put("realtime-ns", UInt64(bitPattern: cbaton_realtime_ns()))
         container.add("clock", version: 1, clock)
 
         var ram = StateWriter()
@@ -28,6 +30,10 @@ enum Checkpoint {
         for (index, block) in memory.blocks.enumerated() {
             ram.put("\(index).name", block.name)
             ram.put("\(index).used-length", UInt64(block.usedLength))
+            if let file = block.file, let identity = FileIdentity(block.fd) {
+                ram.put("\(index).file", file)
+                ram.put("\(index).inode", identity.inode)
+            }
         }
         container.add("ram", version: 1, ram)
 
@@ -40,12 +46,17 @@ enum Checkpoint {
     }
 
     /// Writes a container to a file, which appears whole or not at all.
-    static func write(_ container: SectionContainer, to path: String, durable: Bool) throws(VMMError) {
+    /// - Parameter contents: blocks whose contents follow the sections, which
+    ///   describe them.
+    static func write(_ container: SectionContainer, contents: [RAMBlock], to path: String, durable: Bool)
+        throws(VMMError)
+    {
         let temporary = "\(path).\(getpid()).tmp"
         let bytes = container.encoded()
         do throws(VMMError) {
             let fd = try FD.open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode: 0o600)
             try FD.writeAll(fd.raw, bytes, to: "'\(path)'")
+            try RAMContents.write(contents, to: fd.raw, after: bytes.count, name: path)
             if durable, retryingInterrupts({ fsync(fd.raw) }) != 0 { throw .system("Could not write '\(path)'") }
             guard rename(temporary, path) == 0 else { throw .system("Could not write '\(path)'") }
         } catch {
@@ -54,19 +65,39 @@ enum Checkpoint {
         }
     }
 
-    static func read(_ path: String) throws(VMMError) -> SectionContainer {
-        let fd = try FD.open(path, O_RDONLY | O_NONBLOCK)
-        return try read(fd.raw, name: path)
-    }
-
-    /// Reads from a borrowed descriptor, from its start.
+    /// Reads the sections from a borrowed descriptor.
     static func read(_ fd: Int32, name: String) throws(VMMError) -> SectionContainer {
         var status = stat()
-        guard fstat(fd, &status) == 0, status.st_mode & S_IFMT == S_IFREG, lseek(fd, 0, SEEK_SET) == 0 else {
+        guard fstat(fd, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {
             throw VMMError("\(name) is not a vmstate file")
         }
-        return try SectionContainer(
-            kind: .checkpoint, parsing: try FD.readAll(fd, limit: sizeLimit, from: name), name: name)
+        let fileLength = Int(status.st_size)
+        let header = try bytes(fd, count: min(fileLength, SectionContainer.headerSize), name)
+        let extent = SectionContainer.extent(header: header, fileLength: fileLength)
+        guard extent <= sizeLimit else {
+            throw VMMError("\(name) is too large (\(extent) bytes, at most \(sizeLimit) are accepted)")
+        }
+        let container = try SectionContainer(kind: .checkpoint, parsing: try bytes(fd, count: extent, name), name: name)
+        if container.section(RAMContents.sectionName) == nil && fileLength > extent {
+            throw VMMError("\(name) has bytes after its last section")
+        }
+        return container
+    }
+
+    private static func bytes(_ fd: Int32, count: Int, _ name: String) throws(VMMError) -> [UInt8] {
+        var failure: VMMError?
+        let result = [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
+            while filled < count {
+                let n = retryingInterrupts { pread(fd, buffer.baseAddress.map { $0 + filled }, count - filled, off_t(filled)) }
+                guard n > 0 else {
+                    failure = n == 0 ? VMMError("\(name) is truncated") : .system("Could not read '\(name)'")
+                    return
+                }
+                filled += n
+            }
+        }
+        if let failure { throw failure }
+        return result
     }
 
     /// Gives every device its section.
@@ -105,6 +136,7 @@ enum Checkpoint {
         let savedBoot = try clock.string("boot-id")
         let offset = Int64(bitPattern: try clock.unsigned("monotonic-offset-ns"))
         let now = Int64(bitPattern: try clock.unsigned("now-ns", in: 0...UInt64(Int64.max)))
+        let realtime = Int64(try clock.unsigned("realtime-ns", in: 0...UInt64(Int64.max)))
         try clock.finish()
 
         let ram = try reader("ram", upTo: 1)
@@ -118,9 +150,17 @@ enum Checkpoint {
             guard UInt64(block.usedLength) == length else {
                 throw VMMError("Size mismatch: \(blockName): \(Hex(length)) != \(Hex(block.usedLength))")
             }
+            guard ram.has("\(index).file") else { continue }
+            let file = try ram.string("\(index).file")
+            let inode = try ram.unsigned("\(index).inode")
+            // The contents are in that file, and in no other of its name.
+            guard FileIdentity(block.fd)?.inode == inode else {
+                throw VMMError(
+                    "RAM block '\(blockName)' is not in the file that \(name) was saved with ('\(file)', inode \(inode))")
+            }
         }
         try ram.finish()
-        let known = Set(["global", "clock", "ram"] + ownSections + vm.devices.map(\.stateName))
+        let known = Set(["global", "clock", "ram", RAMContents.sectionName] + ownSections + vm.devices.map(\.stateName))
         for section in container.sections where !section.optional && !known.contains(section.name) {
             throw VMMError(
                 "Unknown savevm section or instance '\(section.name)'. "
@@ -131,8 +171,11 @@ enum Checkpoint {
 
         if savedBoot == bootID() && !vm.clock.stopsWithVM {
             vm.clock.restore(monotonicOffset: offset)
-        } else {
+        } else if vm.clock.stopsWithVM {
             vm.clock.restore(now: now)
+        } else {
+            // Another boot of the host: the wall clock says how long it took.
+            vm.clock.restore(now: now &+ max(0, cbaton_realtime_ns() - realtime))
         }
         for (device, reader) in zip(vm.devices, readers) {
             do throws(VMMError) {
@@ -143,6 +186,16 @@ enum Checkpoint {
             }
         }
         return runState
+    }
+
+    /// What tells a file from another that has taken its name.
+    private struct FileIdentity {
+        let inode: UInt64
+        init?(_ fd: Int32) {
+            var status = stat()
+            guard fd >= 0, fstat(fd, &status) == 0 else { return nil }
+            inode = UInt64(status.st_ino)
+        }
     }
 
     /// Identifies this boot of the host: CLOCK_MONOTONIC means nothing in another.

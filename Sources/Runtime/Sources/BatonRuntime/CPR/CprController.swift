@@ -77,9 +77,7 @@ public final class CprController {
         if let link = inherited.lifeboat { Lifeboat.reportStanding(link) }
         if let fd = inherited.checkpointFD {
             let checkpoint = OwnedFD(adopting: fd)
-            try load(
-                try Checkpoint.read(checkpoint.raw, name: "the checkpoint"), mode: try enabledMode(inherited.mode),
-                name: "the checkpoint")
+            try load(from: checkpoint.raw, mode: try enabledMode(inherited.mode), name: "the checkpoint")
         }
     }
 
@@ -132,8 +130,8 @@ public final class CprController {
         let stateBefore = vm.runState
         let wasRunning = vm.isRunning
         do throws(VMMError) {
-            let container = try stopAndCollect(mode)
-            try Checkpoint.write(container, to: path, durable: mode.promises.contains(.survivesHostReboot))
+            let (container, contents) = try stopAndCollect(mode)
+            try Checkpoint.write(container, contents: contents, to: path, durable: mode.promises.contains(.survivesHostReboot))
         } catch {
             announce(.saveFailed)
             giveBack(wasRunning: wasRunning, stateBefore: stateBefore)
@@ -145,7 +143,8 @@ public final class CprController {
     }
 
     /// Stops the guest and collects the state of everything.
-    private func stopAndCollect(_ mode: any CprMode) throws(VMMError) -> SectionContainer {
+    /// - Returns: the sections, and the blocks whose contents are to follow.
+    private func stopAndCollect(_ mode: any CprMode) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
         let stateBefore = vm.runState
         // A VM that has never run has no state to save until its first reset.
         vm.resetIfNew()
@@ -154,8 +153,10 @@ public final class CprController {
         times.stopped = EventLoop.now
         try notify(.save)
         var container = Checkpoint.collect(vm, memory: memory, wasRunning: stateBefore)
+        let contents = mode.volatileBlocks(cpr: self)
+        RAMContents.describe(contents, in: &container)
         try mode.save(to: &container, cpr: self)
-        return container
+        return (container, contents)
     }
 
     private func giveBack(wasRunning: Bool, stateBefore: RunState) {
@@ -241,9 +242,9 @@ public final class CprController {
         if let blocker = blockers(mode).first { throw blocker }
         let stateBefore = vm.runState
         let wasRunning = vm.isRunning
-        let bytes: [UInt8]
+        let checkpoint: (sections: SectionContainer, contents: [RAMBlock])
         do throws(VMMError) {
-            bytes = try stopAndCollect(mode).encoded()
+            checkpoint = try stopAndCollect(mode)
         } catch {
             announce(.saveFailed)
             giveBack(wasRunning: wasRunning, stateBefore: stateBefore)
@@ -259,7 +260,9 @@ public final class CprController {
         }
         do throws(VMMError) {
             guard memfd >= 0 else { throw .system("cannot write the checkpoint") }
+            let bytes = checkpoint.sections.encoded()
             try FD.writeAll(memfd, bytes, to: "the checkpoint")
+            try RAMContents.write(checkpoint.contents, to: memfd, after: bytes.count, name: "the checkpoint")
         } catch {
             announce(.saveFailed)
             giveBack(wasRunning: wasRunning, stateBefore: stateBefore)
@@ -299,14 +302,18 @@ public final class CprController {
         if let inherited, inherited.mode != name {
             throw VMMError("this process was started by cpr-exec in mode '\(inherited.mode)', not '\(name)'")
         }
-        try load(try Checkpoint.read(path), mode: mode, name: path)
+        let file = try FD.open(path, O_RDONLY | O_NONBLOCK)
+        try load(from: file.raw, mode: mode, name: path)
     }
 
-    private func load(_ container: SectionContainer, mode: any CprMode, name: String) throws(VMMError) {
+    private func load(from fd: Int32, mode: any CprMode, name: String) throws(VMMError) {
         times.loadRequested = EventLoop.now
+        let container = try Checkpoint.read(fd, name: name)
         let runState: RunState
         do throws(VMMError) {
+            let contents = try RAMContents.check(container, from: fd, memory: memory, name: name)
             try notify(.load)
+            contents?.copy()
             let own = try mode.load(from: container, cpr: self)
             runState = try Checkpoint.apply(container, to: vm, memory: memory, ownSections: own, name: name)
         } catch {

@@ -25,8 +25,10 @@ public protocol CprMode: AnyObject {
     /// Reasons why the VM could not be saved in this mode now. Called while
     /// the guest runs; the guest is not stopped unless the list is empty.
     func blockers(cpr: CprController) -> [VMMError]
-    /// Adds what the mode itself keeps to a checkpoint (a mode may keep the
-    /// contents of volatile RAM). The guest is stopped.
+    /// Blocks whose contents the checkpoint must hold, because they are not
+    /// there any more, or not the same, when it is loaded.
+    func volatileBlocks(cpr: CprController) -> [RAMBlock]
+    /// Adds what the mode itself keeps to a checkpoint. The guest is stopped.
     func save(to container: inout SectionContainer, cpr: CprController) throws(VMMError)
     /// Takes back what `save` added, before any device loads.
     /// - Returns: the names of the sections that were the mode's.
@@ -40,6 +42,7 @@ public protocol CprMode: AnyObject {
 extension CprMode {
     public var allocatorHook: (any AllocatorHook)? { nil }
     public func blockers(cpr: CprController) -> [VMMError] { [] }
+    public func volatileBlocks(cpr: CprController) -> [RAMBlock] { [] }
     public func save(to container: inout SectionContainer, cpr: CprController) throws(VMMError) {}
     public func load(from container: SectionContainer, cpr: CprController) throws(VMMError) -> [String] { [] }
     public func exec(_ argv: [String], cpr: CprController) throws(VMMError) {

@@ -40,7 +40,20 @@ public struct SectionContainer {
     }
 
     public static let formatVersion: UInt32 = 1
-    private static let headerSize = 32
+    static let headerSize = 32
+    /// Bytes of the sections and the header together, as encoded.
+    public var encodedLength: Int {
+        sections.reduce(SectionContainer.headerSize) { $0 + 16 + $1.name.utf8.count + $1.payload.count }
+    }
+
+    /// How many bytes of a file belong to its container, by the first bytes
+    /// of it: more may follow. As many as are there when they are no header.
+    static func extent(header: [UInt8], fileLength: Int) -> Int {
+        guard header.count >= headerSize else { return fileLength }
+        var cursor = ByteCursor(header[16...])
+        let length = cursor.unsigned(UInt64.self) ?? 0
+        return length > UInt64(fileLength) ? fileLength : min(fileLength, headerSize + Int(length))
+    }
 
     public var kind: Kind
     public private(set) var sections: [Section] = []

@@ -27,6 +27,9 @@ public final class RAMBlock {
     /// The memory backend or hook that made the block: `memory-backend-memfd`,
     /// `restart`, or `anonymous`.
     public let origin: String
+    /// The file that keeps the block's contents when the process is gone; nil
+    /// for memory that goes with the process. Only with `shared`.
+    public var file: String?
     /// Called once, when the block is freed: the owner of the record that
     /// finds the block again after an exec forgets it here.
     public var onFree: ((RAMBlock) -> Void)?
@@ -49,6 +52,9 @@ public final class RAMBlock {
     /// Whether the guest's bytes outlive this process' mapping of them: the
     /// condition for restart and for leaving them out of a checkpoint.
     public var isPreservable: Bool { fd >= 0 && shared }
+
+    /// Whether the guest's bytes outlive the process and a reboot of the host.
+    public var isPersistent: Bool { isPreservable && file != nil }
 
     deinit {
         onFree?(self)

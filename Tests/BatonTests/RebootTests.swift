@@ -1,0 +1,162 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// Reboot mode: the checkpoint is loaded by a process that has nothing of the
+/// old one but files.
+@Suite(.enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
+struct RebootTests {
+    /// A VM whose RAM is lost with its process.
+    private struct VolatileVM {
+        let directory: TemporaryDirectory
+        let process: ChildProcess
+        let qmp: QMPClient
+
+        init(_ directory: TemporaryDirectory, paused: Bool = false, memory: [String] = ["-m", "16M"]) throws {
+            self.directory = directory
+            process = try ChildProcess(
+                [Products.baton] + memory + [
+                    "-bios", "none", "-kernel", try CountingGuest.image(), "-nodefaults",
+                    "-serial", "file:\(directory.file("serial"))", "-cpr-enable", "reboot",
+                    "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+                ] + (paused ? ["-S"] : []))
+            do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error) \(process.errors)") }
+        }
+
+        /// A word of guest memory, by the monitor.
+        func word(at address: String) throws -> UInt64 {
+            let text = try qmp.execute("human-monitor-command", ["command-line": "xp /1xg \(address)"]) as? String ?? ""
+            let digits = text.split(whereSeparator: \.isWhitespace).last.map(String.init) ?? ""
+            guard digits.hasPrefix("0x"), let value = UInt64(digits.dropFirst(2), radix: 16) else {
+                throw TestError("xp said '\(text)'")
+            }
+            return value
+        }
+        func count() throws -> UInt64 { try word(at: "0x80400008") }
+
+        func end() throws {
+            try qmp.execute("quit")
+            #expect(try process.waitForExit() == .status(0))
+        }
+    }
+
+    private func refusal(_ body: () throws -> Void) -> String {
+        do {
+            try body()
+            return "accepted"
+        } catch let refusal as QMPClient.Refusal {
+            return refusal.text
+        } catch {
+            return "\(error)"
+        }
+    }
+
+    @Test func volatileMemoryIsInTheCheckpointAndTheGuestGoesOn() throws {
+        let directory = try TemporaryDirectory()
+        let old = try VolatileVM(directory)
+        try eventually("the guest counts") { try old.count() > 0 }
+        let file = directory.file("checkpoint")
+        try old.qmp.execute("cpr-save", ["filename": file, "mode": "reboot"])
+        let stopped = try old.count()
+        #expect(refusal { try old.qmp.execute("cpr-exec", ["argv": ["true"]]) } == "cpr-exec requires cpr-save with restart mode")
+        try old.end()
+        #expect(old.process.errors.contains("RAM block 'riscv_virt_board.ram' (16 MiB) is volatile"))
+        // Pages of zeroes are not stored: flash alone has 64 MiB of them.
+        var status = stat()
+        #expect(stat(file, &status) == 0 && status.st_mode & 0o777 == 0o600)
+        #expect(status.st_blocks * 512 < 1 << 20 && status.st_size > 80 << 20)
+
+        let new = try VolatileVM(directory, paused: true)
+        try new.qmp.execute("cpr-load", ["filename": file, "mode": "reboot"])
+        #expect(try new.qmp.status() == "running")
+        #expect(try new.count() >= stopped)
+        try eventually("the guest counts on") { try new.count() > stopped }
+        try new.qmp.execute("stop")
+        let count = try new.count()
+        let sum = try new.word(at: count & 1 == 0 ? "0x80400010" : "0x80400018")
+        #expect(sum == CountingGuest.expectedChecksum(after: count))
+        try new.end()
+    }
+
+    @Test func damagedOrTruncatedContentsAreRefusedAndTheGoodFileStillLoads() throws {
+        let directory = try TemporaryDirectory()
+        let old = try VolatileVM(directory)
+        try eventually("the guest counts") { try old.count() > 0 }
+        let file = directory.file("checkpoint")
+        try old.qmp.execute("cpr-save", ["filename": file, "mode": "reboot"])
+        let stopped = try old.count()
+        try old.end()
+
+        let new = try VolatileVM(directory, paused: true)
+        func load(_ path: String) -> String {
+            refusal { try new.qmp.execute("cpr-load", ["filename": path, "mode": "reboot"]) }
+        }
+        let copy = directory.file("copy")
+        try ChildProcess.run(["cp", "--sparse=always", file, copy])
+        var status = stat()
+        #expect(stat(file, &status) == 0)
+        truncate(copy, status.st_size - 4096)
+        #expect(load(copy).contains("is truncated"))
+        truncate(copy, status.st_size)
+        let fd = open(copy, O_WRONLY)
+        var byte: UInt8 = 0x5a
+        #expect(pwrite(fd, &byte, 1, status.st_size / 2) == 1)
+        close(fd)
+        #expect(load(copy).contains("damaged contents of RAM block"))
+        #expect(try new.qmp.status() == "prelaunch")
+        #expect(load(file) == "accepted")
+        #expect(try new.count() >= stopped)
+        try new.end()
+    }
+
+    @Test func aSharedFileStaysInPlaceAndAnotherOfItsNameIsRefused() throws {
+        // Under .build: a file in /tmp may be memory.
+        let place = try Products.cache("reboot-test") + "/ram-\(UUID().uuidString)"
+        defer {
+            unlink(place)
+            unlink(place + ".other")
+        }
+        let directory = try TemporaryDirectory()
+        func memory(_ path: String) -> [String] {
+            ["-machine", "virt,memory-backend=ram", "-object", "memory-backend-file,id=ram,size=16M,mem-path=\(path),share=on"]
+        }
+        let old = try VolatileVM(directory, memory: memory(place))
+        try eventually("the guest counts") { try old.count() > 0 }
+        let file = directory.file("checkpoint")
+        try old.qmp.execute("cpr-save", ["filename": file, "mode": "reboot"])
+        let stopped = try old.count()
+        try old.end()
+        let before = try SharedMemory.sha256(ofFile: place)
+
+        try ChildProcess.run(["cp", place, place + ".other"])
+        let wrong = try VolatileVM(directory, paused: true, memory: memory(place + ".other"))
+        #expect(refusal { try wrong.qmp.execute("cpr-load", ["filename": file, "mode": "reboot"]) }
+            .contains("is not in the file that"))
+        try wrong.end()
+
+        let new = try VolatileVM(directory, paused: true, memory: memory(place))
+        #expect(try SharedMemory.sha256(ofFile: place) == before)
+        try new.qmp.execute("cpr-load", ["filename": file, "mode": "reboot"])
+        #expect(try new.count() >= stopped)
+        try eventually("the guest counts on") { try new.count() > stopped }
+        try new.end()
+    }
+
+    @Test func aFailedSaveLeavesTheFileBeforeAndTheGuest() throws {
+        let directory = try TemporaryDirectory()
+        let vm = try VolatileVM(directory)
+        let file = try directory.write("checkpoint", "the one before")
+        let full = "/dev/full/x"
+        #expect(refusal { try vm.qmp.execute("cpr-save", ["filename": full, "mode": "reboot"]) } != "accepted")
+        #expect(try vm.qmp.status() == "running")
+        // A directory in place of the file cannot be replaced.
+        let blocked = directory.file("blocked")
+        try FileManager.default.createDirectory(atPath: blocked + "/in", withIntermediateDirectories: true)
+        #expect(refusal { try vm.qmp.execute("cpr-save", ["filename": blocked, "mode": "reboot"]) } != "accepted")
+        #expect(try vm.qmp.status() == "running")
+        #expect(try String(contentsOfFile: file, encoding: .utf8) == "the one before")
+        let left = try FileManager.default.contentsOfDirectory(atPath: directory.path).filter { $0.hasSuffix(".tmp") }
+        #expect(left.isEmpty)
+        try vm.end()
+    }
+}

@@ -1,0 +1,100 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// `cpr-update`: one command that ends either in the new VMM or back in the
+/// old one, whatever goes wrong in between. Each failure is really made to
+/// happen, and the guest must go on from where it stopped.
+@Suite(.enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
+struct UpdateTests {
+    private func update(_ guest: CountingGuest, _ argv: [String], timeout: Int = 10_000) throws -> String {
+        do {
+            try guest.qmp.execute("cpr-update", ["argv": argv, "timeout-ms": timeout])
+            return "updated"
+        } catch let refusal as QMPClient.Refusal {
+            return refusal.text
+        }
+    }
+
+    /// The guest must be running here, in order, and be able to try again.
+    private func expectTakenBack(_ guest: CountingGuest, _ argv: [String], timeout: Int = 10_000, _ reason: String) throws {
+        let before = guest.count
+        let text = try update(guest, argv, timeout: timeout)
+        #expect(text.contains(reason), "\(text)")
+        #expect(try guest.qmp.status() == "running")
+        try guest.waitForProgress(past: max(before, guest.count))
+        try guest.qmp.execute("stop")
+        #expect(guest.checksum == CountingGuest.expectedChecksum(after: guest.count))
+        try guest.qmp.execute("cont")
+    }
+
+    @Test(arguments: [
+        ["/bin/false"], ["sh", "-c", "exit 1"], ["sh", "-c", "kill -SEGV $$"], ["true"],
+    ])
+    func aSuccessorThatEndsGivesTheGuestBack(_ argv: [String]) throws {
+        let guest = try CountingGuest()
+        defer { try? guest.qmp.execute("quit") }
+        try expectTakenBack(guest, argv, "the new VMM ended during its start")
+    }
+
+    @Test(arguments: ["/nonexistent/baton", "/etc/passwd"])
+    func aSuccessorThatCannotBeExecutedLeavesTheGuestRunning(_ program: String) throws {
+        let guest = try CountingGuest()
+        defer { try? guest.qmp.execute("quit") }
+        try expectTakenBack(guest, [program], "execvp '\(program)' failed")
+        // No copy was needed: it is still the same process.
+        #expect(guest.process.isRunning)
+    }
+
+    @Test func aSuccessorThatHangsIsEndedAtItsLimit() throws {
+        let guest = try CountingGuest()
+        defer { try? guest.qmp.execute("quit") }
+        try expectTakenBack(guest, ["sleep", "1000"], timeout: 300, "did not start within 300 ms")
+    }
+
+    @Test func aSuccessorThatRefusesSaysWhyToTheClient() throws {
+        let guest = try CountingGuest()
+        defer { try? guest.qmp.execute("quit") }
+        try expectTakenBack(guest, guest.arguments + ["-bogus"], "the new VMM refused: -bogus: invalid option")
+        try expectTakenBack(
+            guest, guest.arguments.map { $0.replacingOccurrences(of: "16M", with: "32M") },
+            "RAM block 'ram' has length 16777216 in the CPR state, but 33554432 on the command line")
+        try expectTakenBack(
+            guest, guest.arguments.filter { $0 != "-cpr-enable" && $0 != "restart" }, "which is not enabled")
+        try expectTakenBack(guest, guest.arguments + ["-smp", "2"], "the checkpoint has no section 'cpu1'")
+        try expectTakenBack(guest, guest.arguments + ["-module", "/nonexistent.so"], "'/nonexistent.so' cannot be opened")
+        // After all of that a good one still works.
+        let stopped = guest.count
+        #expect(try update(guest, guest.arguments) == "updated")
+        try guest.waitForProgress(past: stopped)
+    }
+
+    @Test func badArgumentsAreRefusedBeforeTheGuestStops() throws {
+        let guest = try CountingGuest()
+        defer { try? guest.qmp.execute("quit") }
+        #expect(try update(guest, []).contains("non-empty argv"))
+        #expect(try update(guest, guest.arguments, timeout: 0).contains("'timeout-ms' expects a number from 1"))
+        #expect(guest.qmp.events.isEmpty)
+    }
+
+    @Test func theGuestGoesOnOverManyUpdates() throws {
+        let guest = try CountingGuest()
+        let descriptors = try guest.openDescriptors()
+        var last: UInt64 = 0
+        for round in 1...50 {
+            try guest.waitForProgress(past: last)
+            last = guest.count
+            #expect(try update(guest, guest.arguments) == "updated", "round \(round)")
+            #expect(guest.count >= last, "round \(round)")
+        }
+        try guest.waitForProgress(past: last)
+        #expect(try guest.openDescriptors() == descriptors)
+        let report = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
+        #expect(report["generation"] as? Int == 50)
+        // The lifeboats are gone, and left no zombies.
+        let children = try String(contentsOfFile: "/proc/\(guest.process.pid)/task/\(guest.process.pid)/children", encoding: .utf8)
+        #expect(children == "")
+        try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
+    }
+}
