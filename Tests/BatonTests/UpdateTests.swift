@@ -33,14 +33,14 @@ struct UpdateTests {
     ])
     func aSuccessorThatEndsGivesTheGuestBack(_ argv: [String]) throws {
         let guest = try CountingGuest()
-        defer { try? guest.qmp.execute("quit") }
+        defer { _ = try? guest.qmp.execute("quit") }
         try expectTakenBack(guest, argv, "the new VMM ended during its start")
     }
 
     @Test(arguments: ["/nonexistent/baton", "/etc/passwd"])
     func aSuccessorThatCannotBeExecutedLeavesTheGuestRunning(_ program: String) throws {
         let guest = try CountingGuest()
-        defer { try? guest.qmp.execute("quit") }
+        defer { _ = try? guest.qmp.execute("quit") }
         try expectTakenBack(guest, [program], "execvp '\(program)' failed")
         // No copy was needed: it is still the same process.
         #expect(guest.process.isRunning)
@@ -48,13 +48,13 @@ struct UpdateTests {
 
     @Test func aSuccessorThatHangsIsEndedAtItsLimit() throws {
         let guest = try CountingGuest()
-        defer { try? guest.qmp.execute("quit") }
+        defer { _ = try? guest.qmp.execute("quit") }
         try expectTakenBack(guest, ["sleep", "1000"], timeout: 300, "did not start within 300 ms")
     }
 
     @Test func aSuccessorThatRefusesSaysWhyToTheClient() throws {
         let guest = try CountingGuest()
-        defer { try? guest.qmp.execute("quit") }
+        defer { _ = try? guest.qmp.execute("quit") }
         try expectTakenBack(guest, guest.arguments + ["-bogus"], "the new VMM refused: -bogus: invalid option")
         try expectTakenBack(
             guest, guest.arguments.map { $0.replacingOccurrences(of: "16M", with: "32M") },
@@ -71,7 +71,7 @@ struct UpdateTests {
 
     @Test func badArgumentsAreRefusedBeforeTheGuestStops() throws {
         let guest = try CountingGuest()
-        defer { try? guest.qmp.execute("quit") }
+        defer { _ = try? guest.qmp.execute("quit") }
         #expect(try update(guest, []).contains("non-empty argv"))
         #expect(try update(guest, guest.arguments, timeout: 0).contains("'timeout-ms' expects a number from 1"))
         #expect(guest.qmp.events.isEmpty)

@@ -1,4 +1,5 @@
 import BatonRuntime
+import CBaton
 import Glibc
 
 /// The module `memory-backend-file`.
@@ -36,11 +37,8 @@ final class FileBackend: MemoryBackendType {
     /// host; nil for a file that has no name, or one in memory.
     private static func persistentPath(_ path: String) -> String? {
         var status = stat()
-        var system = statfs()
         let isFile = stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
-        let tmpfs = 0x0102_1994, hugetlbfs = 0x9584_58f6
-        guard isFile, statfs(path, &system) == 0, ![tmpfs, hugetlbfs].contains(Int(system.f_type)) else { return nil }
-        return path
+        return isFile && cbaton_is_memory_filesystem(path) == 0 ? path : nil
     }
 
     /// Opens the file, or makes one in a directory given instead, with at

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
@@ -194,4 +195,10 @@ int cbaton_pidfd_send_signal(int pidfd, int number) {
 void cbaton_discard_children(void) {
     struct sigaction action = {.sa_handler = SIG_DFL, .sa_flags = SA_NOCLDWAIT};
     sigaction(SIGCHLD, &action, NULL);
+}
+
+int cbaton_is_memory_filesystem(const char *path) {
+    const long tmpfs = 0x01021994, hugetlbfs = 0x958458f6;
+    struct statfs system;
+    return statfs(path, &system) != 0 || system.f_type == tmpfs || system.f_type == hugetlbfs;
 }

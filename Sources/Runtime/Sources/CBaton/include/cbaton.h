@@ -84,6 +84,10 @@ int cbaton_pidfd_send_signal(int pidfd, int signal);
  * inherit this. */
 void cbaton_discard_children(void);
 
+/* True when the file system of PATH keeps its files in memory only (tmpfs,
+ * hugetlbfs), or cannot be told. */
+int cbaton_is_memory_filesystem(const char *path);
+
 /* True for uid 0 and for the effective user. */
 int cbaton_is_root_or_self(unsigned uid);
 
