@@ -67,6 +67,7 @@ final class Launcher {
         // A process that took over a guest waits for cpr-load.
         if !invocation.has("S") && cpr.inherited == nil { try vm.start() }
         let status = vm.run()
+        cpr.ending()
         for chardev in vm.chardevs { chardev.shutDown() }
         for backend in backends.net { backend.shutDown() }
         pidFile?.remove()

@@ -16,7 +16,7 @@ public func batonModuleQuery() -> UnsafeRawPointer {
 final class RestartMode: CprMode {
     let name = "restart"
     let summary = "execute the new VMM in this process; guest RAM and descriptors stay in place"
-    let promises: CprModePromises = [.samePID]
+    let promises: CprModePromises = [.samePID, .keepsConnections]
     let allocatorHook: (any AllocatorHook)? = MemfdAllocator()
 
     /// Only memory behind a shared descriptor is still there after the exec.

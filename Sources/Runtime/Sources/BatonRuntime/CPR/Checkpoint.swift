@@ -10,10 +10,11 @@ enum Checkpoint {
     static let sizeLimit = 1 << 30
 
     /// Collects the state of a stopped VM.
-    static func collect(_ vm: VirtualMachine, memory: GuestMemory, wasRunning: RunState) -> SectionContainer {
+    /// - Parameter runState: what it was in before it was stopped for this.
+    static func collect(_ vm: VirtualMachine, memory: GuestMemory, runState: RunState) -> SectionContainer {
         var container = SectionContainer(kind: .checkpoint)
         var global = StateWriter()
-        global.put("run-state", wasRunning.rawValue)
+        global.put("run-state", runState.rawValue)
         global.put("machine", vm.machineType)
         global.put("name", vm.name ?? "", optional: true)
         container.add("global", version: 1, global)

@@ -1,6 +1,7 @@
 /// The CPR commands of the monitors.
 extension CprController {
-    /// Registers `cpr-save`, `cpr-exec`, `cpr-load` and `query-cpr`, in QMP and HMP.
+    /// Registers `cpr-save`, `cpr-exec`, `cpr-load`, `cpr-update` and
+    /// `query-cpr`, in QMP and HMP.
     public func registerCommands() throws(VMMError) {
         // The modes are whatever modules provide, so their names are not an
         // enumeration that could be known here.
@@ -64,6 +65,12 @@ extension CprController {
             HMPCommand("cpr-exec", parameters: "command", help: "replace the VMM by a command, after cpr-save") {
                 [unowned self] line throws(VMMError) in
                 try exec(try ShellWords.split(line))
+                return ""
+            })
+        try commands.add(
+            HMPCommand("cpr-update", parameters: "command", help: "replace the VMM by a command, in one step") {
+                [unowned self] line throws(VMMError) in
+                try update(try ShellWords.split(line), mode: nil, startLimit: CprController.defaultStartLimit)
                 return ""
             })
         try commands.add(

@@ -17,7 +17,7 @@ public final class CprController {
     /// The phases of the update in hand, or of the last one.
     public internal(set) var times: UpdateTimes
     /// The mode of the last `cpr-save`, while the VM is in `save-vm`.
-    private var saved: (mode: any CprMode, wasRunning: Bool, path: String)?
+    private var saved: (mode: any CprMode, stateBefore: RunState)?
     private var observers: [(CprPhase) throws(VMMError) -> Void] = []
     /// Whether `cpr-load` has succeeded or was never due: until then the guest
     /// of the process before must not be started or reset.
@@ -128,17 +128,16 @@ public final class CprController {
         guard !awaitsLoad else { throw VMMError("the VM waits for cpr-load") }
         if let blocker = blockers(mode).first { throw blocker }
         let stateBefore = vm.runState
-        let wasRunning = vm.isRunning
         do throws(VMMError) {
             let (container, contents) = try stopAndCollect(mode)
             try Checkpoint.write(container, contents: contents, to: path, durable: mode.promises.contains(.survivesHostReboot))
         } catch {
             announce(.saveFailed)
-            giveBack(wasRunning: wasRunning, stateBefore: stateBefore)
+            giveBack(stateBefore)
             throw error
         }
         times.saved = EventLoop.now
-        saved = (mode, wasRunning, path)
+        saved = (mode, stateBefore)
         Log.trace("cpr_save", "file \(path) mode \(name)")
     }
 
@@ -152,15 +151,16 @@ public final class CprController {
         times = UpdateTimes(generation: times.generation)
         times.stopped = EventLoop.now
         try notify(.save)
-        var container = Checkpoint.collect(vm, memory: memory, wasRunning: stateBefore)
+        var container = Checkpoint.collect(vm, memory: memory, runState: stateBefore)
         let contents = mode.volatileBlocks(cpr: self)
         RAMContents.describe(contents, in: &container)
         try mode.save(to: &container, cpr: self)
         return (container, contents)
     }
 
-    private func giveBack(wasRunning: Bool, stateBefore: RunState) {
-        if wasRunning {
+    /// Puts the VM back into the state that it was stopped in.
+    private func giveBack(_ stateBefore: RunState) {
+        if stateBefore == .running {
             do throws(VMMError) { try vm.start() } catch { Report.warning(error.message) }
         } else {
             vm.setStoppedState(stateBefore)
@@ -182,10 +182,10 @@ public final class CprController {
         guard let saved else { throw VMMError("cpr-exec requires cpr-save with restart mode") }
         startLimit = CprController.defaultStartLimit
         defer { startLimit = nil }
-        try exec(argv, saved.mode, wasRunning: saved.wasRunning)
+        try exec(argv, saved.mode, stateBefore: saved.stateBefore)
     }
 
-    private func exec(_ argv: [String], _ mode: any CprMode, wasRunning: Bool) throws(VMMError) {
+    private func exec(_ argv: [String], _ mode: any CprMode, stateBefore: RunState) throws(VMMError) {
         guard argv.first?.isEmpty == false else {
             throw VMMError("cpr-exec requires a non-empty argv", hint: "argv[0] is the program to execute.")
         }
@@ -203,7 +203,7 @@ public final class CprController {
             saved = nil
             successorAnswered = Lifeboat.successorStood && checkpointFD == nil
             announce(.saveFailed)
-            giveBack(wasRunning: wasRunning, stateBefore: .paused)
+            giveBack(stateBefore)
             if getpid() != pid {
                 Report.warning(error.message)
                 vm.emit("CPR_ROLLED_BACK", ["reason": .string(error.message), "pid": .int(Int64(getpid()))])
@@ -241,13 +241,12 @@ public final class CprController {
         }
         if let blocker = blockers(mode).first { throw blocker }
         let stateBefore = vm.runState
-        let wasRunning = vm.isRunning
         let checkpoint: (sections: SectionContainer, contents: [RAMBlock])
         do throws(VMMError) {
             checkpoint = try stopAndCollect(mode)
         } catch {
             announce(.saveFailed)
-            giveBack(wasRunning: wasRunning, stateBefore: stateBefore)
+            giveBack(stateBefore)
             throw error
         }
         let memfd = cbaton_memfd_create("cpr-checkpoint", 0)
@@ -265,11 +264,11 @@ public final class CprController {
             try RAMContents.write(checkpoint.contents, to: memfd, after: bytes.count, name: "the checkpoint")
         } catch {
             announce(.saveFailed)
-            giveBack(wasRunning: wasRunning, stateBefore: stateBefore)
+            giveBack(stateBefore)
             throw error
         }
         times.saved = EventLoop.now
-        try exec(argv, mode, wasRunning: wasRunning)
+        try exec(argv, mode, stateBefore: stateBefore)
     }
 
     /// A part's state for the next process, to be given in the `.exec` phase;
@@ -331,6 +330,13 @@ public final class CprController {
         }
         times.resumed = EventLoop.now
         Log.trace("cpr_load", "file \(name) mode \(mode.name)")
+    }
+
+    /// The VMM was told to end. One that still waits for its guest's state
+    /// ends the guest too: no lifeboat takes it back.
+    public func ending() {
+        guard let link = CprState.lifeboatOfThisProcess else { return }
+        _ = Lifeboat.take(token: link.token)
     }
 
     /// Makes the guest this process' own, for good.
