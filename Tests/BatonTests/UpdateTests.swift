@@ -85,8 +85,10 @@ struct UpdateTests {
         try guest.exec()
         try guest.qmp.execute("quit")
         #expect(try guest.process.waitForExit() == .status(0))
-        // Nobody has taken the guest back: the monitor's socket is gone.
-        try eventually("no VMM is left") { !FileManager.default.fileExists(atPath: guest.directory.file("qmp")) }
+        // Nobody has taken the guest back: the monitor does not answer.
+        #expect(throws: (any Error).self) { try QMPClient(path: guest.directory.file("qmp"), by: .seconds(1)) }
+        let count = guest.count
+        #expect(throws: (any Error).self) { try eventually("the guest counts", by: .seconds(1)) { guest.count > count } }
     }
 
     @Test func badArgumentsAreRefusedBeforeTheGuestStops() throws {
