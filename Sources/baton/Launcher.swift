@@ -42,6 +42,7 @@ final class Launcher {
             daemonPipe = pipe
         }
         let pidFile = try openPidFile()
+        cpr.onPhase { phase throws(VMMError) in if phase == .saveFailed { try pidFile?.write() } }
         // Before a chardev changes the terminal's mode, or waits for a client.
         try Signals.install(vm)
         let backends = try Backends(invocation, vm: vm)

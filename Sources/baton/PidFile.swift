@@ -8,14 +8,19 @@ final class PidFile {
 
     /// - Throws: an error when another process holds the file.
     init(_ path: String) throws(VMMError) {
-        let opened = try FD.open(path, O_RDWR | O_CREAT, mode: 0o644)
-        guard lockf(opened.raw, F_TLOCK, 0) == 0 else {
+        fd = try FD.open(path, O_RDWR | O_CREAT, mode: 0o644).release()
+        self.path = path
+        try write()
+    }
+
+    /// Locks the file and writes the PID of this process, which may have
+    /// become another: a VMM that has taken its guest back is a copy.
+    func write() throws(VMMError) {
+        guard lseek(fd, 0, SEEK_SET) == 0, lockf(fd, F_TLOCK, 0) == 0 else {
             throw .system("cannot create PID file \(path): Cannot lock pid file")
         }
-        guard ftruncate(opened.raw, 0) == 0 else { throw .system("cannot create PID file \(path)") }
-        try FD.writeAll(opened.raw, Array("\(getpid())\n".utf8), to: path)
-        fd = opened.release()
-        self.path = path
+        guard ftruncate(fd, 0) == 0 else { throw .system("cannot create PID file \(path)") }
+        try FD.writeAll(fd, Array("\(getpid())\n".utf8), to: path)
     }
 
     deinit { close(fd) }

@@ -40,6 +40,7 @@ extension CprController {
                     mode: arguments["mode"]?.stringValue, startLimit: limit * 1_000_000)
                 return [:]
             })
+        commands.addEvent("CPR_UPDATED", data: CprController.timesType)
         commands.addEvent(
             "CPR_ROLLED_BACK", data: .object(name: "CprRolledBack", members: [
                 QMPMember("reason", .string), QMPMember("pid", .int),
@@ -85,6 +86,13 @@ extension CprController {
         return words
     }
 
+    /// Microseconds, see `UpdateTimes.report`.
+    private static let timesType = QMPType.object(
+        name: "CprUpdateTimes",
+        members: [
+            "pause-us", "save-us", "wait-exec-us", "exec-us", "start-up-us", "wait-load-us", "load-us", "resume-us",
+        ].map { QMPMember($0, .int) })
+
     private static let queryType = QMPType.object(
         name: "CprInfo",
         members: [
@@ -98,9 +106,7 @@ extension CprController {
                 QMPMember("name", .string), QMPMember("used-length", .int), QMPMember("max-length", .int),
                 QMPMember("alignment", .int), QMPMember("fd", .int),
             ]))),
-            QMPMember("last-update", .object(name: "CprUpdateTimes", members: [
-                "pause-us", "save-us", "wait-exec-us", "exec-us", "start-up-us", "wait-load-us", "load-us", "resume-us",
-            ].map { QMPMember($0, .int) }), optional: true),
+            QMPMember("last-update", timesType, optional: true),
         ])
 
     private func query() -> JSONObject {

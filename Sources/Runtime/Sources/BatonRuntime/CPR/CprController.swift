@@ -329,6 +329,7 @@ public final class CprController {
             vm.setStoppedState(runState)
         }
         times.resumed = EventLoop.now
+        if let report = times.report?.objectValue { vm.emit("CPR_UPDATED", report) }
         Log.trace("cpr_load", "file \(name) mode \(mode.name)")
     }
 
