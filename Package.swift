@@ -40,6 +40,7 @@ let package = Package(
     name: "baton",
     products: [
         .executable(name: "baton", targets: ["baton"]),
+        .executable(name: "baton-ctl", targets: ["baton-ctl"]),
         .executable(name: "baton-demo", targets: ["baton-demo"]),
         moduleProduct("mode-reboot", "ModeReboot"),
         moduleProduct("mode-restart", "ModeRestart"),
@@ -60,6 +61,10 @@ let package = Package(
         .executableTarget(
             name: "baton", dependencies: [runtime, "RISCV", "Virtio", "VirtBoard", "Chardev", "Monitor"],
             path: "Sources/baton", swiftSettings: lean),
+        .executableTarget(
+            name: "baton-ctl",
+            dependencies: [runtime, .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            path: "Sources/baton-ctl"),
         .executableTarget(
             name: "baton-demo",
             dependencies: [.product(name: "ArgumentParser", package: "swift-argument-parser")],

@@ -125,13 +125,24 @@ struct UpdateTests {
         return try guest.openDescriptors()
     }
 
-    @Test func theGuestGoesOnOverManyUpdates() throws {
+    /// The VMM's own memory, without the guest's, and its threads.
+    private func memoryAndThreads(_ guest: CountingGuest) throws -> (kilobytes: Int, threads: Int) {
+        let status = try String(contentsOfFile: "/proc/\(guest.process.pid)/status", encoding: .utf8)
+        func number(_ key: String) -> Int {
+            let line = status.split(separator: "\n").first { $0.hasPrefix(key) } ?? ""
+            return Int(line.drop { !$0.isNumber }.prefix { $0.isNumber }) ?? -1
+        }
+        return (number("RssAnon:"), number("Threads:"))
+    }
+
+    @Test func nothingIsLostOrLeaksOverAThousandUpdates() throws {
         let guest = try CountingGuest()
         // Other tests of this process may have given the first VMM descriptors
         // of theirs, which the first update leaves behind.
         var descriptors: [String]?
+        var early = (kilobytes: 0, threads: 0)
         var last: UInt64 = 0
-        for round in 1...50 {
+        for round in 1...1000 {
             try guest.waitForProgress(past: last)
             last = guest.count
             #expect(try update(guest, guest.arguments) == "updated", "round \(round)")
@@ -142,13 +153,16 @@ struct UpdateTests {
                 try guest.openDescriptors() == settled
             }
             descriptors = settled
+            if round == 10 { early = try memoryAndThreads(guest) }
         }
+        let late = try memoryAndThreads(guest)
+        #expect(late.threads == early.threads && late.kilobytes < early.kilobytes + 512, "\(early) \(late)")
         try guest.waitForProgress(past: last)
         let report = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
-        #expect(report["generation"] as? Int == 50)
+        #expect(report["generation"] as? Int == 1000)
         // Each update told its pause, in order of its phases.
         let pauses = guest.qmp.events.filter { $0["event"] as? String == "CPR_UPDATED" }
-        #expect(pauses.count == 50)
+        #expect(pauses.count == 1000)
         for event in pauses {
             let times = try #require(event["data"] as? [String: Int])
             let parts = times.filter { $0.key != "pause-us" }.values.reduce(0, +)

@@ -195,6 +195,9 @@ int cbaton_pidfd_send_signal(int pidfd, int number) {
 void cbaton_discard_children(void) {
     struct sigaction action = {.sa_handler = SIG_DFL, .sa_flags = SA_NOCLDWAIT};
     sigaction(SIGCHLD, &action, NULL);
+    /* Those that ended before that. */
+    while (waitpid(-1, NULL, WNOHANG) > 0) {
+    }
 }
 
 int cbaton_is_memory_filesystem(const char *path) {

@@ -349,7 +349,6 @@ public final class CprController {
                 Report.error(VMMError("the guest was taken back by the VMM before"))
                 exit(1)
             }
-            cbaton_discard_children()
             Lifeboat.release(link)
             CprState.lifeboatOfThisProcess = nil
         }

@@ -98,6 +98,9 @@ public struct CprState {
             try FD.setCloseOnExec(fd, true)
         }
         lifeboatOfThisProcess = state.lifeboat
+        // Lifeboats are children of this process, and of the ones before it
+        // under the same PID; one may have ended while nobody was there.
+        cbaton_discard_children()
         return state
     }
 

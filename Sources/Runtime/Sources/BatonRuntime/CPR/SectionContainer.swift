@@ -1,4 +1,5 @@
 import CBaton
+import Glibc
 
 /// The format that checkpoints and the CPR state share.
 ///
@@ -20,9 +21,11 @@ import CBaton
 ///
 /// A payload is a sequence of named fields, see `StateWriter`.
 public struct SectionContainer {
-    public enum Kind {
+    public enum Kind: String, CustomStringConvertible {
         case checkpoint
-        case cprState
+        case cprState = "CPR state"
+
+        public var description: String { rawValue }
 
         var magic: [UInt8] {
             switch self {
@@ -59,6 +62,18 @@ public struct SectionContainer {
     public private(set) var sections: [Section] = []
 
     public init(kind: Kind) { self.kind = kind }
+
+    /// Reads a file of either kind, by its magic; for tools.
+    /// - Throws: why it cannot be read, is neither, or is damaged.
+    public init(file: String) throws(VMMError) {
+        let fd = try FD.open(file, O_RDONLY | O_NONBLOCK)
+        let state = try? FD.readAll(fd.raw, limit: CprState.sizeLimit, from: file)
+        if let state, state.starts(with: Kind.cprState.magic) {
+            try self.init(kind: .cprState, parsing: state, name: file)
+        } else {
+            self = try Checkpoint.read(fd.raw, name: file)
+        }
+    }
 
     public func section(_ name: String) -> Section? { sections.first { $0.name == name } }
 

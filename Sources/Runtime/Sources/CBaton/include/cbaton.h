@@ -80,7 +80,7 @@ int cbaton_pidfd_open(pid_t pid);
 /* pidfd_send_signal(2) without further information. */
 int cbaton_pidfd_send_signal(int pidfd, int signal);
 
-/* Ended children leave nothing to wait for. Programs executed later do not
+/* Ended children, also those of before, leave nothing to wait for. Programs executed later do not
  * inherit this. */
 void cbaton_discard_children(void);
 

@@ -1,0 +1,94 @@
+import ArgumentParser
+import BatonRuntime
+import Foundation
+
+/// `baton-ctl inspect FILE`: prints what is in a checkpoint, without a VMM.
+struct Inspect: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Prints the sections and fields of a checkpoint or CPR state.")
+
+    @Argument(help: "The file that cpr-save wrote.")
+    var file: String
+
+    @Flag(help: "Print JSON.")
+    var json = false
+
+    @Option(help: "Print this section only.")
+    var section: String?
+
+    func run() throws {
+        let container: SectionContainer
+        do {
+            container = try SectionContainer(file: file)
+        } catch {
+            throw ValidationError(error.description)
+        }
+        let chosen = container.sections.filter { section == nil || $0.name == section }
+        if let section, chosen.isEmpty { throw ValidationError("\(file) has no section '\(section)'") }
+        let sections = try chosen.map { section in
+            (section, try container.reader(section).dump.map { FieldText(name: $0.name, type: $0.type, payload: $0.payload) })
+        }
+        if json {
+            printJSON(container.kind, sections)
+        } else {
+            printTable(container.kind, sections)
+        }
+    }
+
+    private typealias Sections = [(section: SectionContainer.Section, fields: [FieldText])]
+
+    private func printTable(_ kind: SectionContainer.Kind, _ sections: Sections) {
+        print("\(file): \(kind), \(sections.count) sections")
+        for (section, fields) in sections {
+            let optional = section.optional ? ", optional" : ""
+            print("\n\(section.name) (version \(section.version), \(section.payload.count) bytes\(optional))")
+            let width = fields.map(\.name.count).max() ?? 0
+            for field in fields {
+                print("  \(field.name.padding(toLength: width, withPad: " ", startingAt: 0))  \(field.text)")
+            }
+        }
+    }
+
+    private func printJSON(_ kind: SectionContainer.Kind, _ sections: Sections) {
+        let list = sections.map { section, fields in
+            JSON.object([
+                "name": .string(section.name), "version": .int(Int64(section.version)),
+                "optional": .bool(section.optional),
+                "fields": .array(fields.map { ["name": .string($0.name), "value": $0.json] }),
+            ])
+        }
+        print(JSON.object(["file": .string(file), "kind": .string("\(kind)"), "sections": .array(list)]).text(pretty: true))
+    }
+}
+
+/// One field of a section, as text and as JSON.
+struct FieldText {
+    let name: String
+    let text: String
+    let json: JSON
+
+    init(name: String, type: StateFieldType, payload: ArraySlice<UInt8>) {
+        self.name = name
+        var cursor = ByteCursor(payload)
+        switch type {
+        case .unsigned:
+            let value = cursor.unsigned(UInt64.self) ?? 0
+            text = value < 10 ? "\(value)" : "\(value) (\(Hex(value)))"
+            json = JSON(value)
+        case .string:
+            let value = String(decoding: payload, as: UTF8.self)
+            text = "\"\(value)\""
+            json = .string(value)
+        case .bytes:
+            let hex = payload.map { String(UInt16($0) + 0x100, radix: 16).dropFirst() }.joined()
+            text = hex.count > 96 ? "\(payload.count) bytes \(hex.prefix(64))…" : "\(payload.count) bytes \(hex)"
+            json = .string(hex)
+        case .unsignedArray:
+            var values: [UInt64] = []
+            while let value = cursor.unsigned(UInt64.self) { values.append(value) }
+            let shown = values.prefix(8).map { Hex($0).description }.joined(separator: " ")
+            text = "\(values.count) values \(shown)" + (values.count > 8 ? " …" : "")
+            json = .array(values.map { JSON($0) })
+        }
+    }
+}
