@@ -44,24 +44,29 @@ struct CodeCache {
     let harts: UnsafeMutablePointer<HartPointer?>
     var hartCount = 0
 
-    private init() {
+    private init() throws(VMMError) {
+        pool = try CodeCache.reserve(CodeCache.capacity * CodeCache.tableSize, "decoded instructions")
         ranges = .allocate(capacity: 1)
         map = .allocate(capacity: 1)
-        let size = CodeCache.capacity * CodeCache.tableSize
-        guard
-            let pool = mmap(
-                nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
-            pool != MAP_FAILED
-        else { fatalError("cannot reserve \(size) bytes for decoded instructions") }
-        self.pool = pool
         tables = .allocate(capacity: CodeCache.capacity)
         harts = .allocate(capacity: SoftwareAccelerator.maximumHarts)
         harts.initialize(repeating: nil, count: SoftwareAccelerator.maximumHarts)
     }
 
-    static func allocate() -> UnsafeMutablePointer<CodeCache> {
+    /// Memory that reads as 0 and costs nothing until it is used.
+    private static func reserve(_ size: Int, _ what: String) throws(VMMError) -> UnsafeMutableRawPointer {
+        guard
+            let memory = mmap(
+                nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
+            memory != MAP_FAILED
+        else { throw .system("cannot reserve \(size) bytes for \(what)") }
+        return memory
+    }
+
+    static func allocate() throws(VMMError) -> UnsafeMutablePointer<CodeCache> {
+        let made = try CodeCache()
         let cache = UnsafeMutablePointer<CodeCache>.allocate(capacity: 1)
-        cache.initialize(to: CodeCache())
+        cache.initialize(to: made)
         return cache
     }
 
@@ -79,28 +84,25 @@ struct CodeCache {
     }
 
     /// Takes over the RAM of an address space, and forgets all code.
-    mutating func adopt(_ addressSpace: AddressSpace) {
+    /// - Throws: an error when there is no memory for the map; nothing has changed.
+    mutating func adopt(_ addressSpace: AddressSpace) throws(VMMError) {
+        let source = addressSpace.ramRanges
+        let pages = max(1, source.reduce(0) { $0 + Int($1.size >> 12) })
+        let fresh = try CodeCache.reserve(pages * 4, "the map of decoded code")
         flush()
         ranges.deallocate()
         freeMap()
-        let source = addressSpace.ramRanges
         ranges = .allocate(capacity: max(1, source.count))
         rangeCount = source.count
-        var pages = 0
+        var firstPage = 0
         for (index, range) in source.enumerated() {
             (ranges + index).initialize(
                 to: PhysicalRange(
                     start: range.start, size: range.size, host: range.host, readOnly: range.readOnly,
-                    firstPage: pages))
-            pages += Int(range.size >> 12)
+                    firstPage: firstPage))
+            firstPage += Int(range.size >> 12)
         }
-        mapCount = max(1, pages)
-        // Fresh anonymous memory reads as 0 and costs nothing until it is used.
-        guard
-            let fresh = mmap(
-                nil, mapCount * 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
-            fresh != MAP_FAILED
-        else { fatalError("cannot reserve \(mapCount * 4) bytes for the code map") }
+        mapCount = pages
         map = fresh.assumingMemoryBound(to: UInt32.self)
     }
 

@@ -120,7 +120,7 @@ public final class Hart: Device {
         state.x[11] = resetState.a1
         state.x[12] = resetState.a2
         state.setMode(resetState.mode.rawValue)
-        accelerator.prepareMemory()
+        accelerator.requireMemory()
         accelerator.sbi?.reset(self)
     }
 

@@ -32,7 +32,7 @@ public final class SoftwareAccelerator: Accelerator {
                     + "\(SoftwareAccelerator.maximumHarts)")
         }
         self.vm = vm
-        cache = CodeCache.allocate()
+        cache = try CodeCache.allocate()
         for index in 0..<hartCount {
             let hart = Hart(index: index, accelerator: self, vm: vm, cache: cache)
             harts.append(hart)
@@ -57,17 +57,24 @@ public final class SoftwareAccelerator: Accelerator {
         return sbi
     }
 
-    /// Looks at the board's RAM, once all of it is mapped.
-    func prepareMemory() {
+    /// Looks at the board's RAM, once all of it is mapped; boards call this.
+    /// - Throws: an error when there is no memory for the map of decoded code.
+    public func prepareMemory() throws(VMMError) {
         guard !memoryReady else { return }
+        try cache.pointee.adopt(vm.addressSpace)
         memoryReady = true
-        cache.pointee.adopt(vm.addressSpace)
+    }
+
+    /// Makes sure of `prepareMemory` where a board has not called it.
+    func requireMemory() {
+        if memoryReady { return }
+        do throws(VMMError) { try prepareMemory() } catch { fatalError("the board did not prepare memory: \(error)") }
     }
 
     // MARK: Accelerator
 
     public func runSlice() -> SliceResult {
-        prepareMemory()
+        requireMemory()
         yieldRequested = false
         let start = EventLoop.now
         var ran: Int64 = 0

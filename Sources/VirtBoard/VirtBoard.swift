@@ -51,6 +51,7 @@ public final class VirtBoard {
         vm.ramSize = memorySize
         vm.setAccelerator(accelerator)
         try VirtBoard.mapMemory(vm.addressSpace, configuration)
+        try accelerator.prepareMemory()
 
         let wiring = HartWiring(accelerator.harts)
         plic = PLIC(contextCount: wiring.contextCount) { context, level in

@@ -5,17 +5,6 @@ import Testing
 /// Chardevs and monitor sessions over updates of a real VMM.
 @Suite("Connections over an update", .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
 struct ConnectionTests {
-    private func refusal(_ body: () throws -> Void) -> String {
-        do {
-            try body()
-            return "accepted"
-        } catch let refusal as QMPClient.Refusal {
-            return refusal.text
-        } catch {
-            return "\(error)"
-        }
-    }
-
     private func request(_ command: String, id: Int, _ arguments: [String: Any] = [:]) throws -> String {
         let object: [String: Any] = ["execute": command, "id": id, "arguments": arguments]
         return String(decoding: try JSONSerialization.data(withJSONObject: object), as: UTF8.self)

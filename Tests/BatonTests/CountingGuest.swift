@@ -108,3 +108,15 @@ final class CountingGuest {
             .map { String($0.prefix { $0 != ":" }) }.sorted()
     }
 }
+
+/// What a QMP server says against a command: `accepted` when it says nothing.
+func refusal(_ body: () throws -> Void) -> String {
+    do {
+        try body()
+        return "accepted"
+    } catch let refusal as QMPClient.Refusal {
+        return refusal.text
+    } catch {
+        return "\(error)"
+    }
+}

@@ -40,17 +40,6 @@ struct RebootTests {
         }
     }
 
-    private func refusal(_ body: () throws -> Void) -> String {
-        do {
-            try body()
-            return "accepted"
-        } catch let refusal as QMPClient.Refusal {
-            return refusal.text
-        } catch {
-            return "\(error)"
-        }
-    }
-
     @Test func volatileMemoryIsInTheCheckpointAndTheGuestGoesOn() throws {
         let directory = try TemporaryDirectory()
         let old = try VolatileVM(directory)

@@ -5,17 +5,6 @@ import Testing
 /// Restart mode, driven as an operator would: a real guest, a real exec.
 @Suite(.enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
 struct RestartTests {
-    private func refusal(_ body: () throws -> Void) -> String {
-        do {
-            try body()
-            return "accepted"
-        } catch let refusal as QMPClient.Refusal {
-            return refusal.text
-        } catch {
-            return "\(error)"
-        }
-    }
-
     /// A successor that refuses: the guest goes on in the VMM before, whose
     /// client hears why on the same connection.
     private func expectRollback(_ guest: CountingGuest, _ argv: [String], _ reason: String) throws {
