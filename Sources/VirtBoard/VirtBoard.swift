@@ -130,10 +130,6 @@ public final class VirtBoard {
     public func dumpDeviceTree(to path: String) throws(VMMError) {
         let blob = try loader.plan().deviceTree
         let file = try FD.open(path, O_WRONLY | O_CREAT | O_TRUNC, mode: 0o644)
-        var failure: VMMError?
-        blob.withUnsafeBytes {
-            do throws(VMMError) { try FD.writeAll(file.raw, $0, to: "'\(path)'") } catch { failure = error }
-        }
-        if let failure { throw failure }
+        try FD.writeAll(file.raw, blob, to: "'\(path)'")
     }
 }

@@ -76,7 +76,6 @@ final class Launcher {
     }
 
     private func general(_ machine: MachineOptions) throws(VMMError) {
-        vm.machineType = "virt"
         memory.merge = machine.mergeMemory
         memory.dumpGuestCore = machine.dumpGuestCore
         if let text = invocation.last("name") {

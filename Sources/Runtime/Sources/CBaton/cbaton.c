@@ -9,8 +9,6 @@
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <linux/openat2.h>
-#include <sys/auxv.h>
-#include <sys/ioctl.h>
 #include <stdlib.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
@@ -26,10 +24,6 @@ int cbaton_memfd_create(const char *name, unsigned extra_flags) {
 }
 
 int cbaton_execvp(const char *file, char *const argv[]) { return execvp(file, argv); }
-
-int cbaton_ioctl_ptr(int fd, unsigned long request, void *argument) {
-    return ioctl(fd, request, argument);
-}
 
 int cbaton_seal_size(int fd) {
     return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
@@ -61,8 +55,6 @@ int64_t cbaton_monotonic_ns(void) { return now_ns(CLOCK_MONOTONIC); }
 int64_t cbaton_realtime_ns(void) { return now_ns(CLOCK_REALTIME); }
 
 int cbaton_is_root_or_self(unsigned uid) { return uid == 0 || uid == geteuid(); }
-
-int cbaton_is_secure_exec(void) { return getauxval(AT_SECURE) != 0; }
 
 int cbaton_accept(int listener) { return accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK); }
 

@@ -1,5 +1,5 @@
-/// `-object memory-backend-ram`: anonymous memory, or with `share=on` a memfd
-/// that is nobody else's. In the core, as it needs nothing of a module.
+/// `-object memory-backend-ram`: anonymous memory, which no descriptor names
+/// even with `share=on`. In the core, as it needs nothing of a module.
 public final class RAMMemoryBackend: MemoryBackendType {
     public let typeName = "memory-backend-ram"
     public let summary = "anonymous memory, lost when the VMM is replaced"

@@ -25,9 +25,6 @@ int cbaton_seal_size(int fd);
 int cbaton_punch_hole(int fd, off_t offset, off_t length);
 int cbaton_zero_range(int fd, off_t offset, off_t length);
 
-/* ioctl(2) with one pointer argument. */
-int cbaton_ioctl_ptr(int fd, unsigned long request, void *argument);
-
 /* Opens PATH refusing symbolic links in any component (openat2(2) with
  * RESOLVE_NO_SYMLINKS). Returns an O_CLOEXEC fd or -1 and errno. */
 int cbaton_open_nofollow(const char *path, int flags);
@@ -40,8 +37,6 @@ ssize_t cbaton_getrandom(void *buffer, size_t length);
 
 /* Full memory barrier towards other threads and processes. */
 static inline void cbaton_full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-static inline void cbaton_acquire_fence(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
-static inline void cbaton_release_fence(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 
 static inline uint16_t cbaton_load_acquire16(const void *p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_ACQUIRE); }
 static inline void cbaton_store_release16(void *p, uint16_t v) { __atomic_store_n((uint16_t *)p, v, __ATOMIC_RELEASE); }
@@ -104,8 +99,5 @@ int cbaton_pty_name(int master, char *slave_path, size_t size);
 /* An inotify fd that becomes readable when someone opens PATH, with FD_CLOEXEC
  * and O_NONBLOCK; -1 and errno on failure. */
 int cbaton_watch_opens(const char *path);
-
-/* True when the process runs with raised privileges (AT_SECURE). */
-int cbaton_is_secure_exec(void);
 
 #endif
