@@ -18,6 +18,8 @@ public final class VirtBoard {
         public var ram: RAMBlock
         /// Makes every other block, by name and size.
         public var allocate: (_ name: String, _ size: Int) throws(VMMError) -> RAMBlock
+        /// Where devices allocate memory of their own.
+        public var memory = GuestMemory()
         public var files = BootFiles()
         /// `-serial`: the board has one port.
         public var serial: Chardev?
@@ -70,7 +72,7 @@ public final class VirtBoard {
             slots.append(VirtioMMIO(slot: slot, line: plic.line(MemoryMap.virtioInterrupt + slot)))
         }
         self.slots = slots
-        devices = DeviceFactory(vm: vm, slots: slots)
+        devices = DeviceFactory(vm: vm, memory: configuration.memory, slots: slots)
         if configuration.files.firmware == .builtin {
             accelerator.enableBuiltinSBI().console = uart
         }

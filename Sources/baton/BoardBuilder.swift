@@ -6,13 +6,15 @@ import Virtio
 /// Makes the board and its devices from the command line.
 enum BoardBuilder {
     static func build(
-        _ invocation: Invocation, machine: MachineOptions, backends: Backends, vm: VirtualMachine, memory: GuestMemory
+        _ invocation: Invocation, machine: MachineOptions, backends: Backends, vm: VirtualMachine, memory: GuestMemory,
+        loader: ModuleLoader
     ) throws(VMMError) -> VirtBoard {
         let ram = try MemoryOptions.mainMemory(
             backend: machine.memoryBackend, size: try MemoryOptions.size(invocation), memory: memory)
         var configuration = VirtBoard.Configuration(ram: ram) { name, size throws(VMMError) in
             try memory.allocate(RAMRequest(name: name, usedLength: size))
         }
+        configuration.memory = memory
         configuration.files.firmware = BootFiles.Firmware(argument: invocation.last("bios"))
         configuration.files.kernel = invocation.last("kernel")
         configuration.files.initrd = invocation.last("initrd")
@@ -27,6 +29,7 @@ enum BoardBuilder {
 
         let accelerator = try SoftwareAccelerator(vm: vm, hartCount: machine.hartCount)
         let board = try VirtBoard(vm: vm, accelerator: accelerator, configuration: configuration)
+        board.devices.findType = { name throws(VMMError) in try loader.deviceType(name) }
         for backend in backends.net { try board.devices.add(backend) }
         for text in backends.impliedDevices + invocation.all("device") {
             do throws(VMMError) {

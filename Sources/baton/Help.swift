@@ -20,15 +20,21 @@ enum Help {
         if wants("chardev") { say(ChardevFactory.help) }
         if wants("netdev") { say("Available netdev backend types:\n" + NetBackendFactory.types.map { $0 + "\n" }.joined()) }
         for device in invocation.all("device") {
-            if let help = DeviceModel.help(for: device) { say(help) }
+            guard let request = DeviceModel.helpRequest(device) else { continue }
+            say(try ModuleOptions.deviceHelp(request, loader: try moduleLoader(invocation)))
         }
         if wants("d") { say(LogOptions.help) }
         for (option, kind) in [("module", ModuleOptions.HelpKind.modules), ("cpr-enable", .modes), ("object", .objects)]
         where wants(option) {
-            let loader = ModuleLoader(registry: ModuleRegistry())
-            loader.registry.addBuiltIn(RAMMemoryBackend())
-            for path in invocation.all("module") where path != "help" && path != "?" { try loader.load(path: path) }
-            say(ModuleOptions.help(kind, loader: loader))
+            say(ModuleOptions.help(kind, loader: try moduleLoader(invocation)))
         }
+    }
+
+    /// A loader with the modules that the command line names.
+    private static func moduleLoader(_ invocation: Invocation) throws(VMMError) -> ModuleLoader {
+        let loader = ModuleLoader(registry: ModuleRegistry())
+        loader.registry.addBuiltIn(RAMMemoryBackend())
+        for path in invocation.all("module") where path != "help" && path != "?" { try loader.load(path: path) }
+        return loader
     }
 }

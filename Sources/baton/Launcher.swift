@@ -46,7 +46,8 @@ final class Launcher {
         // Before a chardev changes the terminal's mode, or waits for a client.
         try Signals.install(vm)
         let backends = try Backends(invocation, vm: vm)
-        let board = try BoardBuilder.build(invocation, machine: machine, backends: backends, vm: vm, memory: memory)
+        let board = try BoardBuilder.build(
+            invocation, machine: machine, backends: backends, vm: vm, memory: memory, loader: loader)
         if let file = machine.dumpDTB {
             try board.dumpDeviceTree(to: file)
             return 0

@@ -1,5 +1,6 @@
 import BatonRuntime
 import Glibc
+import Virtio
 
 /// `-module`, `-cpr-enable`, and the lists of what is there.
 enum ModuleOptions {
@@ -27,12 +28,7 @@ enum ModuleOptions {
 
     /// What `-module help`, `-cpr-enable help` and `-object help` print.
     static func help(_ kind: HelpKind, loader: ModuleLoader) -> String {
-        // To say what a module provides it must be loaded; one that cannot be
-        // is a warning here.
-        var broken: [String: String] = [:]
-        for candidate in loader.discover() where kind.includes(candidate.kind) {
-            do throws(VMMError) { try loader.load(path: candidate.path) } catch { broken[candidate.path] = error.message }
-        }
+        let broken = loadAll(loader) { kind.includes($0) }
         let registry = loader.registry
         var lines: [String] = []
         switch kind {
@@ -51,8 +47,37 @@ enum ModuleOptions {
                 lines.append(row(backend.typeName, "\(backend.summary) (\(origin))"))
             }
         }
-        for (path, reason) in broken.sorted(by: { $0.key < $1.key }) { Report.warning("\(path): \(reason)") }
+        warn(broken)
         return lines.joined(separator: "\n") + "\n"
+    }
+
+    /// To say what a module provides it must be loaded; one that cannot be is
+    /// a warning here.
+    private static func loadAll(_ loader: ModuleLoader, _ isWanted: (String) -> Bool) -> [String: String] {
+        var broken: [String: String] = [:]
+        for candidate in loader.discover() where isWanted(candidate.kind) {
+            do throws(VMMError) { try loader.load(path: candidate.path) } catch { broken[candidate.path] = error.message }
+        }
+        return broken
+    }
+
+    private static func warn(_ broken: [String: String]) {
+        for (path, reason) in broken.sorted(by: { $0.key < $1.key }) { Report.warning("\(path): \(reason)") }
+    }
+
+    /// What `-device help` and `-device NAME,help` print.
+    static func deviceHelp(_ request: DeviceModel.HelpRequest, loader: ModuleLoader) throws(VMMError) -> String {
+        switch request {
+        case .all:
+            warn(loadAll(loader) { ["device", "preserver"].contains($0) })
+            return DeviceModel.help(DeviceModel.all + loader.registry.deviceTypes)
+        case .type(let name):
+            if let model = DeviceModel.all.first(where: { $0.name == name }) { return model.help }
+            guard let type = try loader.deviceType(name) else {
+                throw VMMError("'\(name)' is not a valid device model name", hint: "Use -device help to list the models.")
+            }
+            return type.help
+        }
     }
 
     enum HelpKind {

@@ -12,7 +12,7 @@ import Virtio
     init() throws {
         machine = try TestMachine()
         slots = (0..<8).map { VirtioMMIO(slot: $0, line: Wire().line) }
-        factory = DeviceFactory(vm: machine.vm, slots: slots)
+        factory = DeviceFactory(vm: machine.vm, memory: GuestMemory(), slots: slots)
         directory = try TemporaryDirectory()
         try directory.writeSparse("disk", size: 1 << 20)
         try machine.vm.add(BlockBackend(id: "d", filename: directory.file("disk"), readOnly: false))
@@ -72,11 +72,40 @@ import Virtio
         #expect(factory.unusedNetBackends.isEmpty)
     }
 
-    @Test func helpListsEveryModel() {
-        for model in DeviceModel.all {
-            #expect(DeviceModel.help(for: "\(model.name),help") == model.help)
-            #expect(DeviceModel.help(for: model.name) == nil)
-            #expect(DeviceModel.help.split(separator: "\n").contains("name \"\(model.name)\", bus \(model.bus)"))
+    @Test func helpListsEveryModelAndThoseOfModules() {
+        let added = Probe()
+        let help = DeviceModel.help(DeviceModel.all + [added])
+        for type in DeviceModel.all + [added] as [any DeviceType] {
+            #expect(DeviceModel.helpRequest("\(type.name),help") == .type(type.name))
+            #expect(DeviceModel.helpRequest(type.name) == nil)
+            #expect(help.contains(type.helpLine))
         }
+        #expect(DeviceModel.helpRequest("help") == .all)
+        #expect(added.help.contains("color=<str>") && added.help.contains("addr=<str>"))
+    }
+
+    @Test func makesTheTypesOfModules() throws {
+        let added = Probe()
+        factory.findType = { name throws(VMMError) in name == added.name ? added : nil }
+        try add("probe,id=p,color=red,addr=5")
+        #expect(added.made == ["p red"])
+        let error = #expect(throws: VMMError.self) { try add("probe,colour=red") }
+        #expect(error?.message == "Property 'probe.colour' not found")
+        #expect(throws: VMMError.self) { try add("probe,id=p") }
+        #expect(added.made == ["p red"])
+    }
+}
+
+/// A device type such as a module registers.
+private final class Probe: DeviceType {
+    let name = "probe"
+    let summary = "a test's own"
+    let bus = "PCI"
+    let category = DeviceCategory.misc
+    let properties = [DeviceProperty("color")]
+    var made: [String] = []
+
+    func make(_ options: DeviceOptions, context: DeviceContext) throws(VMMError) {
+        made.append("\(options.id ?? "-") \(try options.text("color") ?? "-")")
     }
 }

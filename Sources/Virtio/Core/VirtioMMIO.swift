@@ -1,11 +1,14 @@
 import BatonRuntime
 
 /// One virtio-mmio slot, version 2 (virtio 1.3, 4.2), with or without a device.
-public final class VirtioMMIO: VirtioTransport, MMIODevice, Device {
+public final class VirtioMMIO: VirtioTransport, MMIODevice, Device, DeviceBus {
     /// The slot's number: its bus is `virtio-mmio-bus.N`.
     public let slot: Int
     public let stateName: String
     public private(set) var device: VirtioDevice?
+    public static let busType = "virtio-bus"
+    public var busName: String { "virtio-mmio-bus.\(slot)" }
+    public var isFull: Bool { device != nil }
     private let line: InterruptLine
 
     private var deviceFeaturesSelect: UInt32 = 0
@@ -23,7 +26,7 @@ public final class VirtioMMIO: VirtioTransport, MMIODevice, Device {
     /// Puts a device into the slot, before the machine runs.
     /// - Throws: QEMU's error when there is one.
     public func plug(_ device: VirtioDevice) throws(VMMError) {
-        guard self.device == nil else { throw VMMError("Bus 'virtio-mmio-bus.\(slot)' is full") }
+        guard self.device == nil else { throw VMMError("Bus '\(busName)' is full") }
         device.stateName = "\(stateName)/\(device.model)"
         device.transport = self
         self.device = device

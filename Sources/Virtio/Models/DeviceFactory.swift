@@ -3,18 +3,17 @@ import BatonRuntime
 /// Makes the devices of `-device` and gives each its slot: the highest that is
 /// free, as QEMU does on this board, so that the same command line gives the
 /// same machine.
-public final class DeviceFactory {
-    private let vm: VirtualMachine
-    private let slots: [VirtioMMIO]
-    private var ids: Set<String> = []
+public final class DeviceFactory: DeviceContext {
     private var serials: [(id: String?, device: VirtioConsole)] = []
     private var backends: [(backend: NetBackend, isUsed: Bool)] = []
     private var networkCards: UInt8 = 0
+    /// Finds the device types of modules; set by the command line.
+    public var findType: (String) throws(VMMError) -> (any DeviceType)? = { _ in nil }
 
     /// - Parameter slots: the board's virtio-mmio slots, in order.
-    public init(vm: VirtualMachine, slots: [VirtioMMIO]) {
-        self.vm = vm
-        self.slots = slots
+    public init(vm: VirtualMachine, memory: GuestMemory, slots: [VirtioMMIO]) {
+        super.init(vm: vm, memory: memory)
+        for slot in slots.reversed() { add(slot) }
     }
 
     /// Makes a back end of `-netdev` known.
@@ -36,33 +35,12 @@ public final class DeviceFactory {
     /// - Throws: QEMU's errors for models, buses and properties.
     public func add(_ options: KeyValueOptions) throws(VMMError) {
         guard let name = try options.string("driver") else { throw VMMError("Parameter 'driver' is missing") }
-        guard let model = DeviceModel.all.first(where: { $0.name == name }) else {
+        var type: (any DeviceType)? = DeviceModel.all.first { $0.name == name }
+        if type == nil { type = try findType(name) }
+        guard let type else {
             throw VMMError("'\(name)' is not a valid device model name", hint: "Use -device help to list the models.")
         }
-        let id = try options.identifier()
-        if let id, ids.contains(id) { throw VMMError("Duplicate ID '\(id)' for device") }
-        let bus = try options.string("bus")
-        if let unknown = options.untakenKeys.first(where: { !model.properties.contains($0) }) {
-            throw VMMError("Property '\(name).\(unknown)' not found")
-        }
-        try model.make(self, DeviceOptions(model: name, id: id, bus: bus, options: options))
-        if let id { ids.insert(id) }
-    }
-
-    // MARK: Buses
-
-    private func slot(_ options: DeviceOptions) throws(VMMError) -> VirtioMMIO {
-        if let name = options.bus {
-            guard let slot = slots.first(where: { "virtio-mmio-bus.\($0.slot)" == name }) else {
-                throw VMMError("Bus '\(name)' not found")
-            }
-            guard slot.device == nil else { throw VMMError("Bus '\(name)' is full") }
-            return slot
-        }
-        guard let slot = slots.last(where: { $0.device == nil }) else {
-            throw VMMError("No 'virtio-bus' bus found for device '\(options.model)'")
-        }
-        return slot
+        try make(type, options)
     }
 
     private func plug(_ device: VirtioDevice, _ slot: VirtioMMIO) throws(VMMError) {
@@ -76,19 +54,19 @@ public final class DeviceFactory {
         guard let drive = try options.text("drive") else { throw VMMError("drive property not set") }
         guard let backend = vm.blockBackend(drive) else { throw options.notFound("drive", drive) }
         guard backend.user == nil else { throw VMMError("Drive '\(drive)' is already in use by another device") }
-        let slot = try slot(options)
+        let slot = try bus(VirtioMMIO.self, for: options)
         let device = VirtioBlock(vm: vm, backend: backend, serial: try options.text("serial") ?? "")
         try plug(device, slot)
         backend.user = options.id ?? device.stateName
     }
 
     func addEntropy(_ options: DeviceOptions) throws(VMMError) {
-        try plug(VirtioEntropy(vm: vm), try slot(options))
+        try plug(VirtioEntropy(vm: vm), try bus(VirtioMMIO.self, for: options))
     }
 
     func addSerial(_ options: DeviceOptions) throws(VMMError) {
         let device = VirtioConsole(vm: vm)
-        try plug(device, try slot(options))
+        try plug(device, try bus(VirtioMMIO.self, for: options))
         serials.append((options.id, device))
     }
 
@@ -123,7 +101,7 @@ public final class DeviceFactory {
             guard let parsed = DeviceFactory.mac(text) else { throw options.badValue("mac", text) }
             mac = parsed
         }
-        let slot = try slot(options)
+        let slot = try bus(VirtioMMIO.self, for: options)
         try plug(VirtioNet(vm: vm, backend: backends[index].backend, mac: mac), slot)
         backends[index].isUsed = true
         networkCards &+= 1

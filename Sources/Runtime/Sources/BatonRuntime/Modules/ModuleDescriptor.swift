@@ -17,7 +17,7 @@ public enum ModuleDescriptor {
     /// runtime the module was compiled against, and a reference to the
     /// runtime's stamp by which the loader knows it before any code runs.
     /// - Parameters:
-    ///   - kind: `mode`, `memory-backend`, `preserver` or `accel`.
+    ///   - kind: `mode`, `memory-backend`, `preserver`, `device` or `accel`.
     ///   - name: the name on the command line; with `kind` it must match the
     ///     module's file name.
     ///   - register: registers what the module provides; what it throws makes
@@ -67,6 +67,7 @@ public final class ModuleRegistrar {
     private(set) var memoryBackends: [any MemoryBackendType] = []
     private(set) var preservers: [any FdPreserver] = []
     private(set) var hooks: [any AllocatorHook] = []
+    private(set) var deviceTypes: [any DeviceType] = []
     private(set) var failure: VMMError?
 
     init(module: String, path: String) {
@@ -96,6 +97,14 @@ public final class ModuleRegistrar {
             throw VMMError("module '\(module)' registers the preserver '\(preserver.name)' twice")
         }
         preservers.append(preserver)
+    }
+
+    /// Registers a device type, for `-device`.
+    public func add(_ deviceType: any DeviceType) throws(VMMError) {
+        guard !deviceTypes.contains(where: { $0.name == deviceType.name }) else {
+            throw VMMError("module '\(module)' registers the device type '\(deviceType.name)' twice")
+        }
+        deviceTypes.append(deviceType)
     }
 
     /// Adds a hook that is offered every RAM block without a backend of its own.

@@ -4,12 +4,12 @@ import Glibc
 /// Finds and loads modules.
 ///
 /// A module's file name says what it provides: `libmode-NAME.so`,
-/// `libmemory-backend-NAME.so`, `libpreserver-NAME.so`, `libaccel-NAME.so`
-/// (the `lib` may be missing). Files are looked for beside the executable and
+/// `libmemory-backend-NAME.so`, `libpreserver-NAME.so`, `libdevice-NAME.so`,
+/// `libaccel-NAME.so` (the `lib` may be missing). Files are looked for beside the executable and
 /// in the installed module directory; nothing is loaded that was not asked for.
 public final class ModuleLoader {
     /// What kinds of module there are, longest prefix first.
-    public static let kinds = ["memory-backend", "preserver", "accel", "mode"]
+    public static let kinds = ["memory-backend", "preserver", "device", "accel", "mode"]
 
     /// A module's file that has been found but not necessarily loaded.
     public struct Candidate {
@@ -74,21 +74,46 @@ public final class ModuleLoader {
     /// - Throws: an error that lists what is there when no file has that name.
     public func require(kind: String, name: String) throws(VMMError) {
         if loaded.contains(where: { $0.kind == kind && $0.name == name }) { return }
-        // A name with a slash would leave the module directories.
-        if !name.utf8.contains(UInt8(ascii: "/")) {
-            for directory in directories {
-                for prefix in ["lib", ""] {
-                    let path = "\(directory)/\(prefix)\(kind)-\(name).so"
-                    if access(path, F_OK) == 0 { return try load(path: path) }
-                }
-            }
-        }
+        if let path = find(kind: kind, name: name) { return try load(path: path) }
         let present = discover().filter { $0.kind == kind }.map(\.name)
         let list = present.isEmpty ? "none" : present.joined(separator: ", ")
         throw VMMError(
             "there is no \(kind) module '\(name)'",
             hint: "Modules of this kind: \(list). Searched: \(directories.joined(separator: ", ")). "
                 + "A module elsewhere is loaded with -module PATH.")
+    }
+
+    /// The file of a module in the module directories, or nil.
+    private func find(kind: String, name: String) -> String? {
+        // A name with a slash would leave the module directories.
+        guard !name.utf8.contains(UInt8(ascii: "/")) else { return nil }
+        for directory in directories {
+            for prefix in ["lib", ""] {
+                let path = "\(directory)/\(prefix)\(kind)-\(name).so"
+                if access(path, F_OK) == 0 { return path }
+            }
+        }
+        return nil
+    }
+
+    /// The device type of that name; loads the module that its name stands
+    /// for: `device-NAME` or `preserver-NAME`, where NAME is the type's or what
+    /// is before one of its dashes, the longest first.
+    /// - Returns: nil when there is no such type.
+    /// - Throws: why a module of that name cannot be loaded.
+    public func deviceType(_ name: String) throws(VMMError) -> (any DeviceType)? {
+        if let known = registry.deviceType(name) { return known }
+        var stem = Substring(name)
+        while !stem.isEmpty {
+            for kind in ["device", "preserver"] {
+                guard let path = find(kind: kind, name: String(stem)) else { continue }
+                try load(path: path)
+                if let found = registry.deviceType(name) { return found }
+            }
+            guard let dash = stem.utf8.lastIndex(of: UInt8(ascii: "-")) else { break }
+            stem = stem[..<dash]
+        }
+        return nil
     }
 
     /// Loads one module: trust, ELF header and stamp, `dlopen`, descriptor,

@@ -1,0 +1,83 @@
+/// What `-device help` lists a device type under, as QEMU does.
+public enum DeviceCategory: String, CaseIterable {
+    case bridge = "Controller/Bridge/Hub"
+    case storage = "Storage"
+    case network = "Network"
+    case input = "Input"
+    case misc = "Misc"
+}
+
+/// One name of `-device`: `virtio-blk-pci`, `vfio-pci`.
+///
+/// Implemented by parts of the VMM and by modules, which register instances
+/// with `ModuleRegistrar.add`. A module's type is found when its module was
+/// named with `-module`, or lies in a module directory as `device-NAME` or
+/// `preserver-NAME` for the type's name or what is before one of its dashes:
+/// `-device vhost-user-blk-pci` loads `preserver-vhost-user`.
+public protocol DeviceType: AnyObject {
+    /// As on the command line, unique.
+    var name: String { get }
+    /// One line for `-device help`; empty for none.
+    var summary: String { get }
+    /// The type of the bus that it plugs into, as `-device help` shows it:
+    /// `PCI`, `virtio-bus`. PCI devices get `addr` and `multifunction` without
+    /// having them in `properties`.
+    var bus: String { get }
+    var category: DeviceCategory { get }
+    /// What it takes besides `driver`, `id` and `bus`.
+    var properties: [DeviceProperty] { get }
+    /// Makes one device: plugs it into its bus and adds it to the VM.
+    ///
+    /// Called while the machine is built, in the order of the command line;
+    /// also in a process that takes over a guest, where nothing may touch guest
+    /// memory, or what the process before still owns, before the commit.
+    /// - Throws: why there is no such device; then everything is as before.
+    func make(_ options: DeviceOptions, context: DeviceContext) throws(VMMError)
+}
+
+extension DeviceType {
+    public var summary: String { "" }
+
+    /// The keys that `-device` accepts.
+    public var keys: Set<String> {
+        Set(properties.map(\.name) + (bus == PCIProperties.busType ? PCIProperties.all.map(\.name) : []))
+    }
+
+    /// The type's line of `-device help`.
+    public var helpLine: String {
+        "name \"\(name)\", bus \(bus)" + (summary.isEmpty ? "" : ", desc \"\(summary)\"") + "\n"
+    }
+
+    /// The text of `-device NAME,help`.
+    public var help: String {
+        let all = properties + (bus == PCIProperties.busType ? PCIProperties.all : [])
+        guard !all.isEmpty else { return "There are no options for \(name).\n" }
+        return "\(name) options:\n" + all.map(\.help).joined()
+    }
+}
+
+/// A property of a device type, for help and for checks of names.
+public struct DeviceProperty {
+    public let name: String
+    /// QEMU's name of the value's type: `str`, `bool`, `uint32`, `size`.
+    public let type: String
+    /// What it means, in a few words; empty for none.
+    public let summary: String
+
+    public init(_ name: String, _ type: String = "str", _ summary: String = "") {
+        self.name = name
+        self.type = type
+        self.summary = summary
+    }
+
+    var help: String { "  \(name)=<\(type)>" + (summary.isEmpty ? "" : " - \(summary)") + "\n" }
+}
+
+/// The properties that every PCI device has.
+enum PCIProperties {
+    static let busType = "PCI"
+    static let all = [
+        DeviceProperty("addr", "str", "slot and optional function number, as 05.0"),
+        DeviceProperty("multifunction", "bool", "whether the slot has more functions"),
+    ]
+}
