@@ -89,6 +89,14 @@ struct FieldText {
             let shown = values.prefix(8).map { Hex($0).description }.joined(separator: " ")
             text = "\(values.count) values \(shown)" + (values.count > 8 ? " …" : "")
             json = .array(values.map { JSON($0) })
+        case .stringArray:
+            var values: [String] = []
+            while let length = cursor.unsigned(UInt32.self), let bytes = cursor.take(Int(length)) {
+                values.append(String(decoding: bytes, as: UTF8.self))
+            }
+            let shown = values.prefix(8).map { "\"\($0)\"" }.joined(separator: " ")
+            text = "\(values.count) values \(shown)" + (values.count > 8 ? " …" : "")
+            json = .array(values.map { .string($0) })
         }
     }
 }

@@ -15,6 +15,8 @@ public struct CprState {
     /// No state is larger: a record takes at most some 300 bytes, and there
     /// are at most a million fds.
     static let sizeLimit = 512 << 20
+    private static let fdLimit = 1_000_000
+    private static let fdsVersion: UInt32 = 2
 
     /// The mode that the process before was saved in.
     public var mode: String
@@ -29,7 +31,7 @@ public struct CprState {
     public var checkpointFD: Int32?
     /// What parts must know before they are made anew: a chardev's unread
     /// bytes, a monitor's session. By the part's own name, `chardev/ID`.
-    public private(set) var parts: [SectionContainer.Section] = []
+    private var parts = SectionContainer(kind: .cprState)
 
     public init(mode: String, fds: [PreservedFDs.Entry], ram: [RAMRecord], times: UpdateTimes) {
         self.mode = mode
@@ -40,15 +42,13 @@ public struct CprState {
 
     /// Hands a part's state to the next process.
     public mutating func addPart(_ name: String, version: UInt32 = 1, _ writer: StateWriter) {
-        var container = SectionContainer(kind: .cprState)
-        container.add(name, version: version, optional: true, writer)
-        parts += container.sections
+        parts.add(CprState.partPrefix + name, version: version, optional: true, writer)
     }
 
     /// What the process before handed over for a part; nil when nothing.
     /// - Throws: an error when it is damaged.
     public func part(_ name: String) throws(VMMError) -> StateReader? {
-        guard let section = parts.first(where: { $0.name == name }) else { return nil }
+        guard let section = parts.section(CprState.partPrefix + name) else { return nil }
         return try StateReader(section: name, version: section.version, payload: section.payload)
     }
 
@@ -89,13 +89,14 @@ public struct CprState {
         if let link = state.lifeboat { named += [("the lifeboat", link.token), ("the lifeboat", link.watch)] }
         if let fd = state.checkpointFD { named.append(("the checkpoint", fd)) }
         for (name, fd) in named {
-            guard fd > 2, FD.isOpen(fd) else {
-                throw VMMError("cannot use the CPR state: fd \(fd) of '\(name)' is not open")
-            }
             guard seen.insert(fd).inserted else {
                 throw VMMError("cannot use the CPR state: fd \(fd) of '\(name)' occurs twice")
             }
-            try FD.setCloseOnExec(fd, true)
+            do throws(VMMError) {
+                try FD.setCloseOnExec(fd, true)
+            } catch {
+                throw VMMError("cannot use the CPR state: fd \(fd) of '\(name)' is not open")
+            }
         }
         lifeboatOfThisProcess = state.lifeboat
         // Lifeboats are children of this process, and of the ones before it
@@ -116,13 +117,10 @@ public struct CprState {
         if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
         container.add("cpr", version: 1, general)
         var list = StateWriter()
-        list.put("count", UInt64(fds.count))
-        for (index, entry) in fds.enumerated() {
-            list.put("\(index).name", entry.name)
-            list.put("\(index).id", UInt64(bitPattern: Int64(entry.id)))
-            list.put("\(index).fd", UInt64(entry.fd))
-        }
-        container.add("fds", version: 1, list)
+        list.put("names", fds.map(\.name))
+        list.put("ids", fds.map { UInt64(bitPattern: Int64($0.id)) })
+        list.put("fds", fds.map { UInt64($0.fd) })
+        container.add("fds", version: CprState.fdsVersion, list)
         var blocks = StateWriter()
         blocks.put("count", UInt64(ram.count))
         for (index, record) in ram.enumerated() {
@@ -133,27 +131,22 @@ public struct CprState {
             blocks.put("\(index).fd", UInt64(record.fd))
         }
         container.add("ram", version: 1, blocks)
-        for part in parts {
-            container.add(SectionContainer.Section(
-                name: CprState.partPrefix + part.name, version: part.version, optional: true, payload: part.payload))
-        }
+        for part in parts.sections { container.add(part) }
         return container.encoded()
     }
 
     /// Parses and checks a state.
     init(parsing bytes: [UInt8]) throws(VMMError) {
         let container = try SectionContainer(kind: .cprState, parsing: bytes, name: "the CPR state")
-        func reader(_ name: String) throws(VMMError) -> StateReader {
+        func reader(_ name: String, version: UInt32 = 1) throws(VMMError) -> StateReader {
             guard let section = container.section(name) else { throw VMMError("section '\(name)' is missing") }
-            guard section.version == 1 else {
-                throw VMMError("section '\(name)' has version \(section.version), this VMM knows version 1")
+            guard section.version == version else {
+                throw VMMError("section '\(name)' has version \(section.version), this VMM knows version \(version)")
             }
             return try container.reader(section)
         }
         for section in container.sections where section.name.hasPrefix(CprState.partPrefix) {
-            var part = section
-            part.name = String(section.name.dropFirst(CprState.partPrefix.count))
-            parts.append(part)
+            parts.add(section)
         }
         for section in container.sections where !section.optional && !["cpr", "fds", "ram"].contains(section.name) {
             throw VMMError("section '\(section.name)' is unknown")
@@ -172,15 +165,21 @@ public struct CprState {
         }
         try general.finish()
 
-        let list = try reader("fds")
+        let list = try reader("fds", version: CprState.fdsVersion)
+        let limits = 0...CprState.fdLimit
+        let (names, ids) = (try list.strings("names", count: limits), try list.array("ids", count: limits))
+        let numbers = try list.array("fds", count: limits)
+        guard names.count == ids.count, names.count == numbers.count else {
+            throw VMMError("section 'fds' has \(names.count) names, \(ids.count) ids and \(numbers.count) fds")
+        }
         fds = []
-        for index in 0..<(try list.unsigned("count", in: 0...1_000_000)) {
-            let entry = PreservedFDs.Entry(
-                name: try list.string("\(index).name"),
-                id: Int(Int64(bitPattern: try list.unsigned("\(index).id"))),
-                fd: Int32(try list.unsigned("\(index).fd", in: fdNumbers)))
-            guard !fds.contains(where: { $0.name == entry.name && $0.id == entry.id }) else {
-                throw VMMError("fd '\(entry.name)' id \(entry.id) occurs twice")
+        fds.reserveCapacity(names.count)
+        var keys: Set<PreservedFDs.Key> = []
+        for ((name, id), number) in zip(zip(names, ids), numbers) {
+            guard fdNumbers.contains(number) else { throw VMMError("fd \(number) of '\(name)' is impossible") }
+            let entry = PreservedFDs.Entry(name: name, id: Int(Int64(bitPattern: id)), fd: Int32(number))
+            guard keys.insert(PreservedFDs.Key(name: name, id: entry.id)).inserted else {
+                throw VMMError("fd '\(name)' id \(entry.id) occurs twice")
             }
             fds.append(entry)
         }

@@ -6,6 +6,7 @@ public enum StateFieldType: UInt8 {
     case string = 2
     case bytes = 3
     case unsignedArray = 4
+    case stringArray = 5
 }
 
 /// Collects the state of one device as named fields.
@@ -48,6 +49,15 @@ public struct StateWriter {
         payload.reserveCapacity(values.count * 8)
         for value in values { payload += littleEndianBytes(value) }
         add(name, .unsignedArray, optional, payload)
+    }
+
+    public mutating func put(_ name: String, _ values: [String], optional: Bool = false) {
+        var payload: [UInt8] = []
+        for value in values {
+            payload += littleEndianBytes(UInt32(value.utf8.count))
+            payload += value.utf8
+        }
+        add(name, .stringArray, optional, payload)
     }
 
     /// The section's payload: for each field a name length (1 byte), the name,
@@ -160,6 +170,25 @@ public struct StateReader {
         var result: [UInt64] = []
         while let value = cursor.unsigned(UInt64.self) { result.append(value) }
         guard cursor.isAtEnd, count.contains(result.count) else {
+            throw VMMError("field '\(name)' of section '\(section)' has the wrong length (\(result.count) elements)")
+        }
+        return result
+    }
+
+    /// An array of strings, whose number must lie in `count`.
+    public func strings(_ name: String, count: ClosedRange<Int> = 0...Int.max) throws(VMMError) -> [String] {
+        var cursor = ByteCursor(try field(name, .stringArray))
+        var result: [String] = []
+        while !cursor.isAtEnd {
+            guard let length = cursor.unsigned(UInt32.self), let bytes = cursor.take(Int(length)) else {
+                throw VMMError("field '\(name)' of section '\(section)' has the wrong length")
+            }
+            guard let value = String(validating: bytes, as: UTF8.self) else {
+                throw VMMError("field '\(name)' of section '\(section)' is not UTF-8")
+            }
+            result.append(value)
+        }
+        guard count.contains(result.count) else {
             throw VMMError("field '\(name)' of section '\(section)' has the wrong length (\(result.count) elements)")
         }
         return result

@@ -10,20 +10,31 @@ public final class PreservedFDs {
         public let fd: Int32
     }
 
-    public private(set) var entries: [Entry] = []
+    struct Key: Hashable {
+        let name: String
+        let id: Int
+    }
+
+    /// In the order of saving; nil where an entry has been deleted.
+    private var slots: [Entry?] = []
+    private var places: [Key: Int] = [:]
+
+    /// What is saved, in the order in which it was.
+    public var entries: [Entry] { slots.compactMap { $0 } }
 
     public init() {}
 
     /// The fd saved under a name and id, or nil.
     public func find(_ name: String, id: Int = 0) -> Int32? {
-        entries.first { $0.name == name && $0.id == id }?.fd
+        places[Key(name: name, id: id)].flatMap { slots[$0]?.fd }
     }
 
     /// Saves an fd that is not saved yet.
     /// - Throws: an error when the name and id are taken.
     public func save(_ name: String, id: Int = 0, _ fd: Int32) throws(VMMError) {
         if let old = find(name, id: id) { throw conflict(name, id, fd, old) }
-        entries.append(Entry(name: name, id: id, fd: fd))
+        places[Key(name: name, id: id)] = slots.count
+        slots.append(Entry(name: name, id: id, fd: fd))
     }
 
     /// Saves an fd that may be saved already, with the same value.
@@ -39,7 +50,11 @@ public final class PreservedFDs {
 
     /// Forgets an fd; does nothing when there is none of that name and id.
     public func delete(_ name: String, id: Int = 0) {
-        entries.removeAll { $0.name == name && $0.id == id }
+        guard let place = places.removeValue(forKey: Key(name: name, id: id)) else { return }
+        slots[place] = nil
+        if places.isEmpty { slots.removeAll() }
+        // A VM that saves and deletes for years must not grow.
+        if slots.count > 64, slots.count > 2 * places.count { inherit(entries) }
     }
 
     /// Calls `body` for each saved fd; what it throws ends the walk.
@@ -47,5 +62,11 @@ public final class PreservedFDs {
         for entry in entries { try body(entry) }
     }
 
-    func inherit(_ entries: [Entry]) { self.entries = entries }
+    /// Starts from entries whose names and ids are known to be unique.
+    func inherit(_ entries: [Entry]) {
+        slots = entries
+        places = [:]
+        places.reserveCapacity(entries.count)
+        for (index, entry) in entries.enumerated() { places[Key(name: entry.name, id: entry.id)] = index }
+    }
 }

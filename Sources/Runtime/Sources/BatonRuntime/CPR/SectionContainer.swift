@@ -60,6 +60,7 @@ public struct SectionContainer {
 
     public var kind: Kind
     public private(set) var sections: [Section] = []
+    private var places: [String: Int] = [:]
 
     public init(kind: Kind) { self.kind = kind }
 
@@ -75,14 +76,15 @@ public struct SectionContainer {
         }
     }
 
-    public func section(_ name: String) -> Section? { sections.first { $0.name == name } }
+    public func section(_ name: String) -> Section? { places[name].map { sections[$0] } }
 
     public mutating func add(_ name: String, version: UInt32, optional: Bool = false, _ writer: StateWriter) {
         add(Section(name: name, version: version, optional: optional, payload: writer.encoded()[...]))
     }
 
     public mutating func add(_ section: Section) {
-        assert(self.section(section.name) == nil, "section \(section.name) written twice")
+        let old = places.updateValue(sections.count, forKey: section.name)
+        assert(old == nil, "section \(section.name) written twice")
         sections.append(section)
     }
 
@@ -156,8 +158,7 @@ public struct SectionContainer {
             guard section(sectionName) == nil else {
                 throw VMMError("\(name) has two sections '\(sectionName)'")
             }
-            sections.append(
-                Section(name: sectionName, version: sectionVersion, optional: flags & 1 != 0, payload: payload))
+            add(Section(name: sectionName, version: sectionVersion, optional: flags & 1 != 0, payload: payload))
         }
         guard cursor.isAtEnd else { throw VMMError("\(name) has bytes after its last section") }
     }

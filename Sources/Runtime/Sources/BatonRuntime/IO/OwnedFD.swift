@@ -32,8 +32,8 @@ public enum FD {
     }
 
     public static func setCloseOnExec(_ fd: Int32, _ on: Bool) throws(VMMError) {
-        let flags = fcntl(fd, F_GETFD)
-        guard flags >= 0, fcntl(fd, F_SETFD, on ? flags | FD_CLOEXEC : flags & ~FD_CLOEXEC) == 0 else {
+        // A descriptor has no other flag, so there is none to keep.
+        guard fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0) == 0 else {
             throw .system("Could not change FD_CLOEXEC of fd \(fd)")
         }
     }

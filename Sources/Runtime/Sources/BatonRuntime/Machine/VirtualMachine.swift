@@ -25,6 +25,7 @@ public final class VirtualMachine: GuestRequests {
     public private(set) var devices: [any Device] = []
     /// Chardevs by id, in order of creation.
     public private(set) var chardevs: [Chardev] = []
+    private var chardevsByID: [String: Chardev] = [:]
     /// Block back ends in order of creation.
     public private(set) var blockBackends: [BlockBackend] = []
 
@@ -54,8 +55,9 @@ public final class VirtualMachine: GuestRequests {
             throw VMMError("Duplicate ID '\(chardev.id)' for chardev")
         }
         chardevs.append(chardev)
+        chardevsByID[chardev.id] = chardev
     }
-    public func chardev(_ id: String) -> Chardev? { chardevs.first { $0.id == id } }
+    public func chardev(_ id: String) -> Chardev? { chardevsByID[id] }
 
     /// - Throws: QEMU's error when the id is taken.
     public func add(_ backend: BlockBackend) throws(VMMError) {
