@@ -55,10 +55,7 @@ public final class SocketChardev: StreamChardev {
     public func open() throws(VMMError) {
         if configuration.isServer {
             try adopt(listener: try configuration.address.listen())
-            if configuration.waitsForClient {
-                Report.info("waiting for connection on: \(filename)")
-                try waitForClient()
-            }
+            if configuration.waitsForClient { try waitForConnection(isCancelled: configuration.isCancelled) }
         } else if configuration.reconnectDelay > 0 {
             tryToConnect()
         } else {
@@ -183,14 +180,6 @@ public final class SocketChardev: StreamChardev {
         }
     }
 
-    private func waitForClient() throws(VMMError) {
-        while !isOpen {
-            // The loop, and not just the listener: signals come through it.
-            loop.poll(timeout: -1)
-            if configuration.isCancelled() { throw VMMError("interrupted while waiting for a connection") }
-        }
-    }
-
     // MARK: Client
 
     private func connectNow() throws(VMMError) {
@@ -244,6 +233,24 @@ public final class SocketChardev: StreamChardev {
         guard configuration.reconnectDelay > 0 else { return }
         reconnectTimer = loop.schedule(at: EventLoop.now &+ configuration.reconnectDelay) { [weak self] in
             self?.tryToConnect()
+        }
+    }
+
+    // MARK: Front ends that use the descriptor
+
+    public override var connectionDescriptor: Int32? { isOpen ? connectionFD : nil }
+    public override func endConnection() { if isOpen { peerClosed() } }
+
+    public override func waitForConnection(isCancelled: () -> Bool) throws(VMMError) {
+        guard !isOpen else { return }
+        guard listenerFD >= 0 || configuration.reconnectDelay > 0 else {
+            throw VMMError("chardev '\(id)' is not connected to \(configuration.address.description)")
+        }
+        Report.info("waiting for connection on: \(filename)")
+        while !isOpen {
+            // The loop, and not just the socket: signals come through it.
+            loop.poll(timeout: -1)
+            if isCancelled() { throw VMMError("interrupted while waiting for a connection") }
         }
     }
 

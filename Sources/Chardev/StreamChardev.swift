@@ -119,11 +119,17 @@ open class StreamChardev: Chardev {
     }
 
     private var hasFrontend: Bool { frontend != nil }
+    /// The front end does all that is done with the descriptor.
+    private var isLent: Bool { frontend?.usesDescriptor == true }
     private func announceOpened() { frontend?.chardevEvent(.opened) }
 
     open override func didAttach() {
         if frontend?.isMonitor == true { release() }
         guard isOpen else { return }
+        if isLent {
+            stopWatching()
+            return announceOpened()
+        }
         announceOpened()
         acceptInput()
     }
@@ -133,7 +139,7 @@ open class StreamChardev: Chardev {
     // MARK: Watching
 
     private func watchAll() throws(VMMError) {
-        guard !isHeld else { return }
+        guard !isHeld, !isLent else { return }
         let current = connection
         if inputFD >= 0 {
             inputIsAlwaysReady = !(try watch(inputFD) { [weak self] events in
@@ -183,7 +189,7 @@ open class StreamChardev: Chardev {
 
     private func update(_ fd: Int32) {
         let wanted = events(for: fd)
-        guard !isHeld else { return }
+        guard !isHeld, !isLent else { return }
         guard hungUp else { return loop.setEvents(fd, wanted) }
         // epoll reports a hang-up whether asked or not: it would spin while
         // nobody wants the bytes that are left.
@@ -199,7 +205,7 @@ open class StreamChardev: Chardev {
     // MARK: Input
 
     open override func acceptInput() {
-        guard inputFD >= 0, hasFrontend, !isReading else { return }
+        guard inputFD >= 0, hasFrontend, !isReading, !isLent else { return }
         isReading = true
         if inputIsAlwaysReady { scheduleRead() } else { updateWatches() }
     }
@@ -314,7 +320,7 @@ open class StreamChardev: Chardev {
     }
 
     private func flushUnsent() {
-        guard unsentStart < unsent.count, outputFD >= 0, !writeFailed, !isHeld else { return }
+        guard unsentStart < unsent.count, outputFD >= 0, !writeFailed, !isHeld, !isLent else { return }
         let sent = unsent.withUnsafeBytes { send(UnsafeRawBufferPointer(rebasing: $0[unsentStart...])) }
         guard let sent else { return }
         unsentStart += sent

@@ -16,6 +16,10 @@ struct PhysicalRange {
 /// drops the ops that it overlaps; harts keep these pages out of their store
 /// TLBs to notice.
 ///
+/// What other processes store goes unnoticed. Where there are such writers, a
+/// copy is kept of each page that holds code, and the first fetch from a page
+/// after a `fence.i` compares the two.
+///
 /// Everything is raw memory with one owner, `SoftwareAccelerator`.
 struct CodeCache {
     /// Ops in a table: a page's halfwords, and two `pageEnd` ops for code that
@@ -31,6 +35,8 @@ struct CodeCache {
         var physical: UInt64
         var host: UnsafeMutableRawPointer
         var mapIndex: Int
+        /// The `generation` in which the page was last known to be as decoded.
+        var generation: UInt64
     }
 
     private(set) var ranges: UnsafeMutablePointer<PhysicalRange>
@@ -41,6 +47,11 @@ struct CodeCache {
     private let pool: UnsafeMutableRawPointer
     private let tables: UnsafeMutablePointer<Table>
     private(set) var used = 0
+    /// Counts the guest's `fence.i`, where others store to RAM.
+    private var generation: UInt64 = 0
+    private(set) var hasForeignWriters = false
+    /// The bytes that each table's page had when it was made or compared.
+    private var copies: UnsafeMutableRawPointer?
     let harts: UnsafeMutablePointer<HartPointer?>
     var hartCount = 0
 
@@ -72,6 +83,7 @@ struct CodeCache {
 
     static func deallocate(_ cache: UnsafeMutablePointer<CodeCache>) {
         munmap(cache.pointee.pool, capacity * tableSize)
+        if let copies = cache.pointee.copies { munmap(copies, capacity << 12) }
         cache.pointee.tables.deallocate()
         cache.pointee.harts.deallocate()
         cache.pointee.ranges.deallocate()
@@ -141,11 +153,16 @@ struct CodeCache {
     /// none. May flush everything when the pool is full.
     mutating func ops(for address: UInt64, in range: UnsafeMutablePointer<PhysicalRange>) -> OpPointer {
         let index = mapIndex(range, address)
-        if map[index] != 0 { return ops(ofTable: Int(map[index]) - 1) }
+        if map[index] != 0 {
+            let number = Int(map[index]) - 1
+            if tables[number].generation != generation { compare(number) }
+            return ops(ofTable: number)
+        }
         if used == CodeCache.capacity { flush() }
         let page = address & pageMask
         let host = range.pointee.host + Int(page - range.pointee.start)
-        (tables + used).initialize(to: Table(physical: page, host: host, mapIndex: index))
+        (tables + used).initialize(to: Table(physical: page, host: host, mapIndex: index, generation: generation))
+        if let copies { (copies + (used << 12)).copyMemory(from: host, byteCount: 4096) }
         let ops = ops(ofTable: used)
         ops.initialize(repeating: DecodedOp(), count: CodeCache.slots)
         for slot in CodeCache.slots..<CodeCache.slots + 8 { ops[slot] = DecodedOp(code: .pageEnd) }
@@ -179,6 +196,31 @@ struct CodeCache {
             if map[mapIndex(range, address)] != 0 { dropOps(range, address, length: next - address) }
             address = next
         }
+    }
+
+    /// Others than this process store to RAM from now on.
+    mutating func expectForeignWriters() {
+        flush()
+        hasForeignWriters = true
+        // Without room for copies every page counts as changed.
+        copies = try? CodeCache.reserve(CodeCache.capacity << 12, "copies of code")
+    }
+
+    /// What others have stored to RAM so far is seen by fetches from now on,
+    /// of harts whose fetch entries are dropped.
+    mutating func beginGeneration() { generation &+= 1 }
+
+    /// Drops a table's ops if its page is not what it was.
+    private mutating func compare(_ number: Int) {
+        let page = tables[number].host
+        tables[number].generation = generation
+        if let copies {
+            let copy = copies + (number << 12)
+            if memcmp(copy, page, 4096) == 0 { return }
+            copy.copyMemory(from: page, byteCount: 4096)
+        }
+        let ops = ops(ofTable: number)
+        for slot in 0..<CodeCache.slots { ops[slot].code = .undecoded }
     }
 
     /// Forgets all code. Pointers to ops are invalid afterwards.

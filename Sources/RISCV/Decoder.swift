@@ -64,6 +64,19 @@ enum Decoder {
 
     // MARK: 32-bit instructions
 
+    /// Whether a `fence` (or `fence.tso`, `pause`) orders what the host does
+    /// not order by itself. It counts between this process and others that use
+    /// the same RAM; the harts are one thread.
+    private static func needsHostFence(_ word: UInt32) -> Bool {
+        #if arch(x86_64)
+            // Total store order: only loads pass earlier stores.
+            let isTSO = word >> 28 == 8
+            return word >> 24 & 1 != 0 && word >> 21 & 1 != 0 && !isTSO
+        #else
+            return true
+        #endif
+    }
+
     private static func decode32(_ word: UInt32, _ offset: Int?) -> DecodedOp? {
         let rd = word >> 7 & 31
         let rs1 = word >> 15 & 31
@@ -81,7 +94,7 @@ enum Decoder {
             return makePlain(function == 2 ? .flw : .fld, rs2: rd, rs1: rs1, imm: immI)
         case 0x03:
             switch function {
-            case 0: return make(.fence)
+            case 0: return make(needsHostFence(word) ? .fence : .nop)
             case 1: return make(.fenceI)
             default: return nil
             }

@@ -1,3 +1,5 @@
+import CBaton
+
 /// Runs the hart from `pc` until its budget is used up or `leaveLoop` is called.
 ///
 /// The budget is looked at where code can loop: at taken branches and jumps,
@@ -31,7 +33,11 @@ func interpret(_ s: HartPointer) {
             }
 
         // MARK: Control flow
-        case .nop, .fence:
+        case .nop:
+            op += 2
+            continue
+        case .fence:
+            cbaton_full_fence()
             op += 2
             continue
         case .cNop:

@@ -68,10 +68,22 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case .sret: return returnFromSupervisorTrap(op)
         case .wfi: return waitForInterrupt(op)
         case .sfenceVMA: return fenceVMA(op, d)
-        // Ops are dropped when their page is written, so they never are stale.
-        case .fenceI: return op + d.step
+        case .fenceI:
+            // Ops are dropped when their page is written from here, so they
+            // are never stale unless others write too.
+            guard pointee.cache.pointee.hasForeignWriters else { return op + d.step }
+            let next = pc(of: op + d.step)
+            synchronizeCode()
+            return resolve(next)
         default: return illegal(op, UInt32(bitPattern: d.imm))
         }
+    }
+
+    /// `fence.i` on this hart: fetches see all that was stored to RAM so far.
+    func synchronizeCode() {
+        guard pointee.cache.pointee.hasForeignWriters else { return }
+        pointee.cache.pointee.beginGeneration()
+        dropFetchEntries()
     }
 
     @inline(__always)

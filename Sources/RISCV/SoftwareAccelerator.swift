@@ -41,10 +41,13 @@ public final class SoftwareAccelerator: Accelerator {
         cache.pointee.hartCount = hartCount
         let cache = cache
         vm.addressSpace.onExternalWrite = { address, length in cache.pointee.externalWrite(address, length) }
+        vm.addressSpace.onForeignWriters = { cache.pointee.expectForeignWriters() }
+        if vm.addressSpace.hasForeignWriters { cache.pointee.expectForeignWriters() }
     }
 
     deinit {
         vm.addressSpace.onExternalWrite = nil
+        vm.addressSpace.onForeignWriters = nil
         CodeCache.deallocate(cache)
     }
 

@@ -157,8 +157,10 @@ public final class BuiltinSBI {
     private func remoteFence(_ function: UInt64, mask: UInt64, base: UInt64, start: UInt64, size: UInt64) -> Answer {
         guard function <= 2 else { return .failure(.notSupported) }
         guard let targets = harts(mask: mask, base: base) else { return .failure(.invalidParameter) }
-        // Decoded code is never stale: fence.i has nothing to do.
-        if function == 0 { return .success }
+        if function == 0 {
+            for target in targets { target.state.synchronizeCode() }
+            return .success
+        }
         for target in targets {
             // Both 0, or a size of -1, stand for everything.
             if size > 64 << 12 || (start == 0 && size == 0) {

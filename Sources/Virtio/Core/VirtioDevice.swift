@@ -27,13 +27,16 @@ open class VirtioDevice: Device {
     // `isOperating`, kept for the rings' hot path.
     private(set) var isOperating = false
 
+    /// - Parameter ringFeatures: features of the rings and of virtio itself;
+    ///   by default those that `VirtQueue` implements.
     public init(
-        model: String, deviceID: UInt32, vm: VirtualMachine, features: UInt64, queueSizes: [UInt16], config: [UInt8]
+        model: String, deviceID: UInt32, vm: VirtualMachine, features: UInt64,
+        ringFeatures: UInt64 = VirtioFeature.common, queueSizes: [UInt16], config: [UInt8]
     ) {
         self.model = model
         self.deviceID = deviceID
         self.vm = vm
-        self.offeredFeatures = features | VirtioFeature.common
+        self.offeredFeatures = features | ringFeatures
         self.config = config
         self.stateName = model
         let space = vm.addressSpace

@@ -5,7 +5,7 @@ public enum VirtioFeature {
     public static let version1: UInt64 = 1 << 32
 
     /// What every device here offers.
-    static let common = ringIndirect | ringEventIndex | version1
+    public static let common = ringIndirect | ringEventIndex | version1
 }
 
 /// Bits of the device status field (virtio 1.3, 2.1).

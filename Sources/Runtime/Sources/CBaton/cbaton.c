@@ -10,6 +10,7 @@
 #include <linux/close_range.h>
 #include <linux/openat2.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -197,3 +198,59 @@ int cbaton_is_memory_filesystem(const char *path) {
     struct statfs system;
     return statfs(path, &system) != 0 || system.f_type == tmpfs || system.f_type == hugetlbfs;
 }
+
+ssize_t cbaton_send_fds(int socket, const void *data, size_t length, const int *fds, size_t count, int flags) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(CBATON_MESSAGE_FDS * sizeof(int))];
+    } control;
+    if (count > CBATON_MESSAGE_FDS) {
+        errno = EINVAL;
+        return -1;
+    }
+    struct iovec vector = {.iov_base = (void *)data, .iov_len = length};
+    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1};
+    if (count > 0) {
+        memset(&control, 0, sizeof control);
+        message.msg_control = control.bytes;
+        message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(count * sizeof(int));
+        memcpy(CMSG_DATA(header), fds, count * sizeof(int));
+    }
+    return sendmsg(socket, &message, flags | MSG_NOSIGNAL);
+}
+
+ssize_t cbaton_receive_fds(int socket, void *data, size_t length, int *fds, int *count, int flags) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(CBATON_MESSAGE_FDS * sizeof(int))];
+    } control;
+    struct iovec vector = {.iov_base = data, .iov_len = length};
+    struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = control.bytes,
+                             .msg_controllen = sizeof control.bytes};
+    *count = 0;
+    ssize_t received = recvmsg(socket, &message, flags | MSG_CMSG_CLOEXEC);
+    if (received < 0) return received;
+    int taken = 0;
+    for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+        size_t here = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t index = 0; index < here; index++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(header) + index * sizeof(int), sizeof fd);
+            if (taken < CBATON_MESSAGE_FDS) fds[taken++] = fd;
+            else close(fd);
+        }
+    }
+    if (message.msg_flags & MSG_CTRUNC) {
+        while (taken > 0) close(fds[--taken]);
+        taken = -1;
+    }
+    *count = taken;
+    return received;
+}
+
+int cbaton_socketpair(int ends[2]) { return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends); }

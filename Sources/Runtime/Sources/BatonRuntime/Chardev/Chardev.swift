@@ -21,12 +21,17 @@ public protocol ChardevFrontend: AnyObject {
     /// Whether this is a monitor: it talks to its client in a process that has
     /// not taken its guest over yet, when devices must not.
     var isMonitor: Bool { get }
+    /// Whether this front end reads, writes and watches the connection's
+    /// descriptor itself, for protocols that send descriptors along: see
+    /// `Chardev.connectionDescriptor`. It gets only `.opened` and `.closed`.
+    var usesDescriptor: Bool { get }
 }
 
 extension ChardevFrontend {
     public func chardevEvent(_ event: ChardevEvent) {}
     public func chardevWritable() {}
     public var isMonitor: Bool { false }
+    public var usesDescriptor: Bool { false }
 }
 
 /// A byte stream to the host: `-chardev BACKEND,id=ID,…`. Subclasses are the
@@ -72,6 +77,20 @@ open class Chardev {
     open func write(_ bytes: UnsafeRawBufferPointer) -> Int { bytes.count }
     /// The front end can receive again.
     open func acceptInput() {}
+    /// The connected socket, for a front end that `usesDescriptor`. Borrowed
+    /// until `.closed`; non-blocking. Nil when there is no connection, or the
+    /// back end has none that could carry descriptors.
+    open var connectionDescriptor: Int32? { nil }
+    /// A front end that `usesDescriptor` has found the connection's end, or
+    /// ends it: the chardev closes it, sends `.closed`, and connects again or
+    /// waits for the next client as its options say.
+    open func endConnection() {}
+    /// Waits, with the event loop running, until there is a connection.
+    /// - Parameter isCancelled: asked after every event.
+    /// - Throws: why there will be none: it was cancelled, or nobody tries.
+    open func waitForConnection(isCancelled: () -> Bool) throws(VMMError) {
+        guard isOpen else { throw VMMError("chardev '\(id)' has no connection") }
+    }
     /// Closes what is open and removes files that the back end made.
     open func shutDown() {}
     /// The process is about to be replaced: undoes what outlives it, such as a

@@ -41,6 +41,20 @@ public final class AddressSpace {
     /// from it. Set by the accelerator.
     public var onExternalWrite: ((_ address: UInt64, _ length: UInt64) -> Void)?
 
+    /// Called when `expectForeignWriters` is. Set by the accelerator.
+    public var onForeignWriters: (() -> Void)?
+    public private(set) var hasForeignWriters = false
+
+    /// Says that others than this process may store to RAM without a word: the
+    /// back end of a vhost-user device, a device that does DMA. Harts then look
+    /// for changed code where the guest asks for it (`fence.i`). Called while
+    /// the machine is built.
+    public func expectForeignWriters() {
+        guard !hasForeignWriters else { return }
+        hasForeignWriters = true
+        onForeignWriters?()
+    }
+
     public init() {}
 
     /// Maps `size` bytes of `block` from `blockOffset` at `start`.

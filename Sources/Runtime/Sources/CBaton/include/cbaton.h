@@ -89,6 +89,24 @@ int cbaton_is_root_or_self(unsigned uid);
 /* accept4(2) with FD_CLOEXEC and O_NONBLOCK. Returns the fd, or -1 and errno. */
 int cbaton_accept(int listener);
 
+/* The most descriptors that one message can carry here. */
+#define CBATON_MESSAGE_FDS 16
+
+/* sendmsg(2) with COUNT descriptors (SCM_RIGHTS), which stay the caller's.
+ * MSG_NOSIGNAL is added to FLAGS. Returns the bytes sent, or -1 and errno; the
+ * descriptors go with the first byte. */
+ssize_t cbaton_send_fds(int socket, const void *data, size_t length, const int *fds, size_t count, int flags);
+
+/* recvmsg(2), with room for CBATON_MESSAGE_FDS descriptors at FDS, which are
+ * the caller's to close and have FD_CLOEXEC. *COUNT says how many came, or is
+ * -1 when there were more than could be taken: then none is open. Returns the
+ * bytes received, 0 at the end, or -1 and errno. */
+ssize_t cbaton_receive_fds(int socket, void *data, size_t length, int *fds, int *count, int flags);
+
+/* A pair of connected stream sockets of the UNIX domain, with FD_CLOEXEC.
+ * Returns 0, or -1 and errno. */
+int cbaton_socketpair(int ends[2]);
+
 /* Opens a pseudo-terminal: a master fd with FD_CLOEXEC and O_NONBLOCK, and the
  * slave's path. The slave is in raw mode and hung up until someone opens it.
  * Returns -1 and errno on failure. */
