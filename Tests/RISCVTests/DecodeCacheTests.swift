@@ -159,3 +159,55 @@ struct DecodeCacheTests {
         #expect(try machine.runUntilDone() == UInt64(2 * pages))
     }
 }
+
+/// Code that another process stores to RAM: nothing tells of it.
+@Suite("Foreign writers")
+struct ForeignWriterTests {
+    private static let addSixteen: UInt32 = 0x0105_0513
+
+    /// Calls `target`, waits for the mailbox at +0x1000 to be filled, and calls
+    /// `target` (at +0x2000) again.
+    private func run(harts: Int = 1, sbi: Bool = false, fence: String) throws -> UInt64 {
+        let machine = try TestMachine(
+            harts: harts, sbi: sbi,
+            assembly: """
+                    li a0, 0
+                    li s0, 0x80001000
+                    li s1, 0x80002000
+                    jalr s1
+                    li t0, 1
+                    sd t0, (s0)
+                1:  ld t1, 8(s0)
+                    beqz t1, 1b
+                    mv s2, a0
+                    \(fence)
+                    mv a0, s2
+                    jalr s1
+                    sd a0, 16(s0)
+                    li t0, 2
+                    sd t0, (s0)
+                2:  j 2b
+                    .org 0x2000
+                    .option norvc
+                    addi a0, a0, 1
+                    ret
+                """)
+        machine.vm.addressSpace.expectForeignWriters()
+        try machine.run(until: "the first call") { machine[0x8000_1000] == 1 }
+        machine.ram.host.storeBytes(of: Self.addSixteen, toByteOffset: 0x2000, as: UInt32.self)
+        machine[0x8000_1008] = 1
+        try machine.run(until: "the second call") { machine[0x8000_1000] == 2 }
+        return machine[0x8000_1010]
+    }
+
+    @Test("fence.i shows code that another process has stored")
+    func fence() throws {
+        #expect(try run(fence: "fence.i") == 17)
+    }
+
+    @Test("a remote fence.i shows code that another process has stored")
+    func remoteFence() throws {
+        let call = "li a7, 0x52464e43\nli a6, 0\nli a0, 1\nli a1, 0\necall"
+        #expect(try run(sbi: true, fence: call) == 17)
+    }
+}

@@ -60,6 +60,16 @@ public final class DeviceFactory: DeviceContext {
         backend.user = options.id ?? device.stateName
     }
 
+    public override func plug(
+        _ offload: any VirtioOffload, busType: String, options: DeviceOptions
+    ) throws(VMMError) {
+        guard busType == VirtioMMIO.busType else {
+            return try super.plug(offload, busType: busType, options: options)
+        }
+        let slot = try bus(VirtioMMIO.self, for: options)
+        try plug(VirtioOffloadDevice(vm: vm, offload: offload), slot)
+    }
+
     func addEntropy(_ options: DeviceOptions) throws(VMMError) {
         try plug(VirtioEntropy(vm: vm), try bus(VirtioMMIO.self, for: options))
     }

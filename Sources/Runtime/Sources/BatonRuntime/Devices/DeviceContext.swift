@@ -46,6 +46,14 @@ open class DeviceContext {
         throw VMMError("No '\(Bus.busType)' bus found for device '\(options.model)'")
     }
 
+    /// Plugs a virtio device that a module serves, and adds it to the VM.
+    /// - Parameter busType: what carries it, as in `DeviceType.bus`:
+    ///   `virtio-bus` (virtio-mmio) or `PCI` (virtio-pci).
+    /// - Throws: why there is no place for it; nothing has changed.
+    open func plug(_ offload: any VirtioOffload, busType: String, options: DeviceOptions) throws(VMMError) {
+        throw VMMError("No '\(busType)' bus found for device '\(options.model)'")
+    }
+
     // MARK: Ids
 
     /// Makes one device of a type: takes `id` and `bus`, and refuses keys that
