@@ -18,6 +18,9 @@ public final class CprController {
     public internal(set) var times: UpdateTimes
     /// The mode of the last `cpr-save`, while the VM is in `save-vm`.
     private var saved: (mode: any CprMode, stateBefore: RunState)?
+    /// The mode of the save in hand, or of the last one: for what its promises
+    /// mean to a part in `.save`.
+    public private(set) var modeOfSave: (any CprMode)?
     private var observers: [(CprPhase) throws(VMMError) -> Void] = []
     /// Whether `cpr-load` has succeeded or was never due: until then the guest
     /// of the process before must not be started or reset.
@@ -150,6 +153,7 @@ public final class CprController {
         vm.stop(.saveVM)
         times = UpdateTimes(generation: times.generation)
         times.stopped = EventLoop.now
+        modeOfSave = mode
         try notify(.save)
         var container = Checkpoint.collect(vm, memory: memory, runState: stateBefore)
         let contents = mode.volatileBlocks(cpr: self)
