@@ -254,6 +254,31 @@ public final class SocketChardev: StreamChardev {
         }
     }
 
+    // MARK: Descriptors
+
+    /// Descriptors that a client of a monitor has sent, not taken yet. Owned.
+    private var received: [Int32] = []
+
+    public override func receive(_ fd: Int32, into buffer: UnsafeMutableRawBufferPointer) -> Int {
+        // What is sent to a device is discarded by the kernel.
+        guard frontend?.isMonitor == true, peer == nil else { return super.receive(fd, into: buffer) }
+        let limit = Int(CBATON_MESSAGE_FDS)
+        var descriptors = [Int32](repeating: -1, count: limit)
+        var count: Int32 = 0
+        let length = cbaton_receive_fds(fd, buffer.baseAddress, buffer.count, &descriptors, &count, 0)
+        received += descriptors.prefix(max(0, Int(count)))
+        while received.count > limit { close(received.removeFirst()) }
+        return length
+    }
+
+    public override func takeDescriptor() -> Int32? { received.isEmpty ? nil : received.removeFirst() }
+
+    public override func closeDescriptors(input: Int32, output: Int32) {
+        for fd in received { close(fd) }
+        received = []
+        super.closeDescriptors(input: input, output: output)
+    }
+
     // MARK: Disconnection
 
     public override func peerClosed() {

@@ -102,6 +102,10 @@ open class StreamChardev: Chardev {
         close(input)
         if output != input { close(output) }
     }
+    /// Receives without blocking; as read(2).
+    open func receive(_ fd: Int32, into buffer: UnsafeMutableRawBufferPointer) -> Int {
+        read(fd, buffer.baseAddress, buffer.count)
+    }
     /// Sends without blocking; as write(2).
     open func transmit(_ fd: Int32, _ bytes: UnsafeRawBufferPointer) -> Int {
         Glibc.write(fd, bytes.baseAddress, bytes.count)
@@ -239,7 +243,7 @@ open class StreamChardev: Chardev {
             return updateWatches()
         }
         withUnsafeTemporaryAllocation(byteCount: min(room, 1 << 14), alignment: 16) { buffer in
-            let count = retryingInterrupts { read(inputFD, buffer.baseAddress, buffer.count) }
+            let count = retryingInterrupts { receive(inputFD, into: buffer) }
             if count > 0 {
                 frontend?.chardevReceive(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
             } else if count == 0 || (errno != EAGAIN && errno != EWOULDBLOCK) || events.contains(.hangup) {

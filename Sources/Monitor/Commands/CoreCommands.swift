@@ -43,6 +43,7 @@ public func registerCoreCommands(
     try registerMemoryQueries(vm, memory)
     try ExaminePhysical.register(vm)
     try registerBlockQueries(vm)
+    try registerDescriptorCommands(vm: vm)
 }
 
 extension QMPCommand {

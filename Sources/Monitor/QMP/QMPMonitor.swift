@@ -113,7 +113,9 @@ public final class QMPMonitor: ResumableMonitor {
             current = request
             defer { current = nil }
             Log.trace("handle_qmp_command", "mon \(chardev.id) req \(Self.describe(request))")
+            vm.monitorInUse = chardev
             let response = dispatcher.dispatch(request)
+            vm.monitorInUse = nil
             Log.trace("monitor_qmp_respond", "mon \(chardev.id) \(response.text())")
             guard session == self.session else { continue }
             if isAnswered {

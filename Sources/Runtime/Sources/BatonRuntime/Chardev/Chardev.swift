@@ -75,6 +75,9 @@ open class Chardev {
     /// - Returns: how many were taken; when fewer than all, `chardevWritable`
     ///   follows. Bytes for a peer that is not there are taken and dropped.
     open func write(_ bytes: UnsafeRawBufferPointer) -> Int { bytes.count }
+    /// The first descriptor that the peer has sent along with its bytes and
+    /// nobody has taken yet; the caller owns it. Nil when there is none.
+    open func takeDescriptor() -> Int32? { nil }
     /// The front end can receive again.
     open func acceptInput() {}
     /// The connected socket, for a front end that `usesDescriptor`. Borrowed

@@ -16,6 +16,10 @@ public final class VirtualMachine: GuestRequests {
     public let clock = GuestClock()
     public let addressSpace = AddressSpace()
     public let commands = CommandRegistry()
+    /// What clients have given with `getfd`.
+    public let namedFDs = NamedFDs()
+    /// The chardev of the monitor whose command is being carried out.
+    public weak var monitorInUse: Chardev?
     /// What updates this VM; nil in a VM that cannot be updated.
     public internal(set) weak var cpr: CprController?
     public private(set) var accelerator: (any Accelerator)?
