@@ -46,6 +46,8 @@ let package = Package(
         moduleProduct("mode-restart", "ModeRestart"),
         moduleProduct("memory-backend-file", "MemoryBackendFile"),
         moduleProduct("memory-backend-memfd", "MemoryBackendMemfd"),
+        moduleProduct("preserver-fd", "PreserverFD"),
+        moduleProduct("foreign-ffi", "ForeignFFI"),
     ],
     dependencies: [
         .package(path: "Sources/Runtime"),
@@ -74,6 +76,12 @@ let package = Package(
         module("ModeRestart", "Modes/Restart"),
         module("MemoryBackendFile", "Memory/File"),
         module("MemoryBackendMemfd", "Memory/Memfd"),
+        // A foreign module: C, and all that it knows is baton-module.h.
+        .target(name: "PreserverFD", dependencies: [runtime], path: "Plugins/Preservers/FD"),
+        .target(name: "CForeign", path: "Plugins/Foreign/CForeign", linkerSettings: [.linkedLibrary("ffi")]),
+        .target(
+            name: "ForeignFFI", dependencies: [runtime, "CForeign"], path: "Plugins/Foreign/Bridge",
+            swiftSettings: lean),
 
         .target(name: "TestSupport", path: "Tests/TestSupport"),
         .target(

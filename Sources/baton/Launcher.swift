@@ -24,6 +24,7 @@ final class Launcher {
         loader.registry.addBuiltIn(RAMMemoryBackend())
         cpr = CprController(
             vm: vm, memory: memory, registry: loader.registry, inherited: inherited, startedAt: startedAt)
+        loader.registry.cpr = cpr
     }
 
     /// Builds everything and runs the VM to its end.
@@ -56,6 +57,7 @@ final class Launcher {
         try registerChardevCommands(vm: vm)
         try registerNetCommands(vm: vm) { backends.net }
         try cpr.registerCommands()
+        try loader.registry.installCommands(vm.commands)
         if cpr.inherited == nil { try board.prepareImages() }
         // Last: a monitor that waits for a client finds the machine complete.
         try MonitorOptions.start(invocation, backends: backends, vm: vm)

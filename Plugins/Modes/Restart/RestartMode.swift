@@ -17,7 +17,7 @@ final class RestartMode: CprMode {
     let name = "restart"
     let summary = "execute the new VMM in this process; guest RAM and descriptors stay in place"
     let promises: CprModePromises = [.samePID, .keepsConnections]
-    let allocatorHook: (any AllocatorHook)? = MemfdAllocator()
+    let allocatorHook: (any AllocatorHook)? = MemfdAllocator(hookName: "restart")
 
     /// Only memory behind a shared descriptor is still there after the exec.
     func blockers(cpr: CprController) -> [VMMError] {
@@ -29,9 +29,6 @@ final class RestartMode: CprMode {
     }
 
     func exec(_ argv: [String], cpr: CprController) throws(VMMError) {
-        let state = cpr.stateForExec(mode: self)
-        var fds = state.ram.map(\.fd) + state.fds.map(\.fd)
-        if let checkpoint = state.checkpointFD { fds.append(checkpoint) }
-        try Handover.exec(argv, state: state, fds: fds, startLimit: cpr.startLimit)
+        try Handover.exec(argv, mode: self, cpr: cpr)
     }
 }

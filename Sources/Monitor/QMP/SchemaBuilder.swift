@@ -33,7 +33,7 @@ struct SchemaBuilder {
     private mutating func name(of type: QMPType) -> String {
         switch type {
         case .bool: return builtin("bool", "boolean")
-        case .int: return builtin("int", "int")
+        case .int, .uint: return builtin("int", "int")
         case .number: return builtin("number", "number")
         case .string: return builtin("str", "string")
         case .any: return builtin("any", "value")

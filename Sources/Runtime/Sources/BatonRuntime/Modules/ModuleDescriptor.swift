@@ -48,7 +48,8 @@ public enum ModuleDescriptor {
                 register_module: { registrar in
                     guard let registrar else { return -1 }
                     return Unmanaged<ModuleRegistrar>.fromOpaque(registrar).takeUnretainedValue().runPending()
-                }))
+                },
+                methods: nil, method_count: 0, commands: nil, command_count: 0, events: nil, event_count: 0))
         return UnsafeRawPointer(descriptor)
     }
 }
@@ -68,47 +69,77 @@ public final class ModuleRegistrar {
     private(set) var preservers: [any FdPreserver] = []
     private(set) var hooks: [any AllocatorHook] = []
     private(set) var deviceTypes: [any DeviceType] = []
+    private(set) var commands: [QMPCommand] = []
+    private(set) var events: [(name: String, data: QMPType)] = []
+    private(set) var bridge: (any ForeignBridge)?
+    /// The first thing that was refused: the module is then refused too,
+    /// whatever its register function makes of it.
     private(set) var failure: VMMError?
+    /// Set when the register function has returned.
+    private var isClosed = false
 
     init(module: String, path: String) {
         self.module = module
         self.path = path
     }
 
+    /// Stages one thing, unless one of its name is staged already.
+    private func stage(_ what: String, _ name: String, isTaken: Bool, _ body: () -> Void) throws(VMMError) {
+        guard !isClosed else {
+            throw VMMError("module '\(module)' registers the \(what) '\(name)' outside of its register function")
+        }
+        guard failure == nil, !isTaken else {
+            let error = failure ?? VMMError("module '\(module)' registers the \(what) '\(name)' twice")
+            failure = error
+            throw error
+        }
+        body()
+    }
+
     /// Registers a CPR mode, for `-cpr-enable`.
     public func add(_ mode: any CprMode) throws(VMMError) {
-        guard !modes.contains(where: { $0.name == mode.name }) else {
-            throw VMMError("module '\(module)' registers the mode '\(mode.name)' twice")
-        }
-        modes.append(mode)
+        try stage("mode", mode.name, isTaken: modes.contains { $0.name == mode.name }) { modes.append(mode) }
     }
 
     /// Registers a memory backend type, for `-object`.
     public func add(_ backend: any MemoryBackendType) throws(VMMError) {
-        guard !memoryBackends.contains(where: { $0.typeName == backend.typeName }) else {
-            throw VMMError("module '\(module)' registers the memory backend '\(backend.typeName)' twice")
-        }
-        memoryBackends.append(backend)
+        let isTaken = memoryBackends.contains { $0.typeName == backend.typeName }
+        try stage("memory backend", backend.typeName, isTaken: isTaken) { memoryBackends.append(backend) }
     }
 
     /// Registers a preserver of file descriptors.
     public func add(_ preserver: any FdPreserver) throws(VMMError) {
-        guard !preservers.contains(where: { $0.name == preserver.name }) else {
-            throw VMMError("module '\(module)' registers the preserver '\(preserver.name)' twice")
-        }
-        preservers.append(preserver)
+        let isTaken = preservers.contains { $0.name == preserver.name }
+        try stage("preserver", preserver.name, isTaken: isTaken) { preservers.append(preserver) }
     }
 
     /// Registers a device type, for `-device`.
     public func add(_ deviceType: any DeviceType) throws(VMMError) {
-        guard !deviceTypes.contains(where: { $0.name == deviceType.name }) else {
-            throw VMMError("module '\(module)' registers the device type '\(deviceType.name)' twice")
-        }
-        deviceTypes.append(deviceType)
+        let isTaken = deviceTypes.contains { $0.name == deviceType.name }
+        try stage("device type", deviceType.name, isTaken: isTaken) { deviceTypes.append(deviceType) }
     }
 
     /// Adds a hook that is offered every RAM block without a backend of its own.
-    public func add(_ hook: any AllocatorHook) { hooks.append(hook) }
+    public func add(_ hook: any AllocatorHook) { if !isClosed { hooks.append(hook) } }
+
+    /// Registers a QMP command.
+    public func add(_ command: QMPCommand) throws(VMMError) {
+        let isTaken = commands.contains { $0.name == command.name }
+        try stage("QMP command", command.name, isTaken: isTaken) { commands.append(command) }
+    }
+
+    /// Registers a QMP event, for `query-qmp-schema`.
+    public func addEvent(_ name: String, data: QMPType = .empty) throws(VMMError) {
+        try stage("QMP event", name, isTaken: events.contains { $0.name == name }) { events.append((name, data)) }
+    }
+
+    /// Registers what calls foreign modules.
+    public func add(_ bridge: any ForeignBridge) throws(VMMError) {
+        try stage("bridge", "foreign", isTaken: self.bridge != nil) { self.bridge = bridge }
+    }
+
+    /// The register function has returned.
+    func close() { isClosed = true }
 
     func runPending() -> Int32 {
         guard let register = ModuleRegistrar.pending else { return -1 }
@@ -117,7 +148,7 @@ public final class ModuleRegistrar {
             try register(self)
             return 0
         } catch {
-            failure = error
+            failure = failure ?? error
             return 1
         }
     }

@@ -9,7 +9,7 @@ import Glibc
 /// in the installed module directory; nothing is loaded that was not asked for.
 public final class ModuleLoader {
     /// What kinds of module there are, longest prefix first.
-    public static let kinds = ["memory-backend", "preserver", "device", "accel", "mode"]
+    public static let kinds = ["memory-backend", "preserver", "foreign", "device", "accel", "mode"]
 
     /// A module's file that has been found but not necessarily loaded.
     public struct Candidate {
@@ -147,40 +147,80 @@ public final class ModuleLoader {
         }
         let query = unsafeBitCast(symbol, to: baton_module_query_fn.self)
         ModuleRegistrar.pending = nil
-        guard let descriptor = query()?.pointee, descriptor.magic == 0x444f_4d4e_4f54_4142 else {
+        guard let pointer = query() else {
+            throw VMMError("'\(path)' is not a Baton module (its query function returns no descriptor)")
+        }
+        guard pointer.pointer(to: \.magic)?.pointee == 0x444f_4d4e_4f54_4142 else {
             throw VMMError("'\(path)' is not a Baton module (its descriptor has the wrong magic)")
         }
-        try check(descriptor, path: path, kind: kind, name: name)
+        let descriptor = try check(pointer, path: path, kind: kind, name: name)
 
         let registrar = ModuleRegistrar(module: "\(kind)-\(name)", path: path)
+        try register(descriptor, registrar)
+        try registry.commit(registrar)
+        loaded.append(Candidate(kind: kind, name: name, path: path))
+        Log.trace("module_load", "\(path)")
+    }
+
+    /// Has the module stage what it provides.
+    private func register(_ descriptor: baton_module_descriptor, _ registrar: ModuleRegistrar) throws(VMMError) {
+        defer { registrar.close() }
+        let path = registrar.path
+        if descriptor.fingerprint == nil {
+            do throws(VMMError) {
+                if registry.bridge == nil { try require(kind: "foreign", name: "ffi") }
+                guard let bridge = registry.bridge else { throw VMMError("foreign-ffi does not provide the bridge") }
+                let module = ForeignModule(name: registrar.module, registry: registry)
+                try bridge.register(descriptor, module: module, registrar: registrar)
+            } catch {
+                throw error.prefixed("module '\(path)'")
+            }
+            if let failure = registrar.failure { throw failure }
+            return
+        }
         guard let register = descriptor.register_module else {
             throw VMMError("module '\(path)' has no register function")
         }
         let status = register(Unmanaged.passUnretained(registrar).toOpaque())
         if let failure = registrar.failure { throw failure.prefixed("module '\(path)' failed to register") }
         guard status == 0 else { throw VMMError("module '\(path)' failed to register (status \(status))") }
-        try registry.commit(registrar)
-        loaded.append(Candidate(kind: kind, name: name, path: path))
-        Log.trace("module_load", "\(path)")
     }
 
-    private func check(_ descriptor: baton_module_descriptor, path: String, kind: String, name: String) throws(VMMError) {
+    /// Bytes of the descriptor up to the tables of foreign modules.
+    private static let headSize = MemoryLayout.offset(of: \baton_module_descriptor.methods) ?? .max
+
+    /// Reads a module's descriptor and checks what is common to all modules.
+    private func check(
+        _ pointer: UnsafePointer<baton_module_descriptor>, path: String, kind: String, name: String
+    ) throws(VMMError) -> baton_module_descriptor {
         func text(_ pointer: UnsafePointer<CChar>?) -> String { pointer.map { String(cString: $0) } ?? "" }
-        guard descriptor.size >= MemoryLayout<baton_module_descriptor>.size, descriptor.abi == BATON_MODULE_ABI else {
+        // A field that the module does not know is not there to be read.
+        var descriptor = baton_module_descriptor()
+        let size = Int(UnsafeRawPointer(pointer).load(fromByteOffset: 8, as: UInt32.self))
+        let abi = UnsafeRawPointer(pointer).load(fromByteOffset: 12, as: UInt32.self)
+        guard abi == BATON_MODULE_ABI else {
             throw VMMError(
-                "module '\(path)' has the module ABI \(descriptor.abi), this is ABI \(BATON_MODULE_ABI)",
+                "module '\(path)' was built for the module ABI \(abi), this is ABI \(BATON_MODULE_ABI)",
                 hint: "Rebuild the module against this Baton.")
         }
-        guard text(descriptor.fingerprint) == runtimeFingerprint.description else {
+        guard size >= ModuleLoader.headSize else {
+            throw VMMError("module '\(path)' has a descriptor of \(size) bytes, at least \(ModuleLoader.headSize) are needed")
+        }
+        withUnsafeMutableBytes(of: &descriptor) { target in
+            target.copyMemory(from: UnsafeRawBufferPointer(start: pointer, count: min(size, target.count)))
+        }
+        if descriptor.fingerprint != nil, text(descriptor.fingerprint) != runtimeFingerprint.description {
             throw ModuleLoader.wrongStamp(path, text(descriptor.fingerprint))
         }
         guard text(descriptor.kind) == kind, text(descriptor.name) == name else {
             throw VMMError(
                 "module '\(path)' provides \(text(descriptor.kind))-\(text(descriptor.name)), which is not what its file name says")
         }
-        guard descriptor.capabilities == 0 else {
-            throw VMMError("module '\(path)' needs capabilities that this Baton lacks (\(Hex(descriptor.capabilities)))")
+        let known = descriptor.fingerprint == nil ? UInt64(BATON_NEEDS_ALL_METHODS) : 0
+        guard descriptor.capabilities & ~known == 0 else {
+            throw VMMError("module '\(path)' needs capabilities that this Baton lacks (\(Hex(descriptor.capabilities & ~known)))")
         }
+        return descriptor
     }
 
     private static func wrongStamp(_ path: String, _ stamp: String) -> VMMError {

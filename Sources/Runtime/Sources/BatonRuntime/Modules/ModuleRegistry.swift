@@ -6,6 +6,13 @@ public final class ModuleRegistry {
     public private(set) var preservers: [any FdPreserver] = []
     public private(set) var hooks: [any AllocatorHook] = []
     public private(set) var deviceTypes: [any DeviceType] = []
+    /// QMP commands and events of modules, with the module's name.
+    private var commands: [(module: String, command: QMPCommand)] = []
+    private var events: [(module: String, name: String, data: QMPType)] = []
+    /// What calls foreign modules, once one has been met.
+    private(set) var bridge: (any ForeignBridge)?
+    /// What updates the VM that the modules are for; nil when there is no VM.
+    public weak var cpr: CprController?
     /// The path a named thing came from; `built in` for the core's own.
     private var origins: [String: String] = [:]
 
@@ -21,6 +28,21 @@ public final class ModuleRegistry {
     /// Adds a part of the core.
     public func addBuiltIn(_ backend: any MemoryBackendType) { memoryBackends.append(backend) }
     public func addBuiltIn(_ type: any DeviceType) { deviceTypes.append(type) }
+
+    /// Gives the monitors the commands and events of modules, once the core has
+    /// registered its own.
+    /// - Throws: an error when the core has a command of that name.
+    public func installCommands(_ registry: CommandRegistry) throws(VMMError) {
+        for (module, command) in commands {
+            do throws(VMMError) { try registry.add(command) } catch { throw error.prefixed("module '\(module)'") }
+        }
+        for (module, name, data) in events {
+            guard registry.events[name] == nil else {
+                throw VMMError("module '\(module)': QMP event '\(name)' is already registered")
+            }
+            registry.addEvent(name, data: data)
+        }
+    }
 
     /// Takes over everything that a module staged.
     /// - Throws: an error when one of its names is taken; then nothing is added.
@@ -38,10 +60,22 @@ public final class ModuleRegistry {
             throw taken("preserver", preserver.name)
         }
         for type in registrar.deviceTypes where deviceType(type.name) != nil { throw taken("device type", type.name) }
+        for command in registrar.commands {
+            guard let other = commands.first(where: { $0.command.name == command.name }) else { continue }
+            throw VMMError(
+                "module '\(registrar.module)' registers the QMP command '\(command.name)', which \(other.module) has")
+        }
+        for event in registrar.events {
+            guard let other = events.first(where: { $0.name == event.name }) else { continue }
+            throw VMMError("module '\(registrar.module)' registers the QMP event '\(event.name)', which \(other.module) has")
+        }
         modes += registrar.modes
         memoryBackends += registrar.memoryBackends
         preservers += registrar.preservers
         hooks += registrar.hooks
+        commands += registrar.commands.map { (registrar.module, $0) }
+        events += registrar.events.map { (registrar.module, $0.name, $0.data) }
+        bridge = bridge ?? registrar.bridge
         deviceTypes += registrar.deviceTypes
         for mode in registrar.modes { origins["mode-\(mode.name)"] = registrar.path }
         for backend in registrar.memoryBackends { origins["memory backend-\(backend.typeName)"] = registrar.path }

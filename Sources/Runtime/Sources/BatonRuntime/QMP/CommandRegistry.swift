@@ -2,6 +2,8 @@
 /// and as arguments are checked against before a handler sees them.
 public indirect enum QMPType {
     case bool, int, number, string, any, null
+    /// An integer that may be greater than `Int64.max`.
+    case uint
     /// One of a fixed set of strings; the name is the schema's type name.
     case enumeration(name: String, values: [String])
     case array(QMPType)

@@ -1,33 +1,242 @@
-/* The binary interface between Baton and a module's file.
+/* The binary interface between Baton and a module's file. For C, C++, and
+ * whatever else can make a shared object: Rust, Zig.
  *
  * A module exports one function, baton_module_query, which returns a
  * descriptor that stays valid for the life of the process. Nothing else of the
- * module runs before the descriptor has been checked. */
+ * module is called before the descriptor has been checked. A module is never
+ * unloaded, and everything in it is called on one thread.
+ *
+ * There are two sorts of module:
+ *  - native ones, in Swift, have a register_module function and the
+ *    fingerprint of the one runtime that they fit;
+ *  - foreign ones have neither, but tables of methods and commands, and fit
+ *    every runtime of the same BATON_MODULE_ABI.
+ *
+ * Sources/Documentation/modules.md and preservers.md are the manual. */
 #ifndef BATON_MODULE_H
 #define BATON_MODULE_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* "BATONMOD", little endian. */
 #define BATON_MODULE_MAGIC UINT64_C(0x444f4d4e4f544142)
-/* Raised when the meaning of a field below changes. */
+/* Raised when the meaning of anything below changes. What is only added, at
+ * the end of a structure or as a function, does not raise it. */
 #define BATON_MODULE_ABI 1u
 #define BATON_MODULE_QUERY_SYMBOL "baton_module_query"
+/* Put in front of baton_module_query, for -fvisibility=hidden. */
+#define BATON_MODULE_EXPORT __attribute__((visibility("default")))
+
+/* The runtime, as one module sees it: the first argument ("h") of its methods
+ * and commands. Valid for the life of the process. */
+struct baton_host;
+
+typedef void (*baton_function)(void);
+
+/* A method or command's function has a signature that says how to call it:
+ * a letter for the result, then in brackets a letter an argument.
+ *
+ *   v  nothing (result only)          s  const char *, UTF-8, ends with a zero
+ *   b  bool                           f  int, a file descriptor
+ *   i  int32_t      I  uint32_t       B  bytes: const void *, size_t
+ *   l  int64_t      L  uint64_t       h  struct baton_host *
+ *   d  double
+ *
+ * In commands only: "?" before a letter makes the argument optional, and a
+ * bool that says whether it was given comes before it; what follows ">" are
+ * results, which the function stores through pointers (for s a const char **,
+ * for B a const void ** and a size_t *). Example: "i(hs?I>L)" is
+ *   int32_t f(struct baton_host *, const char *, bool, uint32_t, uint64_t *).
+ *
+ * Strings and bytes that the runtime gives are the runtime's, and valid for
+ * the call. Strings and bytes that the module gives are the module's, and must
+ * stay valid until it is called the next time. */
+
+/* A method that returns "i" succeeds with 0. Anything else is a failure whose
+ * text baton_fail gives. */
+struct baton_method {
+    const char *name;
+    const char *signature;
+    baton_function function;
+};
+
+/* The name of an argument or result of a command, and for integers the least
+ * and greatest value allowed; both 0 for all that the type can hold. */
+struct baton_parameter {
+    const char *name;
+    int64_t minimum;
+    int64_t maximum;
+};
+
+/* A QMP command. The signature starts with "i(h". An "f" argument is, in QMP,
+ * the name of a descriptor given with getfd; it belongs to the module when the
+ * function returns 0, and else stays the monitor's. */
+struct baton_command {
+    const char *name; /* a-z, 0-9 and "-" */
+    const char *signature;
+    baton_function function;
+    /* One for each argument and result behind "h", in order; NULL if none. */
+    const struct baton_parameter *parameters;
+};
+
+/* A QMP event that the module may emit. The signature has the letters of its
+ * data, without brackets; "?" makes a member optional. */
+struct baton_event {
+    const char *name; /* A-Z, 0-9 and "_" */
+    const char *signature;
+    const struct baton_parameter *parameters;
+};
 
 struct baton_module_descriptor {
     uint64_t magic;          /* BATON_MODULE_MAGIC */
     uint32_t size;           /* sizeof of this structure as the module knows it */
     uint32_t abi;            /* BATON_MODULE_ABI */
-    const char *kind;        /* "mode", "memory-backend", "preserver", "accel" */
-    const char *name;        /* as on the command line: "restart" */
+    const char *kind;        /* "mode", "memory-backend", "preserver"; native only: "accel", "device", "foreign" */
+    const char *name;        /* as on the command line: "restart"; the file is libKIND-NAME.so */
     const char *version;     /* for people */
-    const char *fingerprint; /* of the runtime that the module was built against */
-    uint64_t capabilities;   /* bits that the runtime must have; 0 for now */
-    /* Registers what the module provides. Returns 0, or another value after
-     * it has told the registrar why not. The argument is valid for the call. */
+    const char *fingerprint; /* native: of the runtime that the module was built against; foreign: NULL */
+    uint64_t capabilities;   /* BATON_NEEDS_* bits that the runtime must know; 0 for none */
+    /* Native: registers what the module provides. Returns 0, or another value
+     * after it has told the registrar why not. The argument is valid for the
+     * call. Foreign: NULL. */
     int32_t (*register_module)(void *registrar);
+    /* From here on: foreign modules. */
+    const struct baton_method *methods;
+    size_t method_count;
+    const struct baton_command *commands;
+    size_t command_count;
+    const struct baton_event *events;
+    size_t event_count;
 };
 
 typedef const struct baton_module_descriptor *(*baton_module_query_fn)(void);
+
+/* Without it the runtime ignores methods that it does not know: they may be
+ * for a later one. With it a module says that it cannot do without them. */
+#define BATON_NEEDS_ALL_METHODS 1ull
+
+/* For tables: BATON_METHOD("save", "i(h)", save). */
+#define BATON_METHOD(name, signature, function) {(name), (signature), (baton_function)(function)}
+#define BATON_COMMAND(name, signature, function, parameters) \
+    {(name), (signature), (baton_function)(function), (parameters)}
+#define BATON_COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* ---- Methods by kind. All are optional but those marked *.
+ *
+ * every kind:     init         i(h)    once, when the module is loaded
+ * preserver:      check        i(hs)   could a mode of this name keep everything now? a failure says why not
+ *                 save       * i(h)    the guest is stopped; save fds and state
+ *                 exec         i(h)    the last step in this process
+ *                 save-failed  v(h)    the guest goes on here
+ *                 load       * i(h)    in the new process: take fds and state back, change nothing else yet
+ *                 load-failed  v(h)
+ *                 commit       v(h)    the guest is this process'
+ * mode:           promises   * I(h)    BATON_MODE_* bits; asked once, at load
+ *                 summary      s(h)    a line for -cpr-enable help
+ *                 check        i(h)    could the VM be saved now?
+ *                 volatile     b(hI)   must the checkpoint hold the contents of RAM block number N?
+ *                 save         i(h)    put the mode's own state into the checkpoint
+ *                 load         i(h)    take it back
+ *                 exec         i(h)    replace the process: baton_handover
+ * memory-backend: summary      s(h)    a line for -object help
+ *                 check        i(hsL)  id and size in bytes of an object: read its options
+ *                 make       * f(hsL)  id and size in bytes: an fd with that much memory, which the
+ *                                      runtime owns from then on, or -1 */
+
+#define BATON_MODE_SAME_PID 1u             /* exec replaces the process */
+#define BATON_MODE_SURVIVES_HOST_REBOOT 2u /* the checkpoint does not need the process before */
+#define BATON_MODE_KEEPS_CONNECTIONS 4u    /* connections of clients and devices stay open */
+#define BATON_MODE_MEMFD_RAM 256u          /* RAM without a backend of its own gets a memfd */
+
+/* ---- What the runtime offers. Functions that return int32_t return 0, or
+ * another value after they have set the text of baton_fail, so that a method
+ * can return that value as it is. Only to be called from the thread on which
+ * the module is called, and only while it is called. */
+
+/* Sets the text of the failure that the method is about to return.
+ * Returns 1: `return baton_fail(host, "...");`. */
+int32_t baton_fail(struct baton_host *host, const char *text);
+/* The same with ": " and the system's text for an errno value. */
+int32_t baton_fail_errno(struct baton_host *host, const char *text, int32_t error_number);
+
+/* A line in the log, with -trace module_log. */
+void baton_log(struct baton_host *host, const char *text);
+/* A line for the person who started the VMM. */
+#define BATON_INFO 0
+#define BATON_WARNING 1
+#define BATON_ERROR 2
+void baton_report(struct baton_host *host, int32_t severity, const char *text);
+
+/* File descriptors that the next process inherits, by a name (1 to 200 bytes,
+ * the module's own: other modules' names do not clash) and an id from 0. The
+ * runtime borrows them: they stay the module's, and must stay open while they
+ * are saved. */
+int32_t baton_save_fd(struct baton_host *host, const char *name, int32_t id, int32_t fd);
+/* As baton_save_fd, and no failure when the same fd is saved already. */
+int32_t baton_resave_fd(struct baton_host *host, const char *name, int32_t id, int32_t fd);
+/* The fd saved under a name, in this process or the one before; -1 if none.
+ * In a new process it is the module's from then on. */
+int32_t baton_find_fd(struct baton_host *host, const char *name, int32_t id);
+/* Forgets an fd without closing it; does nothing if there is none. */
+void baton_delete_fd(struct baton_host *host, const char *name, int32_t id);
+
+/* State for the next process, by a name (1 to 200 bytes): to be put in "save"
+ * or "exec", to be got from "init" on in the process that follows (modes: put
+ * in "save", got in "load"). A name can be put again. */
+int32_t baton_put_number(struct baton_host *host, const char *name, uint64_t value);
+int32_t baton_put_string(struct baton_host *host, const char *name, const char *value);
+int32_t baton_put_bytes(struct baton_host *host, const char *name, const void *data, size_t size);
+/* Whether the process before put a value of that name. */
+bool baton_has(struct baton_host *host, const char *name);
+/* Fail when there is none of that name and type, or (numbers) it is greater
+ * than limit. What they give is valid until the method returns. */
+int32_t baton_get_number(struct baton_host *host, const char *name, uint64_t limit, uint64_t *value);
+int32_t baton_get_string(struct baton_host *host, const char *name, const char **value);
+int32_t baton_get_bytes(struct baton_host *host, const char *name, const void **data, size_t *size);
+
+/* Why the VM cannot be updated for now; QMP clients see the text. Returns a
+ * number for baton_remove_blocker, or 0 when the text is not valid. */
+uint32_t baton_add_blocker(struct baton_host *host, const char *reason);
+void baton_remove_blocker(struct baton_host *host, uint32_t blocker);
+
+/* Emits an event of the module's table. data: a JSON object, or NULL for none. */
+int32_t baton_emit_event(struct baton_host *host, const char *name, const char *data);
+
+/* ---- For modes. */
+
+struct baton_ram_block {
+    const char *name; /* valid until the method returns */
+    uint64_t length;  /* bytes that the guest sees */
+    int32_t fd;       /* the memory's, the runtime's own; -1 if none */
+    bool shared;      /* stores reach the fd: another process can map the same memory */
+    bool persistent;  /* the contents survive the process and a reboot of the host */
+};
+uint32_t baton_ram_count(struct baton_host *host);
+int32_t baton_ram_block(struct baton_host *host, uint32_t index, struct baton_ram_block *block);
+/* In "exec": the arguments of the new VMM; NULL behind the last. Valid until
+ * the method returns. */
+const char *baton_argument(struct baton_host *host, uint32_t index);
+/* In "exec": executes the new VMM in this process, with RAM, preserved fds and
+ * state, watched over by a lifeboat. Returns only when that failed; the guest
+ * is then still ours. */
+int32_t baton_handover(struct baton_host *host);
+
+/* ---- For memory backends: the object's own options, in "check" and "make". */
+
+/* NULL if the option was not given. Valid until the method returns. */
+const char *baton_option(struct baton_host *host, const char *key);
+/* Store nothing when the option was not given; fail when it is malformed. */
+int32_t baton_option_size(struct baton_host *host, const char *key, uint64_t *bytes);
+int32_t baton_option_bool(struct baton_host *host, const char *key, bool *value);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -1,5 +1,3 @@
-import BatonRuntime
-
 /// Checks values against their declared types, with the error texts of QEMU's
 /// QAPI visitor.
 public enum QMPArguments {
@@ -25,7 +23,7 @@ public enum QMPArguments {
 
     private static func check(_ value: JSON, is type: QMPType, path: String) throws(VMMError) {
         switch (type, value) {
-        case (.any, _), (.bool, .bool), (.int, .int), (.number, .int), (.number, .uint), (.number, .double),
+        case (.any, _), (.bool, .bool), (.int, .int), (.uint, .int), (.uint, .uint), (.number, .int), (.number, .uint), (.number, .double),
             (.string, .string), (.null, .null):
             return
         case (.enumeration(_, let values), .string(let text)):
@@ -44,7 +42,7 @@ public enum QMPArguments {
     private static func name(of type: QMPType) -> String {
         switch type {
         case .bool: "boolean"
-        case .int: "integer"
+        case .int, .uint: "integer"
         case .number: "number"
         case .string, .enumeration: "string"
         case .array: "array"

@@ -1,0 +1,98 @@
+import BatonRuntime
+import CBaton
+import CForeign
+
+/// A function of a foreign module, which can be called.
+struct ForeignFunction {
+    let module: ForeignModule
+    /// The method or command, for error texts.
+    let name: String
+    let function: baton_function
+    let signature: Signature
+
+    /// An argument as the C side gets it.
+    enum Value {
+        case bool(Bool)
+        case int32(Int32)
+        case uint32(UInt32)
+        case int64(Int64)
+        case uint64(UInt64)
+        case double(Double)
+        /// Valid until the call has returned.
+        case pointer(UnsafeRawPointer?)
+        case size(Int)
+
+        var letter: UInt8 {
+            switch self {
+            case .bool: UInt8(ascii: "b")
+            case .int32: UInt8(ascii: "i")
+            case .uint32: UInt8(ascii: "I")
+            case .int64: UInt8(ascii: "l")
+            case .uint64: UInt8(ascii: "L")
+            case .double: UInt8(ascii: "d")
+            case .pointer: UInt8(ascii: "p")
+            case .size: UInt8(ascii: "z")
+            }
+        }
+
+        var raw: foreign_value {
+            var value = foreign_value(L: 0)
+            switch self {
+            case .bool(let given): value.b = given ? 1 : 0
+            case .int32(let given): value.i = given
+            case .uint32(let given): value.I = given
+            case .int64(let given): value.l = given
+            case .uint64(let given): value.L = given
+            case .double(let given): value.d = given
+            case .pointer(let given): value.p = given
+            case .size(let given): value.z = given
+            }
+            return value
+        }
+    }
+
+    /// A text for the callee.
+    func text(_ text: String) -> Value { .pointer(module.lend(text).map { UnsafeRawPointer($0) }) }
+
+    /// Calls the function, with the module's handle first.
+    /// - Parameter read: reads what the function returned, while what was lent
+    ///   to it is still there.
+    /// - Returns: what `read` made of it, and the text that `baton_fail` was given.
+    func call<T>(
+        _ arguments: [Value], _ read: (foreign_value) -> T
+    ) throws(VMMError) -> (value: T, failure: VMMError?) {
+        let all = [Value.pointer(UnsafeRawPointer(module.handle))] + arguments
+        var raw = all.map(\.raw)
+        let letters = all.map { CChar(bitPattern: $0.letter) }
+        var returned = foreign_value(L: 0)
+        let result: UInt8
+        switch signature.result {
+        case .string: result = UInt8(ascii: "p")
+        case .descriptor: result = UInt8(ascii: "i")
+        case let other: result = other.rawValue
+        }
+        let status = foreign_call(function, CChar(bitPattern: result), letters, letters.count, &raw, &returned)
+        let value = read(returned)
+        let failure = module.callEnded()
+        guard status == 0 else { throw VMMError("\(module.name): '\(name)' cannot be called") }
+        return (value, failure)
+    }
+
+    /// The error for a call that failed.
+    func error(_ failure: VMMError?, _ status: Int32) -> VMMError {
+        failure?.prefixed(module.name) ?? VMMError("\(module.name): \(name) failed with status \(status)")
+    }
+
+    /// Calls a function that returns `v` or `i`.
+    /// - Throws: for `i`, the failure in the module's words.
+    func callChecked(_ arguments: [Value] = []) throws(VMMError) {
+        let (status, failure) = try call(arguments) { $0.i }
+        guard signature.result == .int32, status != 0 else { return }
+        throw error(failure, status)
+    }
+
+    /// Calls a function that returns `s`.
+    func callForText() -> String? {
+        (try? call([]) { $0.p.map { String(cString: $0.assumingMemoryBound(to: CChar.self)) } })?.value
+    }
+}

@@ -1,0 +1,68 @@
+import BatonRuntime
+import CBaton
+
+/// A mode whose methods are a foreign module's.
+final class ForeignMode: CprMode {
+    let name: String
+    let summary: String
+    let promises: CprModePromises
+    let allocatorHook: (any AllocatorHook)?
+    private let module: ForeignModule
+    private let methods: MethodTable
+    private var section: String { "mode/\(name)" }
+
+    /// - Throws: an error when the module promises what is unknown or cannot be.
+    init(name: String, module: ForeignModule, methods: MethodTable) throws(VMMError) {
+        self.name = name
+        self.module = module
+        self.methods = methods
+        summary = methods["summary"]?.callForText() ?? "(a foreign module)"
+        let bits = try methods["promises"]?.call([]) { $0.I }.value ?? 0
+        let known = UInt32(BATON_MODE_SAME_PID | BATON_MODE_SURVIVES_HOST_REBOOT | BATON_MODE_KEEPS_CONNECTIONS)
+        let memfds = UInt32(BATON_MODE_MEMFD_RAM)
+        guard bits & ~(known | memfds) == 0 else {
+            throw VMMError("the mode promises what is unknown to this Baton (\(Hex(UInt64(bits & ~(known | memfds)))))")
+        }
+        promises = CprModePromises(rawValue: bits & known)
+        if promises.contains(.samePID), methods["exec"] == nil {
+            throw VMMError("the mode promises to replace the process, and has no 'exec'")
+        }
+        allocatorHook = bits & memfds != 0 ? MemfdAllocator(hookName: name) : nil
+        module.mode = self
+    }
+
+    func blockers(cpr: CprController) -> [VMMError] {
+        var reasons = module.blockerReasons.map { VMMError($0) }
+        do throws(VMMError) { try methods.call("check") } catch { reasons.append(error) }
+        return reasons
+    }
+
+    func volatileBlocks(cpr: CprController) -> [RAMBlock] {
+        guard let function = methods["volatile"] else { return [] }
+        return cpr.memory.blocks.enumerated().filter { index, _ in
+            (try? function.call([.uint32(UInt32(truncatingIfNeeded: index))]) { $0.b })?.value == 1
+        }.map(\.element)
+    }
+
+    func save(to container: inout SectionContainer, cpr: CprController) throws(VMMError) {
+        module.beginSave()
+        try methods.call("save")
+        if let state = module.state { container.add(section, version: 1, state) }
+    }
+
+    func load(from container: SectionContainer, cpr: CprController) throws(VMMError) -> [String] {
+        let found = container.sections.first { $0.name == section }
+        var reader: StateReader?
+        if let found { reader = try container.reader(found) }
+        module.read(from: reader)
+        try methods.call("load")
+        return found == nil ? [] : [section]
+    }
+
+    func exec(_ argv: [String], cpr: CprController) throws(VMMError) {
+        guard methods["exec"] != nil else { throw VMMError("mode '\(name)' cannot execute the new VMM") }
+        module.arguments = argv
+        defer { module.arguments = nil }
+        try methods.call("exec")
+    }
+}

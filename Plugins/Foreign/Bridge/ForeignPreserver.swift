@@ -1,0 +1,30 @@
+import BatonRuntime
+
+/// A preserver whose methods are a foreign module's.
+final class ForeignPreserver: FdPreserver {
+    let name: String
+    private let module: ForeignModule
+    private let methods: MethodTable
+
+    init(name: String, module: ForeignModule, methods: MethodTable) {
+        self.name = name
+        self.module = module
+        self.methods = methods
+    }
+
+    func blockers(mode: String) -> [String] {
+        var reasons = module.blockerReasons
+        do throws(VMMError) {
+            try methods.call("check") { [$0.text(mode)] }
+        } catch {
+            reasons.append(error.message)
+        }
+        return reasons
+    }
+
+    func notify(_ phase: CprPhase, cpr: CprController) throws(VMMError) {
+        if phase == .save { module.beginSave() }
+        try methods.call(phase.rawValue)
+        if phase == .exec { module.handOver(to: cpr) }
+    }
+}

@@ -1,0 +1,168 @@
+import CBaton
+import Glibc
+
+/// A loaded foreign module, as the runtime sees it: what `struct baton_host`
+/// stands for in the module's code. Main thread only; never freed.
+public final class ForeignModule {
+    /// For error texts and as the owner of what it saves: `preserver-fd`.
+    public let name: String
+    private let registry: ModuleRegistry
+
+    /// What `baton_fail` was told in the call under way.
+    private var failure: VMMError?
+    /// Strings and bytes lent to the call under way.
+    private var lent: [UnsafeMutableRawPointer] = []
+
+    /// Fields put for the next process. A name can be put again.
+    private var outgoing: [(name: String, put: (inout StateWriter) -> Void)] = []
+    /// What can be got; nil when no process before put anything.
+    private var incoming: StateReader?
+    private var hasLookedForState = false
+
+    private var blockers: [(number: UInt32, reason: String)] = []
+    private var lastBlocker: UInt32 = 0
+
+    /// The events of the module's table.
+    public var events: [String: [QMPMember]] = [:]
+    /// In a memory backend's `check` and `make`: the object's own options.
+    public var options: KeyValueOptions?
+    /// In a mode's methods: the mode and, in `exec`, the new VMM's arguments.
+    public var mode: (any CprMode)?
+    public var arguments: [String]?
+
+    /// - Parameters:
+    ///   - name: KIND-NAME.
+    ///   - registry: where the module is registered.
+    public init(name: String, registry: ModuleRegistry) {
+        self.name = name
+        self.registry = registry
+        ForeignModule.all.append(self)
+    }
+
+    /// What updates the VM; nil where there is none, such as for `-module help`.
+    var cpr: CprController? { registry.cpr }
+    /// The descriptors that clients have given with `getfd`.
+    public var namedFDs: NamedFDs? { cpr?.vm.namedFDs }
+
+    // MARK: The handle
+
+    /// Every foreign module: a handle that is none of these is not used.
+    nonisolated(unsafe) private static var all: [ForeignModule] = []
+
+    /// The `struct baton_host *` of the module.
+    public var handle: OpaquePointer { OpaquePointer(Unmanaged.passUnretained(self).toOpaque()) }
+
+    /// The module behind a handle that C code gave; nil for anything else.
+    static func find(_ handle: OpaquePointer?) -> ForeignModule? { all.first { $0.handle == handle } }
+
+    // MARK: Calls
+
+    /// To be called when a call into the module has returned: ends what was
+    /// lent to it.
+    /// - Returns: what `baton_fail` was told in it.
+    public func callEnded() -> VMMError? {
+        for memory in lent { free(memory) }
+        lent = []
+        defer { failure = nil }
+        return failure
+    }
+
+    func fail(_ error: VMMError) -> Int32 {
+        failure = error
+        return 1
+    }
+
+    /// Carries out a runtime function for C: its status, and the failure kept.
+    func attempt(_ body: () throws(VMMError) -> Void) -> Int32 {
+        do throws(VMMError) {
+            try body()
+            return 0
+        } catch {
+            return fail(error)
+        }
+    }
+
+    /// A copy that lives until the call under way has returned, with a zero
+    /// behind it.
+    public func lend(_ bytes: [UInt8]) -> UnsafeMutableRawPointer? {
+        guard let memory = malloc(bytes.count + 1) else { return nil }
+        lent.append(memory)
+        memory.copyMemory(from: bytes, byteCount: bytes.count)
+        memory.storeBytes(of: 0, toByteOffset: bytes.count, as: UInt8.self)
+        return memory
+    }
+
+    public func lend(_ text: String) -> UnsafePointer<CChar>? {
+        lend(Array(text.utf8)).map { UnsafePointer($0.assumingMemoryBound(to: CChar.self)) }
+    }
+
+    // MARK: State
+
+    /// The part of the CPR state that the module's fields cross an exec in.
+    private var part: String { "module/\(name)" }
+
+    /// Forgets what was put: a new save begins.
+    public func beginSave() { outgoing = [] }
+
+    /// What was put since `beginSave`; nil when nothing was.
+    public var state: StateWriter? {
+        guard !outgoing.isEmpty else { return nil }
+        var writer = StateWriter()
+        for field in outgoing { field.put(&writer) }
+        return writer
+    }
+
+    /// Hands over to the next process what was put.
+    public func handOver(to cpr: CprController) {
+        if let state { cpr.handOver(part, state) }
+    }
+
+    /// Reads from a section of the checkpoint instead of the CPR state.
+    public func read(from section: StateReader?) {
+        incoming = section
+        hasLookedForState = true
+    }
+
+    func put(_ field: String, _ body: @escaping (inout StateWriter) -> Void) throws(VMMError) {
+        try ForeignModule.check(field, "the name of a field")
+        outgoing.removeAll { $0.name == field }
+        outgoing.append((field, body))
+    }
+
+    func inherited() throws(VMMError) -> StateReader? {
+        if !hasLookedForState {
+            incoming = try cpr?.inherited?.part(part)
+            hasLookedForState = true
+        }
+        return incoming
+    }
+
+    // MARK: Descriptors
+
+    /// The name under which a module's descriptor is saved: its own names
+    /// clash with no other part's.
+    func fdName(_ given: String) throws(VMMError) -> String {
+        try ForeignModule.check(given, "the name of a descriptor")
+        return "\(name)/\(given)"
+    }
+
+    private static func check(_ text: String, _ what: String) throws(VMMError) {
+        guard (1...200).contains(text.utf8.count) else {
+            throw VMMError("\(what) must have 1 to 200 bytes, not \(text.utf8.count)")
+        }
+    }
+
+    // MARK: Blockers
+
+    /// Why the VM cannot be updated for now, in the module's words.
+    public var blockerReasons: [String] { blockers.map(\.reason) }
+
+    func addBlocker(_ reason: String) -> UInt32 {
+        lastBlocker &+= 1
+        if lastBlocker == 0 { lastBlocker = 1 }
+        blockers.append((lastBlocker, reason))
+        return lastBlocker
+    }
+
+    func removeBlocker(_ number: UInt32) { blockers.removeAll { $0.number == number } }
+}
