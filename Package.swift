@@ -28,13 +28,39 @@ func part(_ name: String, _ dependencies: [Target.Dependency] = [], settings: [S
     .target(name: name, dependencies: [runtime] + dependencies, path: "Sources/\(name)", swiftSettings: settings)
 }
 
-func module(_ name: String, _ path: String) -> Target {
-    .target(name: name, dependencies: [runtime], path: "Plugins/\(path)", swiftSettings: lean)
+/// A module: its file's name says what it provides. A shared object without a
+/// SONAME would name the directory that it was linked in. The installed runtime
+/// is two directories up.
+struct Module {
+    var file: String
+    var target: String
+    var path: String
+    var dependencies: [Target.Dependency] = []
+    var isSwift = true
+
+    var product: Product { .library(name: file, type: .dynamic, targets: [target]) }
+    var declaration: Target {
+        .target(
+            name: target, dependencies: [runtime] + dependencies, path: "Plugins/\(path)",
+            swiftSettings: isSwift ? lean : nil,
+            linkerSettings: [
+                .unsafeFlags(["-Xlinker", "-soname=lib\(file).so", "-Xlinker", "-rpath=$ORIGIN/../.."])
+            ])
+    }
 }
 
-func moduleProduct(_ fileName: String, _ target: String) -> Product {
-    .library(name: fileName, type: .dynamic, targets: [target])
-}
+let modules = [
+    Module(file: "mode-reboot", target: "ModeReboot", path: "Modes/Reboot"),
+    Module(file: "mode-restart", target: "ModeRestart", path: "Modes/Restart"),
+    Module(file: "memory-backend-file", target: "MemoryBackendFile", path: "Memory/File"),
+    Module(file: "memory-backend-memfd", target: "MemoryBackendMemfd", path: "Memory/Memfd"),
+    // A foreign module: C, and all that it knows is baton-module.h.
+    Module(file: "preserver-fd", target: "PreserverFD", path: "Preservers/FD", isSwift: false),
+    Module(file: "foreign-ffi", target: "ForeignFFI", path: "Foreign/Bridge", dependencies: ["CForeign"]),
+]
+
+/// An executable finds the runtime beside itself, and installed in ../lib.
+let installed: [LinkerSetting] = [.unsafeFlags(["-Xlinker", "-rpath=$ORIGIN/../lib"])]
 
 let package = Package(
     name: "baton",
@@ -42,13 +68,7 @@ let package = Package(
         .executable(name: "baton", targets: ["baton"]),
         .executable(name: "baton-ctl", targets: ["baton-ctl"]),
         .executable(name: "baton-demo", targets: ["baton-demo"]),
-        moduleProduct("mode-reboot", "ModeReboot"),
-        moduleProduct("mode-restart", "ModeRestart"),
-        moduleProduct("memory-backend-file", "MemoryBackendFile"),
-        moduleProduct("memory-backend-memfd", "MemoryBackendMemfd"),
-        moduleProduct("preserver-fd", "PreserverFD"),
-        moduleProduct("foreign-ffi", "ForeignFFI"),
-    ],
+    ] + modules.map(\.product),
     dependencies: [
         .package(path: "Sources/Runtime"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
@@ -62,26 +82,17 @@ let package = Package(
         part("VirtBoard", ["RISCV", "Virtio"]),
         .executableTarget(
             name: "baton", dependencies: [runtime, "RISCV", "Virtio", "VirtBoard", "Chardev", "Monitor"],
-            path: "Sources/baton", swiftSettings: lean),
+            path: "Sources/baton", swiftSettings: lean, linkerSettings: installed),
         .executableTarget(
             name: "baton-ctl",
             dependencies: [runtime, .product(name: "ArgumentParser", package: "swift-argument-parser")],
-            path: "Sources/baton-ctl"),
+            path: "Sources/baton-ctl", linkerSettings: installed),
         .executableTarget(
             name: "baton-demo",
             dependencies: [.product(name: "ArgumentParser", package: "swift-argument-parser")],
             path: "Sources/baton-demo"),
 
-        module("ModeReboot", "Modes/Reboot"),
-        module("ModeRestart", "Modes/Restart"),
-        module("MemoryBackendFile", "Memory/File"),
-        module("MemoryBackendMemfd", "Memory/Memfd"),
-        // A foreign module: C, and all that it knows is baton-module.h.
-        .target(name: "PreserverFD", dependencies: [runtime], path: "Plugins/Preservers/FD"),
         .target(name: "CForeign", path: "Plugins/Foreign/CForeign", linkerSettings: [.linkedLibrary("ffi")]),
-        .target(
-            name: "ForeignFFI", dependencies: [runtime, "CForeign"], path: "Plugins/Foreign/Bridge",
-            swiftSettings: lean),
 
         .target(name: "TestSupport", path: "Tests/TestSupport"),
         .target(
@@ -94,6 +105,6 @@ let package = Package(
         .testTarget(name: "MonitorTests", dependencies: ["Monitor", "Chardev", "TestSupport", runtime], path: "Tests/MonitorTests"),
         .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),
         .testTarget(name: "BatonTests", dependencies: ["TestSupport"], path: "Tests/BatonTests"),
-    ],
+    ] + modules.map(\.declaration),
     swiftLanguageModes: [.v5]
 )
