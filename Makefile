@@ -6,7 +6,7 @@
 #     BIOS=opensbi|FILE    firmware in M-mode instead of the built-in SBI (opensbi: Debian's, installed if missing)
 #     RUNFLAGS=...         more options for baton-demo run (see its --help)
 #   make test              all tests, against the release build
-#   make bench             how fast it is
+#   make bench             how fast it is, and the pause of a restart beside QEMU's cpr-exec (downloaded once)
 #   make clean
 
 SWIFT := $(shell PATH="$$PATH:/opt/swift/usr/bin" command -v swift)

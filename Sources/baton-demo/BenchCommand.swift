@@ -13,12 +13,31 @@ struct BenchCommand: ParsableCommand {
     @Option(help: "How often to measure start-up and restart.")
     var repetitions = 20
 
+    @Option(help: "Directory to keep downloads in.")
+    var cache = ".cache"
+
+    @Flag(help: "Measure the guest's pause in a restart only.")
+    var pauseOnly = false
+
     func run() throws {
+        setvbuf(stdout, nil, Int32(_IOLBF), 0)
         let directory = try TemporaryDirectory()
         let baton = try RunCommand.locate(vmm: vmm)
-        try speed(baton: baton, directory: directory)
-        try StartUpBenchmark(vmm: baton, repetitions: repetitions, directory: directory).run()
+        if !pauseOnly {
+            try speed(baton: baton, directory: directory)
+            try StartUpBenchmark(vmm: baton, repetitions: repetitions, directory: directory).run()
+        }
         try RestartBenchmark(vmm: baton, repetitions: repetitions, directory: directory).run()
+        try PauseBenchmark(vmm: baton, qemu: findQEMU(), repetitions: repetitions, directory: directory).run()
+    }
+
+    private func findQEMU() -> QEMUInstallation? {
+        do {
+            return try QEMUInstallation.find(cache: cache) { print($0) }
+        } catch {
+            print("no QEMU with cpr-exec to measure beside: \(error)")
+            return nil
+        }
     }
 
     /// Runs the same image under both VMMs. Only baton counts instructions

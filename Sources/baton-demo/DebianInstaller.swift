@@ -29,7 +29,7 @@ struct DebianInstaller {
     /// The files, from the cache or downloaded into it.
     func obtain(progress: (String) -> Void) throws -> Files {
         if let files = cached() { return files }
-        let archive = try archiveAddress()
+        let archive = try PrivateApt.archiveAddress()
         progress("downloading Debian's riscv64 kernel and installer from \(archive)")
         let keyring = try trixieKeyring(archive: archive)
         let apt = try PrivateApt(
@@ -76,20 +76,6 @@ struct DebianInstaller {
         } catch {
             return try apt.download("linux-image-\(release)", into: directory)
         }
-    }
-
-    /// The archive that this machine's own apt uses, as apt itself reads its configuration.
-    private func archiveAddress() throws -> String {
-        let targets = try Tool.require([
-            "apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages",
-        ])
-        for line in targets.text.split(separator: "\n") {
-            let words = line.split(separator: " ")
-            guard words.count == 2, !words[0].contains("security") else { continue }
-            let address = words[1].hasSuffix("/") ? words[1].dropLast() : words[1]
-            if address.hasSuffix("/debian") { return String(address) }
-        }
-        return "http://deb.debian.org/debian"
     }
 
     /// A keyring that holds Debian 13's keys. One from before Debian 13 is replaced,

@@ -3,11 +3,13 @@ import Foundation
 /// apt with state, cache and sources under a directory of ours. Proxies and
 /// the like still come from the machine's configuration.
 struct PrivateApt {
+    private let directory: String
     private let options: [String]
 
     init(
         directory: String, archive: String, suite: String, components: String, architecture: String, keyring: String
     ) throws {
+        self.directory = directory
         for part in ["state/lists/partial", "cache/archives/partial"] {
             try FileManager.default.createDirectory(
                 atPath: "\(directory)/\(part)", withIntermediateDirectories: true)
@@ -50,6 +52,29 @@ struct PrivateApt {
             throw Failure("apt-get download \(package) left no file in \(directory)")
         }
         return "\(directory)/\(file)"
+    }
+
+    /// Downloads a package and everything that it depends on, as for a machine
+    /// with nothing installed, and returns the paths of the files.
+    func downloadWithDependencies(_ package: String) throws -> [String] {
+        try run(["install", "--no-install-recommends", "--download-only", "-y", package], in: nil)
+        let archives = "\(directory)/cache/archives"
+        return try FileManager.default.contentsOfDirectory(atPath: archives)
+            .filter { $0.hasSuffix(".deb") }.map { "\(archives)/\($0)" }
+    }
+
+    /// The archive that this machine's own apt uses, as apt itself reads its configuration.
+    static func archiveAddress() throws -> String {
+        let targets = try Tool.require([
+            "apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages",
+        ])
+        for line in targets.text.split(separator: "\n") {
+            let words = line.split(separator: " ")
+            guard words.count == 2, !words[0].contains("security") else { continue }
+            let address = words[1].hasSuffix("/") ? words[1].dropLast() : words[1]
+            if address.hasSuffix("/debian") { return String(address) }
+        }
+        return "http://deb.debian.org/debian"
     }
 
     private func run(_ command: [String], in directory: String?) throws {

@@ -34,10 +34,17 @@ final class QMPClient {
 
     deinit { close(descriptor) }
 
-    func send(_ command: String, _ arguments: [String: Any]? = nil) throws {
+    func send(_ command: String, _ arguments: [String: Any]? = nil) throws { try send(try Self.encode(command, arguments)) }
+
+    /// A command as it is sent.
+    static func encode(_ command: String, _ arguments: [String: Any]?) throws -> Data {
         var object: [String: Any] = ["execute": command]
         if let arguments { object["arguments"] = arguments }
-        var rest = try JSONSerialization.data(withJSONObject: object) + Data("\n".utf8)
+        return try JSONSerialization.data(withJSONObject: object) + Data("\n".utf8)
+    }
+
+    func send(_ message: Data) throws {
+        var rest = message
         while !rest.isEmpty {
             let count = rest.withUnsafeBytes { write(descriptor, $0.baseAddress, $0.count) }
             if count > 0 {
@@ -46,9 +53,34 @@ final class QMPClient {
                 var set = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
                 poll(&set, 1, 1000)
             } else if errno != EINTR {
-                throw Failure("QMP: cannot send \(command): \(String(cString: strerror(errno)))")
+                throw Failure("QMP: cannot send: \(String(cString: strerror(errno)))")
             }
         }
+    }
+
+    /// Sends a short command with a descriptor, which stays the caller's.
+    func send(_ command: String, _ arguments: [String: Any], passing descriptor: Int32) throws {
+        var bytes = Array(try Self.encode(command, arguments))
+        // struct cmsghdr and one int, as cmsg(3) lays them out.
+        var control = [Int32](repeating: 0, count: 6)
+        control[0] = 20
+        control[2] = SOL_SOCKET
+        control[3] = 1  // SCM_RIGHTS
+        control[4] = descriptor
+        let sent = bytes.withUnsafeMutableBytes { text in
+            control.withUnsafeMutableBytes { header in
+                var part = iovec(iov_base: text.baseAddress, iov_len: text.count)
+                return withUnsafeMutablePointer(to: &part) { part in
+                    var message = msghdr()
+                    message.msg_iov = part
+                    message.msg_iovlen = 1
+                    message.msg_control = header.baseAddress
+                    message.msg_controllen = header.count
+                    return sendmsg(self.descriptor, &message, 0)
+                }
+            }
+        }
+        guard sent == bytes.count else { throw Failure("QMP: cannot pass a descriptor: \(String(cString: strerror(errno)))") }
     }
 
     /// The next message that is not an event, if it is there.

@@ -65,12 +65,12 @@ final class CounterPage {
     let path: String
     private let words: UnsafeMutableRawPointer
 
-    /// Makes the file: 64 MiB of zeros.
-    init(path: String) throws {
+    /// Makes the file, of so many bytes, none of them there yet.
+    init(path: String, size: Int = 64 << 20) throws {
         self.path = path
         unlink(path)
         let fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard fd >= 0, ftruncate(fd, 64 << 20) == 0,
+        guard fd >= 0, ftruncate(fd, off_t(size)) == 0,
             let map = mmap(nil, 4096, PROT_READ, MAP_SHARED, fd, 4 << 20), map != MAP_FAILED
         else { throw Failure("cannot make \(path): \(String(cString: strerror(errno)))") }
         close(fd)
@@ -90,14 +90,16 @@ final class CounterPage {
 /// Median and range of a few measurements in ms.
 struct Summary: CustomStringConvertible {
     let description: String
+    let median: Double
 
     init(_ samples: [Double]) {
         let sorted = samples.sorted()
         guard let low = sorted.first, let high = sorted.last else {
             description = "-"
+            median = 0
             return
         }
-        let median = sorted[sorted.count / 2]
+        median = sorted[sorted.count / 2]
         description = sorted.count == 1
             ? String(format: "%7.2f ms", median)
             : String(format: "%7.2f ms  (%.2f to %.2f)", median, low, high)

@@ -44,6 +44,7 @@ public final class CprController {
             memory.records.inherit(inherited.ram)
         }
         vm.cpr = self
+        vm.namedFDs.keep(in: fds)
         vm.onRunStateChange { [unowned self] state in if state == .running { guestStarted() } }
         vm.startBlocker = { [unowned self] in
             awaitsLoad

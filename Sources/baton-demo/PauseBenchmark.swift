@@ -1,0 +1,125 @@
+import Foundation
+
+/// The guest's pause in a restart, measured from outside, with memories of
+/// several sizes and many preserved descriptors, and beside QEMU's cpr-exec.
+struct PauseBenchmark {
+    let vmm: String
+    /// nil: not to be had.
+    let qemu: QEMUInstallation?
+    let repetitions: Int
+    let directory: TemporaryDirectory
+
+    private static let sizes = [("128M", 128 << 20), ("1G", 1 << 30), ("16G", 16 << 30)]
+    private static let descriptors = 1000
+
+    func run() throws {
+        // For the thousand descriptors, here and in the VMMs.
+        var limit = rlimit()
+        if getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 {
+            limit.rlim_cur = limit.rlim_max
+            setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+        }
+        let image = directory.file("pause-counter.bin")
+        try GuestBuilder().build(.counter, to: image)
+        print("the guest's pause in a restart, seen from outside in its RAM (\(repetitions) times each):")
+        var base = 0.0
+        for (size, bytes) in Self.sizes {
+            let memory = try Memory(size: size, bytes: bytes, image: image)
+            let update = try baton(memory, Self.update)
+            if base == 0 { base = update.median }
+            row("\(size), baton cpr-update", update)
+            row("\(size), baton save, exec, load", try baton(memory, Self.threeSteps))
+            guard let qemu else { continue }
+            let other = try cprExec(qemu, memory)
+            row("\(size), QEMU \(qemu.version) cpr-exec", other)
+            let title = "\(size), baton / QEMU".padding(toLength: 36, withPad: " ", startingAt: 0)
+            print("  \(title)" + String(format: "%7.2f", update.median / other.median))
+        }
+        let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
+        let held = try baton(memory, Self.update, descriptors: Self.descriptors)
+        row("128M, cpr-update, \(Self.descriptors) descriptors", held, more: held.median - base)
+        let files = (0..<Self.descriptors).flatMap { ["-chardev", "file,id=c\($0),path=\(directory.file("c\($0)"))"] }
+        let chardevs = try baton(memory, Self.update, extra: files)
+        row("128M, cpr-update, \(Self.descriptors) file chardevs", chardevs, more: chardevs.median - base)
+    }
+
+    private func row(_ name: String, _ summary: Summary, more: Double? = nil) {
+        let text = more.map { String(format: "  %+.2f ms", $0) } ?? ""
+        print("  \(name.padding(toLength: 36, withPad: " ", startingAt: 0))\(summary)\(text)")
+    }
+
+    /// A guest's memory: a file in a memory file system, where there is one, of which little is there.
+    private struct Memory {
+        let size: String
+        let image: String
+        let page: CounterPage
+
+        init(size: String, bytes: Int, image: String) throws {
+            self.size = size
+            self.image = image
+            let shared = "/dev/shm"
+            let parent = FileManager.default.isWritableFile(atPath: shared) ? shared : NSTemporaryDirectory()
+            page = try CounterPage(path: "\(parent)/baton-bench-\(getpid())", size: bytes)
+        }
+
+        /// What both VMMs are started with.
+        func arguments(socket: String) -> [String] {
+            [
+                "-object", "memory-backend-file,id=ram,size=\(size),share=on,mem-path=\(page.path)", "-m", size,
+                "-bios", "none", "-kernel", image, "-nodefaults", "-nographic", "-serial", "null", "-monitor", "none",
+                "-qmp", "unix:\(socket),server=on,wait=off",
+            ]
+        }
+    }
+
+    // MARK: Baton
+
+    private typealias Steps = (_ arguments: [String], _ checkpoint: String) throws -> [Data]
+
+    private static func update(_ arguments: [String], checkpoint: String) throws -> [Data] {
+        [try QMPClient.encode("cpr-update", ["argv": arguments])]
+    }
+
+    private static func threeSteps(_ arguments: [String], checkpoint: String) throws -> [Data] {
+        [
+            try QMPClient.encode("cpr-save", ["filename": checkpoint, "mode": "restart"]),
+            try QMPClient.encode("cpr-exec", ["argv": arguments + ["-S"]]),
+            try QMPClient.encode("cpr-load", ["filename": checkpoint, "mode": "restart"]),
+        ]
+    }
+
+    private func baton(_ memory: Memory, _ steps: Steps, descriptors: Int = 0, extra: [String] = []) throws -> Summary {
+        let socket = directory.file("pause.sock")
+        let arguments =
+            [vmm, "-machine", "virt,memory-backend=ram", "-cpr-enable", "restart"] + memory.arguments(socket: socket) + extra
+        let probe = try PauseProbe(arguments, page: memory.page, socketPath: socket, log: directory.file("vmm.log"))
+        for number in 0..<descriptors {
+            let fd = open("/dev/null", O_RDONLY | O_CLOEXEC)
+            defer { close(fd) }
+            try probe.pass(fd, as: "bench\(number)")
+        }
+        let messages = try steps(arguments, directory.file("checkpoint"))
+        let samples = try (0..<max(repetitions, 1)).map { _ in try probe.pause(messages) }
+        try probe.command("quit")
+        return Summary(samples)
+    }
+
+    // MARK: QEMU
+
+    private func cprExec(_ qemu: QEMUInstallation, _ memory: Memory) throws -> Summary {
+        let socket = directory.file("qemu.sock"), state = "file:" + directory.file("qemu.state")
+        let arguments =
+            qemu.command + ["-machine", "virt,memory-backend=ram,aux-ram-share=on"] + memory.arguments(socket: socket)
+        let probe = try PauseProbe(arguments, page: memory.page, socketPath: socket, log: directory.file("qemu.log"))
+        let message = try QMPClient.encode("migrate", ["uri": state])
+        let samples = try (0..<max(repetitions, 1)).map { _ in
+            try probe.command(
+                "migrate-set-parameters", ["mode": "cpr-exec", "cpr-exec-command": arguments + ["-incoming", state]])
+            let pause = try probe.pause([message], replaces: true)
+            try probe.reconnect()
+            return pause
+        }
+        try probe.command("quit")
+        return Summary(samples)
+    }
+}

@@ -1,0 +1,118 @@
+import Foundation
+
+/// A VMM under a counting guest whose counter this process watches in the
+/// guest's RAM: the guest's pauses, as seen from outside of the VMM.
+final class PauseProbe {
+    let page: CounterPage
+    let process: VMMProcess
+    private let socketPath: String
+    private(set) var client: QMPClient
+
+    /// Starts `arguments`, whose guest counts in `page`, and connects to its QMP socket.
+    init(_ arguments: [String], page: CounterPage, socketPath: String, log: String) throws {
+        signal(SIGPIPE, SIG_IGN)
+        self.page = page
+        self.socketPath = socketPath
+        process = try VMMProcess(arguments, log: log)
+        client = try Self.connect(socketPath, process)
+        try wait("the guest to count") { page.count > 0 }
+    }
+
+    private static func connect(_ path: String, _ process: VMMProcess) throws -> QMPClient {
+        let deadline = Clock.now + 30
+        while process.isRunning, Clock.now < deadline {
+            if let client = QMPClient(path: path) {
+                while !client.isClosed, Clock.now < deadline {
+                    guard try client.next() != nil else {
+                        usleep(100)
+                        continue
+                    }
+                    try client.send("qmp_capabilities")
+                    while !client.isClosed, Clock.now < deadline {
+                        if try client.next() != nil { return client }
+                        usleep(100)
+                    }
+                }
+            }
+            usleep(1000)
+        }
+        throw Failure("no QMP on \(path): \(process.epitaph())")
+    }
+
+    /// Connects again, to a process that does not keep connections.
+    func reconnect() throws { client = try Self.connect(socketPath, process) }
+
+    private func wait(_ what: String, _ condition: () throws -> Bool) throws {
+        let deadline = Clock.now + 30
+        while try !condition() {
+            guard process.isRunning, Clock.now < deadline else {
+                throw Failure("waiting for \(what): \(process.epitaph())")
+            }
+            usleep(500)
+        }
+    }
+
+    /// Executes a command, while nothing is measured.
+    @discardableResult
+    func command(_ name: String, _ arguments: [String: Any]? = nil) throws -> Any {
+        try client.send(name, arguments)
+        return try reply(to: name)
+    }
+
+    /// Names a descriptor in the VMM, which gets a copy of it.
+    func pass(_ descriptor: Int32, as name: String) throws {
+        try client.send("getfd", ["fdname": name], passing: descriptor)
+        try reply(to: "getfd")
+    }
+
+    @discardableResult
+    private func reply(to name: String) throws -> Any {
+        var reply: [String: Any]?
+        try wait("the reply to \(name)") {
+            reply = try client.next()
+            return reply != nil
+        }
+        guard let value = reply?["return"] else { throw Failure("\(name): \(reply?["error"] ?? "no reply")") }
+        return value
+    }
+
+    /// Sends commands, each once the one before is answered, and watches the counter meanwhile.
+    /// - Parameter replaces: the last one's connection is closed instead of answered.
+    /// - Returns: the longest time, in ms, that the counter stood still.
+    func pause(_ commands: [Data], replaces: Bool = false) throws -> Double {
+        var last = page.count, lastChange = Clock.now, longest = 0.0
+        let deadline = lastChange + 30
+        func sample() {
+            let count = page.count, now = Clock.now
+            guard count != last else { return }
+            longest = max(longest, now - lastChange)
+            (last, lastChange) = (count, now)
+        }
+        for (index, message) in commands.enumerated() {
+            try client.send(message)
+            var isAnswered = false
+            while !isAnswered {
+                sample()
+                if let reply = try client.next() {
+                    guard reply["return"] != nil else { throw Failure("\(reply["error"] ?? reply)") }
+                    isAnswered = !replaces || index < commands.count - 1
+                } else if client.isClosed {
+                    guard replaces else { throw Failure("QMP was closed: \(process.epitaph())") }
+                    isAnswered = true
+                }
+                guard process.isRunning, Clock.now < deadline else { throw Failure(process.epitaph()) }
+                // Not all the time: the VMM needs the machine's cores.
+                usleep(10)
+            }
+        }
+        // Until the guest has gone on for a while: the pause is over.
+        let seen = page.count, answered = Clock.now
+        while page.count == seen || Clock.now < answered + 0.005 {
+            sample()
+            guard process.isRunning, Clock.now < deadline else { throw Failure("the guest stands still: \(process.epitaph())") }
+            usleep(10)
+        }
+        sample()
+        return longest * 1000
+    }
+}
