@@ -76,12 +76,13 @@ let package = Package(
     targets: [
         .target(name: "SoftFloat", path: "Sources/SoftFloat", swiftSettings: hot),
         part("RISCV", ["SoftFloat"], settings: interpreter),
+        part("PCI"),
         part("Virtio"),
         part("Chardev"),
         part("Monitor"),
-        part("VirtBoard", ["RISCV", "Virtio"]),
+        part("VirtBoard", ["RISCV", "PCI", "Virtio"]),
         .executableTarget(
-            name: "baton", dependencies: [runtime, "RISCV", "Virtio", "VirtBoard", "Chardev", "Monitor"],
+            name: "baton", dependencies: [runtime, "RISCV", "PCI", "Virtio", "VirtBoard", "Chardev", "Monitor"],
             path: "Sources/baton", swiftSettings: lean, linkerSettings: installed),
         .executableTarget(
             name: "baton-ctl",
@@ -100,7 +101,7 @@ let package = Package(
             cSettings: [.unsafeFlags(["-frounding-math", "-ftrapping-math", "-ffp-contract=off"])]),
         .testTarget(name: "SoftFloatTests", dependencies: ["SoftFloat", "HostFloat"], path: "Tests/SoftFloatTests"),
         .testTarget(name: "RISCVTests", dependencies: ["RISCV", "TestSupport", runtime], path: "Tests/RISCVTests"),
-        .testTarget(name: "DeviceTests", dependencies: ["RISCV", "Virtio", "VirtBoard", "TestSupport", runtime], path: "Tests/DeviceTests"),
+        .testTarget(name: "DeviceTests", dependencies: ["RISCV", "PCI", "Virtio", "VirtBoard", "TestSupport", runtime], path: "Tests/DeviceTests"),
         .testTarget(name: "RuntimeTests", dependencies: ["TestSupport", runtime], path: "Tests/RuntimeTests"),
         .testTarget(name: "MonitorTests", dependencies: ["Monitor", "Chardev", "TestSupport", runtime], path: "Tests/MonitorTests"),
         .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),

@@ -150,6 +150,11 @@ extension UnsafeMutablePointer where Pointee == HartState {
             return HostMemory.load(host, size)
         }
         guard address & UInt64(size - 1) == 0 else { return fail(Cause.loadAccess, address) }
+        if let memory = deviceMemory(physical) {
+            let host = memory.host + Int(physical - memory.start)
+            if isUniform(physical, .load) { fillData(address, host, .load) }
+            return HostMemory.load(host, size)
+        }
         guard let owner = pointee.owner,
             let value = owner._withUnsafeGuaranteedRef({ $0.addressSpace.mmioRead(physical, width: size) })
         else {
@@ -189,6 +194,13 @@ extension UnsafeMutablePointer where Pointee == HartState {
             return true
         }
         guard address & UInt64(size - 1) == 0 else { return refuse(Cause.storeAccess, address) }
+        if let memory = deviceMemory(physical) {
+            if memory.readOnly { return true }
+            let host = memory.host + Int(physical - memory.start)
+            if isUniform(physical, .store) { fillData(address, host, .store) }
+            HostMemory.store(host, size, value)
+            return true
+        }
         let mask = size == 8 ? UInt64.max : (1 << UInt64(size * 8)) - 1
         guard let owner = pointee.owner,
             owner._withUnsafeGuaranteedRef({
@@ -199,6 +211,11 @@ extension UnsafeMutablePointer where Pointee == HartState {
             return refuse(Cause.storeAccess, address)
         }
         return true
+    }
+
+    /// Memory of a device at a physical address, which harts reach as they do RAM.
+    private func deviceMemory(_ physical: UInt64) -> AddressSpace.DeviceMemory? {
+        pointee.owner.flatMap { $0._withUnsafeGuaranteedRef { $0.addressSpace.deviceMemory(containing: physical) } }
     }
 
     private func storeCrossing(_ address: UInt64, size: Int, first: Int, _ value: UInt64) -> Bool {

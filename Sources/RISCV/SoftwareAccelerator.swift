@@ -43,11 +43,14 @@ public final class SoftwareAccelerator: Accelerator {
         vm.addressSpace.onExternalWrite = { address, length in cache.pointee.externalWrite(address, length) }
         vm.addressSpace.onForeignWriters = { cache.pointee.expectForeignWriters() }
         if vm.addressSpace.hasForeignWriters { cache.pointee.expectForeignWriters() }
+        let states = harts.map(\.state)
+        vm.addressSpace.onDeviceMemoryChange = { for state in states { state.flushTLB() } }
     }
 
     deinit {
         vm.addressSpace.onExternalWrite = nil
         vm.addressSpace.onForeignWriters = nil
+        vm.addressSpace.onDeviceMemoryChange = nil
         CodeCache.deallocate(cache)
     }
 

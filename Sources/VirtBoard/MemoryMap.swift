@@ -12,6 +12,16 @@ public enum MemoryMap {
     public static let flash: UInt64 = 0x2000_0000
     public static let flashSize: UInt64 = 0x200_0000
     public static let ram: UInt64 = 0x8000_0000
+    public static let pciIO: UInt64 = 0x300_0000
+    public static let pciIOSize: UInt64 = 0x1_0000
+    public static let pciConfiguration: UInt64 = 0x3000_0000
+    public static let pciMemory: UInt64 = 0x4000_0000
+    public static let pciMemorySize: UInt64 = 0x4000_0000
+    public static let pciHighMemorySize: UInt64 = 0x4_0000_0000
+    /// The high window is behind RAM, aligned to its size.
+    public static func pciHighMemory(ramSize: UInt64) -> UInt64 {
+        (ram + ramSize + pciHighMemorySize - 1) & ~(pciHighMemorySize - 1)
+    }
     /// The device tree stays below, for 32-bit firmware.
     static let deviceTreeLimit: UInt64 = 0xc000_0000
 
@@ -20,6 +30,8 @@ public enum MemoryMap {
     public static let virtioInterrupt = 1
     public static let uart0Interrupt = 10
     public static let rtcInterrupt = 11
+    /// INTA to INTD.
+    public static let pciInterrupt = 0x20
 
     /// Ticks a second of `time` and `mtime`.
     public static let timebase: UInt32 = 10_000_000

@@ -1,5 +1,6 @@
 import BatonRuntime
 import Glibc
+import PCI
 import RISCV
 import Virtio
 
@@ -40,6 +41,7 @@ public final class VirtBoard {
     public let slots: [VirtioMMIO]
     public let uart: SerialUART
     public let plic: PLIC
+    public let pci: ECAMHostBridge
     private let loader: ImageLoader
 
     /// Builds the board and adds its parts to `vm`, always in the same order.
@@ -85,6 +87,10 @@ public final class VirtBoard {
         try vm.add(rtc)
         try vm.add(uart)
         for slot in slots { try vm.add(slot) }
+        let plic = self.plic
+        pci = try ECAMHostBridge(
+            vm: vm, windows: VirtBoard.pciWindows(memorySize), lines: (0..<4).map { plic.line(MemoryMap.pciInterrupt + $0) })
+        devices.add(pci.bus)
         try vm.add(clint)
         try vm.add(plic)
 
@@ -98,6 +104,20 @@ public final class VirtBoard {
             let start = MemoryMap.virtio + MemoryMap.virtioStride * UInt64(slot.slot)
             try space.map(slot, at: start, size: MemoryMap.virtioStride, name: "virtio-mmio")
         }
+        try pci.mapIntoAddressSpace(configurationAt: MemoryMap.pciConfiguration)
+    }
+
+    private static func pciWindows(_ memorySize: UInt64) -> [PCIWindow] {
+        let high = MemoryMap.pciHighMemory(ramSize: memorySize)
+        return [
+            PCIWindow(
+                name: "gpex_ioport_window", isIO: true, start: MemoryMap.pciIO, busStart: 0, size: MemoryMap.pciIOSize),
+            PCIWindow(
+                name: "pcie-mmio", isIO: false, start: MemoryMap.pciMemory, busStart: MemoryMap.pciMemory,
+                size: MemoryMap.pciMemorySize),
+            PCIWindow(
+                name: "pcie-mmio-high", isIO: false, start: high, busStart: high, size: MemoryMap.pciHighMemorySize),
+        ]
     }
 
     private static func mapMemory(_ space: AddressSpace, _ configuration: Configuration) throws(VMMError) {

@@ -3,6 +3,7 @@ import CBaton
 import Chardev
 import Glibc
 import Monitor
+import PCI
 import VirtBoard
 
 /// Builds the VM from a command line, in the order that an update needs: the
@@ -56,6 +57,7 @@ final class Launcher {
         try registerCoreCommands(vm: vm, memory: memory)
         try registerChardevCommands(vm: vm)
         try registerNetCommands(vm: vm) { backends.net }
+        try registerPCICommands(vm: vm) { board.pci.bus }
         try cpr.registerCommands()
         try loader.registry.installCommands(vm.commands)
         if cpr.inherited == nil { try board.prepareImages() }

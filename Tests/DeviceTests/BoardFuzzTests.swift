@@ -30,8 +30,9 @@ import Virtio
     @Test func regionsAreWhereQEMUHasThem() throws {
         let regions = try board().vm.addressSpace.mmioRegions.map { ($0.start, $0.size) }
         #expect(regions.map(\.0).sorted() == [
-            0x10_0000, 0x10_1000, 0x200_0000, 0xc00_0000, 0x1000_0000, 0x1000_1000, 0x1000_2000, 0x1000_3000,
-            0x1000_4000, 0x1000_5000, 0x1000_6000, 0x1000_7000, 0x1000_8000,
+            0x10_0000, 0x10_1000, 0x200_0000, 0x300_0000, 0xc00_0000, 0x1000_0000, 0x1000_1000, 0x1000_2000,
+            0x1000_3000, 0x1000_4000, 0x1000_5000, 0x1000_6000, 0x1000_7000, 0x1000_8000, 0x3000_0000, 0x4000_0000,
+            0x4_0000_0000,
         ])
     }
 
@@ -40,8 +41,13 @@ import Virtio
         let space = board.vm.addressSpace
         for region in space.mmioRegions {
             // All of the small regions; of the PLIC the parts with registers.
-            let offsets = Array(0..<min(region.size, 0x4100)) + (region.size > 0x4100 ? Array(0xbff0..<0xc000) : [])
-                + (region.size > 0x20_0000 ? Array(0x20_0000..<0x20_5000) : [])
+            // Of PCI's, the host bridge's configuration and one that is not there.
+            let isPCI = region.name.hasPrefix("pcie") || region.name.hasPrefix("gpex")
+            let offsets =
+                isPCI
+                ? Array(0..<0x80) + Array(0xff0..<0x1010)
+                : Array(0..<min(region.size, 0x4100)) + (region.size > 0x4100 ? Array(0xbff0..<0xc000) : [])
+                    + (region.size > 0x20_0000 ? Array(0x20_0000..<0x20_5000) : [])
             for offset in offsets {
                 for width in [1, 2, 4, 8] {
                     let fits = offset + UInt64(width) <= region.size

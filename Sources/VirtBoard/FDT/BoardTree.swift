@@ -1,5 +1,6 @@
 import BatonRuntime
 import CBaton
+import PCI
 
 /// The device tree of the board, with QEMU's bindings.
 enum BoardTree {
@@ -72,6 +73,8 @@ enum BoardTree {
             interrupt(node, MemoryMap.virtioInterrupt + slot, plicHandle)
         }
 
+        addPCI(soc, memorySize: memorySize, controller: plicHandle)
+
         let plic = device(soc, "plic", MemoryMap.plic, PLIC.size, "sifive,plic-1.0.0", "riscv,plic0")
         plic.set("phandle", plicHandle)
         plic.set("riscv,ndev", UInt32(PLIC.maxSource))
@@ -103,6 +106,40 @@ enum BoardTree {
         node.set("interrupt-controller")
         node.set("compatible", "riscv,cpu-intc")
         node.set("phandle", controller)
+    }
+
+    /// The host bridge (`pci-host-ecam-generic`): windows, and interrupts by
+    /// slot and pin, which repeat every four slots.
+    private static func addPCI(_ soc: DeviceTreeNode, memorySize: UInt64, controller: UInt32) {
+        let node = device(soc, "pci", MemoryMap.pciConfiguration, ECAMHostBridge.size, "pci-host-ecam-generic")
+        node.set("#address-cells", 3)
+        node.set("#interrupt-cells", 1)
+        node.set("#size-cells", 2)
+        node.set("device_type", "pci")
+        node.set("linux,pci-domain", 0)
+        node.set("bus-range", 0, 0xff)
+        node.set("dma-coherent")
+        func halves(_ value: UInt64) -> [UInt32] {
+            [UInt32(truncatingIfNeeded: value >> 32), UInt32(truncatingIfNeeded: value)]
+        }
+        func range(_ space: UInt32, _ bus: UInt64, _ start: UInt64, _ size: UInt64) -> [UInt32] {
+            [space] + halves(bus) + halves(start) + halves(size)
+        }
+        let high = MemoryMap.pciHighMemory(ramSize: memorySize)
+        node.set(
+            "ranges",
+            cells: range(0x0100_0000, 0, MemoryMap.pciIO, MemoryMap.pciIOSize)
+                + range(0x0200_0000, MemoryMap.pciMemory, MemoryMap.pciMemory, MemoryMap.pciMemorySize)
+                + range(0x0300_0000, high, high, MemoryMap.pciHighMemorySize))
+        var map: [UInt32] = []
+        for slot in 0..<4 {
+            for pin in 0..<4 {
+                let source = MemoryMap.pciInterrupt + (slot + pin) % 4
+                map += [UInt32(slot << 11), 0, 0, UInt32(pin + 1), controller, UInt32(source)]
+            }
+        }
+        node.set("interrupt-map", cells: map)
+        node.set("interrupt-map-mask", 0x1800, 0, 0, 7)
     }
 
     private static func device(

@@ -23,7 +23,8 @@ public struct RAMRange {
 }
 
 /// The guest-physical address space of a board: RAM ranges and MMIO regions,
-/// none of which overlap. Built once, before the machine runs.
+/// none of which overlap, built once, before the machine runs; and device
+/// memory, which comes and goes as the guest places it over MMIO regions.
 public final class AddressSpace {
     struct MMIORange {
         let start: UInt64
@@ -76,6 +77,44 @@ public final class AddressSpace {
     public func map(_ device: any MMIODevice, at start: UInt64, size: UInt64, name: String) throws(VMMError) {
         try checkFree(start: start, size: size, name: name)
         mmio.append(MMIORange(start: start, size: size, name: name, device: device))
+    }
+
+    // MARK: Device memory
+
+    /// Memory of a device that the guest reaches without the VMM. No device
+    /// does DMA there, and no hart fetches from it.
+    public struct DeviceMemory {
+        public let start: UInt64
+        public let size: UInt64
+        public let host: UnsafeMutableRawPointer
+        public let readOnly: Bool
+    }
+
+    public private(set) var deviceMemory: [DeviceMemory] = []
+    /// Called after device memory was mapped or unmapped: harts forget where
+    /// it was. Set by the accelerator.
+    public var onDeviceMemoryChange: (() -> Void)?
+
+    /// Maps memory of a device over an MMIO region, whose device no longer sees
+    /// accesses there. It must not overlap other device memory.
+    /// - Parameters:
+    ///   - host: must stay mapped until `unmapMemory`.
+    ///   - start, size: positive multiples of 4096 within one MMIO region.
+    public func mapMemory(_ host: UnsafeMutableRawPointer, at start: UInt64, size: UInt64, readOnly: Bool) {
+        precondition(start % 4096 == 0 && size > 0 && size % 4096 == 0)
+        deviceMemory.append(DeviceMemory(start: start, size: size, host: host, readOnly: readOnly))
+        onDeviceMemoryChange?()
+    }
+
+    public func unmapMemory(at start: UInt64) {
+        deviceMemory.removeAll { $0.start == start }
+        onDeviceMemoryChange?()
+    }
+
+    /// The device memory that holds `address`, or nil.
+    public func deviceMemory(containing address: UInt64) -> DeviceMemory? {
+        for range in deviceMemory where address &- range.start < range.size { return range }
+        return nil
     }
 
     private func checkFree(start: UInt64, size: UInt64, name: String) throws(VMMError) {
@@ -145,6 +184,18 @@ public final class AddressSpace {
     /// Says that a device has stored to `[address, address + length)`.
     public func didWrite(_ address: UInt64, length: UInt64) {
         onExternalWrite?(address, length)
+    }
+
+    /// Stores a device's 32-bit message (an MSI): to a device's register, or
+    /// to RAM.
+    /// - Returns: false when nothing takes it.
+    public func storeMessage(_ value: UInt32, at address: UInt64) -> Bool {
+        if let host = dma(address, length: 4, writing: true) {
+            host.storeBytes(of: value.littleEndian, as: UInt32.self)
+            didWrite(address, length: 4)
+            return true
+        }
+        return mmioWrite(address, width: 4, value: UInt64(value))
     }
 
     /// Copies `bytes` to guest RAM.
