@@ -7,6 +7,7 @@
 #     RUNFLAGS=...         more options for baton-demo run (see its --help)
 #   make test              all tests, against the release build
 #   make bench             how fast it is, and the pause of a restart beside QEMU's cpr-exec (downloaded once)
+#   make install          executables, modules and what modules are built with, to $(DESTDIR)$(PREFIX)
 #   make clean
 
 SWIFT := $(shell PATH="$$PATH:/opt/swift/usr/bin" command -v swift)
@@ -24,7 +25,12 @@ else
 FIRMWARE := $(or $(BIOS),default)
 endif
 
-.PHONY: all build packages run-packages run test bench clean
+PREFIX ?= /usr/local
+RELEASE := .build/release
+INSTALLED := $(DESTDIR)$(PREFIX)
+MODULE_KINDS := mode memory-backend preserver foreign device accel
+
+.PHONY: all build packages run-packages run test bench install clean
 
 all: build
 
@@ -62,6 +68,24 @@ test: build
 
 bench: build
 	@.build/release/baton-demo bench
+
+# Installs what was built, and builds only if nothing was: `make` as a user, `make install` as root.
+# Stripped of what only debuggers read, as that names the build tree.
+install:
+	@[ -x $(RELEASE)/baton ] || $(MAKE) build
+	install -d $(INSTALLED)/bin $(INSTALLED)/lib/baton/modules $(INSTALLED)/lib/baton/swift \
+	    $(INSTALLED)/lib/pkgconfig $(INSTALLED)/include/baton
+	for f in baton baton-ctl baton-harness; do [ ! -x $(RELEASE)/$$f ] || \
+	    install -s -m 755 $(RELEASE)/$$f $(INSTALLED)/bin/ || exit 1; done
+	install -s -m 755 $(RELEASE)/libBatonRuntime.so $(INSTALLED)/lib/
+	for f in $(wildcard $(MODULE_KINDS:%=$(RELEASE)/lib%-*.so)); do \
+	    install -s -m 755 $$f $(INSTALLED)/lib/baton/modules/ || exit 1; done
+	install -m 644 $(RELEASE)/Modules/BatonRuntime.swiftmodule $(RELEASE)/Modules/BatonRuntime.swiftdoc \
+	    $(INSTALLED)/lib/baton/swift/
+	install -m 644 Sources/Runtime/Sources/CBaton/include/*.h $(INSTALLED)/include/baton/
+	install -m 644 Sources/Runtime/Sources/CBaton/installed.modulemap $(INSTALLED)/include/baton/module.modulemap
+	version=$$($(RELEASE)/baton -version | sed 's/.*baton-//') && \
+	    sed "s/@VERSION@/$$version/" Sources/Runtime/baton.pc.in >$(INSTALLED)/lib/pkgconfig/baton.pc
 
 clean:
 	rm -rf .build Sources/Runtime/.build .cache

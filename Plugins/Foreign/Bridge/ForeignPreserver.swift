@@ -15,7 +15,8 @@ final class ForeignPreserver: FdPreserver {
     func blockers(mode: String) -> [String] {
         var reasons = module.blockerReasons
         do throws(VMMError) {
-            try methods.call("check") { [$0.text(mode)] }
+            let promises = module.promises(ofMode: mode).rawValue
+            try methods.call("check") { [$0.text(mode), .uint32(promises)] }
         } catch {
             reasons.append(error.message)
         }

@@ -86,6 +86,15 @@ static int32_t init(struct baton_host *host) {
     return 0;
 }
 
+/* An open descriptor lives in a process. */
+static int32_t check(struct baton_host *host, const char *mode, uint32_t promises) {
+    (void)mode;
+    uint32_t used, capacity;
+    count(host, &used, &capacity);
+    if (used == 0 || promises & BATON_MODE_SAME_PID) return 0;
+    return baton_fail(host, "the descriptors in the store would be lost; take them out with fd-store-remove");
+}
+
 static int32_t save(struct baton_host *host) {
     char name[32], updates[32];
     for (size_t i = 0; i < SLOTS; i++) {
@@ -123,6 +132,7 @@ static int32_t load(struct baton_host *host) {
 
 static const struct baton_method methods[] = {
     BATON_METHOD("init", "i(h)", init),
+    BATON_METHOD("check", "i(hsI)", check),
     BATON_METHOD("save", "i(h)", save),
     BATON_METHOD("load", "i(h)", load),
 };

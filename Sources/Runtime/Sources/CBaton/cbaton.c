@@ -11,6 +11,7 @@
 #include <linux/openat2.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -54,6 +55,8 @@ static int64_t now_ns(clockid_t clock) {
 
 int64_t cbaton_monotonic_ns(void) { return now_ns(CLOCK_MONOTONIC); }
 int64_t cbaton_realtime_ns(void) { return now_ns(CLOCK_REALTIME); }
+
+int cbaton_is_privileged(void) { return getauxval(AT_SECURE) != 0; }
 
 int cbaton_is_root_or_self(unsigned uid) { return uid == 0 || uid == geteuid(); }
 

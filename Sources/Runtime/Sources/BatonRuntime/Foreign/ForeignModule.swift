@@ -44,6 +44,9 @@ public final class ForeignModule {
     /// The descriptors that clients have given with `getfd`.
     public var namedFDs: NamedFDs? { cpr?.vm.namedFDs }
 
+    /// What a mode promises; nothing when there is none of that name.
+    public func promises(ofMode name: String) -> CprModePromises { registry.mode(name)?.promises ?? [] }
+
     // MARK: The handle
 
     /// Every foreign module: a handle that is none of these is not used.

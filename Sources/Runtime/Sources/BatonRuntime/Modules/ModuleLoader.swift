@@ -24,20 +24,37 @@ public final class ModuleLoader {
     /// Paths of the modules loaded so far.
     public private(set) var loaded: [Candidate] = []
 
-    /// - Parameter directories: absolute paths; by default the executable's
-    ///   directory and `../lib/baton/modules` beside it.
+    /// - Parameter directories: absolute paths; by default those that the
+    ///   environment names, the executable's directory and
+    ///   `../lib/baton/modules` beside it.
     public init(registry: ModuleRegistry, directories: [String]? = nil) {
         self.registry = registry
         self.directories = directories ?? ModuleLoader.defaultDirectories()
     }
 
+    /// The environment variable that names further directories, before all
+    /// others: absolute paths, separated by colons.
+    public static let environmentVariable = "BATON_MODULE_PATH"
+
     private static func defaultDirectories() -> [String] {
-        guard let resolved = realpath("/proc/self/exe", nil) else { return [] }
+        var result: [String] = []
+        // Who started a process that has more privileges than they must not
+        // choose the code that it runs.
+        if let list = getenv(environmentVariable).map({ String(cString: $0) }), cbaton_is_privileged() == 0 {
+            for directory in list.split(separator: ":") {
+                if directory.hasPrefix("/") {
+                    result.append(String(directory))
+                } else {
+                    Report.warning("\(environmentVariable): '\(directory)' is not an absolute path, so it is not searched")
+                }
+            }
+        }
+        guard let resolved = realpath("/proc/self/exe", nil) else { return result }
         defer { free(resolved) }
         let executable = String(cString: resolved)
-        guard let slash = executable.utf8.lastIndex(of: UInt8(ascii: "/")) else { return [] }
+        guard let slash = executable.utf8.lastIndex(of: UInt8(ascii: "/")) else { return result }
         let directory = String(executable[..<slash])
-        return [directory, directory + "/../lib/baton/modules"]
+        return result + [directory, directory + "/../lib/baton/modules"]
     }
 
     /// What a file name says: nil when it is not a module's.
@@ -136,8 +153,7 @@ public final class ModuleLoader {
             throw ModuleLoader.wrongStamp(path, stamp)
         }
         guard let handle = cbaton_dlopen("/proc/self/fd/\(fd.raw)") else {
-            let reason = dlerror().map { String(cString: $0) } ?? "unknown error"
-            throw VMMError("module '\(path)' cannot be loaded: \(reason)")
+            throw ModuleLoader.notLoadable(path, dlerror().map { String(cString: $0) } ?? "unknown error")
         }
         // The dynamic linker knows the module by that name, and would give it
         // out again for the next file of this number: the number stays taken.
@@ -221,6 +237,21 @@ public final class ModuleLoader {
             throw VMMError("module '\(path)' needs capabilities that this Baton lacks (\(Hex(descriptor.capabilities & ~known)))")
         }
         return descriptor
+    }
+
+    /// The dynamic linker's text begins with the name by which it got the file.
+    private static func notLoadable(_ path: String, _ text: String) -> VMMError {
+        var reason = text[...]
+        if reason.hasPrefix("/proc/self/fd/"), let colon = reason.utf8.firstIndex(of: UInt8(ascii: ":")) {
+            reason = reason[reason.utf8.index(after: colon)...].drop { $0 == " " }
+        }
+        var hint: String?
+        if reason.hasPrefix("undefined symbol: baton_") {
+            hint = "The module needs a function of a later Baton: build it with the baton-module.h of this one."
+        } else if reason.hasPrefix("undefined symbol: $s12BatonRuntime") {
+            hint = "The module was built against another Baton: rebuild it."
+        }
+        return VMMError("module '\(path)' cannot be loaded: \(reason)", hint: hint)
     }
 
     private static func wrongStamp(_ path: String, _ stamp: String) -> VMMError {

@@ -130,7 +130,8 @@ typedef const struct baton_module_descriptor *(*baton_module_query_fn)(void);
 /* ---- Methods by kind. All are optional but those marked *.
  *
  * every kind:     init         i(h)    once, when the module is loaded
- * preserver:      check        i(hs)   could a mode of this name keep everything now? a failure says why not
+ * preserver:      check        i(hsI)  could a mode of this name, with these BATON_MODE_* promises, keep
+ *                                      everything now? a failure says why not
  *                 save       * i(h)    the guest is stopped; save fds and state
  *                 exec         i(h)    the last step in this process
  *                 save-failed  v(h)    the guest goes on here

@@ -83,6 +83,10 @@ void cbaton_discard_children(void);
  * hugetlbfs), or cannot be told. */
 int cbaton_is_memory_filesystem(const char *path);
 
+/* True when the process has privileges that its parent did not have (AT_SECURE):
+ * its environment is then not to be trusted. */
+int cbaton_is_privileged(void);
+
 /* True for uid 0 and for the effective user. */
 int cbaton_is_root_or_self(unsigned uid);
 
