@@ -54,6 +54,7 @@ let modules = [
     Module(file: "mode-restart", target: "ModeRestart", path: "Modes/Restart"),
     Module(file: "memory-backend-file", target: "MemoryBackendFile", path: "Memory/File"),
     Module(file: "memory-backend-memfd", target: "MemoryBackendMemfd", path: "Memory/Memfd"),
+    Module(file: "preserver-vhost-user", target: "PreserverVhostUser", path: "Preservers/VhostUser"),
     // A foreign module: C, and all that it knows is baton-module.h.
     Module(file: "preserver-fd", target: "PreserverFD", path: "Preservers/FD", isSwift: false),
     Module(file: "foreign-ffi", target: "ForeignFFI", path: "Foreign/Bridge", dependencies: ["CForeign"]),

@@ -239,11 +239,12 @@ public final class SocketChardev: StreamChardev {
     // MARK: Front ends that use the descriptor
 
     public override var connectionDescriptor: Int32? { isOpen ? connectionFD : nil }
+    public override var canReconnect: Bool { configuration.isServer || configuration.reconnectDelay > 0 }
     public override func endConnection() { if isOpen { peerClosed() } }
 
     public override func waitForConnection(isCancelled: () -> Bool) throws(VMMError) {
         guard !isOpen else { return }
-        guard listenerFD >= 0 || configuration.reconnectDelay > 0 else {
+        guard canReconnect else {
             throw VMMError("chardev '\(id)' is not connected to \(configuration.address.description)")
         }
         Report.info("waiting for connection on: \(filename)")

@@ -12,11 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/eventfd.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
@@ -257,3 +259,11 @@ ssize_t cbaton_receive_fds(int socket, void *data, size_t length, int *fds, int 
 }
 
 int cbaton_socketpair(int ends[2]) { return socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends); }
+
+int cbaton_eventfd(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
+
+uint64_t cbaton_eventfd_take(int fd) {
+    uint64_t count = 0;
+    struct iovec vector = {.iov_base = &count, .iov_len = sizeof count};
+    return preadv2(fd, &vector, 1, -1, RWF_NOWAIT) == sizeof count ? count : 0;
+}

@@ -88,6 +88,8 @@ open class Chardev {
     /// ends it: the chardev closes it, sends `.closed`, and connects again or
     /// waits for the next client as its options say.
     open func endConnection() {}
+    /// Whether there may be a connection again after this one.
+    open var canReconnect: Bool { false }
     /// Waits, with the event loop running, until there is a connection.
     /// - Parameter isCancelled: asked after every event.
     /// - Throws: why there will be none: it was cancelled, or nobody tries.

@@ -111,6 +111,13 @@ ssize_t cbaton_receive_fds(int socket, void *data, size_t length, int *fds, int 
  * Returns 0, or -1 and errno. */
 int cbaton_socketpair(int ends[2]);
 
+/* An eventfd with the count 0, FD_CLOEXEC and O_NONBLOCK; -1 and errno on
+ * failure. */
+int cbaton_eventfd(void);
+/* Takes the count of an eventfd without ever blocking, whatever flags the
+ * processes that share it have set. Returns it, or 0 when there is none. */
+uint64_t cbaton_eventfd_take(int fd);
+
 /* Opens a pseudo-terminal: a master fd with FD_CLOEXEC and O_NONBLOCK, and the
  * slave's path. The slave is in raw mode and hung up until someone opens it.
  * Returns -1 and errno on failure. */

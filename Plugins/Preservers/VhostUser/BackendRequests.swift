@@ -1,0 +1,87 @@
+import BatonRuntime
+import CBaton
+import Glibc
+
+/// The back end's own channel, on which it sends and this side answers.
+extension VhostUserDevice {
+    /// Gives the back end its end of the channel, if it wants one.
+    func openRequestChannel(_ channel: VhostUserChannel) throws(VMMError) {
+        guard backend.has(VhostUser.ProtocolFeature.backendRequests) else { return }
+        var ends: [Int32] = [-1, -1]
+        guard cbaton_socketpair(&ends) == 0 else { throw .system("cannot make a channel for the back end") }
+        defer { close(ends[1]) }
+        do throws(VMMError) {
+            try FD.setNonBlocking(ends[0], true)
+            try channel.set(.setBackendReqFD, [], fds: [ends[1]])
+        } catch {
+            close(ends[0])
+            throw error
+        }
+        requestSocket = ends[0]
+        pendingRequest = []
+    }
+
+    func watchRequests() throws(VMMError) {
+        guard requestSocket >= 0 else { return }
+        try vm.loop.watch(requestSocket, .readable) { [weak self] _ in self?.requestReady() }
+    }
+
+    /// Reads what there is, at most to the end of one message.
+    private func requestReady() {
+        guard let wanted = missingBytes else { return disconnect("its request is too long") }
+        var bytes = [UInt8](repeating: 0, count: wanted)
+        var fds = [Int32](repeating: -1, count: Int(CBATON_MESSAGE_FDS))
+        var fdCount: Int32 = 0
+        let count = retryingInterrupts {
+            cbaton_receive_fds(requestSocket, &bytes, wanted, &fds, &fdCount, Int32(MSG_DONTWAIT))
+        }
+        // No request that is served here has descriptors.
+        if fdCount > 0 { for fd in fds.prefix(Int(fdCount)) { close(fd) } }
+        if count < 0, errno == EAGAIN || errno == EWOULDBLOCK { return }
+        guard count > 0 else {
+            // Without its channel a back end still serves the queues.
+            vm.loop.unwatch(requestSocket)
+            close(requestSocket)
+            requestSocket = -1
+            return
+        }
+        guard fdCount == 0 else { return disconnect("its request has file descriptors") }
+        pendingRequest += bytes.prefix(count)
+        guard missingBytes == 0, let header = VhostUserHeader(pendingRequest[...]) else { return }
+        pendingRequest = []
+        handle(header)
+    }
+
+    /// Bytes to the end of the header or of the message; nil when it is longer
+    /// than any.
+    private var missingBytes: Int? {
+        guard let header = VhostUserHeader(pendingRequest[...]) else {
+            return VhostUser.headerSize - pendingRequest.count
+        }
+        guard header.size <= UInt32(VhostUser.maxPayload) else { return nil }
+        return VhostUser.headerSize + Int(header.size) - pendingRequest.count
+    }
+
+    private func handle(_ header: VhostUserHeader) {
+        guard header.flags & VhostUser.Flag.versionMask == VhostUser.Flag.version,
+            header.flags & VhostUser.Flag.reply == 0
+        else { return disconnect("its request has the flags \(Hex(UInt64(header.flags)))") }
+        let isKnown = header.request == VhostUser.BackendRequest.configChange && kind.backendConfigSize > 0
+        if header.flags & VhostUser.Flag.needReply != 0 {
+            // It may wait for this, and not answer anything before.
+            let reply = VhostUserHeader(
+                request: header.request, flags: VhostUser.Flag.version | VhostUser.Flag.reply, size: 8)
+            let bytes = reply.bytes + littleEndianBytes(isKnown ? 0 : 1 as UInt64)
+            let sent = cbaton_send_fds(requestSocket, bytes, bytes.count, nil, 0, Int32(MSG_DONTWAIT))
+            guard sent == bytes.count else { return disconnect("it does not take answers to its requests") }
+        }
+        guard isKnown, let channel else { return }
+        channel.begin()
+        do throws(VMMError) {
+            backendConfig = try channel.getConfig(size: kind.backendConfigSize)
+            host?.configChanged(config)
+        } catch {
+            disconnect(error.message)
+        }
+    }
+}

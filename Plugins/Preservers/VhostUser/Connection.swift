@@ -1,0 +1,145 @@
+import BatonRuntime
+import CBaton
+import Glibc
+
+/// The connection's life: its events, its end, and the next one.
+extension VhostUserDevice: ChardevFrontend {
+    var usesDescriptor: Bool { true }
+    func chardevCanReceive() -> Int { 0 }
+    func chardevReceive(_ bytes: UnsafeRawBufferPointer) {}
+
+    func chardevEvent(_ event: ChardevEvent) {
+        switch event {
+        case .opened:
+            isNewConnection = true
+            // While the guest does not run its state may be somebody else's.
+            guard isActive else { return }
+            connected()
+            if channel != nil {
+                do throws(VMMError) { try watch() } catch { return disconnect(error.message) }
+                if host?.driver != nil { serve() }
+            }
+        case .closed:
+            // The VMM ends the connection itself.
+            unwatch()
+            dropConnection()
+        default: break
+        }
+    }
+
+    static func isLocal(_ socket: Int32) -> Bool {
+        var address = sockaddr_storage()
+        var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+        let result = withUnsafeMutablePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(socket, $0, &length) }
+        }
+        return result == 0 && address.ss_family == sa_family_t(AF_UNIX)
+    }
+
+    /// There is a back end again: makes its acquaintance.
+    func connected() {
+        isNewConnection = false
+        guard let socket = chardev.connectionDescriptor else { return }
+        let fresh = VhostUserChannel(socket: socket)
+        do throws(VMMError) {
+            let found = try fresh.negotiate(queues: kind.queueCount, configSize: kind.backendConfigSize)
+            guard features & ~kind.offered(found) == 0 else {
+                throw VMMError("it lacks the features \(Hex(features & ~kind.offered(found))), which the guest was offered")
+            }
+            guard inflight == nil || found.has(VhostUser.ProtocolFeature.inflight) else {
+                throw VMMError("it cannot track requests in hand, of which there may be some")
+            }
+            backend = found
+            hasMemoryTable = false
+            try openRequestChannel(fresh)
+            channel = fresh
+            if found.config != backendConfig {
+                backendConfig = found.config
+                host?.configChanged(config)
+            }
+        } catch {
+            Report.warning("\(name): the back end cannot be used: \(error.message)")
+            chardev.endConnection()
+        }
+    }
+
+    /// Ends the connection for cause. Requests that are tracked wait for the
+    /// next back end, if there can be one; else the device needs a reset.
+    func disconnect(_ reason: String) {
+        guard channel != nil else { return }
+        Report.warning("\(name): the back end is gone: \(reason)")
+        unwatch()
+        dropConnection()
+        chardev.endConnection()
+        backendIsGone()
+    }
+
+    private func dropConnection() {
+        guard channel != nil else { return }
+        channel = nil
+        hasMemoryTable = false
+        if requestSocket >= 0 { close(requestSocket) }
+        requestSocket = -1
+        pendingRequest = []
+        guard isServing else { return }
+        isServing = false
+        // What was not used yet is tracked or lost; the next back end starts
+        // behind what was.
+        for queue in host?.driver?.queues ?? [] where served.contains(queue.index) {
+            bases[queue.index] = usedIndex(queue)
+        }
+    }
+
+    private func usedIndex(_ queue: VirtioQueueSetup) -> UInt16 {
+        guard let ring = vm.addressSpace.dma(queue.used, length: 4, writing: false) else { return 0 }
+        return cbaton_load_acquire16(ring + 2)
+    }
+
+    /// There is no back end for a device that the driver uses.
+    func backendIsGone() {
+        guard host?.driver != nil else { return }
+        if chardev.canReconnect, !hasUntrackedRequests { return }
+        host?.fail("the vhost-user back end is gone")
+    }
+
+    var name: String { "\(kind.model) on chardev '\(chardev.id)'" }
+
+    // MARK: Events
+
+    func watch() throws(VMMError) {
+        guard let channel else { return }
+        let loop = vm.loop
+        try loop.watch(channel.socket, .readable) { [weak self] _ in self?.socketReady() }
+        for (index, call) in calls.enumerated() {
+            try loop.watch(call, .readable) { [weak self] _ in
+                guard let self, cbaton_eventfd_take(call) > 0, isServing else { return }
+                host?.usedBuffers(queue: index)
+            }
+        }
+        let errorEvent = errorEvent
+        try loop.watch(errorEvent, .readable) { [weak self] _ in
+            guard let self, cbaton_eventfd_take(errorEvent) > 0, isServing else { return }
+            host?.fail("the vhost-user back end reports a broken queue")
+        }
+        try watchRequests()
+    }
+
+    func unwatch() {
+        let loop = vm.loop
+        if let channel { loop.unwatch(channel.socket) }
+        for call in calls { loop.unwatch(call) }
+        loop.unwatch(errorEvent)
+        if requestSocket >= 0 { loop.unwatch(requestSocket) }
+    }
+
+    /// Nothing is due on the connection between exchanges but its end.
+    private func socketReady() {
+        guard let channel else { return }
+        var byte: UInt8 = 0
+        let flags = Int32(MSG_PEEK | MSG_DONTWAIT)
+        let count = retryingInterrupts { recv(channel.socket, &byte, 1, flags) }
+        if count > 0 { return disconnect("it has sent something unasked") }
+        if count < 0, errno == EAGAIN || errno == EWOULDBLOCK { return }
+        disconnect("it has closed the connection")
+    }
+}

@@ -1,0 +1,256 @@
+import BatonRuntime
+import CBaton
+import Glibc
+
+/// A virtio device that a vhost-user back end serves.
+///
+/// The back end has the rings and guest RAM; this side has the connection, an
+/// eventfd each way for every queue, and the driver's wishes. What the back
+/// end sends is checked, and what it owes has a time limit: whatever it does,
+/// the worst is a device that needs a reset.
+///
+/// `isServing` implies that there is a connection.
+final class VhostUserDevice: VirtioOffload {
+    let vm: VirtualMachine
+    let kind: DeviceKind
+    let chardev: Chardev
+    let shared: SharedRegions
+    let features: UInt64
+    /// The back end's configuration space, as last read.
+    var backendConfig: [UInt8]
+    weak var host: (any VirtioOffloadHost)?
+
+    // The connection.
+    /// Nil when there is no back end.
+    var channel: VhostUserChannel?
+    var backend: BackendProperties
+    /// Whether the back end of this connection has guest RAM.
+    var hasMemoryTable = false
+    /// Whether the back end serves the queues, and which.
+    var isServing = false
+    var served: [Int] = []
+    /// Requests may be lost with the back end: it has had some since the
+    /// driver started the device, and they are not tracked.
+    var hasUntrackedRequests = false
+    /// Our end of the back end's own channel; -1 when there is none. Owned.
+    var requestSocket: Int32 = -1
+    /// The start of a message on it.
+    var pendingRequest: [UInt8] = []
+    /// A connection has come up that nothing has been said on.
+    var isNewConnection = false
+
+    // The queues.
+    let kicks: [Int32]
+    let calls: [Int32]
+    /// Where back ends report that a queue's ring is broken.
+    let errorEvent: Int32
+    /// The available ring's index to go on at, of queues that are not served.
+    var bases: [UInt16]
+    /// The requests in hand, over back ends; nil when it is not tracked.
+    var inflight: InflightMemory?
+    /// Between `resume` and `pause`.
+    var isActive = false
+
+    /// Connects: waits until there is a back end, and learns what it offers.
+    /// In a process that takes over a guest, goes on with the connection of
+    /// the process before, without a word to the back end.
+    init(kind: DeviceKind, chardev: Chardev, vm: VirtualMachine) throws(VMMError) {
+        self.kind = kind
+        self.vm = vm
+        self.chardev = chardev
+        shared = try SharedRegions(vm.addressSpace)
+        bases = [UInt16](repeating: 0, count: kind.queueCount)
+        if let heritage = try VhostUserHeritage.find(chardev: chardev, kind: kind, vm: vm) {
+            features = heritage.features
+            backend = heritage.backend
+            backendConfig = heritage.backend.config
+            hasMemoryTable = heritage.hasMemoryTable
+            isServing = heritage.isServing
+            served = heritage.served
+            hasUntrackedRequests = heritage.hasUntrackedRequests
+            kicks = heritage.kicks
+            calls = heritage.calls
+            errorEvent = heritage.errorEvent
+            requestSocket = heritage.requestSocket
+            pendingRequest = heritage.pendingRequest
+            inflight = heritage.inflight
+            try chardev.attach(self)
+            if chardev.isInherited, let socket = chardev.connectionDescriptor {
+                let channel = VhostUserChannel(socket: socket)
+                channel.acknowledges = backend.has(VhostUser.ProtocolFeature.replyAck)
+                self.channel = channel
+                isNewConnection = false
+            }
+            return
+        }
+        guard chardev.frontend == nil else { throw VMMError("Device '\(chardev.id)' is in use") }
+        try chardev.waitForConnection { vm.isEnding }
+        guard let socket = chardev.connectionDescriptor, VhostUserDevice.isLocal(socket) else {
+            throw VMMError("chardev '\(chardev.id)' is no UNIX socket, which vhost-user needs")
+        }
+        let channel = VhostUserChannel(socket: socket)
+        backend = try channel.negotiate(queues: kind.queueCount, configSize: kind.backendConfigSize)
+        backendConfig = backend.config
+        features = kind.offered(backend)
+        self.channel = channel
+        (kicks, calls, errorEvent) = try VhostUserDevice.events(count: kind.queueCount)
+        try chardev.attach(self)
+        isNewConnection = false
+        try openRequestChannel(channel)
+    }
+
+    private static func events(count: Int) throws(VMMError) -> (kicks: [Int32], calls: [Int32], error: Int32) {
+        var made: [Int32] = []
+        for _ in 0...2 * count {
+            let fd = cbaton_eventfd()
+            guard fd >= 0 else {
+                let error = VMMError.system("cannot make the events of a vhost-user device")
+                for fd in made { close(fd) }
+                throw error
+            }
+            made.append(fd)
+        }
+        return (Array(made[0..<count]), Array(made[count..<2 * count]), made[2 * count])
+    }
+
+    // MARK: VirtioOffload
+
+    var model: String { kind.model }
+    var deviceID: UInt32 { kind.deviceID }
+    var queueSizes: [UInt16] { [UInt16](repeating: kind.queueSize, count: kind.queueCount) }
+    var config: [UInt8] { kind.config(backendConfig) }
+
+    func plugged(into host: any VirtioOffloadHost) { self.host = host }
+
+    func start() { serve() }
+
+    func stop() {
+        if isServing { rest() }
+        if let channel, backend.has(VhostUser.ProtocolFeature.resetDevice), hasMemoryTable {
+            channel.begin()
+            do throws(VMMError) {
+                try channel.set(.resetDevice, [])
+                hasMemoryTable = false
+            } catch {
+                disconnect(error.message)
+            }
+        }
+        for index in bases.indices { bases[index] = 0 }
+        hasUntrackedRequests = false
+        forgetInflight()
+    }
+
+    func kick(queue: Int) {
+        guard isServing, kicks.indices.contains(queue) else { return }
+        signal(kicks[queue])
+    }
+
+    /// Counts one up in an eventfd.
+    func signal(_ event: Int32) {
+        var one: UInt64 = 1
+        _ = write(event, &one, 8)
+    }
+
+    func writeConfig(offset: Int, width: Int, value: UInt64) {
+        guard kind.writableConfig.contains(offset), offset + width <= kind.writableConfig.upperBound, let channel else {
+            return Log.guestError("\(host?.stateName ?? model): write of the read-only configuration at \(Hex(offset))")
+        }
+        channel.begin()
+        let bytes = Array(littleEndianBytes(value).prefix(width))
+        do throws(VMMError) {
+            try channel.setConfig(offset: offset, bytes)
+            for (index, byte) in bytes.enumerated() where offset + index < backendConfig.count {
+                backendConfig[offset + index] = byte
+            }
+            host?.configChanged(config)
+        } catch {
+            disconnect(error.message)
+        }
+    }
+
+    func pause() {
+        isActive = false
+        unwatch()
+        // A save may leave the back end at its work: the preserver sees to it
+        // where the mode does not keep connections.
+        if isServing, vm.runState != .saveVM { rest() }
+    }
+
+    func resume() {
+        isActive = true
+        if isNewConnection { connected() }
+        guard channel != nil else { return backendIsGone() }
+        do throws(VMMError) { try watch() } catch { return disconnect(error.message) }
+        if host?.driver != nil, !isServing { serve() }
+    }
+
+    // MARK: Serving the queues
+
+    /// Lets the back end serve the queues that the driver has set up.
+    func serve() {
+        guard let driver = host?.driver, let channel else { return backendIsGone() }
+        if let outside = driver.queues.first(where: { !shared.contains($0) }) {
+            host?.fail("queue \(outside.index) is not in memory that the back end can reach")
+            return
+        }
+        channel.begin()
+        do throws(VMMError) {
+            try serve(driver, channel)
+        } catch {
+            return disconnect(error.message)
+        }
+        isServing = true
+        served = driver.queues.map(\.index)
+        if inflight.map({ $0.fd < 0 }) ?? true { hasUntrackedRequests = true }
+        // What was made available or used before is looked at by both sides.
+        for queue in driver.queues {
+            signal(kicks[queue.index])
+            signal(calls[queue.index])
+        }
+    }
+
+    private func serve(_ driver: VirtioDriverSetup, _ channel: VhostUserChannel) throws(VMMError) {
+        let hasProtocol = backend.features & VhostUser.hasProtocolFeatures
+        try channel.set(.setFeatures, littleEndianBytes(driver.features | hasProtocol))
+        if !hasMemoryTable {
+            try channel.setMemoryTable(shared)
+            hasMemoryTable = true
+        }
+        if backend.has(VhostUser.ProtocolFeature.inflight) {
+            if inflight == nil {
+                inflight = try channel.getInflight(queues: kind.queueCount, size: kind.queueSize)
+            }
+            if let inflight, inflight.fd >= 0 { try channel.setInflight(inflight) }
+        }
+        for queue in driver.queues {
+            _ = cbaton_eventfd_take(calls[queue.index])
+            try channel.setVring(
+                queue, base: bases[queue.index], kick: kicks[queue.index], call: calls[queue.index], error: errorEvent)
+        }
+        if hasProtocol != 0 {
+            for queue in driver.queues { try channel.enableVring(queue.index, true) }
+        }
+    }
+
+    /// Has the back end finish what it has in hand and let go of the queues.
+    func rest() {
+        guard isServing else { return }
+        guard let channel else { return }
+        channel.begin()
+        do throws(VMMError) {
+            for index in served {
+                if backend.features & VhostUser.hasProtocolFeatures != 0 { try channel.enableVring(index, false) }
+                bases[index] = try channel.getVringBase(index)
+            }
+            isServing = false
+            hasUntrackedRequests = false
+        } catch {
+            disconnect(error.message)
+        }
+    }
+
+    func forgetInflight() {
+        if let inflight, inflight.fd >= 0 { close(inflight.fd) }
+        inflight = nil
+    }
+}

@@ -1,0 +1,31 @@
+import BatonRuntime
+
+/// What tells one kind of vhost-user device from another.
+struct DeviceKind {
+    /// In checkpoints and messages: `vhost-user-blk`.
+    let model: String
+    /// virtio 1.3, 5.
+    let deviceID: UInt32
+    /// Device features that may be offered when the back end has them.
+    let features: UInt64
+    /// Features that go to the driver by options or number of queues.
+    var withheld: UInt64 = 0
+    let queueCount: Int
+    let queueSize: UInt16
+    /// Bytes of the configuration space that the back end has; 0: none.
+    let backendConfigSize: Int
+    /// The configuration space for the driver, from the back end's.
+    let config: ([UInt8]) -> [UInt8]
+    /// Bytes of it that the driver may write.
+    var writableConfig: Range<Int> = 0..<0
+    /// Whether the queues' state is all there is: then a back end can be
+    /// stopped, and another go on where it was.
+    let isStateless: Bool
+
+    /// Features of virtio that concern only rings and so the back end.
+    private static let ringFeatures: UInt64 = 1 << 28 | 1 << 29 | 1 << 32
+
+    func offered(_ backend: BackendProperties) -> UInt64 {
+        backend.features & (features | DeviceKind.ringFeatures) & ~withheld
+    }
+}

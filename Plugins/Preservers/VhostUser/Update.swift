@@ -1,0 +1,154 @@
+import BatonRuntime
+import Glibc
+
+/// What of a device crosses an update beside its checkpoint section: the
+/// back end's properties and this side's descriptors. The connection itself is
+/// the chardev's to hand over.
+///
+/// Descriptors are named `vhost-user-CHARDEV-…`: `kick` and `call` with the
+/// queue's number as the id, `error`, `requests`, `inflight`. The rest is the
+/// part `vhost-user/CHARDEV`.
+struct VhostUserHeritage {
+    static let prefix = "vhost-user-"
+
+    var features: UInt64
+    var backend: BackendProperties
+    var hasMemoryTable: Bool
+    var isServing: Bool
+    var served: [Int]
+    var hasUntrackedRequests: Bool
+    var pendingRequest: [UInt8]
+    var kicks: [Int32] = []
+    var calls: [Int32] = []
+    var errorEvent: Int32 = -1
+    var requestSocket: Int32 = -1
+    var inflight: InflightMemory?
+
+    static func part(_ chardev: Chardev) -> String { "vhost-user/\(chardev.id)" }
+    static func fd(_ chardev: Chardev, _ what: String) -> String { "\(prefix)\(chardev.id)-\(what)" }
+
+    /// - Returns: nil in a fresh start, and for a device that the process
+    ///   before did not have.
+    static func find(chardev: Chardev, kind: DeviceKind, vm: VirtualMachine) throws(VMMError) -> VhostUserHeritage? {
+        guard let cpr = vm.cpr, let state = try cpr.inherited?.part(part(chardev)) else { return nil }
+        let model = try state.string("model")
+        guard model == kind.model else {
+            throw VMMError(
+                "chardev '\(chardev.id)' served a '\(model)' in the CPR state, but a '\(kind.model)' on the command line",
+                hint: "Give the new VMM the devices of the old one.")
+        }
+        return try VhostUserHeritage(state, chardev: chardev, kind: kind, cpr: cpr)
+    }
+
+    private init(_ state: StateReader, chardev: Chardev, kind: DeviceKind, cpr: CprController) throws(VMMError) {
+        let count = UInt64(kind.queueCount)
+        _ = try state.unsigned("queues", in: count...count)
+        features = try state.unsigned("features")
+        backend = BackendProperties(
+            features: try state.unsigned("backend-features"),
+            protocolFeatures: try state.unsigned("protocol-features"),
+            config: try state.bytes("config", count: kind.backendConfigSize...kind.backendConfigSize))
+        hasMemoryTable = try state.bool("has-memory-table")
+        isServing = try state.bool("serving")
+        hasUntrackedRequests = try state.bool("untracked-requests")
+        served = []
+        for index in try state.array("served", count: 0...kind.queueCount) {
+            guard index < count else { throw VMMError("part '\(state.section)' has a queue \(index)") }
+            served.append(Int(index))
+        }
+        pendingRequest = try state.bytes("pending-request", count: 0...VhostUser.headerSize + VhostUser.maxPayload)
+        for index in 0..<kind.queueCount {
+            kicks.append(try VhostUserHeritage.claim("kick", index, chardev, cpr))
+            calls.append(try VhostUserHeritage.claim("call", index, chardev, cpr))
+        }
+        errorEvent = try VhostUserHeritage.claim("error", 0, chardev, cpr)
+        if try state.bool("has-requests") { requestSocket = try VhostUserHeritage.claim("requests", 0, chardev, cpr) }
+        let memory = try state.array("inflight", count: 0...4)
+        if memory.count == 4 {
+            inflight = InflightMemory(
+                fd: memory[0] > 0 ? try VhostUserHeritage.claim("inflight", 0, chardev, cpr) : -1,
+                size: memory[0], offset: memory[1], queues: UInt16(truncatingIfNeeded: memory[2]),
+                queueSize: UInt16(truncatingIfNeeded: memory[3]))
+        }
+        try state.finish()
+        let isConnected = try state.bool("connected")
+        guard !isConnected || (chardev.isInherited && chardev.connectionDescriptor != nil) else {
+            throw VMMError(
+                "chardev '\(chardev.id)' does not have the connection to its vhost-user back end any more",
+                hint: "Give the new VMM the chardevs of the old one, without reopen-on-cpr.")
+        }
+        guard isConnected || !isServing else { throw VMMError("part '\(state.section)' contradicts itself") }
+    }
+
+    /// Takes over a descriptor, which is the device's from now on.
+    private static func claim(_ what: String, _ id: Int, _ chardev: Chardev, _ cpr: CprController) throws(VMMError) -> Int32 {
+        let name = fd(chardev, what)
+        guard let found = cpr.fds.find(name, id: id) else {
+            throw VMMError("the CPR state lacks the descriptor '\(name)' id \(id)")
+        }
+        cpr.fds.delete(name, id: id)
+        return found
+    }
+}
+
+extension VhostUserDevice {
+    /// Saves the descriptors and hands over the rest. Nothing changes here:
+    /// the guest may come back to this process.
+    func handOver(to cpr: CprController) throws(VMMError) {
+        func save(_ what: String, _ id: Int, _ fd: Int32) throws(VMMError) {
+            try cpr.fds.resave(VhostUserHeritage.fd(chardev, what), id: id, fd)
+        }
+        for index in kicks.indices {
+            try save("kick", index, kicks[index])
+            try save("call", index, calls[index])
+        }
+        try save("error", 0, errorEvent)
+        if requestSocket >= 0 { try save("requests", 0, requestSocket) }
+        if let inflight, inflight.fd >= 0 { try save("inflight", 0, inflight.fd) }
+        var state = StateWriter()
+        state.put("model", kind.model)
+        state.put("queues", UInt64(kind.queueCount))
+        state.put("features", features)
+        state.put("backend-features", backend.features)
+        state.put("protocol-features", backend.protocolFeatures)
+        state.put("config", bytes: backendConfig)
+        state.put("connected", channel != nil)
+        state.put("has-memory-table", hasMemoryTable)
+        state.put("serving", isServing)
+        state.put("served", served.map { UInt64($0) })
+        state.put("untracked-requests", hasUntrackedRequests)
+        state.put("has-requests", requestSocket >= 0)
+        state.put("pending-request", bytes: pendingRequest)
+        state.put(
+            "inflight", inflight.map { [$0.size, $0.offset, UInt64($0.queues), UInt64($0.queueSize)] } ?? [])
+        cpr.handOver(VhostUserHeritage.part(chardev), state)
+    }
+
+    // MARK: Checkpoint
+
+    func save(to writer: inout StateWriter) {
+        writer.put("serving", isServing)
+        writer.put("bases", bases.map { UInt64($0) })
+        writer.put("backend-config", bytes: backendConfig)
+    }
+
+    func load(from reader: StateReader) throws(VMMError) -> () -> Void {
+        let serving = try reader.bool("serving")
+        let newBases = try reader.array("bases", count: kind.queueCount...kind.queueCount)
+        guard newBases.allSatisfy({ $0 <= 0xffff }) else {
+            throw VMMError("field 'bases' of section '\(reader.section)' has an index that is out of range")
+        }
+        // What the driver was told before stays true.
+        let config = try reader.bytes("backend-config", count: kind.backendConfigSize...kind.backendConfigSize)
+        guard serving == isServing else {
+            throw VMMError(
+                "section '\(reader.section)': the queues are "
+                    + (serving ? "served over a connection that this process does not have" : "not served"),
+                hint: "A checkpoint of the restart mode belongs to the VMM that is executed by cpr-exec.")
+        }
+        return { [self] in
+            bases = newBases.map { UInt16(truncatingIfNeeded: $0) }
+            if config != backendConfig { host?.configChanged(self.config) }
+        }
+    }
+}

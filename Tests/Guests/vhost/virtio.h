@@ -1,0 +1,142 @@
+// What the vhost-user guests share: the serial port, the PLIC, and a driver
+// for split queues of the first virtio-mmio device that QEMU's command line
+// order gives (the highest slot).
+#ifndef BATON_GUEST_VIRTIO_H
+#define BATON_GUEST_VIRTIO_H
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long u64;
+
+#define UART ((volatile u8 *)0x10000000UL)
+#define DEVICE ((volatile u32 *)0x10008000UL)  // virtio-mmio-bus.7
+#define DEVICE_IRQ 8
+#define PLIC(offset) (*(volatile u32 *)(0x0c000000UL + (offset)))
+
+enum { QUEUE_SIZE = 64 };
+enum { NEXT = 1, WRITE = 2 };  // descriptor flags
+
+struct descriptor { u64 address; u32 length; u16 flags, next; };
+struct available { u16 flags, index, ring[QUEUE_SIZE], used_event; };
+struct used { u16 flags, index; struct { u32 id, length; } ring[QUEUE_SIZE]; u16 available_event; };
+
+struct queue {
+    struct descriptor table[QUEUE_SIZE] __attribute__((aligned(16)));
+    struct available available __attribute__((aligned(16)));
+    struct used used __attribute__((aligned(16)));
+    u32 number;
+    u16 seen;  // of the used ring
+};
+
+static void put(char c) {
+    while (!(UART[5] & 0x20)) {}
+    UART[0] = (u8)c;
+}
+
+static void text(const char *s) {
+    while (*s) put(*s++);
+}
+
+static void number(u64 value) {
+    char digits[20];
+    unsigned count = 0;
+    do digits[count++] = (char)('0' + value % 10);
+    while (value /= 10);
+    while (count) put(digits[--count]);
+}
+
+_Noreturn static void fail(const char *what, u64 a, u64 b) {
+    text("FAIL ");
+    text(what);
+    text(" ");
+    number(a);
+    text(" ");
+    number(b);
+    text("\n");
+    for (;;) __asm__ volatile("wfi");
+}
+
+static inline void fence(void) { __asm__ volatile("fence rw, rw" ::: "memory"); }
+
+static u32 reg(unsigned offset) { return DEVICE[offset / 4]; }
+static void set(unsigned offset, u32 value) { DEVICE[offset / 4] = value; }
+
+// Resets the device and accepts `features` of what it offers (the low half),
+// and VIRTIO_F_VERSION_1.
+static void start_device(u32 id, u32 features) {
+    if (reg(0) != 0x74726976 || reg(8) != id) fail("no such device", reg(8), id);
+    set(0x70, 0);
+    while (reg(0x70)) {}
+    set(0x70, 1 | 2);
+    set(0x14, 0);
+    u32 offered = reg(0x10);
+    set(0x24, 0);
+    set(0x20, offered & features);
+    set(0x24, 1);
+    set(0x20, 1);
+    set(0x70, 1 | 2 | 8);
+    if (!(reg(0x70) & 8)) fail("features refused", offered, features);
+}
+
+static void start_queue(struct queue *q, u32 index) {
+    u8 *bytes = (u8 *)q;
+    for (u64 place = 0; place < sizeof *q; place++) bytes[place] = 0;
+    q->number = index;
+    set(0x30, index);
+    if (reg(0x34) < QUEUE_SIZE) fail("queue is too small", reg(0x34), QUEUE_SIZE);
+    set(0x38, QUEUE_SIZE);
+    u64 addresses[3] = {(u64)q->table, (u64)&q->available, (u64)&q->used};
+    for (unsigned part = 0; part < 3; part++) {
+        set(0x80 + 0x10 * part, (u32)addresses[part]);
+        set(0x84 + 0x10 * part, (u32)(addresses[part] >> 32));
+    }
+    set(0x44, 1);
+}
+
+static void driver_ok(void) {
+    set(0x70, 1 | 2 | 4 | 8);
+    PLIC(4 * DEVICE_IRQ) = 1;
+    PLIC(0x2000) = 1 << DEVICE_IRQ;
+    PLIC(0x200000) = 0;
+    // Interrupts only wake the hart: mstatus.MIE stays 0.
+    __asm__ volatile("csrw mie, %0" ::"r"(1UL << 11));
+}
+
+static void make_available(struct queue *q, u16 head) {
+    q->available.ring[q->available.index % QUEUE_SIZE] = head;
+    fence();
+    *(volatile u16 *)&q->available.index = (u16)(q->available.index + 1);
+}
+
+static void notify(struct queue *q) {
+    fence();
+    if (!(*(volatile u16 *)&q->used.flags & 1)) set(0x50, q->number);
+}
+
+// Waits for the interrupt of a used buffer, and for nothing else: one that is
+// lost stops the guest.
+static u16 wait_used(struct queue *q) {
+    while (*(volatile u16 *)&q->used.index == q->seen) {
+        if (reg(0x70) & 64) fail("device needs reset", q->number, q->seen);
+        __asm__ volatile("wfi");
+        u32 claimed = PLIC(0x200004);
+        if (!claimed) continue;
+        set(0x64, reg(0x60));
+        PLIC(0x200004) = claimed;
+        fence();
+    }
+    fence();
+    return (u16)q->used.ring[q->seen++ % QUEUE_SIZE].id;
+}
+
+__asm__(".section .text.entry, \"ax\"\n"
+        ".global _start\n"
+        "_start:\n"
+        "bnez a0, 1f\n"
+        "lla sp, stack_top\n"
+        "j run\n"
+        "1: wfi\n"
+        "j 1b\n");
+
+#endif
