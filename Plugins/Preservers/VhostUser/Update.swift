@@ -70,8 +70,8 @@ struct VhostUserHeritage {
                 size: memory[0], offset: memory[1], queues: UInt16(truncatingIfNeeded: memory[2]),
                 queueSize: UInt16(truncatingIfNeeded: memory[3]))
         }
-        try state.finish()
         let isConnected = try state.bool("connected")
+        try state.finish()
         guard !isConnected || (chardev.isInherited && chardev.connectionDescriptor != nil) else {
             throw VMMError(
                 "chardev '\(chardev.id)' does not have the connection to its vhost-user back end any more",
