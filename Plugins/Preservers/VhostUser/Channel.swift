@@ -29,6 +29,8 @@ final class VhostUserChannel {
     /// Starts the clock for a sequence of messages.
     func begin() { deadline = EventLoop.now + VhostUser.timeLimit }
 
+    var isLate: Bool { EventLoop.now >= deadline }
+
     // MARK: Exchanges
 
     /// Sends a request that changes something; with REPLY_ACK waits until the

@@ -83,16 +83,7 @@ extension VhostUserDevice: ChardevFrontend {
         pendingRequest = []
         guard isServing else { return }
         isServing = false
-        // What was not used yet is tracked or lost; the next back end starts
-        // behind what was.
-        for queue in host?.driver?.queues ?? [] where served.contains(queue.index) {
-            bases[queue.index] = usedIndex(queue)
-        }
-    }
-
-    private func usedIndex(_ queue: VirtioQueueSetup) -> UInt16 {
-        guard let ring = vm.addressSpace.dma(queue.used, length: 4, writing: false) else { return 0 }
-        return cbaton_load_acquire16(ring + 2)
+        settle()
     }
 
     /// There is no back end for a device that the driver uses.
@@ -113,6 +104,7 @@ extension VhostUserDevice: ChardevFrontend {
         for (index, call) in calls.enumerated() {
             try loop.watch(call, .readable) { [weak self] _ in
                 guard let self, cbaton_eventfd_take(call) > 0, isServing else { return }
+                follow(index)
                 host?.usedBuffers(queue: index)
             }
         }

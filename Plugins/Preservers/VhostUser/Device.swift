@@ -26,12 +26,14 @@ final class VhostUserDevice: VirtioOffload {
     var backend: BackendProperties
     /// Whether the back end of this connection has guest RAM.
     var hasMemoryTable = false
-    /// Whether the back end serves the queues, and which.
+    /// Whether the back end serves the queues, and which it served last.
     var isServing = false
-    var served: [Int] = []
+    var served: [VirtioQueueSetup] = []
     /// Requests may be lost with the back end: it has had some since the
-    /// driver started the device, and they are not tracked.
+    /// driver started the device, and nobody knows which.
     var hasUntrackedRequests = false
+    /// For back ends that do not track requests, by queue.
+    var trackers: [RingTracker?]
     /// Our end of the back end's own channel; -1 when there is none. Owned.
     var requestSocket: Int32 = -1
     /// The start of a message on it.
@@ -60,6 +62,7 @@ final class VhostUserDevice: VirtioOffload {
         self.chardev = chardev
         shared = try SharedRegions(vm.addressSpace)
         bases = [UInt16](repeating: 0, count: kind.queueCount)
+        trackers = [RingTracker?](repeating: nil, count: kind.queueCount)
         if let heritage = try VhostUserHeritage.find(chardev: chardev, kind: kind, vm: vm) {
             features = heritage.features
             backend = heritage.backend
@@ -68,6 +71,7 @@ final class VhostUserDevice: VirtioOffload {
             isServing = heritage.isServing
             served = heritage.served
             hasUntrackedRequests = heritage.hasUntrackedRequests
+            trackers = heritage.trackers
             kicks = heritage.kicks
             calls = heritage.calls
             errorEvent = heritage.errorEvent
@@ -137,11 +141,14 @@ final class VhostUserDevice: VirtioOffload {
         }
         for index in bases.indices { bases[index] = 0 }
         hasUntrackedRequests = false
+        for index in trackers.indices { trackers[index] = nil }
+        served = []
         forgetInflight()
     }
 
     func kick(queue: Int) {
         guard isServing, kicks.indices.contains(queue) else { return }
+        follow(queue)
         signal(kicks[queue])
     }
 
@@ -200,8 +207,8 @@ final class VhostUserDevice: VirtioOffload {
             return disconnect(error.message)
         }
         isServing = true
-        served = driver.queues.map(\.index)
-        if inflight.map({ $0.fd < 0 }) ?? true { hasUntrackedRequests = true }
+        served = driver.queues
+        track()
         // What was made available or used before is looked at by both sides.
         for queue in driver.queues {
             signal(kicks[queue.index])
@@ -234,14 +241,15 @@ final class VhostUserDevice: VirtioOffload {
 
     /// Has the back end finish what it has in hand and let go of the queues.
     func rest() {
-        guard isServing else { return }
-        guard let channel else { return }
+        guard isServing, let channel else { return }
         channel.begin()
         do throws(VMMError) {
-            for index in served {
-                if backend.features & VhostUser.hasProtocolFeatures != 0 { try channel.enableVring(index, false) }
-                bases[index] = try channel.getVringBase(index)
+            for queue in served {
+                if backend.features & VhostUser.hasProtocolFeatures != 0 { try channel.enableVring(queue.index, false) }
+                bases[queue.index] = try channel.getVringBase(queue.index)
             }
+            // Some stop taking requests and still have those in hand.
+            for queue in served { try waitUntilUsed(queue, channel) }
             isServing = false
             hasUntrackedRequests = false
         } catch {
@@ -249,8 +257,14 @@ final class VhostUserDevice: VirtioOffload {
         }
     }
 
-    func forgetInflight() {
-        if let inflight, inflight.fd >= 0 { close(inflight.fd) }
-        inflight = nil
+    private func waitUntilUsed(_ queue: VirtioQueueSetup, _ channel: VhostUserChannel) throws(VMMError) {
+        guard let rings = Rings(queue, vm.addressSpace) else { return }
+        while rings.usedIndex != bases[queue.index] {
+            guard !channel.isLate else {
+                throw VMMError("it does not finish the requests of queue \(queue.index) that it has in hand")
+            }
+            usleep(200)
+        }
+        follow(queue.index)
     }
 }

@@ -15,8 +15,9 @@ struct VhostUserHeritage {
     var backend: BackendProperties
     var hasMemoryTable: Bool
     var isServing: Bool
-    var served: [Int]
+    var served: [VirtioQueueSetup]
     var hasUntrackedRequests: Bool
+    var trackers: [RingTracker?]
     var pendingRequest: [UInt8]
     var kicks: [Int32] = []
     var calls: [Int32] = []
@@ -52,9 +53,17 @@ struct VhostUserHeritage {
         isServing = try state.bool("serving")
         hasUntrackedRequests = try state.bool("untracked-requests")
         served = []
+        trackers = [RingTracker?](repeating: nil, count: kind.queueCount)
         for index in try state.array("served", count: 0...kind.queueCount) {
             guard index < count else { throw VMMError("part '\(state.section)' has a queue \(index)") }
-            served.append(Int(index))
+            let rings = try state.array("queue\(index)", count: 4...4)
+            guard rings[0] <= 1024 else { throw VMMError("part '\(state.section)' has a queue of \(rings[0])") }
+            served.append(
+                VirtioQueueSetup(
+                    index: Int(index), size: UInt16(rings[0]), descriptors: rings[1], available: rings[2],
+                    used: rings[3]))
+            let tracker = try state.array("tracker\(index)", count: 0...3 + 1024)
+            if !tracker.isEmpty { trackers[Int(index)] = RingTracker(fields: tracker) }
         }
         pendingRequest = try state.bytes("pending-request", count: 0...VhostUser.headerSize + VhostUser.maxPayload)
         for index in 0..<kind.queueCount {
@@ -115,7 +124,11 @@ extension VhostUserDevice {
         state.put("connected", channel != nil)
         state.put("has-memory-table", hasMemoryTable)
         state.put("serving", isServing)
-        state.put("served", served.map { UInt64($0) })
+        state.put("served", served.map { UInt64($0.index) })
+        for queue in served {
+            state.put("queue\(queue.index)", [UInt64(queue.size), queue.descriptors, queue.available, queue.used])
+            state.put("tracker\(queue.index)", trackers[queue.index]?.fields ?? [])
+        }
         state.put("untracked-requests", hasUntrackedRequests)
         state.put("has-requests", requestSocket >= 0)
         state.put("pending-request", bytes: pendingRequest)

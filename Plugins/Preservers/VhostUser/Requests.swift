@@ -1,0 +1,46 @@
+import BatonRuntime
+import Glibc
+
+/// What becomes of the requests that a back end has in hand when it goes.
+extension VhostUserDevice {
+    /// Sees to it that the requests of the queues just started are known.
+    func track() {
+        if let inflight, inflight.fd >= 0 { return }
+        // Who never comes back needs no tracking; who has more state than the
+        // queues (the files that a guest has open) cannot be followed.
+        guard kind.isStateless, chardev.canReconnect else { return hasUntrackedRequests = true }
+        for queue in served where trackers[queue.index] == nil {
+            guard Rings(queue, vm.addressSpace)?.usedIndex == bases[queue.index] else {
+                hasUntrackedRequests = true
+                continue
+            }
+            trackers[queue.index] = RingTracker(at: bases[queue.index])
+        }
+    }
+
+    func follow(_ index: Int) {
+        guard trackers[index] != nil, let queue = served.first(where: { $0.index == index }) else { return }
+        trackers[index]?.follow(queue, vm.addressSpace)
+    }
+
+    /// The back end is gone: where the next one starts. What it had in hand is
+    /// noted in the in-flight memory, or put where the next one finds it.
+    func settle() {
+        for queue in served {
+            bases[queue.index] = Rings(queue, vm.addressSpace)?.usedIndex ?? 0
+            follow(queue.index)
+            guard let tracker = trackers[queue.index] else { continue }
+            guard tracker.isComplete else {
+                hasUntrackedRequests = true
+                continue
+            }
+            tracker.arrange(queue, vm.addressSpace)
+            bases[queue.index] = tracker.nextUsed
+        }
+    }
+
+    func forgetInflight() {
+        if let inflight, inflight.fd >= 0 { close(inflight.fd) }
+        inflight = nil
+    }
+}
