@@ -18,7 +18,7 @@ import Virtio
         try board.board.devices.add(NetBackend(id: "n", backend: "test"))
         for text in [
             "virtio-blk-device,drive=d", "virtio-rng-device", "virtio-serial-device", "virtconsole,chardev=c",
-            "virtio-net-device,netdev=n",
+            "virtio-net-device,netdev=n", "virtio-rng-pci", "virtio-serial-pci,addr=5.0",
         ] {
             try board.board.devices.add(KeyValueOptions(text, impliedKey: "driver"))
         }

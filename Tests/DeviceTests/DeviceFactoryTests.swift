@@ -61,6 +61,66 @@ import Virtio
         #expect(error?.message == message)
     }
 
+    private static let wrongOnPCI: [([String], String)] = [
+        (["virtio-rng-pci,addr=zz"], "Property 'virtio-rng-pci.addr' doesn't take value 'zz'"),
+        (["virtio-rng-pci,addr=20"], "Property 'virtio-rng-pci.addr' doesn't take value '20'"),
+        (["virtio-rng-pci,addr=5.8"], "Property 'virtio-rng-pci.addr' doesn't take value '5.8'"),
+        (["virtio-rng-pci,addr=-1"], "Property 'virtio-rng-pci.addr' doesn't take value '-1'"),
+        (["virtio-rng-pci,bus=foo"], "Bus 'foo' not found"),
+        (["virtio-rng-pci,bus=virtio-mmio-bus.0"], "Device 'virtio-rng-pci' can't go on virtio-bus bus"),
+        (["virtio-rng-device,bus=pcie.0"], "Device 'virtio-rng-device' can't go on PCI bus"),
+        (
+            ["virtio-rng-pci,addr=0"],
+            "PCI: slot 0 function 0 not available for virtio-rng-pci, in use by gpex-root,id=(null)"
+        ),
+        (
+            ["virtio-rng-pci,addr=5,id=a", "virtio-rng-pci,addr=05.0"],
+            "PCI: slot 5 function 0 not available for virtio-rng-pci, in use by virtio-rng-pci,id=a"
+        ),
+        (
+            ["virtio-rng-pci,addr=5.0", "virtio-rng-pci,addr=5.1"],
+            "PCI: single function device can't be populated in function 5.1"
+        ),
+        (
+            ["virtio-rng-pci,addr=5.1,multifunction=on", "virtio-rng-pci,addr=5.0"],
+            "PCI: 5.0 indicates single function, but 5.1 is already populated."
+        ),
+        (
+            Array(repeating: "virtio-rng-pci", count: 32),
+            "PCI: no slot/function available for virtio-rng-pci, all in use or reserved"
+        ),
+        (
+            ["virtio-rng-pci,disable-legacy=off"],
+            "Property 'virtio-rng-pci.disable-legacy' can't be off: only virtio 1 is there"
+        ),
+    ]
+
+    @Test(arguments: wrongOnPCI)
+    func refusesOnPCIAsQEMUDoes(_ options: [String], _ message: String) throws {
+        let pci = try PCITestBus(machine)
+        factory.add(pci.host.bus)
+        for option in options.dropLast() { try add(option) }
+        let before = machine.vm.devices.count
+        let error = #expect(throws: VMMError.self) { try add(options[options.count - 1]) }
+        #expect(error?.message == message)
+        #expect(machine.vm.devices.count == before)
+    }
+
+    @Test func pciDevicesGetTheFirstFreeSlot() throws {
+        let pci = try PCITestBus(machine)
+        factory.add(pci.host.bus)
+        try add("virtio-rng-pci,addr=02.1,multifunction=on")
+        try add("virtio-rng-pci")
+        try add("virtio-blk-pci,drive=d,vectors=0,disable-legacy=on,id=disk")
+        try add("virtio-serial-pci,bus=pcie.0,id=vs")
+        try add("virtconsole,chardev=c,bus=vs.0")
+        #expect(machine.vm.devices.map(\.stateName) == [
+            "pcie.0", "pcie.0/00.0/gpex-root", "pcie.0/02.1/virtio-rng-pci", "pcie.0/02.1/virtio-rng",
+            "pcie.0/01.0/virtio-rng-pci", "pcie.0/01.0/virtio-rng", "pcie.0/03.0/virtio-blk-pci",
+            "pcie.0/03.0/virtio-blk", "pcie.0/04.0/virtio-serial-pci", "pcie.0/04.0/virtio-serial",
+        ])
+    }
+
     @Test func checksNetworkAddresses() throws {
         try factory.add(NetBackend(id: "n", backend: "test"))
         for mac in ["x", "52:54:00:12:34", "52:54:00:12:34:5", "52:54:00:12:34:56:78", "zz:54:00:12:34:56"] {

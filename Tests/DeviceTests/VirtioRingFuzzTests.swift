@@ -40,7 +40,7 @@ import Virtio
     /// A chain as a driver's, with one thing wrong now and then.
     private func mild(_ queue: GuestQueue, _ random: inout Randomness) {
         let header = Self.base + 0x20_0000
-        let machine = queue.driver.machine
+        let machine = queue.machine
         machine.store(UInt32.random(in: 0..<15, using: &random), at: header)
         machine.store(random.next() >> UInt64.random(in: 48..<64, using: &random), at: header + 8)
         queue.descriptor(0, header, 16, flags: 1, next: 1)

@@ -24,7 +24,9 @@ open class VirtioDevice: Device {
     /// False from `pause` to `resume`, and before the first `resume`: the
     /// device must not touch guest RAM then nor take input from the host.
     public private(set) var isRunning = false
-    // `isOperating`, kept for the rings' hot path.
+    /// Whether the driver lets the device access memory; always on virtio-mmio.
+    private var isBusMaster = true
+    // Ready, not failed and bus master: kept for the rings' hot path.
     private(set) var isOperating = false
 
     /// - Parameter ringFeatures: features of the rings and of virtio itself;
@@ -89,7 +91,30 @@ open class VirtioDevice: Device {
 
     private func setStatus(_ value: UInt8) {
         status = value
-        isOperating = value & (VirtioStatus.driverOK | VirtioStatus.needsReset) == VirtioStatus.driverOK
+        updateOperating()
+    }
+
+    private func updateOperating() {
+        isOperating = isBusMaster && status & (VirtioStatus.driverOK | VirtioStatus.needsReset) == VirtioStatus.driverOK
+    }
+
+    /// The driver allows the device to access memory, or takes that back.
+    func setBusMaster(_ allowed: Bool) {
+        guard allowed != isBusMaster else { return }
+        let was = isOperating
+        restoreBusMaster(allowed)
+        if isOperating && !was { becameReady() }
+    }
+
+    /// As `setBusMaster`, for a loaded state.
+    func restoreBusMaster(_ allowed: Bool) {
+        isBusMaster = allowed
+        updateOperating()
+    }
+
+    private func becameReady() {
+        driverReady()
+        for queue in queues where queue.ready && queue.hasAvailable { handle(queue) }
     }
 
     func readConfig(offset: Int, width: Int) -> UInt64 {
@@ -119,10 +144,7 @@ open class VirtioDevice: Device {
             value &= ~VirtioStatus.driverOK
         }
         setStatus(value & VirtioStatus.all)
-        if added & value & VirtioStatus.driverOK != 0, isOperating {
-            driverReady()
-            for queue in queues where queue.ready && queue.hasAvailable { handle(queue) }
-        }
+        if added & value & VirtioStatus.driverOK != 0, isOperating { becameReady() }
     }
 
     /// The driver writes half of its feature bits.

@@ -34,8 +34,8 @@ public final class VirtioMMIO: VirtioTransport, MMIODevice, Device, DeviceBus {
 
     // MARK: Interrupts
 
-    public override func interrupt(queue: Int) { raise(1) }
-    public override func configInterrupt() { raise(2) }
+    public func interrupt(queue: Int) { raise(1) }
+    public func configInterrupt() { raise(2) }
 
     private func raise(_ cause: UInt32) {
         interruptStatus |= cause

@@ -1,10 +1,8 @@
-/// What carries a virtio device to its driver: virtio-mmio here, PCI later.
-/// Subclasses have the registers; this is what a device needs of them.
-open class VirtioTransport {
-    public init() {}
-
+/// What carries a virtio device to its driver: virtio-mmio or virtio-pci. It
+/// has the registers; this is what a device needs of it.
+public protocol VirtioTransport: AnyObject {
     /// A used buffer notification for a queue.
-    open func interrupt(queue: Int) {}
+    func interrupt(queue: Int)
     /// A configuration change notification.
-    open func configInterrupt() {}
+    func configInterrupt()
 }

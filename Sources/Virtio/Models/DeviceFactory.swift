@@ -43,40 +43,67 @@ public final class DeviceFactory: DeviceContext {
         try make(type, options)
     }
 
-    private func plug(_ device: VirtioDevice, _ slot: VirtioMMIO) throws(VMMError) {
-        try slot.plug(device)
+    // MARK: Places
+
+    /// Where a virtio device is to be plugged.
+    private enum Place {
+        case mmio(VirtioMMIO)
+        case pci(PCIBus, PCIBus.Placement, vectors: Int?)
+    }
+
+    /// Finds the place that `-device` asks for. Changes nothing.
+    private func place(_ options: DeviceOptions, _ busType: String) throws(VMMError) -> Place {
+        guard busType == PCIBus.busType else { return .mmio(try bus(VirtioMMIO.self, for: options)) }
+        let bus = try bus(PCIBus.self, for: options)
+        if try options.options.onOffAuto("disable-legacy") == false {
+            throw VMMError("Property '\(options.model).disable-legacy' can't be off: only virtio 1 is there")
+        }
+        if try options.options.bool("disable-modern") == true {
+            throw VMMError("device cannot work as neither modern nor legacy mode is enabled")
+        }
+        let vectors = try options.options.number("vectors", in: 0...2048)
+        return .pci(bus, try bus.place(options), vectors: vectors.map { Int($0) })
+    }
+
+    private func plug(_ device: VirtioDevice, _ place: Place, _ options: DeviceOptions) throws(VMMError) {
+        switch place {
+        case .mmio(let slot): try slot.plug(device)
+        case .pci(let bus, let placement, let vectors):
+            let function = VirtioPCI(device, model: options.model, id: options.id, vectors: vectors)
+            try bus.plug(function, at: placement)
+            device.stateName = "\(bus.busName)/\(placement.slot.description)/\(device.model)"
+        }
         try vm.add(device)
     }
 
     // MARK: Models
 
-    func addBlock(_ options: DeviceOptions) throws(VMMError) {
+    func addBlock(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
         guard let drive = try options.text("drive") else { throw VMMError("drive property not set") }
         guard let backend = vm.blockBackend(drive) else { throw options.notFound("drive", drive) }
         guard backend.user == nil else { throw VMMError("Drive '\(drive)' is already in use by another device") }
-        let slot = try bus(VirtioMMIO.self, for: options)
+        let place = try place(options, busType)
         let device = VirtioBlock(vm: vm, backend: backend, serial: try options.text("serial") ?? "")
-        try plug(device, slot)
+        try plug(device, place, options)
         backend.user = options.id ?? device.stateName
     }
 
     public override func plug(
         _ offload: any VirtioOffload, busType: String, options: DeviceOptions
     ) throws(VMMError) {
-        guard busType == VirtioMMIO.busType else {
-            return try super.plug(offload, busType: busType, options: options)
-        }
-        let slot = try bus(VirtioMMIO.self, for: options)
-        try plug(VirtioOffloadDevice(vm: vm, offload: offload), slot)
+        let place = try place(options, busType)
+        try plug(VirtioOffloadDevice(vm: vm, offload: offload), place, options)
     }
 
-    func addEntropy(_ options: DeviceOptions) throws(VMMError) {
-        try plug(VirtioEntropy(vm: vm), try bus(VirtioMMIO.self, for: options))
+    func addEntropy(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
+        let place = try place(options, busType)
+        try plug(VirtioEntropy(vm: vm), place, options)
     }
 
-    func addSerial(_ options: DeviceOptions) throws(VMMError) {
+    func addSerial(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
+        let place = try place(options, busType)
         let device = VirtioConsole(vm: vm)
-        try plug(device, try bus(VirtioMMIO.self, for: options))
+        try plug(device, place, options)
         serials.append((options.id, device))
     }
 
@@ -99,7 +126,7 @@ public final class DeviceFactory: DeviceContext {
         try serial.device.connect(chardev)
     }
 
-    func addNet(_ options: DeviceOptions) throws(VMMError) {
+    func addNet(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
         guard let name = try options.text("netdev") else { throw VMMError("netdev property not set") }
         guard let index = backends.firstIndex(where: { $0.backend.id == name }) else {
             throw options.notFound("netdev", name)
@@ -111,8 +138,8 @@ public final class DeviceFactory: DeviceContext {
             guard let parsed = DeviceFactory.mac(text) else { throw options.badValue("mac", text) }
             mac = parsed
         }
-        let slot = try bus(VirtioMMIO.self, for: options)
-        try plug(VirtioNet(vm: vm, backend: backends[index].backend, mac: mac), slot)
+        let place = try place(options, busType)
+        try plug(VirtioNet(vm: vm, backend: backends[index].backend, mac: mac), place, options)
         backends[index].isUsed = true
         networkCards &+= 1
     }

@@ -29,20 +29,35 @@ public final class DeviceModel: DeviceType {
     public static let all: [DeviceModel] = [
         DeviceModel(
             name: "virtconsole", bus: "virtio-serial-bus", category: .input, properties: ["chardev"],
-            make: { factory, options throws(VMMError) in try factory.addConsolePort(options) }),
-        DeviceModel(
-            name: "virtio-blk-device", bus: "virtio-bus", category: .storage, properties: ["drive", "serial"],
-            make: { factory, options throws(VMMError) in try factory.addBlock(options) }),
-        DeviceModel(
-            name: "virtio-net-device", bus: "virtio-bus", category: .network, properties: ["netdev", "mac"],
-            make: { factory, options throws(VMMError) in try factory.addNet(options) }),
-        DeviceModel(
-            name: "virtio-rng-device", bus: "virtio-bus", category: .misc, properties: [],
-            make: { factory, options throws(VMMError) in try factory.addEntropy(options) }),
-        DeviceModel(
-            name: "virtio-serial-device", bus: "virtio-bus", category: .input, properties: [],
-            make: { factory, options throws(VMMError) in try factory.addSerial(options) }),
+            make: { factory, options throws(VMMError) in try factory.addConsolePort(options) })
     ]
+        + onBothBuses("virtio-blk", .storage, ["drive", "serial"]) { factory, options, bus throws(VMMError) in
+            try factory.addBlock(options, bus)
+        }
+        + onBothBuses("virtio-net", .network, ["netdev", "mac"]) { factory, options, bus throws(VMMError) in
+            try factory.addNet(options, bus)
+        }
+        + onBothBuses("virtio-rng", .misc, []) { factory, options, bus throws(VMMError) in
+            try factory.addEntropy(options, bus)
+        }
+        + onBothBuses("virtio-serial", .input, []) { factory, options, bus throws(VMMError) in
+            try factory.addSerial(options, bus)
+        }
+
+    /// Properties of a virtio device on PCI, besides those of every PCI device.
+    public static let virtioPCIProperties = ["vectors", "disable-legacy", "disable-modern"]
+
+    /// `NAME-device` for virtio-mmio and `NAME-pci`.
+    private static func onBothBuses(
+        _ name: String, _ category: DeviceCategory, _ properties: [String],
+        _ make: @escaping (DeviceFactory, DeviceOptions, _ busType: String) throws(VMMError) -> Void
+    ) -> [DeviceModel] {
+        [(VirtioMMIO.busType, "device", []), (PCIBus.busType, "pci", virtioPCIProperties)].map { bus, suffix, more in
+            DeviceModel(
+                name: "\(name)-\(suffix)", bus: bus, category: category, properties: properties + more,
+                make: { factory, options throws(VMMError) in try make(factory, options, bus) })
+        }
+    }
 
     /// The text of `-device help`: built-in types and those of modules.
     public static func help(_ types: [any DeviceType]) -> String {

@@ -19,8 +19,8 @@ final class PCITestBus {
     let messages = MessageSink()
     var space: AddressSpace { machine.vm.addressSpace }
 
-    init() throws {
-        machine = try TestMachine()
+    init(_ given: TestMachine? = nil) throws {
+        machine = try given ?? TestMachine()
         host = try ECAMHostBridge(
             vm: machine.vm,
             windows: [

@@ -39,7 +39,9 @@ final class GuestDriver {
     }
 
     func setUpQueue(_ index: Int, size: UInt16, at base: UInt64, eventIndex: Bool = false) -> GuestQueue {
-        let queue = GuestQueue(self, index: index, size: size, base: base, eventIndex: eventIndex)
+        let queue = GuestQueue(machine, index: index, size: size, base: base, eventIndex: eventIndex) { [unowned self] in
+            write(0x50, UInt32(index))
+        }
         write(0x30, UInt32(index))
         write(0x38, UInt32(size))
         for (offset, address) in [(UInt64(0x80), queue.table), (0x90, queue.available), (0xa0, queue.used)] {
@@ -72,7 +74,8 @@ final class GuestQueue {
         var writable: Bool
     }
 
-    let driver: GuestDriver
+    let machine: TestMachine
+    private let notify: () -> Void
     let index: Int
     let size: UInt16
     let table: UInt64
@@ -83,17 +86,18 @@ final class GuestQueue {
     var availableIndex: UInt16 = 0
     private var usedSeen: UInt16 = 0
 
-    private var machine: TestMachine { driver.machine }
-
-    init(_ driver: GuestDriver, index: Int, size: UInt16, base: UInt64, eventIndex: Bool) {
-        self.driver = driver
+    init(
+        _ machine: TestMachine, index: Int, size: UInt16, base: UInt64, eventIndex: Bool, notify: @escaping () -> Void
+    ) {
+        self.machine = machine
+        self.notify = notify
         self.index = index
         self.size = size
         self.eventIndex = eventIndex
         table = base
         available = base + 0x4000
         used = base + 0x8000
-        for address in stride(from: base, to: base + 0x9000, by: 8) { driver.machine.store(0 as UInt64, at: address) }
+        for address in stride(from: base, to: base + 0x9000, by: 8) { machine.store(0 as UInt64, at: address) }
     }
 
     func descriptor(_ slot: UInt16, in table: UInt64? = nil, _ address: UInt64, _ length: UInt32, flags: UInt16, next: UInt16 = 0) {
@@ -125,7 +129,7 @@ final class GuestQueue {
         if kick { self.kick() }
     }
 
-    func kick() { driver.write(0x50, UInt32(index)) }
+    func kick() { notify() }
 
     var usedIndex: UInt16 { machine.load(used + 2) }
 

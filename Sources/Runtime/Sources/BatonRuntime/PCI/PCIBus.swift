@@ -33,7 +33,7 @@ public final class PCIBus: DeviceBus {
 
     /// Where `addr=` and `multifunction=` put a device.
     public struct Placement {
-        let slot: PCISlot
+        public let slot: PCISlot
         let multifunction: Bool
     }
 
