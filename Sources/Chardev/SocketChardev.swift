@@ -111,7 +111,8 @@ public final class SocketChardev: StreamChardev {
             return shutDown()
         }
         if listenerFD >= 0 { try cpr.save(listenerFD, of: self, as: "listener") }
-        if connectionFD >= 0 { try cpr.save(connectionFD, of: self, as: "connection") }
+        let ends = cpr.endsMonitorSessions && frontend?.isMonitor == true
+        if connectionFD >= 0, !ends { try cpr.save(connectionFD, of: self, as: "connection") }
         cpr.handOver(self) { $0.put("unsent", bytes: unsentBytes) }
     }
 

@@ -28,7 +28,7 @@ public enum MonitorUpdate {
         cpr.onPhase { [unowned vm, unowned cpr] phase throws(VMMError) in
             switch phase {
             case .exec:
-                for monitor in monitors(vm) where monitor.chardev.isOpen {
+                for monitor in monitors(vm) where monitor.chardev.isOpen && !cpr.endsMonitorSessions {
                     cpr.handOver(monitor.partName, monitor.handOver())
                 }
             case .saveFailed:

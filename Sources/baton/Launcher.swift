@@ -35,6 +35,9 @@ final class Launcher {
         try general(machine)
         try ModuleOptions.load(invocation, loader: loader)
         try ModuleOptions.enableModes(invocation, cpr: cpr, loader: loader)
+        let incoming = try incomingSource()
+        try ModuleOptions.enableImpliedModes(
+            machine: machine, incoming: incoming != nil, cpr: cpr, loader: loader)
         for text in invocation.all("object") { try MemoryOptions.create(text, memory: memory, loader: loader) }
         // Before anything holds a lock or a pidfile, and before a thread could
         // exist. A successor is in the background already.
@@ -59,6 +62,8 @@ final class Launcher {
         try registerNetCommands(vm: vm) { backends.net }
         try registerPCICommands(vm: vm) { board.pci.bus }
         try cpr.registerCommands()
+        let migration = Migration(cpr: cpr)
+        try migration.registerCommands()
         try loader.registry.installCommands(vm.commands)
         if cpr.inherited == nil { try board.prepareImages() }
         // Last: a monitor that waits for a client finds the machine complete.
@@ -66,12 +71,20 @@ final class Launcher {
         ChardevUpdate.register(vm: vm, cpr: cpr)
         MonitorUpdate.register(vm: vm, cpr: cpr)
         ChardevUpdate.closeLeftovers(cpr)
-        try cpr.machineBuilt()
+        if let incoming {
+            do throws(VMMError) {
+                try migration.begin(incoming)
+            } catch {
+                throw error.prefixed("-incoming \(invocation.last("incoming") ?? "")")
+            }
+        } else {
+            try cpr.machineBuilt()
+        }
         if cpr.inherited != nil { MonitorUpdate.machineStands(vm: vm) }
         if let daemonPipe { cbaton_daemon_ready(daemonPipe, 0) }
         daemonPipe = nil
         // A process that took over a guest waits for cpr-load.
-        if !invocation.has("S") && cpr.inherited == nil { try vm.start() }
+        if vm.autostart && cpr.inherited == nil && incoming == nil { try vm.start() }
         let status = vm.run()
         cpr.ending()
         for chardev in vm.chardevs { chardev.shutDown() }
@@ -105,8 +118,19 @@ final class Launcher {
             _ = try options.string("driftfix")
             try options.finish()
         }
+        vm.autostart = !invocation.has("S")
         vm.noReboot = invocation.has("no-reboot")
         vm.noShutdown = invocation.has("no-shutdown")
+    }
+
+    /// `-incoming`, unless a checkpoint comes with the CPR state.
+    private func incomingSource() throws(VMMError) -> Migration.Source? {
+        guard let text = invocation.last("incoming"), cpr.inherited?.checkpointFD == nil else { return nil }
+        do throws(VMMError) {
+            return try Migration.Source(text)
+        } catch {
+            throw error.prefixed("-incoming \(text)")
+        }
     }
 
     private func isUUID(_ text: String) -> Bool {

@@ -7,6 +7,8 @@ struct MachineOptions {
     var mergeMemory = true
     var dumpGuestCore = true
     var hartCount = 1
+    /// Memory that no option names is shared, and so outlives an exec.
+    var sharesAuxiliaryRAM = false
 
     init(_ invocation: Invocation) throws(VMMError) {
         for text in invocation.all("machine") {
@@ -18,6 +20,7 @@ struct MachineOptions {
             dumpDTB = try options.string("dumpdtb") ?? dumpDTB
             mergeMemory = try options.bool("mem-merge") ?? mergeMemory
             dumpGuestCore = try options.bool("dump-guest-core") ?? dumpGuestCore
+            sharesAuxiliaryRAM = try options.bool("aux-ram-share") ?? sharesAuxiliaryRAM
             if let accel = try options.string("accel") { try MachineOptions.checkAccelerator(accel) }
             if let aia = try options.string("aia"), aia != "none" {
                 throw VMMError("-machine aia=\(aia) is not supported", hint: "Use aia=none: the board has a PLIC.")

@@ -11,19 +11,33 @@ enum ModuleOptions {
     static func enableModes(_ invocation: Invocation, cpr: CprController, loader: ModuleLoader) throws(VMMError) {
         for list in invocation.all("cpr-enable") {
             for name in list.split(separator: ",").map(String.init) {
-                if loader.registry.mode(name) == nil {
-                    do throws(VMMError) {
-                        try loader.require(kind: "mode", name: name)
-                    } catch {
-                        throw error.prefixed("-cpr-enable \(name)")
-                    }
+                do throws(VMMError) {
+                    cpr.enable(try mode(name, loader: loader))
+                } catch {
+                    throw error.prefixed("-cpr-enable \(name)")
                 }
-                guard let mode = loader.registry.mode(name) else {
-                    throw VMMError("-cpr-enable \(name): the module of that name does not provide the mode")
-                }
-                cpr.enable(mode)
             }
         }
+        cpr.modeLoader = { name throws(VMMError) in try mode(name, loader: loader) }
+    }
+
+    /// A mode, whose module is loaded if it is not yet.
+    private static func mode(_ name: String, loader: ModuleLoader) throws(VMMError) -> any CprMode {
+        if loader.registry.mode(name) == nil { try loader.require(kind: "mode", name: name) }
+        guard let mode = loader.registry.mode(name) else {
+            throw VMMError("the module of that name does not provide the mode")
+        }
+        return mode
+    }
+
+    /// Enables the modes that QEMU's options imply: a machine whose memory is
+    /// all shared can be restarted, and a process that takes over a guest as
+    /// QEMU's does (`-incoming`) needs no other word about it.
+    static func enableImpliedModes(
+        machine: MachineOptions, incoming: Bool, cpr: CprController, loader: ModuleLoader
+    ) throws(VMMError) {
+        if machine.sharesAuxiliaryRAM { cpr.enable(try mode("restart", loader: loader)) }
+        if incoming, let inherited = cpr.inherited { cpr.enable(try mode(inherited.mode, loader: loader)) }
     }
 
     /// What `-module help`, `-cpr-enable help` and `-object help` print.

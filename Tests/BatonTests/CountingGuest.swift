@@ -10,9 +10,9 @@ final class CountingGuest {
     private static let magic: UInt64 = 0x544e_434e_4f54_4142
 
     let directory: TemporaryDirectory
-    let process: ChildProcess
+    private(set) var process: ChildProcess
     let memory: SharedMemory
-    let qmp: QMPClient
+    private(set) var qmp: QMPClient
     let arguments: [String]
     var ramFile: String { directory.file("ram") }
     var checkpoint: String { directory.file("checkpoint") }
@@ -29,11 +29,14 @@ final class CountingGuest {
 
     /// Starts the VMM and waits until the guest counts.
     /// - Parameter extra: arguments after those that every counting guest has.
-    init(extra: [String] = ["-cpr-enable", "restart"], prefix: [String] = []) throws {
+    ///   - vmm: the program, and options that it always needs.
+    init(
+        extra: [String] = ["-cpr-enable", "restart"], prefix: [String] = [], vmm: [String] = [Products.baton]
+    ) throws {
         directory = try TemporaryDirectory()
         let ram = try directory.writeSparse("ram", size: Self.memorySize)
         arguments =
-            [Products.baton] + [
+            vmm + [
                 "-machine", "virt,memory-backend=ram", "-m", "16M",
                 "-object", "memory-backend-file,id=ram,size=16M,mem-path=\(ram),share=on",
                 "-bios", "none", "-kernel", try Self.image(),
@@ -59,6 +62,16 @@ final class CountingGuest {
         process.signal(SIGKILL)
         for _ in 0..<1000 where process.isRunning { usleep(1000) }
         try? qmp.executeWithoutAnswer("quit")
+    }
+
+    /// Connects to whoever listens at the QMP socket now, as a new client.
+    func reconnect() throws { qmp = try QMPClient(path: directory.file("qmp")) }
+
+    /// Starts the VMM again, with more arguments, once the one before has ended.
+    func restart(_ more: [String]) throws {
+        try process.waitForExit()
+        process = try ChildProcess(arguments + more)
+        try reconnect()
     }
 
     var count: UInt64 { memory.load(UInt64.self, at: Self.page + 8) }

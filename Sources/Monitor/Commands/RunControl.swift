@@ -19,13 +19,19 @@ func registerRunControl(_ vm: VirtualMachine) throws(VMMError) {
         })
 
     try addAction(commands, "stop", "stop emulation") { [unowned vm] () throws(VMMError) in
+        if vm.runState == .inmigrate { vm.autostart = false }
         if vm.isRunning { vm.stop() }
     }
     try addAction(commands, "cont", "resume emulation") { [unowned vm] () throws(VMMError) in
         if vm.runState == .shutdown || vm.runState == .internalError || vm.runState == .guestPanicked {
             throw VMMError("Resetting the Virtual Machine is required")
         }
-        try vm.start()
+        // As in QEMU: it starts when its state has come.
+        if vm.runState == .inmigrate {
+            vm.autostart = true
+        } else {
+            try vm.start()
+        }
     }
     try addAction(commands, "quit", "quit the emulator") { [unowned vm] () throws(VMMError) in vm.requestQuit() }
     try addAction(commands, "system_reset", "reset the system") { [unowned vm] () throws(VMMError) in

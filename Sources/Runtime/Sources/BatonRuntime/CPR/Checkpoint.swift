@@ -11,12 +11,13 @@ enum Checkpoint {
 
     /// Collects the state of a stopped VM.
     /// - Parameter runState: what it was in before it was stopped for this.
-    static func collect(_ vm: VirtualMachine, memory: GuestMemory, runState: RunState) -> SectionContainer {
+    static func collect(_ vm: VirtualMachine, memory: GuestMemory, runState: RunState, mode: String) -> SectionContainer {
         var container = SectionContainer(kind: .checkpoint)
         var global = StateWriter()
         global.put("run-state", runState.rawValue)
         global.put("machine", vm.machineType)
         global.put("name", vm.name ?? "", optional: true)
+        global.put("mode", mode, optional: true)
         container.add("global", version: 1, global)
 
         var clock = StateWriter()
@@ -105,7 +106,8 @@ enum Checkpoint {
     /// - Parameter ownSections: names of sections that a mode has taken.
     /// - Returns: the run state that the VM was saved in.
     static func apply(
-        _ container: SectionContainer, to vm: VirtualMachine, memory: GuestMemory, ownSections: [String], name: String
+        _ container: SectionContainer, to vm: VirtualMachine, memory: GuestMemory, mode: String, ownSections: [String],
+        name: String
     ) throws(VMMError) -> RunState {
         func reader(_ sectionName: String, upTo version: UInt32) throws(VMMError) -> StateReader {
             guard let section = container.section(sectionName) else {
@@ -131,6 +133,10 @@ enum Checkpoint {
             throw VMMError("\(name) has the unknown run state '\(stateName)'")
         }
         _ = global.has("name") ? try global.string("name") : nil
+        // What one mode leaves in place another would look for in the file.
+        if global.has("mode"), try global.string("mode") != mode {
+            throw VMMError("\(name) was saved in mode '\(try global.string("mode"))', not '\(mode)'")
+        }
         try global.finish()
 
         let clock = try reader("clock", upTo: 1)

@@ -60,13 +60,37 @@ public final class CprController {
         if let hook = mode.allocatorHook { memory.addHook(hook) }
     }
 
+    /// Finds the module of a mode that the command line has not enabled; set by
+    /// the launcher.
+    public var modeLoader: ((String) throws(VMMError) -> any CprMode)?
+
+    /// A mode that something asks for by a name of its own, such as QEMU's
+    /// `cpr-exec`: enabled now if it is not yet.
+    func requireMode(_ name: String) throws(VMMError) -> any CprMode {
+        if !isEnabled(name), let modeLoader { enable(try modeLoader(name)) }
+        return try enabledMode(name)
+    }
+
     public func isEnabled(_ name: String) -> Bool { enabledModes.contains { $0.name == name } }
 
     /// Checks, once the machine stands, that everything inherited has found
     /// its owner and the mode is enabled.
+    /// - Parameter state: loads the state at once, from where the command line
+    ///   says; the start's time limit covers it.
     /// - Throws: what the new command line lacks: fatal.
-    public func machineBuilt() throws(VMMError) {
+    public func machineBuilt(loading state: (() throws(VMMError) -> Void)? = nil) throws(VMMError) {
         times.built = EventLoop.now
+        try checkHeritage()
+        if let state { return try state() }
+        guard let inherited else { return }
+        if let link = inherited.lifeboat { Lifeboat.reportStanding(link) }
+        if let fd = inherited.checkpointFD {
+            let checkpoint = OwnedFD(adopting: fd)
+            try load(from: checkpoint.raw, mode: try enabledMode(inherited.mode), name: "the checkpoint")
+        }
+    }
+
+    private func checkHeritage() throws(VMMError) {
         guard let inherited else { return }
         guard isEnabled(inherited.mode) else {
             throw VMMError(
@@ -77,11 +101,6 @@ public final class CprController {
             throw VMMError(
                 "the CPR state has the RAM block '\(record.name)' (\(record.usedLength) bytes), which this command line lacks",
                 hint: "Start the new VMM with the memory and device arguments of the old one.")
-        }
-        if let link = inherited.lifeboat { Lifeboat.reportStanding(link) }
-        if let fd = inherited.checkpointFD {
-            let checkpoint = OwnedFD(adopting: fd)
-            try load(from: checkpoint.raw, mode: try enabledMode(inherited.mode), name: "the checkpoint")
         }
     }
 
@@ -156,7 +175,7 @@ public final class CprController {
         times.stopped = EventLoop.now
         modeOfSave = mode
         try notify(.save)
-        var container = Checkpoint.collect(vm, memory: memory, runState: stateBefore)
+        var container = Checkpoint.collect(vm, memory: memory, runState: stateBefore, mode: mode.name)
         let contents = mode.volatileBlocks(cpr: self)
         RAMContents.describe(contents, in: &container)
         try mode.save(to: &container, cpr: self)
@@ -276,6 +295,16 @@ public final class CprController {
         try exec(argv, mode, stateBefore: stateBefore)
     }
 
+    /// Whether the exec in hand ends the sessions of monitors, as QEMU's
+    /// `cpr-exec` does: the new process begins new ones.
+    public var endsMonitorSessions = false {
+        didSet {
+            Lifeboat.whenSuccessorStands = !endsMonitorSessions ? nil : { [unowned vm] in
+                for chardev in vm.chardevs where chardev.frontend?.isMonitor == true { chardev.endConnection() }
+            }
+        }
+    }
+
     /// A part's state for the next process, to be given in the `.exec` phase;
     /// the part finds it in `inherited?.part(name)`.
     public func handOver(_ name: String, version: UInt32 = 1, _ writer: StateWriter) {
@@ -310,7 +339,22 @@ public final class CprController {
         try load(from: file.raw, mode: mode, name: path)
     }
 
-    private func load(from fd: Int32, mode: any CprMode, name: String) throws(VMMError) {
+    /// The VM waits for its state (`-incoming`), and for nothing else.
+    func awaitIncoming() {
+        awaitsLoad = true
+        vm.setStoppedState(.inmigrate)
+    }
+
+    /// Takes over the state that `-incoming` or `migrate-incoming` names.
+    /// - Parameter fd: borrowed.
+    func load(incoming fd: Int32, name: String) throws(VMMError) {
+        let mode = try requireMode(inherited?.mode ?? "reboot")
+        try load(from: fd, mode: mode, name: name, autostart: vm.autostart)
+    }
+
+    /// - Parameter autostart: whether a guest that ran when it was saved runs
+    ///   again now, or stays paused.
+    private func load(from fd: Int32, mode: any CprMode, name: String, autostart: Bool = true) throws(VMMError) {
         times.loadRequested = EventLoop.now
         let container = try Checkpoint.read(fd, name: name)
         let runState: RunState
@@ -319,7 +363,7 @@ public final class CprController {
             try notify(.load)
             contents?.copy()
             let own = try mode.load(from: container, cpr: self)
-            runState = try Checkpoint.apply(container, to: vm, memory: memory, ownSections: own, name: name)
+            runState = try Checkpoint.apply(container, to: vm, memory: memory, mode: mode.name, ownSections: own, name: name)
         } catch {
             announce(.loadFailed)
             throw error
@@ -328,10 +372,10 @@ public final class CprController {
         vm.tookOverState()
         times.loaded = EventLoop.now
         announce(.commit)
-        if runState == .running {
+        if runState == .running && autostart {
             try vm.start()
         } else {
-            vm.setStoppedState(runState)
+            vm.setStoppedState(runState == .running ? .paused : runState)
         }
         times.resumed = EventLoop.now
         if let report = times.report?.objectValue { vm.emit("CPR_UPDATED", report) }

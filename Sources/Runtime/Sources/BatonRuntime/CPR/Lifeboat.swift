@@ -37,6 +37,8 @@ enum Lifeboat {
 
     /// In the copy: whether the successor that failed had stood before.
     nonisolated(unsafe) private(set) static var successorStood = false
+    /// In the copy: called when the successor stands, for what must end then.
+    nonisolated(unsafe) static var whenSuccessorStands: (() -> Void)?
 
     /// Makes the copy. Returns at once in this process; in the copy, only when
     /// the guest has to be taken back.
@@ -123,6 +125,7 @@ enum Lifeboat {
             if said.first == UInt8(ascii: "R") {
                 stands = true
                 successorStood = true
+                whenSuccessorStands?()
                 said.removeFirst()
             }
             if said.count > 4096 { break }

@@ -106,6 +106,10 @@ public final class VirtualMachine: GuestRequests {
     /// the guest has ever run.
     public func resetIfNew() { if isNew { resetDevices() } }
 
+    /// Whether a guest that ran when its state was saved runs again once that
+    /// is loaded: off with `-S`; `stop` and `cont` change it while the VM waits.
+    public var autostart = true
+
     /// Why the guest must not be started now; nil when it may.
     public var startBlocker: () -> VMMError? = { nil }
 
