@@ -12,7 +12,8 @@ enum ModuleTrust {
     /// - Parameter path: absolute and free of links, as `canonicalPath` gives.
     /// - Returns: the file, opened without following links.
     static func open(_ path: String) throws(VMMError) -> OwnedFD {
-        let raw = cbaton_open_nofollow(path, O_RDONLY)
+        // A pipe or device that stands there must not be waited for.
+        let raw = cbaton_open_nofollow(path, O_RDONLY | O_NONBLOCK)
         guard raw >= 0 else { throw .system("module '\(path)' cannot be opened") }
         let fd = OwnedFD(adopting: raw)
         var status = stat()
