@@ -14,7 +14,6 @@ public final class ECAMHostBridge: PCIHost, MMIODevice, Device {
     private let vm: VirtualMachine
     private let map: PCIAddressMap
     private let lines: [InterruptLine]
-    private var isSending = false
 
     /// Makes the bridge and adds it to the VM; the board maps it and its windows.
     /// - Parameter lines: what INTA to INTD of slot 0 drive.
@@ -95,14 +94,6 @@ public final class ECAMHostBridge: PCIHost, MMIODevice, Device {
     }
 
     public func send(address: UInt64, data: UInt32) -> Bool {
-        // A message to a register that makes the device send a message would
-        // go on for ever.
-        guard !isSending else {
-            Log.guestError("pcie.0: message to \(Hex(address)) caused by a message")
-            return false
-        }
-        isSending = true
-        defer { isSending = false }
         guard vm.addressSpace.storeMessage(data, at: address) else {
             Log.guestError("pcie.0: message \(Hex(UInt64(data))) to \(Hex(address)): nothing there")
             return false

@@ -5,9 +5,11 @@ enum CSR {
     static let fflags = 0x001, frm = 0x002, fcsr = 0x003
     static let sstatus = 0x100, sie = 0x104, stvec = 0x105, scounteren = 0x106, senvcfg = 0x10a
     static let sscratch = 0x140, sepc = 0x141, scause = 0x142, stval = 0x143, sip = 0x144, stimecmp = 0x14d
+    static let siselect = 0x150, sireg = 0x151, stopei = 0x15c, stopi = 0xdb0
     static let satp = 0x180
     static let mstatus = 0x300, misa = 0x301, medeleg = 0x302, mideleg = 0x303, mie = 0x304, mtvec = 0x305
     static let mcounteren = 0x306, menvcfg = 0x30a, mcountinhibit = 0x320
+    static let mvien = 0x308, mvip = 0x309, miselect = 0x350, mireg = 0x351, mtopei = 0x35c, mtopi = 0xfb0
     static let mscratch = 0x340, mepc = 0x341, mcause = 0x342, mtval = 0x343, mip = 0x344
     static let pmpcfg0 = 0x3a0, pmpcfg2 = 0x3a2, pmpaddr0 = 0x3b0, pmpaddr15 = 0x3bf
     static let mhpmevent3 = 0x323, mhpmevent31 = 0x33f
@@ -108,7 +110,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case CSR.tinfo: return 1
         case CSR.mvendorid, CSR.marchid, CSR.mimpid, CSR.mconfigptr: return 0
         case CSR.mhartid: return pointee.hartID
-        default: return nil
+        default: return readAIA(number)
         }
     }
 
@@ -199,7 +201,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case CSR.minstret: pointee.instretOffset = instretStands ? value : value &- pointee.retired
         case CSR.mhpmcounter3...CSR.mhpmcounter31, CSR.mhpmevent3...CSR.mhpmevent31: break
         case CSR.tselect...CSR.tdata3: break
-        default: return nil
+        default: return writeAIA(number, value)
         }
         return CSREffect.none
     }

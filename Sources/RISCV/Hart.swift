@@ -52,6 +52,8 @@ public final class Hart: Device {
     unowned let accelerator: SoftwareAccelerator
     let state: HartPointer
     private(set) var resetState = ResetState(pc: 0x1000)
+    /// Smaia and Ssaia with interrupt files for messages; nil without.
+    public private(set) var aia: HartAIA?
 
     init(index: Int, accelerator: SoftwareAccelerator, vm: VirtualMachine, cache: UnsafeMutablePointer<CodeCache>) {
         self.index = index
@@ -71,6 +73,15 @@ public final class Hart: Device {
 
     public func setResetVector(pc: UInt64, a0: UInt64, a1: UInt64, a2: UInt64 = 0, mode: ResetState.Mode = .machine) {
         setResetVector(ResetState(pc: pc, a0: a0, a1: a1, a2: a2, mode: mode))
+    }
+
+    /// Gives the hart Smaia and Ssaia, before the machine runs. The files then
+    /// drive its external interrupts.
+    public func enableAIA() -> HartAIA {
+        let aia = aia ?? HartAIA(self)
+        self.aia = aia
+        state.pointee.hasAIA = true
+        return aia
     }
 
     /// The counter behind the `time` CSR, in ticks of 100 ns.
@@ -115,6 +126,7 @@ public final class Hart: Device {
 
     public func reset() {
         state.reset()
+        aia?.reset()
         state.pointee.pc = resetState.pc
         state.x[10] = resetState.a0
         state.x[11] = resetState.a1

@@ -37,6 +37,12 @@ extension Hart {
         writer.put("waiting", s.waiting)
         writer.put("hsm", UInt64(s.hsm.rawValue))
         writer.put("builtin-sbi", s.hasBuiltinSBI)
+        writer.put("aia", s.hasAIA)
+        if let aia {
+            writer.put("aia-select", [aia.machineSelect, aia.supervisorSelect])
+            writer.put("aia-machine-priorities", bytes: aia.machinePriorities)
+            writer.put("aia-supervisor-priorities", bytes: aia.supervisorPriorities)
+        }
     }
 
     public func load(from reader: StateReader) throws(VMMError) {
@@ -60,6 +66,12 @@ extension Hart {
         new.waiting = try reader.bool("waiting")
         let hsm = try reader.unsigned("hsm")
         let usesSBI = try reader.bool("builtin-sbi")
+        guard try reader.bool("aia") == new.hasAIA else {
+            throw VMMError(
+                "section '\(reader.section)' was saved \(new.hasAIA ? "without" : "with") the AIA",
+                hint: "Start with the same -machine aia= as before.")
+        }
+        let applyAIA = try aia.map { aia throws(VMMError) in try Hart.load(aia, from: reader) }
         try reader.finish()
 
         try check(reader, "pc", new.pc, new.pc & 1 == 0)
@@ -83,6 +95,7 @@ extension Hart {
                 hint: "Start with the same -bios option as before.")
         }
 
+        applyAIA?()
         new.hsm = hsmState
         new.hasBuiltinSBI = usesSBI
         new.budget = 0
@@ -104,6 +117,25 @@ extension Hart {
         state.updatePMP()
         state.setMode(new.mode)
         updateTimers()
+    }
+
+    /// Reads and checks the state of the AIA.
+    private static func load(_ aia: HartAIA, from reader: StateReader) throws(VMMError) -> () -> Void {
+        let select = try reader.array("aia-select", count: 2...2)
+        let machine = try reader.bytes("aia-machine-priorities", count: 64...64)
+        let supervisor = try reader.bytes("aia-supervisor-priorities", count: 64...64)
+        func isAllowed(_ priorities: [UInt8], _ choices: [Int]) -> Bool {
+            priorities.indices.allSatisfy { priorities[$0] == 0 || choices.contains($0) }
+        }
+        guard select.allSatisfy({ $0 <= HartAIA.selectMask }), isAllowed(machine, HartAIA.machineChoices),
+            isAllowed(supervisor, HartAIA.supervisorChoices)
+        else { throw VMMError("section '\(reader.section)' has an invalid state of the AIA") }
+        return {
+            aia.machineSelect = select[0]
+            aia.supervisorSelect = select[1]
+            aia.machinePriorities = machine
+            aia.supervisorPriorities = supervisor
+        }
     }
 
     private func check(_ reader: StateReader, _ name: String, _ value: UInt64, _ valid: Bool) throws(VMMError) {

@@ -47,6 +47,8 @@ struct HartState {
     var frm: UInt8 = 0
     /// The SBI is the VMM's own: ecall from S-mode does not trap.
     var hasBuiltinSBI = false
+    /// The hart has Smaia and Ssaia.
+    var hasAIA = false
 
     // MARK: Control flow
 
@@ -184,6 +186,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
             dataTLB: pointee.dataTLB, fetchTLB: pointee.fetchTLB, hartID: pointee.hartID, cache: pointee.cache)
         fresh.owner = pointee.owner
         fresh.hasBuiltinSBI = pointee.hasBuiltinSBI
+        fresh.hasAIA = pointee.hasAIA
         fresh.withheld = pointee.withheld
         fresh.externalSEIP = pointee.externalSEIP
         // Level inputs stay what their controllers drive.

@@ -69,8 +69,11 @@ extension UnsafeMutablePointer where Pointee == HartState {
             || (pointee.mode == Mode.supervisor && pointee.mstatus & MStatus.sie != 0)
         let open = machineOpen && forMachine != 0 ? forMachine : supervisorOpen ? forSupervisor : 0
         guard open != 0 else { return nil }
-        // MEI, MSI, MTI, SEI, SSI, STI.
-        for number in [11, 3, 7, 9, 1, 5] as [UInt64] where open >> number & 1 != 0 { return number }
+        if pointee.hasAIA, let owner = pointee.owner {
+            let machine = open & pointee.mideleg == 0
+            return owner._withUnsafeGuaranteedRef { $0.aia?.mostUrgent(open, machine: machine)?.number }
+        }
+        for number in HartAIA.order where open >> number & 1 != 0 { return number }
         return nil
     }
 

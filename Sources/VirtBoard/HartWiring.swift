@@ -2,7 +2,7 @@ import RISCV
 
 /// The wires between the board's interrupt controllers and the harts.
 final class HartWiring: CLINTHarts {
-    private let harts: [Hart]
+    let harts: [Hart]
 
     init(_ harts: [Hart]) { self.harts = harts }
 

@@ -6,6 +6,10 @@ public enum MemoryMap {
     public static let rtc: UInt64 = 0x10_1000
     public static let clint: UInt64 = 0x200_0000
     public static let plic: UInt64 = 0xc00_0000
+    public static let aplicMachine: UInt64 = 0xc00_0000
+    public static let aplicSupervisor: UInt64 = 0xd00_0000
+    public static let imsicMachine: UInt64 = 0x2400_0000
+    public static let imsicSupervisor: UInt64 = 0x2800_0000
     public static let uart0: UInt64 = 0x1000_0000
     public static let virtio: UInt64 = 0x1000_1000
     public static let virtioStride: UInt64 = 0x1000

@@ -22,6 +22,8 @@ public final class VirtBoard {
         /// Where devices allocate memory of their own.
         public var memory = GuestMemory()
         public var files = BootFiles()
+        /// `-machine aia=`
+        public var aia = AIA.none
         /// `-serial`: the board has one port.
         public var serial: Chardev?
         /// `-drive if=pflash`: at most two, of 32 MiB each.
@@ -40,7 +42,8 @@ public final class VirtBoard {
     /// The virtio-mmio slots in order of their addresses.
     public let slots: [VirtioMMIO]
     public let uart: SerialUART
-    public let plic: PLIC
+    /// What the devices' interrupts go to.
+    public let interrupts: InterruptControllers
     public let pci: ECAMHostBridge
     private let loader: ImageLoader
 
@@ -58,20 +61,21 @@ public final class VirtBoard {
         try accelerator.prepareMemory()
 
         let wiring = HartWiring(accelerator.harts)
-        plic = PLIC(contextCount: wiring.contextCount) { context, level in
-            wiring.setExternalInterrupt(context: context, level)
-        }
+        let interrupts = InterruptControllers(
+            configuration.aia, wiring: wiring, space: vm.addressSpace,
+            hasFirmware: configuration.files.firmware != .builtin)
+        self.interrupts = interrupts
         loader = ImageLoader(
             vm: vm, accelerator: accelerator, files: configuration.files, memorySize: memorySize,
-            flash: configuration.flash)
+            flash: configuration.flash, aia: configuration.aia)
         uart = try SerialUART(
-            name: "serial0", vm: vm, chardev: configuration.serial, line: plic.line(MemoryMap.uart0Interrupt))
-        let rtc = GoldfishRTC(loop: vm.loop, line: plic.line(MemoryMap.rtcInterrupt))
+            name: "serial0", vm: vm, chardev: configuration.serial, line: interrupts.line(MemoryMap.uart0Interrupt))
+        let rtc = GoldfishRTC(loop: vm.loop, line: interrupts.line(MemoryMap.rtcInterrupt))
         let test = TestFinisher(machine: vm)
         let clint = CLINT(harts: wiring)
         var slots: [VirtioMMIO] = []
         for slot in 0..<MemoryMap.virtioSlots {
-            slots.append(VirtioMMIO(slot: slot, line: plic.line(MemoryMap.virtioInterrupt + slot)))
+            slots.append(VirtioMMIO(slot: slot, line: interrupts.line(MemoryMap.virtioInterrupt + slot)))
         }
         self.slots = slots
         devices = DeviceFactory(vm: vm, memory: configuration.memory, slots: slots)
@@ -87,18 +91,19 @@ public final class VirtBoard {
         try vm.add(rtc)
         try vm.add(uart)
         for slot in slots { try vm.add(slot) }
-        let plic = self.plic
         pci = try ECAMHostBridge(
-            vm: vm, windows: VirtBoard.pciWindows(memorySize), lines: (0..<4).map { plic.line(MemoryMap.pciInterrupt + $0) })
+            vm: vm, windows: VirtBoard.pciWindows(memorySize), lines: (0..<4).map { interrupts.line(MemoryMap.pciInterrupt + $0) })
         devices.add(pci.bus)
         try vm.add(clint)
-        try vm.add(plic)
+        for device in interrupts.devices { try vm.add(device) }
 
         let space = vm.addressSpace
         try space.map(test, at: MemoryMap.test, size: TestFinisher.size, name: "riscv.sifive.test")
         try space.map(rtc, at: MemoryMap.rtc, size: GoldfishRTC.size, name: "goldfish_rtc")
         try space.map(clint, at: MemoryMap.clint, size: CLINT.size, name: "riscv.sifive.clint")
-        try space.map(plic, at: MemoryMap.plic, size: PLIC.size, name: "riscv.sifive.plic")
+        for region in interrupts.regions {
+            try space.map(region.device, at: region.start, size: region.size, name: region.name)
+        }
         try space.map(uart, at: MemoryMap.uart0, size: SerialUART.size, name: "serial")
         for slot in slots {
             let start = MemoryMap.virtio + MemoryMap.virtioStride * UInt64(slot.slot)

@@ -24,6 +24,7 @@ enum BoardBuilder {
             if configuration.files.initrd != nil { throw VMMError("-initrd only allowed with -kernel option") }
             if configuration.files.commandLine != nil { throw VMMError("-append only allowed with -kernel option") }
         }
+        configuration.aia = machine.aia
         configuration.serial = backends.serial
         configuration.flash = backends.flash
 

@@ -1,4 +1,5 @@
 import BatonRuntime
+import VirtBoard
 
 /// What `-machine`, `-accel`, `-cpu` and `-smp` say.
 struct MachineOptions {
@@ -9,6 +10,7 @@ struct MachineOptions {
     var hartCount = 1
     /// Memory that no option names is shared, and so outlives an exec.
     var sharesAuxiliaryRAM = false
+    var aia = AIA.none
 
     init(_ invocation: Invocation) throws(VMMError) {
         for text in invocation.all("machine") {
@@ -22,8 +24,16 @@ struct MachineOptions {
             dumpGuestCore = try options.bool("dump-guest-core") ?? dumpGuestCore
             sharesAuxiliaryRAM = try options.bool("aux-ram-share") ?? sharesAuxiliaryRAM
             if let accel = try options.string("accel") { try MachineOptions.checkAccelerator(accel) }
-            if let aia = try options.string("aia"), aia != "none" {
-                throw VMMError("-machine aia=\(aia) is not supported", hint: "Use aia=none: the board has a PLIC.")
+            if let text = try options.string("aia") {
+                guard let type = AIA(rawValue: text) else {
+                    throw VMMError(
+                        "Invalid AIA interrupt controller type", hint: "Valid values are none, aplic, and aplic-imsic.")
+                }
+                aia = type
+            }
+            if let text = try options.string("aia-guests"), SizeText.unsignedNumber(text) != 0 {
+                throw VMMError(
+                    "Invalid number of AIA IMSIC guests", hint: "Valid values be between 0 and 0: there is no hypervisor extension.")
             }
             _ = try options.enumeration("usb", ["off"])
             try options.finish()

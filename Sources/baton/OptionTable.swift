@@ -13,7 +13,7 @@ enum OptionTable {
         OptionSpec(name: "help", argument: nil, help: "display this help and exit"),
         OptionSpec(name: "version", argument: nil, help: "display version information and exit"),
         OptionSpec(name: "machine", argument: "[type=]name[,prop=value...]",
-            help: "the machine: virt; props: memory-backend=ID, dumpdtb=FILE, accel=tcg, mem-merge=on|off, dump-guest-core=on|off, aux-ram-share=on|off"),
+            help: "the machine: virt; props: memory-backend=ID, dumpdtb=FILE, accel=tcg, mem-merge=on|off, dump-guest-core=on|off, aia=none|aplic|aplic-imsic, aux-ram-share=on|off"),
         OptionSpec(name: "M", argument: "...", help: "as -machine"),
         OptionSpec(name: "accel", argument: "name", help: "what runs the guest's instructions: tcg"),
         OptionSpec(name: "cpu", argument: "model", help: "the CPU model: rv64"),

@@ -3,12 +3,30 @@ import CBaton
 import PCI
 
 /// The device tree of the board, with QEMU's bindings.
-enum BoardTree {
+struct BoardTree {
+    let hartCount: Int
+    let memorySize: UInt64
+    let aia: AIA
+    /// Whether firmware runs in M-mode: else what is M-mode's is disabled, as
+    /// firmware would leave it.
+    let hasFirmware: Bool
+
+
     /// What the harts can do, in the order of `riscv,isa`.
     static let singleLetters = ["i", "m", "a", "f", "d", "c"]
     static let extensions = ["zicntr", "zicsr", "zifencei", "zba", "zbb", "zbs", "sstc", "svadu"]
 
-    static func make(hartCount: Int, memorySize: UInt64) -> DeviceTree {
+    // Phandles: CPUs and their controllers, then the board's own.
+    private func cpuHandle(_ hart: Int) -> UInt32 { UInt32(1 + 2 * hart) }
+    func controllerHandle(_ hart: Int) -> UInt32 { UInt32(2 + 2 * hart) }
+    /// Where devices' interrupts go: the PLIC, or the supervisor's APLIC.
+    var interruptHandle: UInt32 { UInt32(1 + 2 * hartCount) }
+    private var testHandle: UInt32 { interruptHandle + 1 }
+    var machineAPLICHandle: UInt32 { interruptHandle + 2 }
+    var supervisorIMSICHandle: UInt32 { interruptHandle + 3 }
+    var machineIMSICHandle: UInt32 { interruptHandle + 4 }
+
+    func make() -> DeviceTree {
         let tree = DeviceTree()
         let root = tree.root
         root.set("#address-cells", 2)
@@ -22,12 +40,6 @@ enum BoardTree {
         if seed.withUnsafeMutableBytes({ cbaton_getrandom($0.baseAddress, $0.count) }) == seed.count {
             chosen.set("rng-seed", bytes: seed)
         }
-
-        // Phandles: CPUs and their controllers, then the board's own.
-        let cpuHandle = { (hart: Int) in UInt32(1 + 2 * hart) }
-        let controllerHandle = { (hart: Int) in UInt32(2 + 2 * hart) }
-        let plicHandle = UInt32(1 + 2 * hartCount)
-        let testHandle = plicHandle + 1
 
         for (name, value) in [("poweroff", UInt32(0x5555)), ("reboot", 0x7777)] {
             let node = root.child(name)
@@ -59,10 +71,10 @@ enum BoardTree {
         soc.set("ranges")
 
         let rtc = device(soc, "rtc", MemoryMap.rtc, GoldfishRTC.size, "google,goldfish-rtc")
-        interrupt(rtc, MemoryMap.rtcInterrupt, plicHandle)
+        interrupt(rtc, MemoryMap.rtcInterrupt)
         let uart = device(soc, "serial", MemoryMap.uart0, SerialUART.size, "ns16550a")
         uart.set("clock-frequency", MemoryMap.uartClock)
-        interrupt(uart, MemoryMap.uart0Interrupt, plicHandle)
+        interrupt(uart, MemoryMap.uart0Interrupt)
         let test = device(soc, "test", MemoryMap.test, TestFinisher.size, "sifive,test1", "sifive,test0", "syscon")
         test.set("phandle", testHandle)
         // The highest first, as QEMU: it holds the first -device, and the kernel
@@ -70,36 +82,30 @@ enum BoardTree {
         for slot in (0..<MemoryMap.virtioSlots).reversed() {
             let start = MemoryMap.virtio + MemoryMap.virtioStride * UInt64(slot)
             let node = device(soc, "virtio_mmio", start, MemoryMap.virtioStride, "virtio,mmio")
-            interrupt(node, MemoryMap.virtioInterrupt + slot, plicHandle)
+            interrupt(node, MemoryMap.virtioInterrupt + slot)
         }
 
-        addPCI(soc, memorySize: memorySize, controller: plicHandle)
+        addPCI(soc)
+        addInterruptControllers(soc)
 
-        let plic = device(soc, "plic", MemoryMap.plic, PLIC.size, "sifive,plic-1.0.0", "riscv,plic0")
-        plic.set("phandle", plicHandle)
-        plic.set("riscv,ndev", UInt32(PLIC.maxSource))
-        plic.set("interrupt-controller")
-        plic.set("#interrupt-cells", 1)
-        plic.set("#address-cells", 0)
-        // External interrupts of M-mode (11) and S-mode (9).
-        plic.set("interrupts-extended", cells: (0..<hartCount).flatMap { [controllerHandle($0), 11, controllerHandle($0), 9] })
         let clint = device(soc, "clint", MemoryMap.clint, CLINT.size, "sifive,clint0", "riscv,clint0")
         // Software (3) and timer (7) interrupts of M-mode.
         clint.set("interrupts-extended", cells: (0..<hartCount).flatMap { [controllerHandle($0), 3, controllerHandle($0), 7] })
         return tree
     }
 
-    private static func addCPU(_ cpus: DeviceTreeNode, hart: Int, handle: UInt32, controller: UInt32) {
+    private func addCPU(_ cpus: DeviceTreeNode, hart: Int, handle: UInt32, controller: UInt32) {
         let cpu = cpus.child("cpu@" + String(hart, radix: 16))
         cpu.set("phandle", handle)
         cpu.set("device_type", "cpu")
         cpu.set("reg", UInt32(hart))
         cpu.set("status", "okay")
         cpu.set("compatible", "riscv")
-        let letters = singleLetters.joined()
+        let letters = BoardTree.singleLetters.joined()
+        let extensions = BoardTree.extensions + (aia == .aplicIMSIC ? ["smaia", "ssaia"] : [])
         cpu.set("riscv,isa", "rv64\(letters)_\(extensions.joined(separator: "_"))")
         cpu.set("riscv,isa-base", "rv64i")
-        cpu.set("riscv,isa-extensions", strings: singleLetters + extensions)
+        cpu.set("riscv,isa-extensions", strings: BoardTree.singleLetters + extensions)
         cpu.set("mmu-type", "riscv,sv48")
         let node = cpu.child("interrupt-controller")
         node.set("#interrupt-cells", 1)
@@ -110,7 +116,7 @@ enum BoardTree {
 
     /// The host bridge (`pci-host-ecam-generic`): windows, and interrupts by
     /// slot and pin, which repeat every four slots.
-    private static func addPCI(_ soc: DeviceTreeNode, memorySize: UInt64, controller: UInt32) {
+    private func addPCI(_ soc: DeviceTreeNode) {
         let node = device(soc, "pci", MemoryMap.pciConfiguration, ECAMHostBridge.size, "pci-host-ecam-generic")
         node.set("#address-cells", 3)
         node.set("#interrupt-cells", 1)
@@ -135,14 +141,15 @@ enum BoardTree {
         for slot in 0..<4 {
             for pin in 0..<4 {
                 let source = MemoryMap.pciInterrupt + (slot + pin) % 4
-                map += [UInt32(slot << 11), 0, 0, UInt32(pin + 1), controller, UInt32(source)]
+                map += [UInt32(slot << 11), 0, 0, UInt32(pin + 1), interruptHandle] + specifier(source)
             }
         }
         node.set("interrupt-map", cells: map)
         node.set("interrupt-map-mask", 0x1800, 0, 0, 7)
+        if aia == .aplicIMSIC { node.set("msi-parent", supervisorIMSICHandle) }
     }
 
-    private static func device(
+    func device(
         _ soc: DeviceTreeNode, _ name: String, _ start: UInt64, _ size: UInt64, _ compatible: String...
     ) -> DeviceTreeNode {
         let node = soc.child("\(name)@\(String(start, radix: 16))")
@@ -151,8 +158,12 @@ enum BoardTree {
         return node
     }
 
-    private static func interrupt(_ node: DeviceTreeNode, _ source: Int, _ controller: UInt32) {
-        node.set("interrupt-parent", controller)
-        node.set("interrupts", UInt32(source))
+    private func interrupt(_ node: DeviceTreeNode, _ source: Int) {
+        node.set("interrupt-parent", interruptHandle)
+        node.set("interrupts", cells: specifier(source))
     }
+
+    /// An interrupt as its controller wants it: an APLIC is told that it is
+    /// level-triggered, high.
+    private func specifier(_ source: Int) -> [UInt32] { [UInt32(source)] + (aia == .none ? [] : [4]) }
 }

@@ -17,13 +17,16 @@ final class ImageLoader: Device {
     private let files: BootFiles
     private let memorySize: UInt64
     private let flash: [BlockBackend]
+    private let aia: AIA
     private var flashIsLoaded = false
     /// What `prepare` made, until the reset that uses it.
     private var prepared: BootPlan?
 
     init(
-        vm: VirtualMachine, accelerator: SoftwareAccelerator, files: BootFiles, memorySize: UInt64, flash: [BlockBackend]
+        vm: VirtualMachine, accelerator: SoftwareAccelerator, files: BootFiles, memorySize: UInt64, flash: [BlockBackend],
+        aia: AIA
     ) {
+        self.aia = aia
         self.vm = vm
         self.accelerator = accelerator
         self.files = files
@@ -34,7 +37,10 @@ final class ImageLoader: Device {
     /// Reads and places the files, without a change to guest memory.
     func plan() throws(VMMError) -> BootPlan {
         try BootPlan(files: files, memorySize: memorySize, flashIsFilled: !flash.isEmpty) {
-            BoardTree.make(hartCount: accelerator.harts.count, memorySize: memorySize)
+            BoardTree(
+                hartCount: accelerator.harts.count, memorySize: memorySize, aia: aia,
+                hasFirmware: files.firmware != .builtin
+            ).make()
         }
     }
 

@@ -186,10 +186,19 @@ public final class AddressSpace {
         onExternalWrite?(address, length)
     }
 
+    private var messageDepth = 0
+
     /// Stores a device's 32-bit message (an MSI): to a device's register, or
-    /// to RAM.
+    /// to RAM. What takes it may send one in turn, as an APLIC does, but a
+    /// guest could make a circle of these: the fourth is refused.
     /// - Returns: false when nothing takes it.
     public func storeMessage(_ value: UInt32, at address: UInt64) -> Bool {
+        guard messageDepth < 3 else {
+            Log.guestError("message to \(Hex(address)) caused by a message")
+            return false
+        }
+        messageDepth += 1
+        defer { messageDepth -= 1 }
         if let host = dma(address, length: 4, writing: true) {
             host.storeBytes(of: value.littleEndian, as: UInt32.self)
             didWrite(address, length: 4)
