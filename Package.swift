@@ -107,6 +107,7 @@ let package = Package(
         .testTarget(name: "MonitorTests", dependencies: ["Monitor", "Chardev", "TestSupport", runtime], path: "Tests/MonitorTests"),
         .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),
         .testTarget(name: "BatonTests", dependencies: ["TestSupport"], path: "Tests/BatonTests"),
+        .testTarget(name: "VhostUserTests", dependencies: ["TestSupport"], path: "Tests/VhostUserTests"),
     ] + modules.map(\.declaration),
     swiftLanguageModes: [.v5]
 )

@@ -1,0 +1,82 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// A real `baton` with one vhost-user device and the bare-metal guest for it.
+final class VhostUserGuest {
+    let directory: TemporaryDirectory
+    let process: ChildProcess
+    let qmp: QMPClient
+    let arguments: [String]
+    private let word: String
+
+    static func image(_ name: String) throws -> String {
+        let guests = "\(Products.repository)/Tests/Guests"
+        func text(_ file: String) throws -> String { try String(contentsOfFile: "\(guests)/\(file)", encoding: .utf8) }
+        return try GuestBuilder.build(
+            "vhost-\(name)",
+            sources: ["virtio.h": try text("vhost/virtio.h"), "\(name).c": try text("vhost/\(name).c")],
+            flags: ["-fpie"], linkerScript: try text("flat.ld"), binary: true)
+    }
+
+    static func arguments(
+        _ name: String, socket: String, in directory: TemporaryDirectory, chardev: String = "",
+        memory: String = "memory-backend-memfd", extra: [String]
+    ) throws -> [String] {
+        [
+            Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
+            "-object", "\(memory),id=ram,size=16M,share=on", "-bios", "none", "-kernel", try image(name),
+            "-chardev", "socket,id=c,path=\(socket)\(chardev)",
+            "-device", "vhost-user-\(name)-device,chardev=c\(name == "fs" ? ",tag=share" : "")",
+            "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial")),append=on",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+        ] + extra
+    }
+
+    /// - Parameter name: `blk` or `fs`.
+    init(
+        _ name: String, socket: String, in directory: TemporaryDirectory, chardev: String = "",
+        memory: String = "memory-backend-memfd", extra: [String] = ["-cpr-enable", "restart"]
+    ) throws {
+        self.directory = directory
+        word = "\(name): "
+        arguments = try Self.arguments(
+            name, socket: socket, in: directory, chardev: chardev, memory: memory, extra: extra)
+        process = try ChildProcess(arguments)
+        do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error): \(process.errors)") }
+    }
+
+    deinit {
+        process.signal(SIGKILL)
+        for _ in 0..<1000 where process.isRunning { usleep(1000) }
+        try? qmp.executeWithoutAnswer("quit")
+    }
+
+    /// What the guest has printed.
+    var serial: String { (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "" }
+
+    /// How many requests the guest says it has done.
+    func count() throws -> Int {
+        let text = serial
+        guard !text.contains("FAIL") else { throw TestError("the guest says \(text.suffix(200))") }
+        let complete = text.split(separator: "\n", omittingEmptySubsequences: false).dropLast()
+        return complete.last { $0.hasPrefix(word) }.flatMap { Int($0.dropFirst(word.count)) } ?? 0
+    }
+
+    /// Waits until the guest has done at least 512 more requests.
+    func waitForProgress() throws {
+        let before = try count()
+        try eventually("the guest's requests go on past \(before): \(process.errors)", by: .seconds(60)) {
+            try count() >= before + 512
+        }
+    }
+
+    func update(_ argv: [String]? = nil) throws {
+        try qmp.execute("cpr-update", ["argv": argv ?? arguments])
+    }
+
+    func end() throws {
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
+    }
+}
