@@ -32,7 +32,7 @@ public enum GuestBuilder {
 
     /// Builds an ELF file, or finds it in the cache under `.build/guests`.
     /// - Parameters:
-    ///   - sources: file names ending in `.S` or `.c`, with their text.
+    ///   - sources: file names ending in `.S`, `.c` or `.h`, with their text.
     ///   - flags: given to clang after the defaults.
     ///   - binary: makes a flat file instead.
     /// - Returns: the path.
@@ -50,8 +50,8 @@ public enum GuestBuilder {
 
         let work = try TemporaryDirectory()
         var objects: [String] = []
-        for (file, text) in ordered {
-            try work.write(file, text)
+        for (file, text) in ordered { try work.write(file, text) }
+        for (file, _) in ordered where !file.hasSuffix(".h") {
             objects.append(work.file(file + ".o"))
             try ChildProcess.run(
                 [

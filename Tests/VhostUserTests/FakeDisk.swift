@@ -73,7 +73,7 @@ final class FakeDisk: @unchecked Sendable {
                 bind(listener, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
             }
         }
-        guard bound == 0, listen(listener, 4) == 0 else { throw TestError.system("cannot listen on \(path)") }
+        guard bound == 0, listen(listener, 4) == 0 else { throw TestError("cannot listen on \(path)") }
         Thread { [self] in run() }.start()
     }
 

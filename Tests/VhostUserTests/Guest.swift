@@ -28,7 +28,7 @@ final class VhostUserGuest {
             "-object", "\(memory),id=ram,size=16M,share=on", "-bios", "none", "-kernel", try image(name),
             "-chardev", "socket,id=c,path=\(socket)\(chardev)",
             "-device", "vhost-user-\(name)-device,chardev=c\(name == "fs" ? ",tag=share" : "")",
-            "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial")),append=on",
+            "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
         ] + extra
     }
@@ -66,7 +66,7 @@ final class VhostUserGuest {
     /// Waits until the guest has done at least 512 more requests.
     func waitForProgress() throws {
         let before = try count()
-        try eventually("the guest's requests go on past \(before): \(process.errors)", by: .seconds(60)) {
+        try eventually("the guest's requests go on past \(before): \(process.errors)", by: .seconds(30)) {
             try count() >= before + 512
         }
     }

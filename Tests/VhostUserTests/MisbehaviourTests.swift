@@ -130,7 +130,7 @@ struct MisbehaviourTests {
         try eventually("the guest is told; it has said \(guest.serial.suffix(80)), the VMM \(guest.process.errors)") {
             guest.serial.contains("FAIL device needs reset")
         }
-        #expect(guest.process.errors.contains(reason), "\(guest.process.errors)")
+        try guest.process.waitForErrors(reason, by: .seconds(10))
         #expect(try guest.qmp.status() == "running")
         try guest.end()
     }

@@ -20,7 +20,7 @@ struct WireMessage {
 }
 
 extension Data {
-    init<T: FixedWidthInteger>(number: T) { self = withUnsafeBytes(of: number.littleEndian) { Data($0) } }
+    init<T: FixedWidthInteger>(number: T) { self = Swift.withUnsafeBytes(of: number.littleEndian) { Data($0) } }
 }
 
 /// Messages with descriptors over a socket, blocking.
@@ -34,7 +34,7 @@ enum Wire {
         control.withUnsafeMutableBytes { raw in
             raw.storeBytes(of: headerSize + fds.count * 4, as: Int.self)
             raw.storeBytes(of: SOL_SOCKET, toByteOffset: 8, as: Int32.self)
-            raw.storeBytes(of: Int32(SCM_RIGHTS.rawValue), toByteOffset: 12, as: Int32.self)
+            raw.storeBytes(of: Int32(SCM_RIGHTS), toByteOffset: 12, as: Int32.self)
             for (index, fd) in fds.enumerated() { raw.storeBytes(of: fd, toByteOffset: headerSize + 4 * index, as: Int32.self) }
         }
         data.withUnsafeMutableBytes { body in

@@ -28,7 +28,7 @@ extension VhostUserDevice {
 
     /// Reads what there is, at most to the end of one message.
     private func requestReady() {
-        guard let wanted = missingBytes else { return disconnect("its request is too long") }
+        guard let wanted = VhostUserDevice.missingBytes(after: pendingRequest) else { return }
         var bytes = [UInt8](repeating: 0, count: wanted)
         var fds = [Int32](repeating: -1, count: Int(CBATON_MESSAGE_FDS))
         var fdCount: Int32 = 0
@@ -47,19 +47,18 @@ extension VhostUserDevice {
         }
         guard fdCount == 0 else { return disconnect("its request has file descriptors") }
         pendingRequest += bytes.prefix(count)
-        guard missingBytes == 0, let header = VhostUserHeader(pendingRequest[...]) else { return }
+        guard let missing = VhostUserDevice.missingBytes(after: pendingRequest) else { return disconnect("its request is too long") }
+        guard missing == 0, let header = VhostUserHeader(pendingRequest[...]) else { return }
         pendingRequest = []
         handle(header)
     }
 
     /// Bytes to the end of the header or of the message; nil when it is longer
     /// than any.
-    private var missingBytes: Int? {
-        guard let header = VhostUserHeader(pendingRequest[...]) else {
-            return VhostUser.headerSize - pendingRequest.count
-        }
+    static func missingBytes(after start: [UInt8]) -> Int? {
+        guard let header = VhostUserHeader(start[...]) else { return VhostUser.headerSize - start.count }
         guard header.size <= UInt32(VhostUser.maxPayload) else { return nil }
-        return VhostUser.headerSize + Int(header.size) - pendingRequest.count
+        return VhostUser.headerSize + Int(header.size) - start.count
     }
 
     private func handle(_ header: VhostUserHeader) {

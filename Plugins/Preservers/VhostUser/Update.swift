@@ -66,6 +66,9 @@ struct VhostUserHeritage {
             if !tracker.isEmpty { trackers[Int(index)] = RingTracker(fields: tracker) }
         }
         pendingRequest = try state.bytes("pending-request", count: 0...VhostUser.headerSize + VhostUser.maxPayload)
+        guard VhostUserDevice.missingBytes(after: pendingRequest) ?? 0 > 0 else {
+            throw VMMError("part '\(state.section)' has a request that is complete or too long")
+        }
         for index in 0..<kind.queueCount {
             kicks.append(try VhostUserHeritage.claim("kick", index, chardev, cpr))
             calls.append(try VhostUserHeritage.claim("call", index, chardev, cpr))

@@ -115,14 +115,21 @@ static void notify(struct queue *q) {
 }
 
 // Waits for the interrupt of a used buffer, and for nothing else: one that is
-// lost stops the guest.
+// lost stops the guest. When the configuration space has changed, prints its
+// first doubleword.
 static u16 wait_used(struct queue *q) {
     while (*(volatile u16 *)&q->used.index == q->seen) {
         if (reg(0x70) & 64) fail("device needs reset", q->number, q->seen);
         __asm__ volatile("wfi");
         u32 claimed = PLIC(0x200004);
         if (!claimed) continue;
-        set(0x64, reg(0x60));
+        u32 causes = reg(0x60);
+        set(0x64, causes);
+        if (causes & 2 && !(reg(0x70) & 64)) {
+            text("config: ");
+            number(reg(0x100) | (u64)reg(0x104) << 32);
+            text("\n");
+        }
         PLIC(0x200004) = claimed;
         fence();
     }
