@@ -49,6 +49,9 @@ public enum ChardevFactory {
         return mux
     }
 
+    /// Whether a chardev that nothing was inherited for must not be opened.
+    static func isTrial(_ vm: VirtualMachine) -> Bool { vm.cpr?.isTrial == true }
+
     /// Whether the guest is still another process' own.
     private static func isHeld(_ vm: VirtualMachine) -> Bool { vm.cpr?.awaitsLoad == true }
 
@@ -68,10 +71,15 @@ public enum ChardevFactory {
             let append = try options.bool("append") ?? false
             try options.finish()
             if let heritage { return try FileChardev(id: id, path: path, heritage: heritage) }
+            if isTrial(vm) {
+                try UnopenedChardev.checkWritable(path)
+                return UnopenedChardev(id: id, backend: backend)
+            }
             return try FileChardev(id: id, path: path, append: append)
         case "pty":
             try options.finish()
             if let heritage { return try PTYChardev(id: id, loop: vm.loop, heritage: heritage, held: held) }
+            if isTrial(vm) { return UnopenedChardev(id: id, backend: backend) }
             let pty = try PTYChardev(id: id, loop: vm.loop, held: held)
             announce("char device redirected to \(pty.slavePath) (label \(id))\n")
             return pty
@@ -206,6 +214,10 @@ enum SocketOptions {
         if let heritage {
             try chardev.inherit(heritage)
             return chardev
+        }
+        if ChardevFactory.isTrial(vm) {
+            if server, let path { try UnopenedChardev.checkWritable(path) }
+            return UnopenedChardev(id: id, backend: "socket")
         }
         guard let fd else {
             try chardev.open()

@@ -11,9 +11,17 @@ public enum ChardevUpdate {
     static let prefix = "chardev-"
 
     /// Takes part in the updates of the VM.
-    public static func register(vm: VirtualMachine, cpr: CprController) {
+    /// - Throws: with `-only-cpr-capable`, for a chardev that cannot be kept.
+    public static func register(vm: VirtualMachine, cpr: CprController) throws(VMMError) {
+        for chardev in vm.chardevs where !chardev.survivesUpdate && !chardev.reopensOnCpr {
+            try cpr.addBlocker(
+                VMMError("chardev \(chardev.id) -> \(chardev.filename) does not allow cpr. See reopen-on-cpr."),
+                scope: .promising(.keepsConnections))
+        }
         cpr.onPhase { [unowned vm, unowned cpr] phase throws(VMMError) in
             switch phase {
+            case .survey:
+                for chardev in vm.chardevs { try chardev.handOver(to: cpr) }
             case .exec:
                 for chardev in vm.chardevs { try chardev.handOver(to: cpr) }
                 for chardev in vm.chardevs { chardev.prepareForExec() }
@@ -44,6 +52,11 @@ extension CprController {
         let name = "\(ChardevUpdate.prefix)\(chardev.id)-\(what)"
         fds.delete(name)
         try fds.save(name, fd)
+    }
+
+    /// Undoes `save`.
+    func forget(_ what: String, of chardev: Chardev) {
+        fds.delete("\(ChardevUpdate.prefix)\(chardev.id)-\(what)")
     }
 
     /// Hands a chardev's state to the next process.

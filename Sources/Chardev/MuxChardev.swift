@@ -63,6 +63,8 @@ public final class MuxChardev: Chardev, ChardevFrontend {
 
     public override var isInherited: Bool { base.isInherited }
 
+    public override var survivesUpdate: Bool { base.survivesUpdate }
+
     public override func handOver(to cpr: CprController) throws(VMMError) {
         try base.handOver(to: cpr)
         guard !reopensOnCpr else { return }
@@ -72,6 +74,8 @@ public final class MuxChardev: Chardev, ChardevFrontend {
             for (number, client) in clients.enumerated() { writer.put("\(number).input", bytes: client.pending) }
         }
     }
+
+    public override func forgetConnection(in cpr: CprController) { base.forgetConnection(in: cpr) }
 
     /// Goes on where the process before left off.
     func inherit(_ heritage: ChardevHeritage) throws(VMMError) {

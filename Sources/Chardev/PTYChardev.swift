@@ -51,6 +51,8 @@ public final class PTYChardev: StreamChardev {
         try waitForSlave(unsent: unsent, inherited: inherited)
     }
 
+    public override var survivesUpdate: Bool { true }
+
     public override func handOver(to cpr: CprController) throws(VMMError) {
         guard !reopensOnCpr, masterFD >= 0 else { return }
         try cpr.save(masterFD, of: self, as: "master")

@@ -4,6 +4,8 @@ import Glibc
 /// `null`: output is dropped, there is no input.
 public final class NullChardev: Chardev {
     public init(id: String) { super.init(id: id, backend: "null") }
+    public override var survivesUpdate: Bool { true }
+
     public override func didAttach() { frontend?.chardevEvent(.opened) }
 }
 
@@ -53,6 +55,8 @@ public final class FileChardev: Chardev {
         return bytes.count
     }
 
+    public override var survivesUpdate: Bool { true }
+
     public override func handOver(to cpr: CprController) throws(VMMError) {
         guard !reopensOnCpr, outputFD > 2 else { return }
         try cpr.save(outputFD, of: self, as: "file")
@@ -96,6 +100,8 @@ public final class RingBufferChardev: Chardev {
         consumed = max(consumed, written - size)
         return bytes.count
     }
+
+    public override var survivesUpdate: Bool { true }
 
     public override func handOver(to cpr: CprController) throws(VMMError) {
         guard !reopensOnCpr else { return }

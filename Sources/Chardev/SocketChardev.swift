@@ -104,16 +104,23 @@ public final class SocketChardev: StreamChardev {
 
     // MARK: Update
 
+    public override var survivesUpdate: Bool { true }
+
     public override func handOver(to cpr: CprController) throws(VMMError) {
-        if reopensOnCpr {
-            // Its name or port must be free for the next process.
-            isClosedForExec = true
-            return shutDown()
-        }
+        guard !reopensOnCpr else { return }
         if listenerFD >= 0 { try cpr.save(listenerFD, of: self, as: "listener") }
         let ends = cpr.endsMonitorSessions && frontend?.isMonitor == true
         if connectionFD >= 0, !ends { try cpr.save(connectionFD, of: self, as: "connection") }
         cpr.handOver(self) { $0.put("unsent", bytes: unsentBytes) }
+    }
+
+    public override func forgetConnection(in cpr: CprController) { cpr.forget("connection", of: self) }
+
+    public override func prepareForExec() {
+        guard reopensOnCpr else { return }
+        // Its name or port must be free for the next process.
+        isClosedForExec = true
+        shutDown()
     }
 
     public override func execFailed() {

@@ -24,6 +24,8 @@ public final class StdioChardev: StreamChardev {
             input: 0, output: 1, unsent: try heritage?.bytes("unsent") ?? [], inherited: heritage != nil)
     }
 
+    public override var survivesUpdate: Bool { true }
+
     /// The descriptors survive anyway; what they have not taken must too.
     public override func handOver(to cpr: CprController) throws(VMMError) {
         guard !reopensOnCpr, isOpen else { return }

@@ -5,6 +5,8 @@ protocol ResumableMonitor: ChardevFrontend {
     var chardev: Chardev { get }
     /// Tells several monitors on one multiplexer from each other; from 0.
     var number: Int { get }
+    /// Whether a command of the client is being carried out.
+    var isExecuting: Bool { get }
     /// The session, for the next process.
     func handOver() -> StateWriter
     /// This process has the guest, or its machine stands and waits for the
@@ -27,9 +29,13 @@ public enum MonitorUpdate {
     public static func register(vm: VirtualMachine, cpr: CprController) {
         cpr.onPhase { [unowned vm, unowned cpr] phase throws(VMMError) in
             switch phase {
-            case .exec:
+            case .survey, .exec:
                 for monitor in monitors(vm) where monitor.chardev.isOpen && !cpr.endsMonitorSessions {
-                    cpr.handOver(monitor.partName, monitor.handOver())
+                    if phase == .exec, cpr.closesConnection, monitor.isExecuting {
+                        monitor.chardev.forgetConnection(in: cpr)
+                    } else {
+                        cpr.handOver(monitor.partName, monitor.handOver())
+                    }
                 }
             case .saveFailed:
                 for monitor in monitors(vm) { monitor.takenBack(answered: cpr.successorAnswered) }

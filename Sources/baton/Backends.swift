@@ -19,7 +19,10 @@ struct Backends {
         try makeSerial(invocation, vm)
         try makeDisks(invocation, vm)
         for text in invocation.all("netdev") {
-            net.append(try NetBackendFactory.make(try KeyValueOptions(text, impliedKey: "type", style: .keyval), loop: vm.loop))
+            net.append(
+                try NetBackendFactory.make(
+                    try KeyValueOptions(text, impliedKey: "type", style: .keyval), loop: vm.loop,
+                    isTrial: vm.cpr?.isTrial == true))
         }
     }
 

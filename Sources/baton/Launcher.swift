@@ -68,9 +68,10 @@ final class Launcher {
         if cpr.inherited == nil { try board.prepareImages() }
         // Last: a monitor that waits for a client finds the machine complete.
         try MonitorOptions.start(invocation, backends: backends, vm: vm)
-        ChardevUpdate.register(vm: vm, cpr: cpr)
+        try ChardevUpdate.register(vm: vm, cpr: cpr)
         MonitorUpdate.register(vm: vm, cpr: cpr)
         ChardevUpdate.closeLeftovers(cpr)
+        if invocation.has("only-cpr-capable") { try cpr.requireCapable() }
         if let incoming {
             do throws(VMMError) {
                 try migration.begin(incoming)
@@ -139,7 +140,7 @@ final class Launcher {
     }
 
     private func openPidFile() throws(VMMError) -> PidFile? {
-        guard let path = invocation.last("pidfile") else { return nil }
+        guard let path = invocation.last("pidfile"), !cpr.isTrial else { return nil }
         return try PidFile(path)
     }
 }

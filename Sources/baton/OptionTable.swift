@@ -49,6 +49,7 @@ enum OptionTable {
         OptionSpec(name: "pidfile", argument: "file", help: "write the PID to a file"),
         OptionSpec(name: "daemonize", argument: nil, help: "go to the background when the machine stands"),
         OptionSpec(name: "cpr-enable", argument: "mode[,mode...]", help: "enable CPR modes; '-cpr-enable help' lists them"),
+        OptionSpec(name: "only-cpr-capable", argument: nil, help: "refuse whatever could not be updated in the enabled CPR modes"),
         OptionSpec(name: "module", argument: "path", help: "load a module; '-module help' lists those found"),
         OptionSpec(name: "d", argument: "item1,...", help: "log what happens; '-d help' lists the items"),
         OptionSpec(name: "D", argument: "file", help: "where the log goes (default: standard error)"),

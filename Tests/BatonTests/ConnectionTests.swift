@@ -125,7 +125,7 @@ struct ConnectionTests {
             done += line.send(sent[done...])
             if round % 3 == 0 {
                 let argv = arguments.filter { $0 != "-cpr-enable" && $0 != "restart" }
-                #expect(refusal { try qmp.execute("cpr-update", ["argv": argv]) }.contains("taken back"))
+                #expect(refusal { try update(qmp, argv) }.contains("taken back"))
             } else {
                 try qmp.execute("cpr-update", ["argv": arguments])
             }
@@ -186,7 +186,9 @@ struct ConnectionTests {
             #expect(try answers(guest.qmp, 1) == [77])
             if !oneStep { try guest.save() }
             let argv = guest.arguments + wrong + (oneStep ? [] : ["-S"])
-            let text = refusal { try guest.qmp.execute(oneStep ? "cpr-update" : "cpr-exec", ["argv": argv]) }
+            let text = refusal {
+                try oneStep ? update(guest.qmp, argv) : guest.exec(argv)
+            }
             #expect(text.contains("the guest was taken back: the new VMM refused"), "\(text)")
             try guest.waitForProgress(past: stopped)
             #expect(try guest.qmp.status() == "running")
@@ -234,6 +236,26 @@ struct ConnectionTests {
         #expect(try listener.accept().status() == "running")
     }
 
+    /// Without a preflight, which would find what goes wrong here.
+    private func update(_ qmp: QMPClient, _ argv: [String]) throws {
+        try qmp.execute("cpr-update", ["argv": argv, "preflight": false])
+    }
+
+    @Test("A client may have its connection closed by the update, as QEMU's is, and comes back anew")
+    func closedConnection() throws {
+        let guest = try CountingGuest(extra: Self.more)
+        let count = guest.count
+        // Nothing comes of a failed one: the answer is an error, on the same connection.
+        let wrong: [String: Any] = ["argv": ["/nonexistent"], "close-connection": true, "preflight": false]
+        #expect(refusal { try guest.qmp.execute("cpr-update", wrong) }.contains("execvp"))
+        try guest.qmp.executeWithoutAnswer("cpr-update", ["argv": guest.arguments, "close-connection": true])
+        while let message = try guest.qmp.receive() { #expect(message["return"] == nil, "\(message)") }
+        let new = try QMPClient(path: guest.directory.file("qmp"))
+        #expect(try new.status() == "running")
+        try guest.waitForProgress(past: count)
+        try new.execute("quit")
+    }
+
     @Test("reopen-on-cpr closes a chardev, and the new VMM opens it anew")
     func reopened() throws {
         let directory = try TemporaryDirectory()
@@ -243,11 +265,11 @@ struct ConnectionTests {
         ])
         let old = try QMPClient(path: path)
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
-        while let message = try old.receive() { #expect(message["event"] as? String == "STOP") }
+        while let message = try old.receive() { #expect(["STOP", "CPR"].contains(message["event"] as? String)) }
         let new = try QMPClient(path: path)
         #expect(try new.status() == "running")
         // After a failure it is there again, too.
-        #expect(refusal { try guest.qmp.execute("cpr-update", ["argv": ["/nonexistent"]]) }.contains("execvp"))
+        #expect(refusal { try update(guest.qmp, ["/nonexistent"]) }.contains("execvp"))
         let last = try QMPClient(path: path)
         #expect(try last.status() == "running")
     }
@@ -263,7 +285,7 @@ struct ConnectionTests {
             ("socket,id=extra,path=\(path)2,server=on,wait=off", "is not a socket that listens on unix:\(path)2"),
             ("ringbuf,id=extra", "chardev 'extra' is of kind 'socket' in the CPR state, but 'ringbuf'"),
         ] {
-            let answer = refusal { try guest.qmp.execute("cpr-update", ["argv": argv(text)]) }
+            let answer = refusal { try update(guest.qmp, argv(text)) }
             #expect(answer.contains("taken back") && answer.contains(reason), "\(answer)")
         }
         let client = try StreamClient(socket: path)

@@ -21,11 +21,7 @@ final class RestartMode: CprMode {
 
     /// Only memory behind a shared descriptor is still there after the exec.
     func blockers(cpr: CprController) -> [VMMError] {
-        cpr.memory.blocks.filter { !$0.isPreservable }.map { block in
-            VMMError(
-                "Memory region \(block.name) is volatile. "
-                    + "A memory-backend-memfd or memory-backend-file with share=on is required.")
-        }
+        cpr.memory.blocks.compactMap { cpr.memory.volatility(of: $0) }
     }
 
     func exec(_ argv: [String], cpr: CprController) throws(VMMError) {

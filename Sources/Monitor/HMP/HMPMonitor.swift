@@ -16,7 +16,7 @@ public final class HMPMonitor: ResumableMonitor {
     private var hasGreeted = false
     /// Received and not looked at yet.
     private var input: [UInt8] = []
-    private var isExecuting = false
+    private(set) var isExecuting = false
     /// The line being carried out has had its prompt from another process.
     private var isAnswered = false
     /// A session of the process before, which `.opened` does not end.

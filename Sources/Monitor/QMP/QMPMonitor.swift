@@ -26,7 +26,7 @@ public final class QMPMonitor: ResumableMonitor {
     /// What the command that replaced the process before is answered with.
     private var owedAnswer: JSON?
     private var output = OutputQueue()
-    private var isExecuting = false
+    private(set) var isExecuting = false
     /// The request being carried out has had its answer from another process.
     private var isAnswered = false
     /// Tells one client from the next.

@@ -5,10 +5,12 @@ public enum NetBackendFactory {
     /// The names that `-netdev help` lists.
     public static let types = ["socket", "stream"]
 
-    /// - Parameter options: the argument of `-netdev`, parsed with the implied
+    /// - Parameters:
+    ///   - options: the argument of `-netdev`, parsed with the implied
     ///   key `type`.
+    ///   - isTrial: opens nothing: the back end has no peer.
     /// - Throws: QEMU's errors for what is missing or wrong.
-    public static func make(_ options: KeyValueOptions, loop: EventLoop) throws(VMMError) -> NetBackend {
+    public static func make(_ options: KeyValueOptions, loop: EventLoop, isTrial: Bool = false) throws(VMMError) -> NetBackend {
         let type = try options.requiredString("type")
         guard types.contains(type) else {
             throw VMMError(
@@ -17,6 +19,7 @@ public enum NetBackendFactory {
         let id = try options.requiredIdentifier()
         let peer = type == "socket" ? try socketPeer(options) : try streamPeer(options)
         try options.finish()
+        if isTrial { return NetBackend(id: id, backend: type) }
         return try SocketNetBackend(id: id, backend: type, peer: peer, loop: loop)
     }
 

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <signal.h>
+#include <spawn.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
@@ -183,6 +184,23 @@ void cbaton_daemon_ready(int fd, int status) {
 }
 
 pid_t cbaton_fork(void) { return fork(); }
+
+int cbaton_spawn(char *const argv[], const int *fds, size_t count, int standard_error, pid_t *pid) {
+    /* Its end must be told to whoever waits for it. */
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    sigaction(SIGCHLD, &action, NULL);
+    posix_spawn_file_actions_t actions;
+    int code = posix_spawn_file_actions_init(&actions);
+    if (code) return code;
+    code = posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+    if (!code) code = posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
+    if (!code) code = posix_spawn_file_actions_adddup2(&actions, standard_error, 2);
+    /* Onto itself: clears FD_CLOEXEC. */
+    for (size_t i = 0; !code && i < count; i++) code = posix_spawn_file_actions_adddup2(&actions, fds[i], fds[i]);
+    if (!code) code = posix_spawnp(pid, argv[0], &actions, NULL, argv, environ);
+    posix_spawn_file_actions_destroy(&actions);
+    return code;
+}
 
 int cbaton_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
 

@@ -67,6 +67,15 @@ enum Checkpoint {
         }
     }
 
+    /// Writes a container to a memfd, which `fd` is if it could be made.
+    /// Borrowed.
+    static func write(_ container: SectionContainer, contents: [RAMBlock], toMemfd fd: Int32) throws(VMMError) {
+        guard fd >= 0 else { throw .system("cannot write the checkpoint") }
+        let bytes = container.encoded()
+        try FD.writeAll(fd, bytes, to: "the checkpoint")
+        try RAMContents.write(contents, to: fd, after: bytes.count, name: "the checkpoint")
+    }
+
     /// Reads the sections from a borrowed descriptor.
     static func read(_ fd: Int32, name: String) throws(VMMError) -> SectionContainer {
         var status = stat()

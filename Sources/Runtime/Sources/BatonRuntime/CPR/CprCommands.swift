@@ -1,142 +1,121 @@
 /// The CPR commands of the monitors.
 extension CprController {
-    /// Registers `cpr-save`, `cpr-exec`, `cpr-load`, `cpr-update` and
-    /// `query-cpr`, in QMP and HMP.
+    /// Registers `cpr-save`, `cpr-exec`, `cpr-load`, `cpr-update`,
+    /// `cpr-preflight` and `query-cpr`, in QMP and HMP.
     public func registerCommands() throws(VMMError) {
-        // The modes are whatever modules provide, so their names are not an
-        // enumeration that could be known here.
-        let fileAndMode = [QMPMember("filename", .string), QMPMember("mode", .string)]
-        let commands = vm.commands
-        try commands.add(
-            QMPCommand("cpr-save", arguments: fileAndMode) { [unowned self] arguments throws(VMMError) in
-                try save(to: arguments["filename"]?.stringValue ?? "", mode: arguments["mode"]?.stringValue ?? "")
-                return [:]
-            })
-        try commands.add(
-            QMPCommand("cpr-load", arguments: fileAndMode) { [unowned self] arguments throws(VMMError) in
-                try load(from: arguments["filename"]?.stringValue ?? "", mode: arguments["mode"]?.stringValue ?? "")
-                return [:]
-            })
-        try commands.add(
-            QMPCommand("cpr-exec", arguments: [QMPMember("argv", .array(.string))]) {
-                [unowned self] arguments throws(VMMError) in
-                try exec((arguments["argv"]?.arrayValue ?? []).compactMap(\.stringValue))
-                return [:]
-            })
-        try commands.add(
-            QMPCommand(
-                "cpr-update",
-                arguments: [
-                    QMPMember("argv", .array(.string)), QMPMember("mode", .string, optional: true),
-                    QMPMember("timeout-ms", .int, optional: true),
-                ]
-            ) { [unowned self] arguments throws(VMMError) in
-                let limit = arguments["timeout-ms"]?.intValue ?? CprController.defaultStartLimit / 1_000_000
-                guard (1...3_600_000).contains(limit) else {
-                    throw VMMError("Parameter 'timeout-ms' expects a number from 1 to 3600000, not \(limit)")
-                }
-                try update(
-                    (arguments["argv"]?.arrayValue ?? []).compactMap(\.stringValue),
-                    mode: arguments["mode"]?.stringValue, startLimit: limit * 1_000_000)
-                return [:]
-            })
-        commands.addEvent("CPR_UPDATED", data: CprController.timesType)
-        commands.addEvent(
+        try registerSteps()
+        try registerUpdate()
+        try registerQuery()
+        vm.commands.addEvent("CPR", data: .object(name: "CprPhaseChange", members: [QMPMember("phase", .string)]))
+        vm.commands.addEvent("CPR_UPDATED", data: CprController.timesType)
+        vm.commands.addEvent(
             "CPR_ROLLED_BACK", data: .object(name: "CprRolledBack", members: [
                 QMPMember("reason", .string), QMPMember("pid", .int),
             ]))
-        try commands.add(
-            QMPCommand("query-cpr", returns: CprController.queryType) { [unowned self] _ in .object(query()) })
+    }
 
-        try commands.add(
-            HMPCommand("cpr-save", parameters: "filename mode", help: "save the VM state to a file, in a CPR mode") {
-                [unowned self] line throws(VMMError) in
-                let words = try CprController.words(line, count: 2, usage: "cpr-save FILE MODE")
-                try save(to: words[0], mode: words[1])
-                return ""
+    // MARK: Save, exec, load
+
+    private func registerSteps() throws(VMMError) {
+        try addFileCommand("cpr-save", help: "save the VM state to a file, in a CPR mode") {
+            [unowned self] file, mode throws(VMMError) in try save(to: file, mode: mode)
+        }
+        try addFileCommand("cpr-load", help: "load the VM state from a file, in a CPR mode") {
+            [unowned self] file, mode throws(VMMError) in try load(from: file, mode: mode)
+        }
+        try vm.commands.add(
+            QMPCommand(
+                "cpr-exec",
+                arguments: [QMPMember("argv", .array(.string)), QMPMember("close-connection", .bool, optional: true)]
+            ) { [unowned self] arguments throws(VMMError) in
+                try exec(
+                    CprController.argv(arguments), closesConnection: arguments["close-connection"]?.boolValue ?? false)
+                return [:]
             })
-        try commands.add(
-            HMPCommand("cpr-load", parameters: "filename mode", help: "load the VM state from a file, in a CPR mode") {
-                [unowned self] line throws(VMMError) in
-                let words = try CprController.words(line, count: 2, usage: "cpr-load FILE MODE")
-                try load(from: words[0], mode: words[1])
-                return ""
-            })
-        try commands.add(
+        try vm.commands.add(
             HMPCommand("cpr-exec", parameters: "command", help: "replace the VMM by a command, after cpr-save") {
                 [unowned self] line throws(VMMError) in
                 try exec(try ShellWords.split(line))
                 return ""
             })
-        try commands.add(
-            HMPCommand("cpr-update", parameters: "command", help: "replace the VMM by a command, in one step") {
-                [unowned self] line throws(VMMError) in
-                try update(try ShellWords.split(line), mode: nil, startLimit: CprController.defaultStartLimit)
+    }
+
+    /// A command that takes a file and a mode. The modes are whatever modules
+    /// provide, so their names are not an enumeration that could be known here.
+    private func addFileCommand(
+        _ name: String, help: String, _ body: @escaping (_ file: String, _ mode: String) throws(VMMError) -> Void
+    ) throws(VMMError) {
+        try vm.commands.add(
+            QMPCommand(name, arguments: [QMPMember("filename", .string), QMPMember("mode", .string)]) {
+                arguments throws(VMMError) in
+                try body(arguments["filename"]?.stringValue ?? "", arguments["mode"]?.stringValue ?? "")
+                return [:]
+            })
+        try vm.commands.add(
+            HMPCommand(name, parameters: "filename mode", help: help) { line throws(VMMError) in
+                let words = try ShellWords.split(line)
+                guard words.count == 2 else { throw VMMError("usage: \(name) FILE MODE") }
+                try body(words[0], words[1])
                 return ""
             })
-        try commands.add(
-            HMPCommand("info cpr", help: "show the CPR modes, preserved memory and file descriptors") {
-                [unowned self] _ in describe()
-            })
     }
 
-    private static func words(_ line: String, count: Int, usage: String) throws(VMMError) -> [String] {
-        let words = try ShellWords.split(line)
-        guard words.count == count else { throw VMMError("usage: \(usage)") }
-        return words
-    }
+    // MARK: Update and preflight
 
-    /// Microseconds, see `UpdateTimes.report`.
-    private static let timesType = QMPType.object(
-        name: "CprUpdateTimes",
-        members: [
-            "pause-us", "save-us", "wait-exec-us", "exec-us", "start-up-us", "wait-load-us", "load-us", "resume-us",
-        ].map { QMPMember($0, .int) })
-
-    private static let queryType = QMPType.object(
-        name: "CprInfo",
-        members: [
-            QMPMember("enabled-modes", .array(.string)),
-            QMPMember("awaits-load", .bool),
-            QMPMember("generation", .int),
-            QMPMember("fds", .array(.object(name: "CprFd", members: [
-                QMPMember("name", .string), QMPMember("id", .int), QMPMember("fd", .int),
-            ]))),
-            QMPMember("ram", .array(.object(name: "CprRam", members: [
-                QMPMember("name", .string), QMPMember("used-length", .int), QMPMember("max-length", .int),
-                QMPMember("alignment", .int), QMPMember("fd", .int),
-            ]))),
-            QMPMember("last-update", timesType, optional: true),
-        ])
-
-    private func query() -> JSONObject {
-        var result = JSONObject()
-        result["enabled-modes"] = .array(enabledModes.map { .string($0.name) })
-        result["awaits-load"] = .bool(awaitsLoad)
-        result["generation"] = JSON(times.generation)
-        result["fds"] = .array(
-            fds.entries.map { ["name": .string($0.name), "id": JSON($0.id), "fd": .int(Int64($0.fd))] })
-        result["ram"] = .array(
-            memory.records.current.map {
-                [
-                    "name": .string($0.name), "used-length": JSON($0.usedLength), "max-length": JSON($0.maxLength),
-                    "alignment": JSON($0.alignment), "fd": .int(Int64($0.fd)),
+    private func registerUpdate() throws(VMMError) {
+        let common = [
+            QMPMember("argv", .array(.string)), QMPMember("mode", .string, optional: true),
+            QMPMember("timeout-ms", .int, optional: true),
+        ]
+        try vm.commands.add(
+            QMPCommand(
+                "cpr-update",
+                arguments: common + [
+                    QMPMember("preflight", .bool, optional: true), QMPMember("close-connection", .bool, optional: true),
                 ]
+            ) { [unowned self] arguments throws(VMMError) in
+                try update(CprController.argv(arguments), try CprController.options(arguments))
+                return [:]
             })
-        if let report = times.report { result["last-update"] = report }
-        return result
+        try vm.commands.add(
+            QMPCommand(
+                "cpr-preflight", arguments: common,
+                returns: .object(
+                    name: "CprPreflight", members: [QMPMember("time-us", .int), QMPMember("output", .string)])
+            ) { [unowned self] arguments throws(VMMError) in
+                let report = try preflight(CprController.argv(arguments), try CprController.options(arguments))
+                return ["time-us": .int(report.duration / 1000), "output": .string(report.output)]
+            })
+        try vm.commands.add(
+            HMPCommand("cpr-update", parameters: "command", help: "replace the VMM by a command, in one step") {
+                [unowned self] line throws(VMMError) in
+                try update(try ShellWords.split(line), UpdateOptions())
+                return ""
+            })
+        try vm.commands.add(
+            HMPCommand(
+                "cpr-preflight", parameters: "command", help: "try a new VMM beside the running guest, for an update"
+            ) { [unowned self] line throws(VMMError) in
+                let report = try preflight(try ShellWords.split(line), UpdateOptions())
+                return report.output + "the new VMM could take the guest over (\(report.duration / 1000) us)\n"
+            })
     }
 
-    private func describe() -> String {
-        var text = "modes: " + (enabledModes.isEmpty ? "none" : enabledModes.map(\.name).joined(separator: " ")) + "\n"
-        text += "updates: \(times.generation)\n"
-        if let report = times.report?.objectValue {
-            for (key, value) in report.members { text += "  \(key): \(value.intValue ?? 0)\n" }
+    private static func argv(_ arguments: JSONObject) -> [String] {
+        (arguments["argv"]?.arrayValue ?? []).compactMap(\.stringValue)
+    }
+
+    private static func options(_ arguments: JSONObject) throws(VMMError) -> UpdateOptions {
+        var options = UpdateOptions()
+        options.mode = arguments["mode"]?.stringValue
+        options.preflight = arguments["preflight"]?.boolValue ?? options.preflight
+        options.closesConnection = arguments["close-connection"]?.boolValue ?? options.closesConnection
+        if let limit = arguments["timeout-ms"]?.intValue {
+            guard (1...3_600_000).contains(limit) else {
+                throw VMMError("Parameter 'timeout-ms' expects a number from 1 to 3600000, not \(limit)")
+            }
+            options.limit = limit * 1_000_000
         }
-        for record in memory.records.current {
-            text += "ram \(record.name): \(record.usedLength) of \(record.maxLength) bytes, fd \(record.fd)\n"
-        }
-        for entry in fds.entries { text += "fd \(entry.name) \(entry.id): \(entry.fd)\n" }
-        return text
+        return options
     }
 }

@@ -29,6 +29,11 @@ public struct CprState {
     /// A descriptor to load the checkpoint from without being asked to:
     /// the process was started by one command that does everything.
     public var checkpointFD: Int32?
+    /// Whether the new process is to say only whether it could take the guest
+    /// over: the process before runs it all the while.
+    public var isTrial = false
+    /// How the last updates ended.
+    public var history = UpdateHistory()
     /// What parts must know before they are made anew: a chardev's unread
     /// bytes, a monitor's session. By the part's own name, `chardev/ID`.
     private var parts = SectionContainer(kind: .cprState)
@@ -50,6 +55,11 @@ public struct CprState {
     public func part(_ name: String) throws(VMMError) -> StateReader? {
         guard let section = parts.section(CprState.partPrefix + name) else { return nil }
         return try StateReader(section: name, version: section.version, payload: section.payload)
+    }
+
+    /// Descriptors of the hand-over itself, which the new program inherits.
+    var ownDescriptors: [Int32] {
+        (lifeboat.map { [$0.token, $0.watch] } ?? []) + (checkpointFD.map { [$0] } ?? [])
     }
 
     /// Writes the state to a new memfd.
@@ -115,6 +125,7 @@ public struct CprState {
             general.put("lifeboat-watch-fd", UInt64(lifeboat.watch), optional: true)
         }
         if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
+        if isTrial { general.put("trial", true) }
         container.add("cpr", version: 1, general)
         var list = StateWriter()
         list.put("names", fds.map(\.name))
@@ -131,6 +142,9 @@ public struct CprState {
             blocks.put("\(index).fd", UInt64(record.fd))
         }
         container.add("ram", version: 1, blocks)
+        var past = StateWriter()
+        history.put(into: &past)
+        container.add(UpdateHistory.sectionName, version: 1, optional: true, past)
         for part in parts.sections { container.add(part) }
         return container.encoded()
     }
@@ -163,7 +177,11 @@ public struct CprState {
         if general.has("checkpoint-fd") {
             checkpointFD = Int32(try general.unsigned("checkpoint-fd", in: fdNumbers))
         }
+        if general.has("trial") { isTrial = try general.bool("trial") }
         try general.finish()
+        if let section = container.section(UpdateHistory.sectionName), section.version == 1 {
+            history = try UpdateHistory(from: try container.reader(section))
+        }
 
         let list = try reader("fds", version: CprState.fdsVersion)
         let limits = 0...CprState.fdLimit

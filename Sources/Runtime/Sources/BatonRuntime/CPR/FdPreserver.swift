@@ -1,5 +1,12 @@
 /// The steps of an update that modules and parts are told of.
 public enum CprPhase: String {
+    /// What would be preserved if the VM were saved now, for `query-cpr` and
+    /// for a preflight: fds are saved and state is handed over as in `exec`,
+    /// and nothing else changes. The guest may be running; no other phase
+    /// follows. In the new process of a preflight no phase is told at all, and
+    /// whatever is behind an inherited descriptor must not be touched:
+    /// `CprController.isTrial`.
+    case survey
     /// The guest is stopped and its devices are drained; the checkpoint is
     /// about to be written.
     case save

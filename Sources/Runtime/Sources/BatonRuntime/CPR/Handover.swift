@@ -11,34 +11,10 @@ public enum Handover {
     /// - Parameters:
     ///   - fds: the descriptors that the new program inherits, beside 0, 1 and
     ///     2 and the CPR state. Borrowed.
-    ///   - startLimit: nanoseconds that the successor has to start, watched
-    ///     over by a lifeboat; nil for none: then a successor that fails takes
-    ///     the guest with it.
-    /// - Throws: why the guest is still ours: the exec failed, or, in the
-    ///   lifeboat, the successor did. Descriptors and environment are as
-    ///   before; in the latter case the PID is another.
-    public static func exec(_ argv: [String], state: CprState, fds: [Int32], startLimit: Int64?) throws(VMMError) {
+    /// - Throws: why the exec failed. Descriptors and environment are as before.
+    public static func exec(_ argv: [String], state: CprState, fds: [Int32]) throws(VMMError) {
         guard let program = argv.first, !program.isEmpty else { throw VMMError("cpr-exec requires a command") }
-        for argument in argv where argument.utf8.contains(0) {
-            throw VMMError("cpr-exec: argument '\(argument)' contains a zero byte")
-        }
-        guard let startLimit else { return try replace(program, argv, state, fds) }
-        switch try Lifeboat.launch(startLimit: startLimit) {
-        case .rolledBack(let reason):
-            throw VMMError("the update failed and the guest was taken back: \(reason)")
-        case .successor(let link, let lifeboat):
-            do throws(VMMError) {
-                var state = state
-                state.lifeboat = link
-                try replace(program, argv, state, fds + [link.token, link.watch])
-            } catch {
-                Lifeboat.recall(link, lifeboat: lifeboat)
-                throw error
-            }
-        }
-    }
-
-    private static func replace(_ program: String, _ argv: [String], _ state: CprState, _ fds: [Int32]) throws(VMMError) {
+        try check(argv)
         let memfd = try state.writeMemfd()
         // Modules and libraries may have opened files of their own without
         // FD_CLOEXEC: everything is marked first, then exactly the preserved
@@ -49,7 +25,7 @@ public enum Handover {
             for fd in cleared { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
             unsetenv(CprState.environmentVariable)
         }
-        for fd in fds + [memfd.raw] {
+        for fd in fds + state.ownDescriptors + [memfd.raw] {
             do {
                 try FD.setCloseOnExec(fd, false)
                 cleared.append(fd)
@@ -67,5 +43,11 @@ public enum Handover {
         for argument in arguments { free(argument) }
         restore()
         throw .system("cpr-exec: execvp '\(program)' failed", errno: code)
+    }
+
+    static func check(_ argv: [String]) throws(VMMError) {
+        for argument in argv where argument.utf8.contains(0) {
+            throw VMMError("cpr-exec: argument '\(argument)' contains a zero byte")
+        }
     }
 }

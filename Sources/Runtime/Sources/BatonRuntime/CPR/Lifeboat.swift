@@ -15,9 +15,9 @@ import Glibc
 /// guest back. A pipe gives each byte out once, so never do both run the
 /// guest, however their deadlines and deaths fall.
 ///
-/// The successor has the writing end of a second pipe, the watch. It says
-/// there when it stands (`R`), or why it refuses (`F` and a text); its death,
-/// however it comes, is the end of file.
+/// The process that is watched has the writing end of a second pipe, the watch.
+/// It says there how far it is (`Stage`), or why it refuses (`F` and a text);
+/// its death, however it comes, is the end of file.
 enum Lifeboat {
     /// What the successor inherits.
     struct Link {
@@ -35,15 +35,32 @@ enum Lifeboat {
         case rolledBack(reason: String)
     }
 
-    /// In the copy: whether the successor that failed had stood before.
+    /// How far the update is. Each stage but `waiting` has the time limit, from
+    /// when it was told.
+    enum Stage: UInt8 {
+        /// The VMM that made the copy collects its state: parts and modules may
+        /// do what they like in it.
+        case saving = 0x53  // S
+        /// The successor has been executed, and builds its machine.
+        case starting = 0x58  // X
+        /// The machine stands, and a client is to say `cpr-load`, when it likes.
+        case waiting = 0x52  // R
+        /// The devices get their state.
+        case loading = 0x4c  // L
+        /// A trial run got as far as to the commit.
+        case passed = 0x50  // P
+    }
+
+    /// In the copy: whether the successor that failed had answered the
+    /// monitors' clients in the place of this process.
     nonisolated(unsafe) private(set) static var successorStood = false
     /// In the copy: called when the successor stands, for what must end then.
     nonisolated(unsafe) static var whenSuccessorStands: (() -> Void)?
 
     /// Makes the copy. Returns at once in this process; in the copy, only when
     /// the guest has to be taken back.
-    /// - Parameter startLimit: nanoseconds until the successor must stand.
-    static func launch(startLimit: Int64) throws(VMMError) -> Side {
+    /// - Parameter limit: nanoseconds that each stage may take.
+    static func launch(limit: Int64) throws(VMMError) -> Side {
         successorStood = false
         let token = try Pipe()
         let watch: Pipe
@@ -74,7 +91,7 @@ enum Lifeboat {
         // From here on we are the copy. The watch's writing end must be the
         // successor's alone, or its death would not show.
         close(watch.writer)
-        let reason = wait(watch: watch.reader, deadline: EventLoop.now + startLimit, limit: startLimit)
+        let reason = wait(watch: watch.reader, limit: limit)
         guard take(token: token.reader) else { _exit(0) }
         end(ancestor)
         close(ancestor)
@@ -104,36 +121,28 @@ enum Lifeboat {
 
     // MARK: In the copy
 
-    /// Waits until the successor dies, refuses, or is too late.
+    /// Waits until the watched process dies, refuses, or is too late.
     /// - Returns: which, as a sentence.
-    private static func wait(watch: Int32, deadline: Int64, limit: Int64) -> String {
-        var said: [UInt8] = []
-        var stands = false
+    private static func wait(watch: Int32, limit: Int64) -> String {
+        var messages = WatchMessages(stage: .saving)
+        var deadline = EventLoop.now + limit
         while true {
-            let left = stands ? -1 : max(0, deadline - EventLoop.now)
+            let left = messages.stage == .waiting ? -1 : max(0, deadline - EventLoop.now)
             var state = pollfd(fd: watch, events: Int16(POLLIN), revents: 0)
             let ready = poll(&state, 1, left < 0 ? -1 : Int32(min(left / 1_000_000 + 1, 1 << 30)))
             if ready < 0 && errno == EINTR { continue }
             if ready == 0 {
                 if EventLoop.now < deadline { continue }
-                return "the new VMM did not start within \(limit / 1_000_000) ms"
+                return messages.tooLate(limit: limit)
             }
-            var buffer = [UInt8](repeating: 0, count: 512)
-            let count = retryingInterrupts { read(watch, &buffer, buffer.count) }
-            guard count > 0 else { break }
-            said += buffer[..<count]
-            if said.first == UInt8(ascii: "R") {
-                stands = true
+            guard messages.receive(from: watch) else { break }
+            if messages.stage == .waiting, !successorStood {
                 successorStood = true
                 whenSuccessorStands?()
-                said.removeFirst()
             }
-            if said.count > 4096 { break }
+            deadline = EventLoop.now + limit
         }
-        if said.first == UInt8(ascii: "F") {
-            return "the new VMM refused: \(String(decoding: said.dropFirst(), as: UTF8.self))"
-        }
-        return stands ? "the new VMM ended before it took the guest over" : "the new VMM ended during its start"
+        return messages.ended
     }
 
     /// Makes sure that the process that was to take over is gone.
@@ -143,14 +152,13 @@ enum Lifeboat {
         while poll(&state, 1, -1) < 0 && errno == EINTR {}
     }
 
-    // MARK: In the successor
+    // MARK: In the watched process
 
-    /// Says that the machine stands, and the start's deadline is kept.
-    static func reportStanding(_ link: Link) { say(link, [UInt8(ascii: "R")]) }
+    static func report(_ link: Link, _ stage: Stage) { say(link, [stage.rawValue]) }
 
     /// Says why this process gives up.
     static func reportFailure(_ link: Link, _ message: String) {
-        say(link, [UInt8(ascii: "F")] + message.utf8.prefix(2048))
+        say(link, [WatchMessages.failure] + message.utf8.prefix(WatchMessages.textLimit))
     }
 
     private static func say(_ link: Link, _ bytes: [UInt8]) {
@@ -158,9 +166,62 @@ enum Lifeboat {
     }
 }
 
+/// What a watched process has said.
+struct WatchMessages {
+    static let failure = UInt8(ascii: "F")
+    static let textLimit = 2048
+
+    private(set) var stage: Lifeboat.Stage
+    private var text: [UInt8]?
+
+    init(stage: Lifeboat.Stage) { self.stage = stage }
+
+    /// Why the process refuses; nil as long as it does not.
+    var refusal: String? { text.map { String(decoding: $0, as: UTF8.self) } }
+
+    /// Reads what there is.
+    /// - Returns: false at the end: the process is gone, or babbles.
+    mutating func receive(from watch: Int32) -> Bool {
+        var buffer = [UInt8](repeating: 0, count: 512)
+        let count = retryingInterrupts { read(watch, &buffer, buffer.count) }
+        if count < 0 && errno == EAGAIN { return true }
+        guard count > 0 else { return false }
+        for byte in buffer[..<count] {
+            if text != nil {
+                text?.append(byte)
+            } else if byte == WatchMessages.failure {
+                text = []
+            } else if let next = Lifeboat.Stage(rawValue: byte) {
+                stage = next
+            }
+        }
+        return text.map { $0.count <= WatchMessages.textLimit } ?? true
+    }
+
+    /// The end of the process, as a sentence.
+    var ended: String {
+        if let refusal { return "the new VMM refused: \(refusal)" }
+        return switch stage {
+        case .saving: "the VMM ended while it saved its state"
+        case .starting: "the new VMM ended during its start"
+        case .waiting, .loading, .passed: "the new VMM ended before it took the guest over"
+        }
+    }
+
+    /// The stage has lasted longer than `limit` nanoseconds, as a sentence.
+    func tooLate(limit: Int64) -> String {
+        let span = "within \(limit / 1_000_000) ms"
+        return switch stage {
+        case .saving: "the state was not saved \(span): a device or a module hangs"
+        case .starting: "the new VMM did not start \(span)"
+        case .waiting, .loading, .passed: "the new VMM did not load the guest's state \(span)"
+        }
+    }
+}
+
 /// Both ends of a pipe, with FD_CLOEXEC; closed by hand, as each end goes its
-/// own way after a fork.
-private struct Pipe {
+/// own way after a fork or spawn.
+struct Pipe {
     let reader: Int32
     let writer: Int32
 

@@ -1,8 +1,13 @@
 /// When an update reached each of its phases: CLOCK_MONOTONIC in nanoseconds,
 /// which goes on over the exec. 0 for a phase that has not been reached.
 public struct UpdateTimes {
-    /// The guest ran its last instruction in the old process.
+    /// The update was asked for; the guest has run its last instruction in the
+    /// old process.
+    public var requested: Int64 = 0
+    /// The guest stands still, and its devices begin to drain.
     public var stopped: Int64 = 0
+    /// No device has anything in hand.
+    public var drained: Int64 = 0
     /// The checkpoint was written.
     public var saved: Int64 = 0
     /// `execve` is about to be called.
@@ -11,6 +16,8 @@ public struct UpdateTimes {
     public var started: Int64 = 0
     /// The machine of the new process stands.
     public var built: Int64 = 0
+    /// How long the mapping of guest memory took, as part of that. A duration.
+    public var mapping: Int64 = 0
     /// `cpr-load` was asked for.
     public var loadRequested: Int64 = 0
     /// Every device has its state.
@@ -22,36 +29,44 @@ public struct UpdateTimes {
 
     public init() {}
 
+    init(generation: UInt64) { self.generation = generation }
+
     private static let names: [(String, WritableKeyPath<UpdateTimes, Int64>)] = [
-        ("stopped-ns", \.stopped), ("saved-ns", \.saved), ("exec-ns", \.exec),
+        ("requested-ns", \.requested), ("stopped-ns", \.stopped), ("drained-ns", \.drained), ("saved-ns", \.saved),
+        ("exec-ns", \.exec),
     ]
 
     func put(into writer: inout StateWriter) {
-        for (name, path) in UpdateTimes.names { writer.put(name, UInt64(bitPattern: self[keyPath: path])) }
+        for (name, path) in UpdateTimes.names {
+            writer.put(name, UInt64(bitPattern: self[keyPath: path]), optional: true)
+        }
         writer.put("generation", generation)
     }
 
     init(from reader: StateReader) throws(VMMError) {
-        for (name, path) in UpdateTimes.names {
+        for (name, path) in UpdateTimes.names where reader.has(name) {
             self[keyPath: path] = Int64(try reader.unsigned(name, in: 0...UInt64(Int64.max)))
         }
         generation = try reader.unsigned("generation")
     }
 
+    /// The names in `report`, in order; all but the first are the parts that
+    /// the first is made of.
+    static let reportNames = [
+        "pause-us", "stop-us", "drain-us", "save-us", "wait-exec-us", "exec-us", "start-up-us", "map-us", "wait-load-us",
+        "load-us", "resume-us",
+    ]
+
     /// The pause and its phases in microseconds, for `query-cpr`; nil until the
     /// guest has resumed.
     public var report: JSON? {
-        guard resumed > 0, stopped > 0 else { return nil }
-        func micro(_ from: Int64, _ to: Int64) -> JSON { .int(max(0, (to - from) / 1000)) }
-        return [
-            "pause-us": micro(stopped, resumed),
-            "save-us": micro(stopped, saved),
-            "wait-exec-us": micro(saved, exec),
-            "exec-us": micro(exec, started),
-            "start-up-us": micro(started, built),
-            "wait-load-us": micro(built, loadRequested),
-            "load-us": micro(loadRequested, loaded),
-            "resume-us": micro(loaded, resumed),
+        guard resumed > 0, requested > 0 else { return nil }
+        let durations = [
+            resumed - requested, stopped - requested, drained - stopped, saved - drained, exec - saved, started - exec,
+            built - started - mapping, mapping, loadRequested - built, loaded - loadRequested, resumed - loaded,
         ]
+        var result = JSONObject()
+        for (name, duration) in zip(UpdateTimes.reportNames, durations) { result[name] = .int(max(0, duration / 1000)) }
+        return .object(result)
     }
 }

@@ -109,6 +109,14 @@ open class Chardev {
     /// the next process must know as the part `chardev/ID`. Everything must stay
     /// as it is: the guest may come back to this process.
     open func handOver(to cpr: CprController) throws(VMMError) {}
+    /// Has the next process not get the connection to the peer, after
+    /// `handOver`: it is closed by the exec.
+    open func forgetConnection(in cpr: CprController) {}
+    /// Whether the chardev can be kept open over an update: `handOver` does
+    /// what it takes. One that is not, and is not to be opened anew either
+    /// (`reopensOnCpr`), keeps the VM from being updated in a mode that keeps
+    /// connections.
+    open var survivesUpdate: Bool { false }
     /// In a process that has not taken its guest over yet a chardev moves no
     /// byte: the process before may have to go on with them. Ends that, for
     /// the sake of a monitor or after the commit.

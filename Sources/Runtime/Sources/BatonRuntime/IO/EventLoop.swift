@@ -43,6 +43,8 @@ public final class EventLoop {
     private var timers: [Timer] = []
     private var deferred: [() -> Void] = []
     private let buffer = UnsafeMutablePointer<epoll_event>.allocate(capacity: 64)
+    /// Counts calls of `poll`: a handler may call it in turn.
+    private var round = 0
 
     public init() throws(VMMError) {
         epoll = epoll_create1(Int32(EPOLL_CLOEXEC))
@@ -105,8 +107,11 @@ public final class EventLoop {
     }
 
     /// Waits up to `timeout` nanoseconds (0: not at all; negative: for ever) for
-    /// something to happen, and runs the handlers that are due.
+    /// something to happen, and runs the handlers that are due. A handler may
+    /// call it to wait for something in turn.
     public func poll(timeout: Int64) {
+        round &+= 1
+        let round = round
         var timeout = deferred.isEmpty ? timeout : 0
         if timeout != 0, let deadline = nextDeadline {
             let left = max(0, deadline - EventLoop.now)
@@ -122,6 +127,9 @@ public final class EventLoop {
                 // opened another with its number.
                 guard let watch = watches[fd], watch.generation == UInt32(event.data.u64 >> 32) else { continue }
                 watch.handler(IOEvents(rawValue: event.events))
+                // It has waited itself: what else was ready then may be no more,
+                // and will be told again if it is.
+                if round != self.round { break }
             }
         }
         if !timers.isEmpty {

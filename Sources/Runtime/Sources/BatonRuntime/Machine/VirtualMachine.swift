@@ -120,6 +120,10 @@ public final class VirtualMachine: GuestRequests {
         isNew = false
     }
 
+    /// CLOCK_MONOTONIC in nanoseconds when the guest last stopped and its
+    /// devices began to drain.
+    public private(set) var stoppedAt: Int64 = 0
+
     /// Lets the guest run (QMP `cont`). Does nothing when it runs.
     /// Emits RESUME.
     /// - Throws: why the guest must not run now.
@@ -139,6 +143,7 @@ public final class VirtualMachine: GuestRequests {
         guard isRunning else { return change(to: state) }
         accelerator?.yield()
         change(to: state)
+        stoppedAt = EventLoop.now
         for device in devices { device.pause() }
         clock.vmStopped()
         emit("STOP")
@@ -235,7 +240,15 @@ public final class VirtualMachine: GuestRequests {
     /// Runs until something asks for the end.
     /// - Returns: the process' exit status.
     public func run() -> Int32 {
-        while exitStatus == nil {
+        run { false }
+        return exitStatus ?? 0
+    }
+
+    /// Runs the guest and the host's events until `isDone`, which is asked
+    /// between slices, or until something asks for the end. May be called by a
+    /// command that waits for something which goes on beside the guest.
+    public func run(until isDone: () -> Bool) {
+        while exitStatus == nil, !isDone() {
             if isRunning, let accelerator {
                 switch accelerator.runSlice() {
                 case .busy:
@@ -248,6 +261,5 @@ public final class VirtualMachine: GuestRequests {
             }
             if shutdownRequested != nil || resetRequested != nil { carryOutRequests() }
         }
-        return exitStatus ?? 0
     }
 }

@@ -29,6 +29,11 @@ public final class GuestMemory {
     /// `-machine dump-guest-core=`: whether core dumps hold guest memory.
     public var dumpGuestCore = true
 
+    /// A trial run makes no memory that anybody else could see.
+    var isTrial = false
+    /// Nanoseconds spent on mapping what the process before left.
+    private(set) var mappingTime: Int64 = 0
+
     public init() {}
 
     public func addHook(_ hook: any AllocatorHook) { hooks.append(hook) }
@@ -105,13 +110,23 @@ public final class GuestMemory {
     ) throws(VMMError) -> RAMBlock {
         let found = shared ? try records.find(request) : nil
         let fd: OwnedFD
-        if let found { fd = OwnedFD(adopting: found.fd) } else { fd = OwnedFD(adopting: try create()) }
+        if let found {
+            fd = OwnedFD(adopting: found.fd)
+        } else if isTrial {
+            fd = try Mapping.createMemfd(name: request.name, length: request.maxLength)
+        } else {
+            fd = OwnedFD(adopting: try create())
+        }
+        let begin = EventLoop.now
         // Until the commit the process before can have its guest back, so
         // nothing here may store to it: an attempt is fatal to this process.
         let host = try Mapping.map(
             length: request.maxLength, alignment: request.alignment, fd: fd.raw, shared: shared,
             writable: found == nil, name: request.name)
-        if found != nil { readOnlyBlocks.append((host, request.maxLength)) }
+        if found != nil {
+            readOnlyBlocks.append((host, request.maxLength))
+            mappingTime += EventLoop.now - begin
+        }
         if shared {
             try records.save(
                 RAMRecord(
@@ -134,6 +149,17 @@ public final class GuestMemory {
             }
         }
         readOnlyBlocks = []
+    }
+
+    /// Why a block would be lost with this process, in the words of QEMU's CPR
+    /// series; nil when it would not.
+    public func volatility(of block: RAMBlock) -> VMMError? {
+        guard !block.isPreservable else { return nil }
+        let remedy =
+            backends.contains { $0.block === block }
+            ? "A memory-backend-memfd or memory-backend-file with share=on is required."
+            : "-cpr-enable restart is required."
+        return VMMError("Memory region \(block.name) is volatile. \(remedy)")
     }
 
     /// Frees a block that nothing uses any more.

@@ -70,6 +70,11 @@ void cbaton_daemon_ready(int fd, int status);
 /* fork(2) for a process with one thread; Swift has no name for it. */
 pid_t cbaton_fork(void);
 
+/* Starts argv[0], searched in PATH, which inherits FDS, an empty standard input
+ * and output, and STANDARD_ERROR, whatever their FD_CLOEXEC. It is to be waited
+ * for. Returns 0 and its PID, or an errno. */
+int cbaton_spawn(char *const argv[], const int *fds, size_t count, int standard_error, pid_t *pid);
+
 /* pidfd_open(2). Returns an fd with FD_CLOEXEC, or -1 and errno. */
 int cbaton_pidfd_open(pid_t pid);
 /* pidfd_send_signal(2) without further information. */

@@ -1,0 +1,132 @@
+import CBaton
+import Glibc
+
+/// `cpr-save`, and what every way of saving has in common.
+extension CprController {
+    /// Stops the guest and writes its checkpoint; the run state becomes `save-vm`.
+    /// - Throws: why not; the guest is as before.
+    public func save(to path: String, mode name: String) throws(VMMError) {
+        let mode = try enabledMode(name)
+        try checkIdle()
+        if let blocker = blockers(mode).first { throw blocker }
+        let stateBefore = vm.runState
+        try watched(limit: CprController.defaultStartLimit, mode, stateBefore: stateBefore) { () throws(VMMError) in
+            let (container, contents) = try stopAndCollect(mode)
+            try Checkpoint.write(container, contents: contents, to: path, durable: mode.promises.contains(.survivesHostReboot))
+        }
+        dismissGuardian()
+        times.saved = EventLoop.now
+        saved = (mode, stateBefore)
+        Log.trace("cpr_save", "file \(path) mode \(name)")
+    }
+
+    /// - Throws: an error while something of an update is in hand.
+    func checkIdle() throws(VMMError) {
+        guard saved == nil, vm.runState != .saveVM else {
+            throw VMMError("cpr-save has been done already; use cpr-exec, cpr-load or cont")
+        }
+        guard !awaitsLoad else { throw VMMError("the VM waits for cpr-load") }
+        guard !isInPreflight else { throw VMMError("a preflight is under way") }
+    }
+
+    /// Stops the guest and collects the state of everything.
+    /// - Returns: the sections, and the blocks whose contents are to follow.
+    func stopAndCollect(_ mode: any CprMode) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
+        let stateBefore = vm.runState
+        times = UpdateTimes(generation: times.generation)
+        times.requested = EventLoop.now
+        // A VM that has never run has no state to save until its first reset.
+        vm.resetIfNew()
+        vm.stop(.saveVM)
+        times.drained = EventLoop.now
+        times.stopped = stateBefore == .running ? vm.stoppedAt : times.drained
+        modeOfSave = mode
+        // What modules do may take for ever; what this VMM's own parts do
+        // does not, and the watch over it is spared.
+        if !registry.preservers.isEmpty { try launchGuardian() }
+        try notify(.save)
+        return try collect(mode, stateBefore: stateBefore)
+    }
+
+    /// Collects the state of everything, of a guest that is not between its
+    /// instructions now.
+    func collect(_ mode: any CprMode, stateBefore: RunState) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
+        var container = Checkpoint.collect(vm, memory: memory, runState: stateBefore, mode: mode.name)
+        let contents = mode.volatileBlocks(cpr: self)
+        RAMContents.describe(contents, in: &container)
+        try mode.save(to: &container, cpr: self)
+        return (container, contents)
+    }
+
+    /// Puts the VM back into the state that it was stopped in.
+    private func giveBack(_ stateBefore: RunState) {
+        if stateBefore == .running {
+            do throws(VMMError) { try vm.start() } catch { Report.warning(error.message) }
+        } else {
+            vm.setStoppedState(stateBefore)
+        }
+    }
+
+    /// The guest was started again (`cont`) after a save: the save is void.
+    func guestStarted() {
+        guard saved != nil else { return }
+        saved = nil
+        announce(.saveFailed)
+    }
+
+    // MARK: The watch over a step
+
+    /// What each step of an update may take, in nanoseconds, unless the client
+    /// says otherwise.
+    public static let defaultStartLimit: Int64 = 10_000_000_000
+
+    /// Carries out a step during which the guest stands still. When it fails,
+    /// be it in this process or in one that was to follow it, the guest goes on
+    /// in the state that it had.
+    /// - Parameter limit: nanoseconds that each stage of it may take.
+    func watched(
+        limit: Int64, _ mode: any CprMode, stateBefore: RunState, _ body: () throws(VMMError) -> Void
+    ) throws(VMMError) {
+        let pid = getpid()
+        stepLimit = limit
+        defer { stepLimit = nil }
+        successorAnswered = false
+        do throws(VMMError) {
+            try body()
+        } catch {
+            let isCopy = getpid() != pid
+            if isCopy { guardian = nil } else { dismissGuardian() }
+            saved = nil
+            checkpointFD = nil
+            successorAnswered = isCopy && Lifeboat.successorStood
+            announce(.saveFailed)
+            giveBack(stateBefore)
+            if isCopy {
+                Report.warning(error.message)
+                history.append(mode: mode.name, failure: error.message)
+                vm.emit("CPR_ROLLED_BACK", ["reason": .string(error.message), "pid": .int(Int64(getpid()))])
+            }
+            throw error
+        }
+    }
+
+    /// Makes the copy that takes the guest back, unless there is one.
+    /// - Throws: in the copy, when it has come to that; here, when there cannot
+    ///   be one.
+    func launchGuardian() throws(VMMError) {
+        guard guardian == nil, let stepLimit else { return }
+        switch try Lifeboat.launch(limit: stepLimit) {
+        case .rolledBack(let reason):
+            throw VMMError("the update failed and the guest was taken back: \(reason)")
+        case .successor(let link, let pid):
+            guardian = (link, pid)
+        }
+    }
+
+    /// The step has ended in this process.
+    func dismissGuardian() {
+        guard let guardian else { return }
+        self.guardian = nil
+        Lifeboat.recall(guardian.link, lifeboat: guardian.pid)
+    }
+}

@@ -1,0 +1,168 @@
+import CBaton
+import Glibc
+
+/// The process of a preflight, watched from the event loop.
+final class TrialRun {
+    private static let outputLimit = 4096
+    private let pid: pid_t
+    private let startedAt = EventLoop.now
+    private var watchReader: Int32
+    private var errorReader: Int32
+    private var token: Int32
+    private var timer: EventLoop.Timer?
+    private weak var loop: EventLoop?
+    private var messages = WatchMessages(stage: .starting)
+    private var errors: [UInt8] = []
+    /// Why the new VMM could not take the guest over; nil until that is known,
+    /// and when it could.
+    private(set) var failure: VMMError?
+    private(set) var isDecided = false
+    /// Nanoseconds until it was decided.
+    private(set) var duration: Int64 = 0
+
+    /// Starts the process.
+    /// - Parameter state: names descriptors, borrowed, that it inherits.
+    init(_ argv: [String], state: CprState) throws(VMMError) {
+        let token = try Pipe()
+        let watch = try token.orClosed { () throws(VMMError) in try Pipe() }
+        let errors = try token.orClosed { () throws(VMMError) in
+            try watch.orClosed { () throws(VMMError) in try Pipe() }
+        }
+        var state = state
+        // A pipe that nobody will write to: it has no token to take.
+        state.lifeboat = Lifeboat.Link(token: token.reader, watch: watch.writer)
+        do throws(VMMError) {
+            try FD.setNonBlocking(token.reader, true)
+            for reader in [watch.reader, errors.reader] { try FD.setNonBlocking(reader, true) }
+            let memfd = try state.writeMemfd()
+            pid = try TrialRun.spawn(argv, state, memfd: memfd.raw, standardError: errors.writer)
+        } catch {
+            for pipe in [token, watch, errors] { pipe.close() }
+            throw error
+        }
+        close(token.reader)
+        close(watch.writer)
+        close(errors.writer)
+        self.token = token.writer
+        watchReader = watch.reader
+        errorReader = errors.reader
+        Log.trace("cpr_preflight", "\(argv[0]) pid \(pid)")
+    }
+
+    private static func spawn(_ argv: [String], _ state: CprState, memfd: Int32, standardError: Int32)
+        throws(VMMError) -> pid_t
+    {
+        guard cbaton_cloexec_from(3) == 0 else { throw .system("Could not set FD_CLOEXEC") }
+        var arguments = argv.map { strdup($0) }
+        arguments.append(nil)
+        defer { for argument in arguments { free(argument) } }
+        let inherited = state.ram.map(\.fd) + state.fds.map(\.fd) + state.ownDescriptors + [memfd]
+        var pid: pid_t = 0
+        setenv(CprState.environmentVariable, String(memfd), 1)
+        defer { unsetenv(CprState.environmentVariable) }
+        let code = cbaton_spawn(&arguments, inherited, inherited.count, standardError, &pid)
+        guard code == 0 else { throw .system("cannot execute '\(argv[0])'", errno: code) }
+        return pid
+    }
+
+    /// Follows the process until it is decided, for at most `limit` nanoseconds.
+    func watch(_ loop: EventLoop, limit: Int64) throws(VMMError) {
+        self.loop = loop
+        try loop.watch(errorReader, .readable) { [unowned self] _ in takeErrors() }
+        try loop.watch(watchReader, .readable) { [unowned self] _ in takeMessages(limit: limit) }
+        timer = loop.schedule(at: startedAt + limit) { [unowned self] in
+            decide(VMMError(messages.tooLate(limit: limit)))
+        }
+    }
+
+    private func takeMessages(limit: Int64) {
+        let more = messages.receive(from: watchReader)
+        if messages.stage == .passed { return decide(nil) }
+        guard !more else { return }
+        decide(nil)
+        failure = VMMError(messages.refusal.map { "the new VMM refused: \($0)" } ?? "\(endText)\(lastWords)")
+    }
+
+    private func takeErrors() {
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        let count = retryingInterrupts { read(errorReader, &buffer, buffer.count) }
+        if count > 0 {
+            errors += buffer[..<count]
+            if errors.count > TrialRun.outputLimit { errors.removeFirst(errors.count - TrialRun.outputLimit) }
+        } else if count == 0 {
+            loop?.unwatch(errorReader)
+        }
+    }
+
+    private func decide(_ failure: VMMError?) {
+        guard !isDecided else { return }
+        isDecided = true
+        duration = EventLoop.now - startedAt
+        self.failure = failure
+        takeErrors()
+    }
+
+    /// How the process ended, which it has, or is about to.
+    private var endText: String {
+        guard let status = waitForEnd() else { return "the new VMM does not speak to this one" }
+        let signal = status & 0x7f
+        if signal != 0 { return "the new VMM was ended by signal \(signal) (\(String(cString: strsignal(signal))))" }
+        return "the new VMM ended during its start, with status \(status >> 8 & 0xff)"
+    }
+
+    /// What the process wrote to its standard error.
+    var output: String { String(decoding: errors, as: UTF8.self) }
+
+    /// The last line of that, for an error.
+    private var lastWords: String {
+        let line = output.split(separator: "\n").last.map(String.init) ?? ""
+        return line.isEmpty ? "" : ": \(line)"
+    }
+
+    private var status: Int32?
+
+    /// - Returns: the status of a process that ends by itself at once; nil
+    ///   for one that had to be killed.
+    private func waitForEnd() -> Int32? {
+        if let status { return status }
+        let pidfd = cbaton_pidfd_open(pid)
+        var state = pollfd(fd: pidfd, events: Int16(POLLIN), revents: 0)
+        let ended = pidfd >= 0 && retryingInterrupts { poll(&state, 1, 100) } > 0
+        if pidfd >= 0 { close(pidfd) }
+        if !ended { kill(pid, SIGKILL) }
+        var value: Int32 = 0
+        guard retryingInterrupts({ waitpid(pid, &value, 0) }) == pid else { return nil }
+        status = value
+        return ended ? value : nil
+    }
+
+    /// Makes sure that nothing is left of the process.
+    func end() {
+        timer?.cancel()
+        if status == nil {
+            kill(pid, SIGKILL)
+            var value: Int32 = 0
+            status = retryingInterrupts { waitpid(pid, &value, 0) } == pid ? value : 0
+        }
+        for fd in [watchReader, errorReader] where fd >= 0 {
+            loop?.unwatch(fd)
+            close(fd)
+        }
+        if token >= 0 { close(token) }
+        (watchReader, errorReader, token) = (-1, -1, -1)
+        // From now on as before: lifeboats are not waited for.
+        cbaton_discard_children()
+    }
+}
+
+extension Pipe {
+    /// What `body` makes; both ends are closed when it fails.
+    fileprivate func orClosed<Result>(_ body: () throws(VMMError) -> Result) throws(VMMError) -> Result {
+        do throws(VMMError) {
+            return try body()
+        } catch {
+            close()
+            throw error
+        }
+    }
+}
