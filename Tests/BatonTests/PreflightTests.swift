@@ -113,8 +113,7 @@ struct PreflightTests {
         try guest.qmp.executeWithoutAnswer("cpr-preflight", ["argv": ["sleep", "1000"], "timeout-ms": 60_000])
         let count = guest.count
         try eventually("the preflight has begun") {
-            refusal { try other.execute("cpr-save", ["filename": guest.checkpoint, "mode": "restart"]) }
-                .contains("a preflight is under way")
+            refusal { try other.execute("cpr-preflight", ["argv": [String]()]) }.contains("a preflight is under way")
         }
         try guest.waitForProgress(past: count)
         // The end of the VMM ends the trial.
