@@ -1,0 +1,97 @@
+import BatonRuntime
+import Foundation
+
+/// A QMP session with a VMM. Waits for each answer.
+final class MonitorConnection {
+    private let fd: Int32
+    private let name: String
+    private var parser = JSONStreamParser()
+    private var waiting: [JSONObject] = []
+    private let onEvent: (_ name: String, _ data: JSONObject) -> Void
+
+    /// Connects and negotiates.
+    /// - Parameters:
+    ///   - address: a unix socket's path, or `HOST:PORT`.
+    ///   - onEvent: is told of each event while an answer is waited for.
+    init(_ address: String, onEvent: @escaping (_ name: String, _ data: JSONObject) -> Void) throws {
+        name = address
+        self.onEvent = onEvent
+        fd = try MonitorConnection.socketAddress(address).startConnecting().fd
+        var state = pollfd(fd: fd, events: Int16(POLLOUT), revents: 0)
+        poll(&state, 1, -1)
+        guard try receive()["QMP"] != nil else { throw VMMError("\(address) is not a QMP monitor") }
+        try execute("qmp_capabilities")
+    }
+
+    deinit { close(fd) }
+
+    private static func socketAddress(_ text: String) -> SocketAddress {
+        let port = text.lastIndex(of: ":").map { text[text.index(after: $0)...] } ?? ""
+        guard !text.contains("/"), !port.isEmpty, port.allSatisfy(\.isNumber) else { return .unix(path: text) }
+        return .tcp(host: String(text.dropLast(port.count + 1)), port: String(port))
+    }
+
+    /// Sends a command and waits for its answer.
+    /// - Throws: the VMM's error.
+    @discardableResult
+    func execute(_ command: String, _ arguments: JSONObject = [:]) throws -> JSON {
+        var request: JSONObject = ["execute": .string(command)]
+        if !arguments.isEmpty { request["arguments"] = .object(arguments) }
+        try send(JSON.object(request).bytes(pretty: false) + [10])
+        while true {
+            let message = try receive()
+            if let event = message["event"]?.stringValue {
+                onEvent(event, message["data"]?.objectValue ?? [:])
+            } else if let error = message["error"]?.objectValue {
+                throw VMMError(error["desc"]?.stringValue ?? "unknown error")
+            } else if let value = message["return"] {
+                return value
+            }
+        }
+    }
+
+    /// Tells of the events that are there or come within a moment.
+    func drainEvents(milliseconds: Int32) throws {
+        var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+        while !waiting.isEmpty || poll(&state, 1, milliseconds) > 0 {
+            let message = try receive()
+            if let event = message["event"]?.stringValue { onEvent(event, message["data"]?.objectValue ?? [:]) }
+        }
+    }
+
+    private func send(_ bytes: [UInt8]) throws {
+        var rest = bytes[...]
+        while !rest.isEmpty {
+            let count = rest.withUnsafeBytes { Glibc.send(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+            if count > 0 {
+                rest = rest.dropFirst(count)
+            } else {
+                guard errno == EAGAIN || errno == EINTR else { throw VMMError.system("Could not write to \(name)") }
+                var state = pollfd(fd: fd, events: Int16(POLLOUT), revents: 0)
+                poll(&state, 1, -1)
+            }
+        }
+    }
+
+    private func receive() throws -> JSONObject {
+        var buffer = [UInt8](repeating: 0, count: 1 << 16)
+        while waiting.isEmpty {
+            var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+            poll(&state, 1, -1)
+            let count = read(fd, &buffer, buffer.count)
+            if count < 0 && (errno == EAGAIN || errno == EINTR) { continue }
+            guard count > 0 else { throw VMMError("the VMM closed the connection \(name)") }
+            var failure: VMMError?
+            buffer[..<count].withUnsafeBytes { bytes in
+                parser.feed(bytes) { result in
+                    switch result {
+                    case .success(let value): if let object = value.objectValue { waiting.append(object) }
+                    case .failure(let error): failure = error
+                    }
+                }
+            }
+            if let failure { throw failure }
+        }
+        return waiting.removeFirst()
+    }
+}

@@ -1,0 +1,116 @@
+import ArgumentParser
+import BatonRuntime
+import Foundation
+
+/// `baton-ctl update`: replaces a running VMM, in one step.
+struct Update: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Replaces a VMM under its running guest.",
+        discussion: """
+            Without a command line the new VMM gets the one that the running VMM was started with; --binary then says \
+            which binary. The new VMM is tried beside the guest first. Whatever goes wrong, the guest runs on in the \
+            old VMM, and the exit status is 1.
+            """)
+
+    @Option(help: "The monitor: a unix socket's path, or HOST:PORT.")
+    var qmp: String
+
+    @Option(help: "The new VMM; by default the program that runs now, or what has taken its place on disk.")
+    var binary: String?
+
+    @Option(help: "The CPR mode; by default the first enabled one that keeps the process.")
+    var mode: String?
+
+    @Option(help: "Milliseconds that each stage may take.")
+    var timeoutMs: Int64 = 10_000
+
+    @Flag(inversion: .prefixedNo, help: "Try the new VMM beside the running guest first.")
+    var preflight = true
+
+    @Flag(help: "Only try the new VMM; do not update.")
+    var check = false
+
+    @Argument(parsing: .postTerminator, help: "The new command line, from the program's name on.")
+    var argv: [String] = []
+
+    func run() throws {
+        do {
+            try update()
+        } catch let error as VMMError {
+            Progress.end()
+            FileHandle.standardError.write(Data("baton-ctl: \(error.description)\n".utf8))
+            throw ExitCode.failure
+        }
+    }
+
+    private func update() throws {
+        var report: JSONObject?
+        let monitor = try MonitorConnection(qmp) { event, data in
+            if event == "CPR", let phase = data["phase"]?.stringValue { Progress.show(phase) }
+            if event == "CPR_UPDATED" { report = data }
+        }
+        guard let before = try monitor.execute("query-cpr").objectValue else { throw VMMError("no answer to query-cpr") }
+        var arguments: JSONObject = ["argv": .array(try commandLine(before).map { .string($0) })]
+        if let mode { arguments["mode"] = .string(mode) }
+        arguments["timeout-ms"] = .int(timeoutMs)
+        if check {
+            Progress.show("preflight")
+            let result = try monitor.execute("cpr-preflight", arguments).objectValue
+            Progress.end()
+            if let output = result?["output"]?.stringValue, !output.isEmpty { print(output, terminator: "") }
+            print("the new VMM could take the guest over (start-up \(result?["time-us"]?.intValue ?? 0) us)")
+            return
+        }
+        arguments["preflight"] = .bool(preflight)
+        if preflight { Progress.show("preflight") }
+        do {
+            try monitor.execute("cpr-update", arguments)
+        } catch let error as VMMError {
+            let pid = try? monitor.execute("query-cpr").objectValue?["pid"]?.intValue
+            throw VMMError(error.message, hint: "The guest is still with the old VMM (process \(pid.map(String.init) ?? "unknown")).")
+        }
+        if report == nil { try monitor.drainEvents(milliseconds: 1000) }
+        Progress.end()
+        printSummary(report, try monitor.execute("query-cpr").objectValue)
+    }
+
+    /// The new VMM's arguments.
+    private func commandLine(_ now: JSONObject) throws -> [String] {
+        var result = argv
+        if result.isEmpty { result = (now["argv"]?.arrayValue ?? []).compactMap(\.stringValue) }
+        guard !result.isEmpty else { throw VMMError("the VMM does not tell its command line; give the new one after --") }
+        if let binary { result[0] = binary }
+        return result
+    }
+
+    private func printSummary(_ report: JSONObject?, _ now: JSONObject?) {
+        let pid = now?["pid"]?.intValue ?? 0
+        let generation = now?["generation"]?.intValue ?? 0
+        print("updated: process \(pid), update \(generation) of this guest")
+        guard let report else { return }
+        for (name, value) in report.members {
+            let label = name == "pause-us" ? "pause" : "  \(name.dropLast(3))"
+            let padding = String(repeating: " ", count: max(1, 16 - label.count))
+            let time = String(format: "%8.3f ms", Double(value.intValue ?? 0) / 1000)
+            print("\(label)\(padding)\(time)")
+        }
+    }
+}
+
+/// The line that tells how far an update is: one line that grows, on the
+/// standard error.
+private enum Progress {
+    nonisolated(unsafe) private static var isOpen = false
+
+    static func show(_ step: String) {
+        write(isOpen ? " > \(step)" : step)
+        isOpen = true
+    }
+
+    static func end() {
+        if isOpen { write("\n") }
+        isOpen = false
+    }
+
+    private static func write(_ text: String) { FileHandle.standardError.write(Data(text.utf8)) }
+}
