@@ -12,7 +12,8 @@ struct Guest {
     let hasShell: Bool
 
     /// Debian's kernel and installer initrd, with our program and the script that starts it in an archive behind.
-    static func debian(files: DebianInstaller.Files, directory: TemporaryDirectory) throws -> Guest {
+    /// Its disk is on virtio-mmio, or on PCI.
+    static func debian(files: DebianInstaller.Files, directory: TemporaryDirectory, pci: Bool = false) throws -> Guest {
         let builder = try GuestBuilder()
         let program = directory.file("demo")
         try builder.build(.demo, to: program)
@@ -34,7 +35,7 @@ struct Guest {
             name: "Debian's riscv64 kernel",
             arguments: [
                 "-kernel", files.kernel, "-initrd", path, "-append", "console=ttyS0 rdinit=/baton/init",
-                "-drive", "file=\(disk.path),format=raw,if=none,id=hd", "-device", "virtio-blk-device,drive=hd",
+                "-drive", "file=\(disk.path),format=raw,if=none,id=hd", "-device", "virtio-blk-\(pci ? "pci" : "device"),drive=hd",
             ],
             model: DemoModel(), disk: disk, hasShell: true)
     }

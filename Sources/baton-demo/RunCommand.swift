@@ -19,6 +19,12 @@ struct RunCommand: ParsableCommand {
     @Option(help: "default (the built-in SBI), none, or a firmware file.")
     var bios = "default"
 
+    @Option(help: "The machine's interrupt controllers: none (a PLIC), aplic, or aplic-imsic.")
+    var aia: String?
+
+    @Flag(help: "Put the guest's disk on PCI.")
+    var pci = false
+
     @Option(help: "How often to replace the VMM.")
     var restarts = 3
 
@@ -47,7 +53,7 @@ struct RunCommand: ParsableCommand {
         let socketPath = directory.file("qmp.sock")
         let arguments = Self.commandLine(
             vmm: try Self.locate(vmm: vmm), guest: guest, bios: bios, directory: directory, socketPath: socketPath,
-            cpr: !withoutCpr)
+            cpr: !withoutCpr, aia: aia)
         progress.say("booting \(guest.name) under \(arguments[0])")
         let session = try Session(arguments: arguments, socketPath: socketPath, directory: directory.path)
         let demonstration = Demonstration(
@@ -76,7 +82,7 @@ struct RunCommand: ParsableCommand {
         if guest == .counter { return try .counter(directory: directory) }
         do {
             let files = try DebianInstaller(cache: cache).obtain { progress.say($0) }
-            return try .debian(files: files, directory: directory)
+            return try .debian(files: files, directory: directory, pci: pci)
         } catch {
             guard guest == .auto else { throw error }
             progress.say("Debian's kernel is not to be had, so a bare-metal guest of our own counts instead:\n\(error)")
@@ -93,10 +99,11 @@ struct RunCommand: ParsableCommand {
     }
 
     static func commandLine(
-        vmm: String, guest: Guest, bios: String, directory: TemporaryDirectory, socketPath: String, cpr: Bool = true
+        vmm: String, guest: Guest, bios: String, directory: TemporaryDirectory, socketPath: String, cpr: Bool = true,
+        aia: String? = nil
     ) -> [String] {
         [
-            vmm, "-name", "baton-demo", "-machine", "virt,memory-backend=ram",
+            vmm, "-name", "baton-demo", "-machine", "virt,memory-backend=ram" + (aia.map { ",aia=\($0)" } ?? ""),
             "-object", "memory-backend-memfd,id=ram,size=512M,share=on", "-m", "512M",
         ] + (cpr ? ["-cpr-enable", "restart"] : []) + ["-bios", bios] + guest.arguments + [
             "-nographic", "-serial", "stdio", "-monitor", "none",

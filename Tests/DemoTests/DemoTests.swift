@@ -49,6 +49,14 @@ struct DemoTests {
         #expect(output.contains("disk intact"))
     }
 
+    /// The disk's interrupts go by INTx and the PLIC, and by MSI-X through the
+    /// IMSIC, while the VMM is replaced.
+    @Test(.enabled(if: debianIsAvailable, missingDebian), arguments: ["none", "aplic-imsic"])
+    func debianLosesNothingOnPCI(_ aia: String) throws {
+        let output = try demonstrate(["--guest", "debian", "--pci", "--aia", aia], restarts: 2)
+        #expect(output.contains("disk intact"))
+    }
+
     @Test func withoutNetworkTheBareMetalGuestRuns() throws {
         let empty = try TemporaryDirectory()
         let output = try ChildProcess.run(

@@ -87,13 +87,13 @@ let haveQEMU = FileManager.default.isExecutableFile(atPath: "/usr/bin/qemu-syste
         let ours = try DeviceTree(flattened: Array(Data(contentsOf: URL(fileURLWithPath: directory.file("board.dtb")))))
         var compared = 0
         func compare(_ a: DeviceTreeNode, _ b: DeviceTreeNode, _ path: String) {
-            for name in ["reg", "compatible", "interrupts", "clock-frequency", "value", "ranges", "mmu-type"] {
+            for name in ["reg", "compatible", "interrupts", "clock-frequency", "value", "ranges", "mmu-type", "interrupt-map-mask", "bus-range"] {
                 guard let value = a.value(name) else { continue }
                 #expect(b.value(name) == value, "\(path) \(name)")
                 compared += 1
             }
             for child in a.children {
-                // QEMU's flash and PCI are not there yet.
+                // QEMU's flash is not there yet.
                 guard let other = b.find(child.name) else {
                     #expect(Bool(false), "\(path)/\(child.name) is not in QEMU's tree")
                     continue
@@ -103,6 +103,54 @@ let haveQEMU = FileManager.default.isExecutableFile(atPath: "/usr/bin/qemu-syste
         }
         compare(ours.root, qemu.root, "")
         #expect(compared > 40)
+    }
+}
+
+extension DeviceTreeTests {
+    private func tree(_ aia: AIA, firmware: Bool = false) throws -> DeviceTree {
+        let directory = try TemporaryDirectory()
+        let board = try TestBoard(hartCount: 2, aia: aia) { if firmware { $0.firmware = .none } }
+        try board.board.dumpDeviceTree(to: directory.file("board.dtb"))
+        return try DeviceTree(flattened: Array(Data(contentsOf: URL(fileURLWithPath: directory.file("board.dtb")))))
+    }
+
+    private func cells(_ node: DeviceTreeNode?, _ property: String) -> [UInt32]? {
+        guard let bytes = node?.value(property) else { return nil }
+        return stride(from: 0, to: bytes.count, by: 4).map { at in bytes[at..<at + 4].reduce(0) { $0 << 8 | UInt32($1) } }
+    }
+
+    @Test func messagesGoFromPCIAndTheAPLICToTheSupervisorsFiles() throws {
+        let soc = try #require(tree(.aplicIMSIC).root.find("soc"))
+        let files = soc.find("interrupt-controller@28000000")
+        #expect(cells(files, "reg") == [0, 0x2800_0000, 0, 0x2000])
+        #expect(cells(files, "interrupts-extended") == [2, 9, 4, 9])
+        #expect(cells(files, "riscv,num-ids") == [255])
+        let aplic = soc.find("interrupt-controller@d000000")
+        #expect(cells(aplic, "msi-parent") == cells(files, "phandle"))
+        #expect(cells(soc.find("pci@30000000"), "msi-parent") == cells(files, "phandle"))
+        #expect(cells(soc.find("serial@10000000"), "interrupts") == [10, 4])
+        #expect(cells(soc.find("serial@10000000"), "interrupt-parent") == cells(aplic, "phandle"))
+        let map = cells(soc.find("pci@30000000"), "interrupt-map")
+        #expect(map?.count == 16 * 7 && map?[3..<7] == [1, cells(aplic, "phandle")?[0] ?? 0, 0x20, 4])
+        #expect(soc.find("plic@c000000") == nil)
+    }
+
+    @Test func withoutFirmwareWhatIsMachineLevelsIsDisabled() throws {
+        for (firmware, expected) in [(false, Array("disabled\0".utf8)), (true, nil)] {
+            let soc = try #require(tree(.aplicIMSIC, firmware: firmware).root.find("soc"))
+            for name in ["interrupt-controller@c000000", "interrupt-controller@24000000"] {
+                #expect(soc.find(name)?.value("status") == expected)
+            }
+            #expect(cells(soc.find("interrupt-controller@c000000"), "riscv,delegate")?.suffix(2) == [1, 96])
+        }
+    }
+
+    @Test func onlyHartsWithFilesSayThatTheyHaveTheAIA() throws {
+        for (aia, expected) in [(AIA.none, false), (.aplic, false), (.aplicIMSIC, true)] {
+            let cpu = try tree(aia).root.find("cpus")?.find("cpu@0")
+            let isa = String(decoding: cpu?.value("riscv,isa") ?? [], as: UTF8.self)
+            #expect(isa.contains("_smaia_ssaia") == expected)
+        }
     }
 }
 

@@ -219,4 +219,31 @@ struct MemoryAccessTests {
                 """)
         #expect(try machine.runUntilDone() == 0x8020_0800)
     }
+
+    @Test("reaches a device's memory while it is mapped, and no longer")
+    func deviceMemory() throws {
+        // Loads and stores without end: what is stored is what was loaded, plus one.
+        let machine = try TestMachine(
+            assembly: """
+                    la t0, 2f
+                    csrw mtvec, t0
+                    li s0, 0x40000000
+                1:  ld t0, (s0)
+                    addi t0, t0, 1
+                    sd t0, 8(s0)
+                    j 1b
+                    .align 2
+                2:  csrr a0, mcause
+                    \(TestMachine.finish("a0"))
+                """)
+        let memory = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 4096)
+        defer { memory.deallocate() }
+        memory.initializeMemory(as: UInt8.self, repeating: 0, count: 4096)
+        memory.storeBytes(of: 41, as: UInt64.self)
+        let space = machine.vm.addressSpace
+        space.mapMemory(memory, at: 0x4000_0000, size: 4096, readOnly: false)
+        try machine.run(until: "a store") { memory.load(fromByteOffset: 8, as: UInt64.self) == 42 }
+        space.unmapMemory(at: 0x4000_0000)
+        #expect(try machine.runUntilDone() == 5, "a load's access fault")
+    }
 }

@@ -11,7 +11,7 @@ final class TestBoard {
 
     init(
         hartCount: Int = 1, memory: Int = 64 << 20, serial: Chardev? = nil, flash: [BlockBackend] = [],
-        _ setUp: (inout BootFiles) -> Void = { _ in }
+        aia: AIA = .none, _ setUp: (inout BootFiles) -> Void = { _ in }
     ) throws {
         vm = try VirtualMachine()
         ram = try TestMachine.block("ram", memory)
@@ -19,6 +19,7 @@ final class TestBoard {
         var configuration = VirtBoard.Configuration(ram: ram, allocate: TestMachine.block)
         setUp(&configuration.files)
         configuration.serial = serial
+        configuration.aia = aia
         configuration.flash = flash
         board = try VirtBoard(vm: vm, accelerator: accelerator, configuration: configuration)
     }
