@@ -78,17 +78,21 @@ struct ForeignFunction {
         return (value, failure)
     }
 
-    /// The error for a call that failed.
-    func error(_ failure: VMMError?, _ status: Int32) -> VMMError {
-        failure?.prefixed(module.name) ?? VMMError("\(module.name): \(name) failed with status \(status)")
+    /// The error for a call that failed, without the module's name.
+    func plainError(_ failure: VMMError?, _ status: Int32) -> VMMError {
+        failure ?? VMMError("\(name) failed with status \(status)")
     }
 
+    /// The error for a call that failed.
+    func error(_ failure: VMMError?, _ status: Int32) -> VMMError { plainError(failure, status).prefixed(module.name) }
+
     /// Calls a function that returns `v` or `i`.
+    /// - Parameter named: whether the module's name goes before its words.
     /// - Throws: for `i`, the failure in the module's words.
-    func callChecked(_ arguments: [Value] = []) throws(VMMError) {
+    func callChecked(_ arguments: [Value] = [], named: Bool = true) throws(VMMError) {
         let (status, failure) = try call(arguments) { $0.i }
         guard signature.result == .int32, status != 0 else { return }
-        throw error(failure, status)
+        throw named ? error(failure, status) : plainError(failure, status)
     }
 
     /// Calls a function that returns `s`.

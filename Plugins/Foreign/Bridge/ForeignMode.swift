@@ -32,9 +32,8 @@ final class ForeignMode: CprMode {
     }
 
     func blockers(cpr: CprController) -> [VMMError] {
-        var reasons = module.blockerReasons.map { VMMError($0) }
-        do throws(VMMError) { try methods.call("check") } catch { reasons.append(error) }
-        return reasons
+        do throws(VMMError) { try methods.call("check") } catch { return [error] }
+        return []
     }
 
     func volatileBlocks(cpr: CprController) -> [RAMBlock] {

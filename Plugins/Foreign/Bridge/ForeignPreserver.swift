@@ -1,6 +1,7 @@
 import BatonRuntime
 
-/// A preserver whose methods are a foreign module's.
+/// A preserver whose methods are a foreign module's. Its name is put before its
+/// errors by who tells it of steps.
 final class ForeignPreserver: FdPreserver {
     let name: String
     private let module: ForeignModule
@@ -13,19 +14,23 @@ final class ForeignPreserver: FdPreserver {
     }
 
     func blockers(mode: String) -> [String] {
-        var reasons = module.blockerReasons
         do throws(VMMError) {
             let promises = module.promises(ofMode: mode).rawValue
-            try methods.call("check") { [$0.text(mode), .uint32(promises)] }
+            try methods.call("check", named: false) { [$0.text(mode), .uint32(promises)] }
         } catch {
-            reasons.append(error.message)
+            return [error.message]
         }
-        return reasons
+        return []
     }
 
     func notify(_ phase: CprPhase, cpr: CprController) throws(VMMError) {
-        if phase == .save { module.beginSave() }
-        try methods.call(phase.rawValue)
+        switch phase {
+        case .survey:
+            return try module.survey(cpr) { () throws(VMMError) in try methods.call("survey", named: false) }
+        case .save: module.beginSave()
+        default: break
+        }
+        try methods.call(phase.rawValue, named: false)
         if phase == .exec { module.handOver(to: cpr) }
     }
 }

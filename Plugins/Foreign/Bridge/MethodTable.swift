@@ -13,7 +13,7 @@ struct MethodTable {
     static let byKind: [String: [String: Known]] = [
         "preserver": [
             "check": Known(signature: "i(hsI)"), "save": Known(signature: "i(h)", isMandatory: true),
-            "exec": Known(signature: "i(h)"), "save-failed": Known(signature: "v(h)"),
+            "survey": Known(signature: "i(h)"), "exec": Known(signature: "i(h)"), "save-failed": Known(signature: "v(h)"),
             "load": Known(signature: "i(h)", isMandatory: true), "load-failed": Known(signature: "v(h)"),
             "commit": Known(signature: "v(h)"),
         ],
@@ -77,7 +77,10 @@ struct MethodTable {
     subscript(_ name: String) -> ForeignFunction? { functions[name] }
 
     /// Calls a method that the module may lack.
-    func call(_ name: String, _ arguments: (ForeignFunction) -> [ForeignFunction.Value] = { _ in [] }) throws(VMMError) {
-        if let function = functions[name] { try function.callChecked(arguments(function)) }
+    /// - Parameter named: whether the module's name goes before its words.
+    func call(
+        _ name: String, named: Bool = true, _ arguments: (ForeignFunction) -> [ForeignFunction.Value] = { _ in [] }
+    ) throws(VMMError) {
+        if let function = functions[name] { try function.callChecked(arguments(function), named: named) }
     }
 }

@@ -79,6 +79,7 @@ extension ModuleProject {
         static const struct baton_method methods[] = {
             BATON_METHOD("init", "i(h)", init),
             BATON_METHOD("check", "i(hsI)", check),
+            BATON_METHOD("survey", "i(h)", save), /* what would be kept: saving changes nothing else */
             BATON_METHOD("save", "i(h)", save),
             BATON_METHOD("load", "i(h)", load),
         };

@@ -40,10 +40,10 @@ extension ModuleProject {
             /// `exec` ends it, and the guest goes on here.
             func notify(_ phase: CprPhase, cpr: CprController) throws(VMMError) {
                 switch phase {
-                case .save:
+                case .survey, .exec:
+                    // What is to be kept. A survey only asks, while the guest runs.
                     if fd < 0 { fd = try Mapping.createMemfd(name: "\(name)", length: Mapping.pageSize).release() }
                     try cpr.fds.resave(part, fd)
-                case .exec:
                     var state = StateWriter()
                     state.put("updates", updates)
                     cpr.handOver(part, state)
@@ -54,7 +54,7 @@ extension ModuleProject {
                     if let state = try cpr.inherited?.part(part) {
                         updates = try state.unsigned("updates", in: 0...UInt64.max - 1) + 1
                     }
-                case .saveFailed, .loadFailed, .commit:
+                default:
                     break
                 }
             }

@@ -34,9 +34,12 @@ func stamp(_ configuration: String) -> String {
     return """
         /// Exists so that its symbol's name carries the fingerprint: a module
         /// refers to it, so the loader reads in a module's symbol table which
-        /// runtime it was built against before any of its code runs.
+        /// runtime it was built against before any of its code runs. A call
+        /// without an effect would be optimized away, and the reference with it.
+        @inline(never)
         @_silgen_name("baton_runtime_stamp_\(fingerprint)")
-        public func _batonRuntimeStamp() {}
+        public func _batonRuntimeStamp() { _batonRuntimeStampCalls &+= 1 }
+        public nonisolated(unsafe) var _batonRuntimeStampCalls = 0
         /// The runtime's fingerprint: sources, compiler and configuration.
         public let runtimeFingerprint: StaticString = "\(fingerprint)"
         /// The fingerprint of the runtime that the calling code was compiled

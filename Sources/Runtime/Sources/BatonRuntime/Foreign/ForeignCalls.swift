@@ -46,6 +46,9 @@ public func foreignReport(_ host: OpaquePointer?, _ severity: Int32, _ text: Uns
     }
 }
 
+@_cdecl("baton_is_trial")
+public func foreignIsTrial(_ host: OpaquePointer?) -> Bool { ForeignModule.find(host)?.cpr?.isTrial ?? false }
+
 // MARK: Descriptors
 
 /// The descriptors of the VM that the module belongs to.
@@ -188,8 +191,14 @@ public func foreignGetBytes(
 
 @_cdecl("baton_add_blocker")
 public func foreignAddBlocker(_ host: OpaquePointer?, _ reason: UnsafePointer<CChar>?) -> UInt32 {
-    guard let module = ForeignModule.find(host), let text = try? foreignText(reason), !text.isEmpty else { return 0 }
-    return module.addBlocker(text)
+    guard let module = ForeignModule.find(host) else { return 0 }
+    var number: UInt32 = 0
+    _ = module.attempt { () throws(VMMError) in
+        let text = try foreignText(reason)
+        guard !text.isEmpty else { throw VMMError("a blocker needs a reason") }
+        number = try module.addBlocker(text)
+    }
+    return number
 }
 
 @_cdecl("baton_remove_blocker")

@@ -19,7 +19,7 @@ public final class ForeignModule {
     private var incoming: StateReader?
     private var hasLookedForState = false
 
-    private var blockers: [(number: UInt32, reason: String)] = []
+    private var blockers: [UInt32: CprBlocker] = [:]
     private var lastBlocker: UInt32 = 0
 
     /// The events of the module's table.
@@ -107,6 +107,16 @@ public final class ForeignModule {
     /// Forgets what was put: a new save begins.
     public func beginSave() { outgoing = [] }
 
+    /// Carries out a survey, which must not disturb a save that waits for its
+    /// exec: hands over what is put in `body`, and then forgets it.
+    public func survey(_ cpr: CprController, _ body: () throws(VMMError) -> Void) throws(VMMError) {
+        let saved = outgoing
+        outgoing = []
+        defer { outgoing = saved }
+        try body()
+        handOver(to: cpr)
+    }
+
     /// What was put since `beginSave`; nil when nothing was.
     public var state: StateWriter? {
         guard !outgoing.isEmpty else { return nil }
@@ -157,15 +167,16 @@ public final class ForeignModule {
 
     // MARK: Blockers
 
-    /// Why the VM cannot be updated for now, in the module's words.
-    public var blockerReasons: [String] { blockers.map(\.reason) }
-
-    func addBlocker(_ reason: String) -> UInt32 {
-        lastBlocker &+= 1
-        if lastBlocker == 0 { lastBlocker = 1 }
-        blockers.append((lastBlocker, reason))
+    /// - Returns: a number that no blocker of the module has, not 0.
+    func addBlocker(_ reason: String) throws(VMMError) -> UInt32 {
+        guard let cpr else { throw VMMError("there is no VM that could be updated") }
+        let blocker = try cpr.addBlocker(VMMError("\(name): \(reason)"))
+        repeat { lastBlocker &+= 1 } while lastBlocker == 0 || blockers[lastBlocker] != nil
+        blockers[lastBlocker] = blocker
         return lastBlocker
     }
 
-    func removeBlocker(_ number: UInt32) { blockers.removeAll { $0.number == number } }
+    func removeBlocker(_ number: UInt32) {
+        if let blocker = blockers.removeValue(forKey: number) { cpr?.removeBlocker(blocker) }
+    }
 }

@@ -132,6 +132,7 @@ typedef const struct baton_module_descriptor *(*baton_module_query_fn)(void);
  * every kind:     init         i(h)    once, when the module is loaded
  * preserver:      check        i(hsI)  could a mode of this name, with these BATON_MODE_* promises, keep
  *                                      everything now? a failure says why not
+ *                 survey       i(h)    save what would be kept, and change nothing else; the guest may run
  *                 save       * i(h)    the guest is stopped; save fds and state
  *                 exec         i(h)    the last step in this process
  *                 save-failed  v(h)    the guest goes on here
@@ -174,6 +175,11 @@ void baton_log(struct baton_host *host, const char *text);
 #define BATON_ERROR 2
 void baton_report(struct baton_host *host, int32_t severity, const char *text);
 
+/* Whether this process only tries whether it could take over a guest, beside
+ * the VMM that runs it: what is behind inherited descriptors is that VMM's, and
+ * must not be touched. No step but "init" is told here. */
+bool baton_is_trial(struct baton_host *host);
+
 /* File descriptors that the next process inherits, by a name (1 to 200 bytes,
  * the module's own: other modules' names do not clash) and an id from 0. The
  * runtime borrows them: they stay the module's, and must stay open while they
@@ -202,7 +208,8 @@ int32_t baton_get_string(struct baton_host *host, const char *name, const char *
 int32_t baton_get_bytes(struct baton_host *host, const char *name, const void **data, size_t *size);
 
 /* Why the VM cannot be updated for now; QMP clients see the text. Returns a
- * number for baton_remove_blocker, or 0 when the text is not valid. */
+ * number for baton_remove_blocker, or 0 after it has set the text of
+ * baton_fail: with -only-cpr-capable nothing may block. */
 uint32_t baton_add_blocker(struct baton_host *host, const char *reason);
 void baton_remove_blocker(struct baton_host *host, uint32_t blocker);
 
