@@ -70,7 +70,8 @@ public final class VirtBoard {
             flash: configuration.flash, aia: configuration.aia)
         uart = try SerialUART(
             name: "serial0", vm: vm, chardev: configuration.serial, line: interrupts.line(MemoryMap.uart0Interrupt))
-        let rtc = GoldfishRTC(loop: vm.loop, line: interrupts.line(MemoryMap.rtcInterrupt))
+        let clock = vm.clock
+        let rtc = GoldfishRTC(loop: vm.loop, line: interrupts.line(MemoryMap.rtcInterrupt)) { clock.wallClock }
         let test = TestFinisher(machine: vm)
         let clint = CLINT(harts: wiring)
         var slots: [VirtioMMIO] = []

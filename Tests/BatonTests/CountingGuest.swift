@@ -17,12 +17,11 @@ final class CountingGuest {
     var ramFile: String { directory.file("ram") }
     var checkpoint: String { directory.file("checkpoint") }
 
-    /// Builds the guest, or finds it in the cache.
-    static func image() throws -> String {
-        let source = "\(Products.repository)/Tests/Guests/counter"
+    /// Builds one of the guests that keep such a page, or finds it in the cache.
+    static func image(_ name: String = "counter") throws -> String {
+        let source = "\(Products.repository)/Tests/Guests/\(name)/\(name).c"
         return try GuestBuilder.build(
-            "counter",
-            sources: ["counter.c": try String(contentsOfFile: "\(source)/counter.c", encoding: .utf8)],
+            name, sources: ["\(name).c": try String(contentsOfFile: source, encoding: .utf8)],
             flags: ["-fpie"],
             linkerScript: try String(contentsOfFile: "\(Products.repository)/Tests/Guests/flat.ld", encoding: .utf8), binary: true)
     }
@@ -31,7 +30,8 @@ final class CountingGuest {
     /// - Parameter extra: arguments after those that every counting guest has.
     ///   - vmm: the program, and options that it always needs.
     init(
-        extra: [String] = ["-cpr-enable", "restart"], prefix: [String] = [], vmm: [String] = [Products.baton]
+        extra: [String] = ["-cpr-enable", "restart"], prefix: [String] = [], vmm: [String] = [Products.baton],
+        guest: String = "counter"
     ) throws {
         directory = try TemporaryDirectory()
         let ram = try directory.writeSparse("ram", size: Self.memorySize)
@@ -39,12 +39,12 @@ final class CountingGuest {
             vmm + [
                 "-machine", "virt,memory-backend=ram", "-m", "16M",
                 "-object", "memory-backend-file,id=ram,size=16M,mem-path=\(ram),share=on",
-                "-bios", "none", "-kernel", try Self.image(),
+                "-bios", "none", "-kernel", try Self.image(guest),
                 "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
                 "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
             ] + extra
         process = try ChildProcess(prefix + arguments)
-        memory = try SharedMemory(path: ram)
+        memory = try SharedMemory(path: ram, writable: true)
         do {
             qmp = try QMPClient(path: directory.file("qmp"))
         } catch {
@@ -65,7 +65,14 @@ final class CountingGuest {
     }
 
     /// Connects to whoever listens at the QMP socket now, as a new client.
-    func reconnect() throws { qmp = try QMPClient(path: directory.file("qmp")) }
+    func reconnect() throws {
+        // The socket of a process about to go may still have taken us.
+        try eventually("a QMP server") {
+            guard let client = try? QMPClient(path: directory.file("qmp")) else { return false }
+            qmp = client
+            return true
+        }
+    }
 
     /// Starts the VMM again, with more arguments, once the one before has ended.
     func restart(_ more: [String]) throws {
@@ -73,6 +80,10 @@ final class CountingGuest {
         process = try ChildProcess(arguments + more)
         try reconnect()
     }
+
+    /// A word of the guest's page.
+    func word(_ index: Int) -> UInt64 { memory.load(UInt64.self, at: Self.page + 8 * index) }
+    func setWord(_ index: Int, _ value: UInt64) { memory.store(value, at: Self.page + 8 * index) }
 
     var count: UInt64 { memory.load(UInt64.self, at: Self.page + 8) }
     /// The checksum that goes with a count while the guest stands still.

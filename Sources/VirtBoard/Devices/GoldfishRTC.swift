@@ -1,7 +1,7 @@
 import BatonRuntime
 import CBaton
 
-/// Google's goldfish real-time clock: the host's CLOCK_REALTIME plus an offset
+/// Google's goldfish real-time clock: the time of day plus an offset
 /// that the guest sets, in nanoseconds, and one alarm.
 public final class GoldfishRTC: MMIODevice, Device {
     public let stateName = "rtc"
@@ -9,7 +9,7 @@ public final class GoldfishRTC: MMIODevice, Device {
 
     private let loop: EventLoop
     private let line: InterruptLine
-    /// Reads the host's clock.
+    /// Reads the time of day, by default the host's.
     private let hostNow: () -> Int64
     private var timer: EventLoop.Timer?
     private var isRunning = false

@@ -24,7 +24,7 @@ enum Checkpoint {
         clock.put("boot-id", bootID())
         clock.put("monotonic-offset-ns", UInt64(bitPattern: vm.clock.monotonicOffset))
         clock.put("now-ns", UInt64(bitPattern: vm.clock.now))
-        clock.put("realtime-ns", UInt64(bitPattern: cbaton_realtime_ns()))
+        clock.put("realtime-ns", UInt64(bitPattern: vm.clock.wallClock))
         container.add("clock", version: 1, clock)
 
         var ram = StateWriter()
@@ -188,10 +188,10 @@ enum Checkpoint {
         if savedBoot == bootID() && !vm.clock.stopsWithVM {
             vm.clock.restore(monotonicOffset: offset)
         } else if vm.clock.stopsWithVM {
-            vm.clock.restore(now: now)
+            vm.clock.restore(now: now, wallClock: realtime)
         } else {
             // Another boot of the host: the wall clock says how long it took.
-            vm.clock.restore(now: now &+ max(0, cbaton_realtime_ns() - realtime))
+            vm.clock.restore(now: now &+ max(0, cbaton_realtime_ns() - realtime), wallClock: realtime)
         }
         for (device, reader) in zip(vm.devices, readers) {
             do throws(VMMError) {

@@ -6,8 +6,17 @@ import CBaton
 public final class GuestClock {
     private var offset: Int64
     private var stoppedAt: Int64?
-    /// `-rtc clock=vm`: the clock stands still while the VM does.
-    public var stopsWithVM = false
+    /// What `wallClock` is ahead of `now`, while the clock follows the VM.
+    private var wallOffset: Int64 = 0
+    /// `-rtc clock=vm`: the clock stands still while the VM does. To be set
+    /// before the VM runs.
+    public var stopsWithVM = false {
+        didSet {
+            guard stopsWithVM, !oldValue else { return }
+            stoppedAt = now
+            wallOffset = cbaton_realtime_ns() &- now
+        }
+    }
 
     /// Starts at 0.
     public init() { offset = -cbaton_monotonic_ns() }
@@ -16,13 +25,17 @@ public final class GuestClock {
     @inline(__always)
     public var now: Int64 { stoppedAt ?? (cbaton_monotonic_ns() &+ offset) }
 
+    /// The time of day, for the guest's real-time clock, in nanoseconds since
+    /// 1970: the host's, or with `stopsWithVM` one that stands still with the VM.
+    public var wallClock: Int64 { stopsWithVM ? now &+ wallOffset : cbaton_realtime_ns() }
+
     /// The host's CLOCK_MONOTONIC when the guest's clock will show `guestTime`.
     public func hostTime(of guestTime: Int64) -> Int64 { guestTime &- offset }
 
     func vmStopped() { if stopsWithVM, stoppedAt == nil { stoppedAt = now } }
     func vmStarted() {
         guard let stoppedAt else { return }
-        offset = stoppedAt - cbaton_monotonic_ns()
+        offset = stoppedAt &- cbaton_monotonic_ns()
         self.stoppedAt = nil
     }
 
@@ -31,6 +44,13 @@ public final class GuestClock {
 
     /// Makes the clock go on from a checkpoint of the same boot of this host.
     public func restore(monotonicOffset: Int64) { offset = monotonicOffset }
-    /// Makes the clock go on from `now`.
-    public func restore(now: Int64) { offset = now - cbaton_monotonic_ns() }
+    /// Makes the clock go on from `now`: at once, or with `stopsWithVM` when
+    /// the VM is started.
+    /// - Parameter wallClock: what that was then.
+    public func restore(now: Int64, wallClock: Int64) {
+        offset = now &- cbaton_monotonic_ns()
+        guard stopsWithVM else { return }
+        stoppedAt = now
+        wallOffset = wallClock &- now
+    }
 }
