@@ -28,17 +28,19 @@ struct Inspect: ParsableCommand {
         let sections = try chosen.map { section in
             (section, try container.reader(section).dump.map { FieldText(name: $0.name, type: $0.type, payload: $0.payload) })
         }
+        let blocks = section == nil ? try MemoryBlock.all(in: container) : []
         if json {
-            printJSON(container.kind, sections)
+            printJSON(container.kind, sections, blocks)
         } else {
-            printTable(container.kind, sections)
+            printTable(container.kind, sections, blocks)
         }
     }
 
     private typealias Sections = [(section: SectionContainer.Section, fields: [FieldText])]
 
-    private func printTable(_ kind: SectionContainer.Kind, _ sections: Sections) {
+    private func printTable(_ kind: SectionContainer.Kind, _ sections: Sections, _ blocks: [MemoryBlock]) {
         print("\(file): \(kind), \(sections.count) sections")
+        for block in blocks { print("memory \(block)") }
         for (section, fields) in sections {
             let optional = section.optional ? ", optional" : ""
             print("\n\(section.name) (version \(section.version), \(section.payload.count) bytes\(optional))")
@@ -49,7 +51,7 @@ struct Inspect: ParsableCommand {
         }
     }
 
-    private func printJSON(_ kind: SectionContainer.Kind, _ sections: Sections) {
+    private func printJSON(_ kind: SectionContainer.Kind, _ sections: Sections, _ blocks: [MemoryBlock]) {
         let list = sections.map { section, fields in
             JSON.object([
                 "name": .string(section.name), "version": .int(Int64(section.version)),
@@ -57,7 +59,10 @@ struct Inspect: ParsableCommand {
                 "fields": .array(fields.map { ["name": .string($0.name), "value": $0.json] }),
             ])
         }
-        print(JSON.object(["file": .string(file), "kind": .string("\(kind)"), "sections": .array(list)]).text(pretty: true))
+        var object: JSONObject = ["file": .string(file), "kind": .string("\(kind)")]
+        if section == nil { object["memory"] = .array(blocks.map(\.json)) }
+        object["sections"] = .array(list)
+        print(JSON.object(object).text(pretty: true))
     }
 }
 

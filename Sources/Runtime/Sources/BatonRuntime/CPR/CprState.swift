@@ -140,6 +140,7 @@ public struct CprState {
             blocks.put("\(index).max-length", UInt64(record.maxLength))
             blocks.put("\(index).alignment", UInt64(record.alignment))
             blocks.put("\(index).fd", UInt64(record.fd))
+            CprState.identify(record.fd, "\(index).", in: &blocks)
         }
         container.add("ram", version: 1, blocks)
         var past = StateWriter()
@@ -147,6 +148,18 @@ public struct CprState {
         container.add(UpdateHistory.sectionName, version: 1, optional: true, past)
         for part in parts.sections { container.add(part) }
         return container.encoded()
+    }
+
+    /// Says which memory a descriptor is, for whoever reads the state.
+    private static func identify(_ fd: Int32, _ prefix: String, in writer: inout StateWriter) {
+        var status = stat()
+        guard fstat(fd, &status) == 0 else { return }
+        writer.put(prefix + "inode", UInt64(status.st_ino), optional: true)
+        writer.put(prefix + "size", UInt64(status.st_size), optional: true)
+        var path = [CChar](repeating: 0, count: Int(PATH_MAX))
+        let length = readlink("/proc/self/fd/\(fd)", &path, path.count)
+        guard length > 0 else { return }
+        writer.put(prefix + "file", String(decoding: path.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self), optional: true)
     }
 
     /// Parses and checks a state.
