@@ -19,6 +19,8 @@ public enum Products {
     public static var baton: String { "\(directory)/baton" }
     /// A module such as `mode-restart`.
     public static func module(_ name: String) -> String { "\(directory)/lib\(name).so" }
+    /// The directory of `baton-module.h`.
+    public static var headers: String { "\(repository)/Sources/Runtime/Sources/CBaton/include" }
     /// A directory under `.build` that outlives the tests: downloads, guests.
     public static func cache(_ name: String) throws -> String {
         let path = "\(repository)/.build/\(name)"

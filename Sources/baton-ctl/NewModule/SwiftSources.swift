@@ -42,6 +42,7 @@ extension ModuleProject {
                 switch phase {
                 case .survey, .exec:
                     // What is to be kept. A survey only asks, while the guest runs.
+                    if fd < 0 { fd = cpr.fds.find(part) ?? -1 }
                     if fd < 0 { fd = try Mapping.createMemfd(name: "\(name)", length: Mapping.pageSize).release() }
                     try cpr.fds.resave(part, fd)
                     var state = StateWriter()
