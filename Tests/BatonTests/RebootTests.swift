@@ -67,6 +67,20 @@ struct RebootTests {
         try new.end()
     }
 
+    @Test func aLongSaveTellsItsProgress() throws {
+        let directory = try TemporaryDirectory()
+        let vm = try VolatileVM(directory, memory: ["-m", "3G"])
+        try eventually("the guest counts") { try vm.count() > 0 }
+        try vm.qmp.execute("cpr-save", ["filename": directory.file("checkpoint"), "mode": "reboot"])
+        let words = vm.qmp.events.filter { $0["event"] as? String == "CPR_PROGRESS" }
+            .compactMap { $0["data"] as? [String: Int] }
+        #expect(!words.isEmpty)
+        #expect(words.allSatisfy { $0["written"] ?? 0 > 0 && $0["written"] ?? 0 <= $0["total"] ?? 0 && $0["total"] ?? 0 >= 3 << 30 })
+        #expect(words.map { $0["written"] ?? 0 } == words.map { $0["written"] ?? 0 }.sorted())
+        try vm.qmp.execute("cont")
+        try vm.end()
+    }
+
     @Test func damagedOrTruncatedContentsAreRefusedAndTheGoodFileStillLoads() throws {
         let directory = try TemporaryDirectory()
         let old = try VolatileVM(directory)

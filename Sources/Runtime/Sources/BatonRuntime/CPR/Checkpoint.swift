@@ -50,15 +50,16 @@ enum Checkpoint {
     /// Writes a container to a file, which appears whole or not at all.
     /// - Parameter contents: blocks whose contents follow the sections, which
     ///   describe them.
-    static func write(_ container: SectionContainer, contents: [RAMBlock], to path: String, durable: Bool)
-        throws(VMMError)
-    {
+    static func write(
+        _ container: SectionContainer, contents: [RAMBlock], to path: String, durable: Bool,
+        progress: RAMContents.Progress
+    ) throws(VMMError) {
         let temporary = "\(path).\(getpid()).tmp"
         let bytes = container.encoded()
         do throws(VMMError) {
             let fd = try FD.open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode: 0o600)
             try FD.writeAll(fd.raw, bytes, to: "'\(path)'")
-            try RAMContents.write(contents, to: fd.raw, after: bytes.count, name: path)
+            try RAMContents.write(contents, to: fd.raw, after: bytes.count, name: path, progress: progress)
             if durable, retryingInterrupts({ fsync(fd.raw) }) != 0 { throw .system("Could not write '\(path)'") }
             guard rename(temporary, path) == 0 else { throw .system("Could not write '\(path)'") }
         } catch {

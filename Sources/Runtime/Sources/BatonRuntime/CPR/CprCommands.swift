@@ -7,6 +7,9 @@ extension CprController {
         try registerUpdate()
         try registerQuery()
         vm.commands.addEvent("CPR", data: .object(name: "CprPhaseChange", members: [QMPMember("phase", .string)]))
+        vm.commands.addEvent(
+            "CPR_PROGRESS",
+            data: .object(name: "CprProgress", members: [QMPMember("written", .int), QMPMember("total", .int)]))
         vm.commands.addEvent("CPR_UPDATED", data: CprController.timesType)
         vm.commands.addEvent(
             "CPR_ROLLED_BACK", data: .object(name: "CprRolledBack", members: [

@@ -12,7 +12,11 @@ extension CprController {
         let stateBefore = vm.runState
         try watched(limit: CprController.defaultStartLimit, mode, stateBefore: stateBefore) { () throws(VMMError) in
             let (container, contents) = try stopAndCollect(mode)
-            try Checkpoint.write(container, contents: contents, to: path, durable: mode.promises.contains(.survivesHostReboot))
+            try Checkpoint.write(
+                container, contents: contents, to: path, durable: mode.promises.contains(.survivesHostReboot)
+            ) { [vm] done, total in
+                vm.emit("CPR_PROGRESS", ["written": .int(Int64(done)), "total": .int(Int64(total))])
+            }
         }
         dismissGuardian()
         times.saved = EventLoop.now

@@ -36,12 +36,32 @@ enum RAMContents {
         container.add(sectionName, version: 1, writer)
     }
 
+    /// Told now and then how many bytes of how many are done.
+    typealias Progress = (_ done: Int, _ total: Int) -> Void
+    /// Bytes between two looks at the clock, and nanoseconds between two words
+    /// about the progress.
+    private static let progressStep = 16 << 20
+    private static let progressInterval: Int64 = 100_000_000
+
     /// Writes the contents of `blocks` behind the sections.
-    static func write(_ blocks: [RAMBlock], to fd: Int32, after sectionsEnd: Int, name: String) throws(VMMError) {
+    static func write(
+        _ blocks: [RAMBlock], to fd: Int32, after sectionsEnd: Int, name: String, progress: Progress = { _, _ in }
+    ) throws(VMMError) {
         guard !blocks.isEmpty else { return }
-        var start = alignedEnd(sectionsEnd)
+        let first = alignedEnd(sectionsEnd)
+        let total = blocks.reduce(0) { $0 + $1.usedLength }
+        var start = first
+        var lastWord = EventLoop.now
         for block in blocks {
-            try writeSparse(block, to: fd, at: start, name: name)
+            var position = 0
+            while position < block.usedLength {
+                let end = min(block.usedLength, position + progressStep)
+                try writeSparse(block, position..<end, to: fd, at: start, name: name)
+                position = end
+                guard EventLoop.now - lastWord > progressInterval else { continue }
+                lastWord = EventLoop.now
+                progress(start + position - first, total)
+            }
             start += block.usedLength
         }
         guard retryingInterrupts({ ftruncate(fd, off_t(start)) }) == 0 else {
@@ -52,15 +72,17 @@ enum RAMContents {
     static func alignedEnd(_ sectionsEnd: Int) -> Int { (sectionsEnd + page - 1) & ~(page - 1) }
 
     /// Writes runs of pages that are not all zero.
-    private static func writeSparse(_ block: RAMBlock, to fd: Int32, at start: Int, name: String) throws(VMMError) {
-        var position = 0
-        while position < block.usedLength {
+    private static func writeSparse(
+        _ block: RAMBlock, _ range: Range<Int>, to fd: Int32, at start: Int, name: String
+    ) throws(VMMError) {
+        var position = range.lowerBound
+        while position < range.upperBound {
             if isZero(block.host + position) {
                 position += page
                 continue
             }
             var end = position + page
-            while end < block.usedLength, end - position < 1 << 20, !isZero(block.host + end) { end += page }
+            while end < range.upperBound, end - position < 1 << 20, !isZero(block.host + end) { end += page }
             var done = position
             while done < end {
                 let n = retryingInterrupts { pwrite(fd, block.host + done, end - done, off_t(start + done)) }
