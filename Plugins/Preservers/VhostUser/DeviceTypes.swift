@@ -24,15 +24,18 @@ final class VhostUserDeviceType: DeviceType {
 
     /// The types of this module, each for virtio-mmio and for PCI.
     static func all(_ preserver: VhostUserPreserver) -> [VhostUserDeviceType] {
-        [(suffix: "device", bus: "virtio-bus"), (suffix: "pci", bus: "PCI")].flatMap { variant in
+        let pci = [
+            DeviceProperty("vectors", "uint32"), DeviceProperty("disable-legacy"), DeviceProperty("disable-modern", "bool"),
+        ]
+        return [(suffix: "device", bus: "virtio-bus", more: []), (suffix: "pci", bus: "PCI", more: pci)].flatMap { variant in
             [
                 VhostUserDeviceType(
                     name: "vhost-user-blk-\(variant.suffix)", summary: "disk of a vhost-user process",
-                    bus: variant.bus, properties: BlockKind.properties, preserver: preserver,
+                    bus: variant.bus, properties: BlockKind.properties + variant.more, preserver: preserver,
                     kind: { options throws(VMMError) in try BlockKind.make(options) }),
                 VhostUserDeviceType(
                     name: "vhost-user-fs-\(variant.suffix)", summary: "file system of a vhost-user process",
-                    bus: variant.bus, properties: FileSystemKind.properties, preserver: preserver,
+                    bus: variant.bus, properties: FileSystemKind.properties + variant.more, preserver: preserver,
                     kind: { options throws(VMMError) in try FileSystemKind.make(options) }),
             ]
         }
