@@ -205,6 +205,8 @@ public final class VirtioPCI: PCIFunction, VirtioTransport {
             configVector = UInt16(truncatingIfNeeded: newConfigVector)
             queueVectors = newQueueVectors.map { UInt16(truncatingIfNeeded: $0) }
             device.restoreBusMaster(isBusMaster)
+            // MSI-X, restored before, has looked at the cause of before.
+            driveInterrupt()
         }
     }
 }
