@@ -126,7 +126,7 @@ final class VhostUserDevice: VirtioOffload {
 
     func plugged(into host: any VirtioOffloadHost) { self.host = host }
 
-    func start() { serve() }
+    func start() { if !isServing { serve() } }
 
     func stop() {
         if isServing { rest() }
