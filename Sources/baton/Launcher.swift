@@ -37,7 +37,7 @@ final class Launcher {
         try ModuleOptions.enableModes(invocation, cpr: cpr, loader: loader)
         let incoming = try incomingSource()
         try ModuleOptions.enableImpliedModes(
-            machine: machine, incoming: incoming != nil, cpr: cpr, loader: loader)
+            machine: machine, incoming: invocation.has("incoming"), cpr: cpr, loader: loader)
         for text in invocation.all("object") { try MemoryOptions.create(text, memory: memory, loader: loader) }
         // Before anything holds a lock or a pidfile, and before a thread could
         // exist. A successor is in the background already.
