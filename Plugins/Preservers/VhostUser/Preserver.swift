@@ -37,7 +37,7 @@ final class VhostUserPreserver: FdPreserver {
         case .save:
             guard cpr.modeOfSave?.promises.contains(.keepsConnections) == false else { return }
             for device in devices { try device.comeToRest() }
-        case .exec:
+        case .survey, .exec:
             forget(cpr)
             for device in devices { try device.handOver(to: cpr) }
         case .saveFailed: forget(cpr)
