@@ -73,6 +73,7 @@ public final class PCIBus: DeviceBus {
         precondition(function.slot == nil && table[placement.slot.devfn] == nil)
         function.slot = placement.slot
         function.bus = self
+        function.stateName = "\(busName)/\(placement.slot.description)/\(function.model)"
         if placement.multifunction {
             let type: UInt8 = function.config.value(PCIRegister.headerType)
             function.config.set(PCIRegister.headerType, type | PCIRegister.multifunction)
@@ -82,6 +83,7 @@ public final class PCIBus: DeviceBus {
         } catch {
             function.slot = nil
             function.bus = nil
+            function.stateName = function.model
             throw error
         }
         table[placement.slot.devfn] = function

@@ -27,6 +27,7 @@ open class PCIFunction: Device {
         self.vm = vm
         self.model = model
         self.id = id
+        stateName = model
         config = PCIConfigSpace(size: configSize)
         config.set(PCIRegister.vendorID, identity.vendor)
         config.set(PCIRegister.deviceID, identity.device)
@@ -188,8 +189,8 @@ open class PCIFunction: Device {
 
     // MARK: Device
 
-    /// `pcie.0/05.0/virtio-blk-pci`.
-    public var stateName: String { "\(bus?.busName ?? "-")/\(slot?.description ?? "-")/\(model)" }
+    /// `pcie.0/05.0/virtio-blk-pci`; the model alone until it is plugged.
+    public internal(set) var stateName: String
     open var stateVersion: UInt32 { 1 }
 
     public func reset() {
