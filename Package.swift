@@ -57,6 +57,7 @@ let modules = [
     Module(file: "preserver-vhost-user", target: "PreserverVhostUser", path: "Preservers/VhostUser"),
     // A foreign module: C, and all that it knows is baton-module.h.
     Module(file: "preserver-fd", target: "PreserverFD", path: "Preservers/FD", isSwift: false),
+    Module(file: "preserver-harness-probe", target: "HarnessProbe", path: "Preservers/HarnessProbe"),
     Module(file: "foreign-ffi", target: "ForeignFFI", path: "Foreign/Bridge", dependencies: ["CForeign"]),
 ]
 
@@ -69,6 +70,9 @@ let package = Package(
         .executable(name: "baton", targets: ["baton"]),
         .executable(name: "baton-ctl", targets: ["baton-ctl"]),
         .executable(name: "baton-demo", targets: ["baton-demo"]),
+        .executable(name: "baton-harness", targets: ["baton-harness"]),
+        // The tests' own, broken on purpose: named so that nothing finds, loads or installs it.
+        .library(name: "broken-mode", type: .dynamic, targets: ["BrokenMode"]),
     ] + modules.map(\.product),
     dependencies: [
         .package(path: "Sources/Runtime"),
@@ -93,10 +97,18 @@ let package = Package(
             name: "baton-demo",
             dependencies: [.product(name: "ArgumentParser", package: "swift-argument-parser")],
             path: "Sources/baton-demo"),
+        .target(name: "ProcessSupport", dependencies: ["HarnessSystem"], path: "Sources/ProcessSupport"),
+        .target(name: "HarnessSystem", path: "Sources/HarnessSystem"),
+        .target(name: "Harness", dependencies: [runtime, "ProcessSupport", "HarnessSystem"], path: "Sources/Harness"),
+        .executableTarget(
+            name: "baton-harness",
+            dependencies: ["Harness", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            path: "Sources/baton-harness", linkerSettings: installed),
 
         .target(name: "CForeign", path: "Plugins/Foreign/CForeign", linkerSettings: [.linkedLibrary("ffi")]),
 
-        .target(name: "TestSupport", path: "Tests/TestSupport"),
+        .target(name: "TestSupport", dependencies: ["ProcessSupport"], path: "Tests/TestSupport"),
+        .target(name: "BrokenMode", dependencies: [runtime], path: "Tests/BrokenMode", swiftSettings: lean),
         .target(
             name: "HostFloat", path: "Tests/HostFloat",
             cSettings: [.unsafeFlags(["-frounding-math", "-ftrapping-math", "-ffp-contract=off"])]),
@@ -106,6 +118,7 @@ let package = Package(
         .testTarget(name: "RuntimeTests", dependencies: ["TestSupport", runtime], path: "Tests/RuntimeTests"),
         .testTarget(name: "MonitorTests", dependencies: ["Monitor", "Chardev", "TestSupport", runtime], path: "Tests/MonitorTests"),
         .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),
+        .testTarget(name: "HarnessTests", dependencies: ["Harness", "TestSupport", runtime], path: "Tests/HarnessTests"),
         .testTarget(name: "BatonTests", dependencies: ["TestSupport"], path: "Tests/BatonTests"),
         .testTarget(name: "VhostUserTests", dependencies: ["TestSupport"], path: "Tests/VhostUserTests"),
     ] + modules.map(\.declaration),

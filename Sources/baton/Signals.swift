@@ -39,5 +39,7 @@ enum Signals {
         var ignore = sigaction()
         ignore.__sigaction_handler.sa_handler = SIG_IGN
         sigaction(SIGPIPE, &ignore, nil)
+        // A file larger than RLIMIT_FSIZE is an error of the write, not the end of the VM.
+        sigaction(SIGXFSZ, &ignore, nil)
     }
 }

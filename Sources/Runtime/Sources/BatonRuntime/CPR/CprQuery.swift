@@ -28,6 +28,7 @@ extension CprController {
                 QMPMember("survives-host-reboot", .bool), QMPMember("keeps-connections", .bool),
                 QMPMember("blockers", .array(.string)),
             ]))),
+            QMPMember("preservers", .array(.string)),
             QMPMember("only-cpr-capable", .bool),
             QMPMember("awaits-load", .bool),
             QMPMember("generation", .int),
@@ -59,6 +60,7 @@ extension CprController {
                 "blockers": .array(blockers(mode).map { .string($0.message) }),
             ]
         })
+        result["preservers"] = .array(registry.preservers.map { .string($0.name) })
         result["only-cpr-capable"] = .bool(onlyCapable)
         result["awaits-load"] = .bool(awaitsLoad)
         result["generation"] = JSON(times.generation)

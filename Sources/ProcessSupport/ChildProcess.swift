@@ -1,6 +1,7 @@
 import Foundation
+import HarnessSystem
 
-/// A process that a test started. Its output is collected as it comes; it is
+/// A process that a test or the harness started. Its output is collected as it comes; it is
 /// killed when this goes.
 public final class ChildProcess: @unchecked Sendable {
     /// How a process ended.
@@ -29,7 +30,7 @@ public final class ChildProcess: @unchecked Sendable {
 
     /// Starts a program, searched in PATH unless it has a slash.
     /// - Parameters:
-    ///   - environment: added to the test's own; an empty value removes the name.
+    ///   - environment: added to this process' own; an empty value removes the name.
     ///   - withInput: whether the child gets a pipe to read from, else /dev/null.
     ///   - descriptors: open fds of this process, by their number in the child.
     public init(
@@ -37,7 +38,7 @@ public final class ChildProcess: @unchecked Sendable {
         descriptors: [Int32: Int32] = [:]
     ) throws {
         self.arguments = arguments
-        guard let program = arguments.first else { throw TestError("no program to start") }
+        guard let program = arguments.first else { throw Failure("no program to start") }
         Self.spawnLock.lock()
         defer { Self.spawnLock.unlock() }
         let output = try Self.pipe()
@@ -55,6 +56,8 @@ public final class ChildProcess: @unchecked Sendable {
         posix_spawn_file_actions_adddup2(&actions, output.1, 1)
         posix_spawn_file_actions_adddup2(&actions, errors.1, 2)
         for (target, source) in descriptors { posix_spawn_file_actions_adddup2(&actions, source, target) }
+        // Other threads open files without FD_CLOEXEC, as Foundation does; none of them is the child's.
+        _ = harness_spawn_closes_from(&actions, max(2, descriptors.keys.max() ?? 2) + 1)
 
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
@@ -77,7 +80,7 @@ public final class ChildProcess: @unchecked Sendable {
         if withInput { close(input.0) }
         guard code == 0 else {
             for fd in [output.0, errors.0] + (withInput ? [input.1] : []) { close(fd) }
-            throw TestError("\(program): \(String(cString: strerror(code)))")
+            throw Failure("\(program): \(String(cString: strerror(code)))")
         }
         inputFD = input.1
         Self.collect(output.0, in: state) { $0.output.append($1) }
@@ -94,7 +97,7 @@ public final class ChildProcess: @unchecked Sendable {
 
     private static func pipe() throws -> (Int32, Int32) {
         var ends: [Int32] = [-1, -1]
-        guard Foundation.pipe(&ends) == 0 else { throw TestError.system("pipe") }
+        guard Foundation.pipe(&ends) == 0 else { throw Failure.system("pipe") }
         for fd in ends { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
         return (ends[0], ends[1])
     }
@@ -145,7 +148,7 @@ public final class ChildProcess: @unchecked Sendable {
         var rest = Array(text.utf8)[...]
         while !rest.isEmpty {
             let count = rest.withUnsafeBytes { Foundation.write(inputFD, $0.baseAddress, $0.count) }
-            guard count > 0 else { throw TestError.system("write to \(arguments[0])") }
+            guard count > 0 else { throw Failure.system("write to \(arguments[0])") }
             rest = rest.dropFirst(count)
         }
     }
@@ -164,7 +167,7 @@ public final class ChildProcess: @unchecked Sendable {
         defer { state.changed.unlock() }
         let grace = Date(timeIntervalSinceNow: 5)
         while state.openPipes > 0, state.changed.wait(until: grace) {}
-        guard let exit = state.exit else { throw TestError("the process has not ended") }
+        guard let exit = state.exit else { throw Failure("the process has not ended") }
         return exit
     }
 
@@ -189,7 +192,7 @@ public final class ChildProcess: @unchecked Sendable {
             let ended = state.exit != nil && state.openPipes == 0
             if ended || !state.changed.wait(until: limit) && deadline.hasPassed {
                 if value(state) != nil { return }
-                throw TestError(
+                throw Failure(
                     "gave up waiting for \(what)\(state.exit.map { " (ended with \($0))" } ?? "")\n"
                         + "output: \(String(decoding: state.output.suffix(2000), as: UTF8.self))\n"
                         + "errors: \(String(decoding: state.errors.suffix(2000), as: UTF8.self))")
@@ -206,7 +209,7 @@ public final class ChildProcess: @unchecked Sendable {
         let child = try ChildProcess(arguments, environment: environment)
         let exit = try child.waitForExit(by: deadline)
         guard exit == .status(0) else {
-            throw TestError("\(arguments.joined(separator: " ")): \(exit)\n\(child.output)\(child.errors)")
+            throw Failure("\(arguments.joined(separator: " ")): \(exit)\n\(child.output)\(child.errors)")
         }
         return child.output
     }

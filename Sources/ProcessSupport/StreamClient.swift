@@ -1,6 +1,6 @@
 import Foundation
 
-/// A byte stream to a unix socket or a terminal, for tests: nothing blocks.
+/// A byte stream to a unix socket or a terminal: nothing blocks.
 public final class StreamClient {
     private let fd: Int32
     /// Everything received and not taken yet.
@@ -10,7 +10,7 @@ public final class StreamClient {
     /// Connects to a unix socket.
     public init(socket path: String) throws {
         fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-        guard fd >= 0 else { throw TestError.system("socket") }
+        guard fd >= 0 else { throw Failure.system("socket") }
         try eventually("a server on \(path)") { QMPClient.withAddress(path) { connect(self.fd, $0, $1) == 0 } }
         _ = fcntl(fd, F_SETFL, O_NONBLOCK)
     }
@@ -18,7 +18,7 @@ public final class StreamClient {
     /// Opens a terminal.
     public init(terminal path: String) throws {
         fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC)
-        guard fd >= 0 else { throw TestError.system("open \(path)") }
+        guard fd >= 0 else { throw Failure.system("open \(path)") }
     }
 
     deinit { close(fd) }
@@ -31,7 +31,7 @@ public final class StreamClient {
 
     public func send(_ text: String) throws {
         let bytes = Array(text.utf8)
-        guard send(bytes[...]) == bytes.count else { throw TestError.system("send") }
+        guard send(bytes[...]) == bytes.count else { throw Failure.system("send") }
     }
 
     /// Waits a moment for bytes, and reads those that are there.

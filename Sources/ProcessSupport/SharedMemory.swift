@@ -9,14 +9,14 @@ public final class SharedMemory {
     /// Maps the whole file, which must exist.
     public init(path: String, writable: Bool = false) throws {
         let fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC)
-        guard fd >= 0 else { throw TestError.system("open \(path)") }
+        guard fd >= 0 else { throw Failure.system("open \(path)") }
         defer { close(fd) }
         let end = lseek(fd, 0, SEEK_END)
-        guard end > 0 else { throw TestError("\(path) is empty") }
+        guard end > 0 else { throw Failure("\(path) is empty") }
         size = Int(end)
         let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
         guard let mapping = mmap(nil, size, protection, MAP_SHARED, fd, 0), mapping != MAP_FAILED else {
-            throw TestError.system("mmap \(path)")
+            throw Failure.system("mmap \(path)")
         }
         base = mapping
     }

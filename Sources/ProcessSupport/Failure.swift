@@ -1,14 +1,15 @@
 import Foundation
 
-/// Why a helper gave up, in words for the test's report.
-public struct TestError: Error, CustomStringConvertible {
+/// Why a check or a helper of one gave up, in words for its report.
+public struct Failure: Error, CustomStringConvertible {
     public let description: String
     public init(_ description: String) { self.description = description }
 
-    static func system(_ what: String) -> TestError { TestError("\(what): \(String(cString: strerror(errno)))") }
+    /// With what the system said: the text of `errno`.
+    public static func system(_ what: String) -> Failure { Failure("\(what): \(String(cString: strerror(errno)))") }
 }
 
-/// A point in time that nothing may outlast. A test that waits always has one.
+/// A point in time that nothing may outlast. Whoever waits always has one.
 public struct Deadline: Sendable {
     private let instant: ContinuousClock.Instant
     public static func seconds(_ seconds: Double) -> Deadline {
@@ -28,7 +29,7 @@ public struct Deadline: Sendable {
 /// - Throws: an error that names `what` when the deadline passes.
 public func eventually(_ what: String, by deadline: Deadline = .seconds(30), _ condition: () throws -> Bool) throws {
     while try !condition() {
-        guard !deadline.hasPassed else { throw TestError("gave up waiting for: \(what)") }
+        guard !deadline.hasPassed else { throw Failure("gave up waiting for: \(what)") }
         poll(nil, 0, 1)
     }
 }

@@ -1,13 +1,13 @@
 import Foundation
 
-/// A directory of a test's own, removed with everything in it when this goes.
+/// A directory of its owner's own, removed with everything in it when this goes.
 public final class TemporaryDirectory: Sendable {
     /// Short enough that sockets in it have a path that fits.
     public let path: String
 
     public init() throws {
         var template = Array("/tmp/baton-test.XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw TestError.system("mkdtemp") }
+        guard mkdtemp(&template) != nil else { throw Failure.system("mkdtemp") }
         path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
@@ -29,9 +29,9 @@ public final class TemporaryDirectory: Sendable {
     @discardableResult
     public func writeSparse(_ name: String, size: Int) throws -> String {
         let fd = open(file(name), O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw TestError.system("open \(file(name))") }
+        guard fd >= 0 else { throw Failure.system("open \(file(name))") }
         defer { close(fd) }
-        guard ftruncate(fd, off_t(size)) == 0 else { throw TestError.system("ftruncate \(file(name))") }
+        guard ftruncate(fd, off_t(size)) == 0 else { throw Failure.system("ftruncate \(file(name))") }
         return file(name)
     }
 }

@@ -1,6 +1,6 @@
 import Foundation
 
-/// A QMP client for tests: synchronous, over a unix socket, every wait with a
+/// A QMP client for tests and the harness: synchronous, over a unix socket, every wait with a
 /// deadline.
 public final class QMPClient {
     /// The server's answer to a refused command.
@@ -24,7 +24,7 @@ public final class QMPClient {
     /// - Parameter negotiate: reads the greeting and leaves the negotiation mode.
     public convenience init(path: String, by deadline: Deadline = .seconds(30), negotiate: Bool = true) throws {
         let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-        guard fd >= 0 else { throw TestError.system("socket") }
+        guard fd >= 0 else { throw Failure.system("socket") }
         do {
             try eventually("a server on \(path)", by: deadline) { Self.withAddress(path) { connect(fd, $0, $1) == 0 } }
         } catch {
@@ -41,15 +41,15 @@ public final class QMPClient {
         public init(path: String) throws {
             fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
             guard fd >= 0, QMPClient.withAddress(path, { bind(fd, $0, $1) }) == 0, listen(fd, 4) == 0 else {
-                throw TestError.system("listen on \(path)")
+                throw Failure.system("listen on \(path)")
             }
         }
         deinit { close(fd) }
         public func accept(by deadline: Deadline = .seconds(30)) throws -> QMPClient {
             var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
-            guard poll(&state, 1, deadline.milliseconds) == 1 else { throw TestError("nobody connected") }
+            guard poll(&state, 1, deadline.milliseconds) == 1 else { throw Failure("nobody connected") }
             let connection = Foundation.accept(fd, nil, nil)
-            guard connection >= 0 else { throw TestError.system("accept") }
+            guard connection >= 0 else { throw Failure.system("accept") }
             _ = fcntl(connection, F_SETFD, FD_CLOEXEC)
             let client = QMPClient(adopting: connection)
             try client.negotiate(by: deadline)
@@ -76,7 +76,7 @@ public final class QMPClient {
         var rest = data[...]
         while !rest.isEmpty {
             let count = rest.withUnsafeBytes { Foundation.send(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
-            guard count > 0 else { throw TestError.system("send to the QMP server") }
+            guard count > 0 else { throw Failure.system("send to the QMP server") }
             rest = rest.dropFirst(count)
         }
     }
@@ -100,7 +100,7 @@ public final class QMPClient {
                 }
             }
         }
-        guard sent == 1 else { throw TestError.system("sendmsg to the QMP server") }
+        guard sent == 1 else { throw Failure.system("sendmsg to the QMP server") }
         return try execute(command, arguments)
     }
 
@@ -112,13 +112,13 @@ public final class QMPClient {
                 buffer = Data(buffer[(end + 1)...])
                 let value = try JSONSerialization.jsonObject(with: line)
                 guard let object = value as? [String: Any] else {
-                    throw TestError("not an object: \(String(decoding: line, as: UTF8.self))")
+                    throw Failure("not an object: \(String(decoding: line, as: UTF8.self))")
                 }
                 return object
             }
             var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
             guard poll(&state, 1, deadline.milliseconds) == 1 else {
-                throw TestError("no answer from the QMP server; half a message: '\(String(decoding: buffer, as: UTF8.self))'")
+                throw Failure("no answer from the QMP server; half a message: '\(String(decoding: buffer, as: UTF8.self))'")
             }
             var bytes = [UInt8](repeating: 0, count: 1 << 16)
             let count = recv(fd, &bytes, bytes.count, 0)
@@ -132,7 +132,7 @@ public final class QMPClient {
     /// Reads the greeting and enters command mode.
     @discardableResult
     public func negotiate(by deadline: Deadline = .seconds(30)) throws -> [String: Any] {
-        guard let greeting = try receive(by: deadline)?["QMP"] as? [String: Any] else { throw TestError("no greeting") }
+        guard let greeting = try receive(by: deadline)?["QMP"] as? [String: Any] else { throw Failure("no greeting") }
         try execute("qmp_capabilities", by: deadline)
         return greeting
     }
@@ -153,14 +153,14 @@ public final class QMPClient {
                 events.append(message)
                 continue
             }
-            guard message["id"] as? Int == lastID else { throw TestError("answer to another command: \(message)") }
+            guard message["id"] as? Int == lastID else { throw Failure("answer to another command: \(message)") }
             if let error = message["error"] as? [String: Any] {
                 throw Refusal(errorClass: error["class"] as? String ?? "", text: error["desc"] as? String ?? "")
             }
-            guard let result = message["return"] else { throw TestError("neither return nor error: \(message)") }
+            guard let result = message["return"] else { throw Failure("neither return nor error: \(message)") }
             return result
         }
-        throw TestError("the QMP server closed the connection during '\(command)'")
+        throw Failure("the QMP server closed the connection during '\(command)'")
     }
 
     /// Sends a command whose answer may never come, such as one that replaces the process.
@@ -179,11 +179,17 @@ public final class QMPClient {
                 return event["data"] as? [String: Any] ?? [:]
             }
             guard let message = try receive(by: deadline) else {
-                throw TestError("the QMP server closed the connection before \(name)")
+                throw Failure("the QMP server closed the connection before \(name)")
             }
             if message["event"] != nil { events.append(message) }
         }
     }
+
+    /// Puts an event back, as if it had just come.
+    public func putBack(_ event: [String: Any]) { events.append(event) }
+
+    /// Forgets the events that have come so far.
+    public func discardEvents() { events = [] }
 
     /// `query-status`.
     public func status() throws -> String {

@@ -1,0 +1,82 @@
+import Foundation
+import ProcessSupport
+
+/// Puts one mode through the conformance suite.
+public final class Harness: Sendable {
+    public let configuration: HarnessConfiguration
+    /// What the mode states, read from a VM that has it enabled.
+    public let promises: [Promise]
+    /// The ways in which the mode can take a guest to another process.
+    let ways: [Way]
+
+    /// How a guest gets from one process to the next.
+    enum Way: CaseIterable {
+        /// `cpr-update`.
+        case oneStep
+        /// `cpr-save`, `cpr-exec`, `cpr-load`.
+        case threeSteps
+        /// `cpr-save`, `quit`, a new start, `cpr-load`.
+        case newProcess
+
+        var text: String {
+            switch self {
+            case .oneStep: "in one step"
+            case .threeSteps: "in three steps"
+            case .newProcess: "by a new start"
+            }
+        }
+    }
+
+    /// Starts a VM to ask the mode what it promises.
+    /// - Throws: why there is nothing to test.
+    public init(_ configuration: HarnessConfiguration) throws {
+        signal(SIGPIPE, SIG_IGN)
+        self.configuration = configuration
+        let machine = try Machine(configuration, Machine.Options(starts: false))
+        let report = try machine.query("query-cpr")
+        let modes = report["modes"] as? [[String: Any]] ?? []
+        guard let mode = modes.first(where: { $0["name"] as? String == configuration.mode }) else {
+            throw Failure("query-cpr does not list the mode '\(configuration.mode)' as enabled: \(modes)")
+        }
+        promises = Promise.allCases.filter { mode[$0.rawValue] as? Bool == true }
+        ways = (promises.contains(.samePID) ? [.oneStep, .threeSteps] : [])
+            + (promises.contains(.survivesHostReboot) ? [.newProcess] : [])
+    }
+
+    /// Every row that applies: those of preservers only when one is named.
+    public static func rows(for configuration: HarnessConfiguration) -> [Row] {
+        generalRows + roundTripRows + identityRows + connectionRows + refusalRows + preflightRows + failureRows + killRows
+            + survivalRows + (configuration.preservers.isEmpty ? [] : preserverRows)
+    }
+
+    /// Carries out one row.
+    public func run(_ row: Row) -> Verdict {
+        guard row.promises.allSatisfy(promises.contains) else { return .notPromised }
+        do {
+            return .passed(try row.check(self))
+        } catch {
+            return .failed("\(error)")
+        }
+    }
+
+    func machine(_ options: Machine.Options = Machine.Options()) throws -> Machine {
+        let machine = try Machine(configuration, options)
+        machine.keepsConnections = promises.contains(.keepsConnections)
+        return machine
+    }
+
+    /// The way by which rows go that are not about the ways: the first.
+    func anyWay() throws -> Way {
+        guard let way = ways.first else {
+            throw Failure("the mode promises neither to execute its successor nor to survive it, so it takes no guest anywhere")
+        }
+        return way
+    }
+
+    static let generalRows = [
+        Row("promises", "query-cpr lists the mode and what it promises") { harness in
+            _ = try harness.anyWay()
+            return harness.promises.map(\.rawValue).joined(separator: " ")
+        }
+    ]
+}

@@ -1,0 +1,169 @@
+import Foundation
+import ProcessSupport
+
+extension Machine {
+    private var mode: String { configuration.mode }
+
+    /// Carries out `body`, which may end the connection of a mode that does
+    /// not promise to keep any.
+    private func reconnecting(_ body: () throws -> Void) throws {
+        do {
+            try body()
+        } catch let refusal as QMPClient.Refusal {
+            throw refusal
+        } catch {
+            guard !keepsConnections else { throw error }
+            try reconnect()
+        }
+    }
+
+    /// `cpr-update`.
+    /// - Returns: why it was refused or taken back; nil when it was done.
+    func update(_ argv: [String]? = nil, timeout: Int = 10_000, preflight: Bool = false) throws -> String? {
+        var request: [String: Any] = ["argv": argv ?? arguments, "mode": mode, "timeout-ms": timeout]
+        if preflight { request["preflight"] = true }
+        do {
+            try reconnecting { try execute("cpr-update", request) }
+            return nil
+        } catch let refusal as QMPClient.Refusal {
+            try require(!refusal.text.isEmpty, "cpr-update failed without a reason")
+            return refusal.text
+        }
+    }
+
+    func save(to path: String? = nil) throws {
+        try execute("cpr-save", ["filename": path ?? checkpoint, "mode": mode])
+        let status = try status()
+        try require(status == "save-vm", "after cpr-save the run state is '\(status)' and not 'save-vm'")
+    }
+
+    func exec(_ argv: [String]? = nil) throws {
+        try reconnecting { try execute("cpr-exec", ["argv": argv ?? arguments + ["-S"]]) }
+    }
+
+    func load(from path: String? = nil) throws {
+        try execute("cpr-load", ["filename": path ?? checkpoint, "mode": mode])
+    }
+
+    /// Takes the guest to another process.
+    func go(_ way: Harness.Way) throws {
+        switch way {
+        case .oneStep:
+            if let reason = try update() { throw Failure("cpr-update failed: \(reason)") }
+        case .threeSteps:
+            try save()
+            try exec()
+            try load()
+        case .newProcess:
+            try save()
+            try quit()
+            try startAnew()
+            try load()
+        }
+    }
+
+    /// `quit`, to the end of the process.
+    func quit() throws {
+        try execute("quit")
+        let exit = try process.waitForExit(by: configuration.deadline)
+        try require(exit == .status(0), "after quit the VMM ended with \(exit)")
+    }
+
+    // MARK: Checks of the guest
+
+    /// The guest runs, has got past `count`, in order, and has found nothing
+    /// changed.
+    /// - Parameter before: is checked first, when the run state is known.
+    func expectProgress(past count: UInt64, before check: () throws -> Void = {}) throws {
+        let found = try status()
+        try require(found == "running", "the run state is '\(found)' and not 'running'")
+        try check()
+        try eventually("the guest counts on from \(count)", by: configuration.deadline) {
+            try self.expectNothingFound()
+            return try self.count() > count
+        }
+        try expectOrder()
+    }
+
+    /// The checksum that goes with every count, with the guest stopped for a
+    /// moment.
+    private func expectOrder() throws {
+        let count = try stop()
+        let sum = try word(CountingProgram.page + (count & 1 == 0 ? 16 : 24))
+        try require(
+            sum == CountingProgram.checksum(after: count), "the guest's checksum is not that of its count \(count): steps were lost")
+        try execute("cont")
+    }
+
+    /// Lets the guest look after its machine, which it does once a line.
+    func expectLooksFine() throws {
+        let line = try word(CountingProgram.page + 40)
+        try eventually("the guest writes two more lines", by: configuration.deadline) {
+            try self.expectNothingFound()
+            return try self.word(CountingProgram.page + 40) >= line + 2
+        }
+    }
+
+    private func expectNothingFound() throws {
+        let finding = try word(CountingProgram.page + 32)
+        guard finding != 0 else { return }
+        let text = CountingProgram.Finding(rawValue: finding)?.text ?? "something (\(finding))"
+        throw Failure("the guest found changed: \(text)")
+    }
+
+    /// The guest stands still.
+    func expectStopped(at count: UInt64, _ state: String) throws {
+        let found = try status()
+        try require(found == state, "the run state is '\(found)' and not '\(state)'")
+        // Two answers later a guest that runs would have got on.
+        for _ in 0..<2 { _ = try status() }
+        let now = try self.count()
+        try require(now == count, "the guest stood at \(count) and is at \(now)")
+    }
+
+    // MARK: Checks of what surrounds it
+
+    /// Every client is connected and answered.
+    func expectConnections() throws {
+        try serial?.exchange(Array("HARNESS".utf8).filter { (71...90).contains($0) }, by: configuration.deadline)
+        try monitor?.send("info status\n")
+        let answer = try monitor?.expect("(baton) ") ?? ""
+        try require(answer.contains("VM status: running"), "the human monitor said '\(answer)'")
+    }
+
+    /// Exactly one process is left, it is the one that the PID file names, and
+    /// it has the guest.
+    func expectOneProcess() throws -> pid_t {
+        let pid = try statedPID()
+        try eventually("of the processes \(processes()) only \(pid), which the PID file names, is left", by: configuration.deadline) {
+            self.processes() == [pid]
+        }
+        return pid
+    }
+
+    /// Open descriptors of the VMM by what they are, and how many of each.
+    func descriptors() throws -> [String: Int] {
+        // An answer first: what was in hand is done then.
+        _ = try status()
+        let names = try Descriptors.links(of: try statedPID()).values.map { link in
+            // Sockets, pipes and inotify have numbers of their own.
+            link.hasPrefix("/") ? link : String(link.prefix { $0 != "[" })
+        }
+        return Dictionary(names.map { ($0, 1) }, uniquingKeysWith: +)
+    }
+
+    /// Waits until the descriptors are those again.
+    func expectDescriptors(_ expected: [String: Int]) throws {
+        var found: [String: Int] = [:]
+        do {
+            try eventually("", by: .seconds(min(configuration.timeout, 5))) {
+                found = try self.descriptors()
+                return found == expected
+            }
+        } catch {
+            let more = found.filter { $0.value > expected[$0.key] ?? 0 }.keys.sorted()
+            let fewer = expected.filter { $0.value > found[$0.key] ?? 0 }.keys.sorted()
+            throw Failure("open descriptors: too many of \(more), too few of \(fewer)")
+        }
+    }
+}

@@ -1,0 +1,205 @@
+import Foundation
+import HarnessSystem
+import ProcessSupport
+
+/// A VM under test: the VMM as a real process, with clients on everything that
+/// it offers, and its guest's RAM as seen from outside.
+final class Machine {
+    struct Options {
+        /// Whether the guest runs when `init` returns.
+        var starts = true
+        /// Where the serial port goes.
+        var serialToFile = false
+        /// RAM that ends with its process.
+        var volatileMemory = false
+        /// `-cpr-enable`, and the modules.
+        var enables = true
+        /// The harness' probe in the VMM.
+        var probe = false
+        /// The preservers under test.
+        var preservers = true
+        var harts = 1
+    }
+
+    static let memorySize = 16 << 20
+
+    let configuration: HarnessConfiguration
+    let options: Options
+    let directory: TemporaryDirectory
+    let arguments: [String]
+    /// Whether the mode promises it; else clients connect anew where needed.
+    var keepsConnections = true
+    private(set) var process: ChildProcess
+    private(set) var qmp: QMPClient
+    private(set) var serial: SerialLine?
+    var monitor: StreamClient?
+    private var memory: SharedMemory?
+
+    var checkpoint: String { directory.file("checkpoint") }
+    var logFile: String { directory.file("log") }
+    var serialFile: String { directory.file("serial.txt") }
+    var pidFile: String { directory.file("pid") }
+    private static let marker = "BATON_HARNESS_RUN"
+
+    init(_ configuration: HarnessConfiguration, _ options: Options) throws {
+        self.configuration = configuration
+        self.options = options
+        directory = try TemporaryDirectory()
+        let image = try directory.write("guest.bin", Data(CountingProgram.image()))
+        try directory.writeSparse("disk", size: 1 << 20)
+        var arguments = [
+            configuration.baton, "-machine", "virt,memory-backend=ram", "-m", "16M", "-smp", "\(options.harts)",
+            "-bios", "none", "-kernel", image, "-nodefaults", "-nographic",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+            "-monitor", "unix:\(directory.file("hmp")),server=on,wait=off",
+            "-chardev", "file,id=log,path=\(directory.file("log"))", "-chardev", "pty,id=pty",
+            "-serial", options.serialToFile
+                ? "file:\(directory.file("serial.txt"))" : "unix:\(directory.file("serial")),server=on,wait=off",
+            "-drive", "file=\(directory.file("disk")),format=raw,if=none,id=disk",
+            "-device", "virtio-blk-device,drive=disk", "-device", "virtio-rng-device",
+            "-pidfile", directory.file("pid"),
+        ]
+        if options.volatileMemory {
+            arguments += ["-object", "memory-backend-ram,id=ram,size=16M"]
+        } else if let type = configuration.memoryBackend {
+            arguments += ["-object", "\(type),id=ram,size=16M"]
+        } else {
+            let ram = try directory.writeSparse("ram", size: Self.memorySize)
+            arguments += ["-object", "memory-backend-file,id=ram,size=16M,mem-path=\(ram),share=on"]
+        }
+        if options.enables {
+            arguments += configuration.modules.flatMap { ["-module", $0] } + ["-cpr-enable", configuration.mode]
+        }
+        if options.probe { arguments += ["-module", try configuration.findModule("preserver-harness-probe")] }
+        if options.preservers { arguments += configuration.arguments }
+        self.arguments = arguments
+        process = try Self.start(arguments + ["-S"], configuration, directory)
+        do {
+            let (process, socket) = (process, directory.file("qmp"))
+            try eventually("the VMM listens", by: configuration.deadline) {
+                guard process.isRunning else { throw Failure("the VMM ended") }
+                return FileManager.default.fileExists(atPath: socket)
+            }
+            qmp = try QMPClient(path: socket, by: configuration.deadline)
+            if !options.volatileMemory && configuration.memoryBackend == nil { memory = try SharedMemory(path: directory.file("ram")) }
+            try connectOthers(fromStart: true)
+            if options.starts {
+                try execute("cont")
+                try eventually("the guest counts", by: configuration.deadline) { try self.isPrepared() && self.count() > 0 }
+            }
+        } catch {
+            _ = try? process.waitForExit(by: .seconds(0.1))
+            let said = process.errors
+            Self.endAll(of: directory.path)
+            throw Failure("\(error)" + (said.isEmpty ? "" : "; the VMM said: \(said)"))
+        }
+    }
+
+    deinit { Self.endAll(of: directory.path) }
+
+    private static func start(
+        _ arguments: [String], _ configuration: HarnessConfiguration, _ directory: TemporaryDirectory
+    ) throws -> ChildProcess {
+        var environment = configuration.environment
+        environment[marker] = directory.path
+        environment["BATON_HARNESS_PROBE"] = directory.file("probe")
+        return try ChildProcess(arguments, environment: environment)
+    }
+
+    private func connectOthers(fromStart: Bool) throws {
+        monitor = try StreamClient(socket: directory.file("hmp"))
+        try monitor?.expect("(baton) ")
+        guard !options.serialToFile else { return }
+        serial = SerialLine(try StreamClient(socket: directory.file("serial")), fromStart: fromStart)
+    }
+
+    // MARK: Processes
+
+    /// Every process that this VM's first one has left, by the mark in its
+    /// environment: successors, copies, wrappers.
+    static func processes(of directory: String) -> [pid_t] {
+        let mark = Data("\(marker)=\(directory)\0".utf8)
+        let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
+        return names.compactMap { pid_t($0) }.filter { pid in
+            guard let environment = try? Data(contentsOf: URL(fileURLWithPath: "/proc/\(pid)/environ")) else { return false }
+            return environment.range(of: mark) != nil
+        }
+    }
+    func processes() -> [pid_t] { Self.processes(of: directory.path) }
+
+    /// A copy of the VMM may wait for the end of another to take its place, so
+    /// this goes on until none is left.
+    private static func endAll(of directory: String) {
+        for _ in 0..<1000 {
+            let left = processes(of: directory)
+            if left.isEmpty { return }
+            for pid in left { kill(pid, SIGKILL) }
+            usleep(1000)
+        }
+    }
+
+    /// The PID in the PID file.
+    func statedPID() throws -> pid_t {
+        let text = try String(contentsOfFile: pidFile, encoding: .utf8)
+        guard let pid = pid_t(text.trimmingCharacters(in: .whitespacesAndNewlines)) else {
+            throw Failure("the PID file holds '\(text)'")
+        }
+        return pid
+    }
+
+    // MARK: QMP
+
+    @discardableResult
+    func execute(_ command: String, _ arguments: [String: Any] = [:]) throws -> Any {
+        try qmp.execute(command, arguments, by: configuration.deadline)
+    }
+    func query(_ command: String) throws -> [String: Any] { try execute(command) as? [String: Any] ?? [:] }
+    func status() throws -> String { try query("query-status")["status"] as? String ?? "" }
+
+    /// What the VMM says against a command; nil when it carries it out.
+    func refusal(_ command: String, _ arguments: [String: Any] = [:]) throws -> String? {
+        do {
+            try execute(command, arguments)
+            return nil
+        } catch let refusal as QMPClient.Refusal {
+            try require(!refusal.text.isEmpty, "\(command) was refused without a reason")
+            return refusal.text
+        }
+    }
+
+    func humanCommand(_ line: String) throws -> String {
+        try execute("human-monitor-command", ["command-line": line]) as? String ?? ""
+    }
+
+    /// Connects anew where the mode does not promise to keep connections.
+    func reconnect() throws {
+        qmp = try QMPClient(path: directory.file("qmp"), by: configuration.deadline)
+        try connectOthers(fromStart: false)
+    }
+
+    /// Starts a VMM to wait for `cpr-load`, by default as the first was started.
+    func startAnew(_ arguments: [String]? = nil) throws {
+        process = try Self.start((arguments ?? self.arguments) + ["-S"], configuration, directory)
+        do { try reconnect() } catch { throw Failure("the new start: \(error) \(process.errors)") }
+    }
+
+    // MARK: The guest
+
+    /// A word of guest RAM.
+    func word(_ address: UInt64) throws -> UInt64 {
+        if let memory { return memory.load(UInt64.self, at: Int(address - 0x8000_0000)) }
+        let text = try humanCommand("xp /1xg 0x\(String(address, radix: 16))")
+        guard let digits = text.split(whereSeparator: \.isWhitespace).last, digits.hasPrefix("0x"),
+            let value = UInt64(digits.dropFirst(2), radix: 16)
+        else { throw Failure("xp said '\(text)'") }
+        return value
+    }
+    func isPrepared() throws -> Bool { try word(CountingProgram.page) == CountingProgram.magic }
+    func count() throws -> UInt64 { try word(CountingProgram.page + 8) }
+
+    /// Where the guest stops now, for good: its count after `stop`.
+    func stop() throws -> UInt64 {
+        try execute("stop")
+        return try count()
+    }
+}

@@ -1,0 +1,139 @@
+import Foundation
+import ProcessSupport
+
+/// The end of the successor at every point until it owns the guest.
+extension Harness {
+    static let killRows = [
+        failure("kill-before-exec", "SIGKILL between the exec and the new VMM's first instruction") { machine in
+            [try machine.script("kill -KILL $$")]
+        },
+        failure("kill-modules", "SIGKILL while the new VMM loads its modules", probe: "register kill") { $0.arguments },
+        failure("segfault-modules", "a segfault while the new VMM loads its modules", probe: "register segv") { $0.arguments },
+        failure("exit-modules", "the new VMM exits while it loads its modules", probe: "register exit") { $0.arguments },
+        failure("refused-modules", "a module of the new VMM refuses to register", probe: "register throw") { $0.arguments },
+        failure("hang-modules", "the new VMM hangs while it loads its modules", probe: "register stop", timeout: 500) {
+            $0.arguments
+        },
+        failure("kill-load", "SIGKILL before the devices take their state", probe: "load kill") { $0.arguments },
+        failure("segfault-load", "a segfault before the devices take their state", probe: "load segv") { $0.arguments },
+        failure("refused-load", "a preserver of the new VMM refuses the state", probe: "load throw") { $0.arguments },
+        failure("hang-load", "the new VMM hangs before the devices take their state", probe: "load stop", timeout: 500) {
+            $0.arguments
+        },
+        Row("hang-load-three-steps", "the new VMM hangs in cpr-load", .samePID) { harness in
+            try failDuringLoad(harness, "load stop")
+        },
+        failure("kill-load-failed", "SIGKILL while the new VMM tells that it refused the state", probe: "load-failed kill") {
+            $0.successor(["--checkpoint", Tampering.olderState.rawValue])
+        },
+        failure("refused-save", "a preserver refuses while the guest is being saved", probe: "save throw") { $0.arguments },
+        failure("refused-exec", "a preserver refuses just before the exec", probe: "exec throw") { $0.arguments },
+        failure("hang-save", "a preserver blocks while the guest is being saved", probe: "save block", timeout: 500) {
+            $0.arguments
+        },
+        failure("hang-exec", "a preserver blocks just before the exec", probe: "exec block", timeout: 500) { $0.arguments },
+        Row("kill-waiting", "SIGKILL while the new VMM waits for cpr-load", .samePID) { harness in
+            let machine = try harness.machine()
+            let state = try machine.stateBeforeFailure()
+            try machine.save()
+            try machine.exec()
+            machine.process.signal(SIGKILL)
+            return try machine.expectTakenBackByEvent(state)
+        },
+        Row("kill-load-three-steps", "SIGKILL during cpr-load", .samePID) { harness in
+            try failDuringLoad(harness, "load kill")
+        },
+        Row("kill-any-time", "SIGKILL of the new VMM at times spread over its start, until it owns the guest", .samePID) {
+            harness in try killAtAnyTime(harness)
+        },
+    ]
+
+    /// The client of cpr-load has no answer to expect: the old VMM never had the command.
+    private static func failDuringLoad(_ harness: Harness, _ probe: String) throws -> String {
+        var options = Machine.Options()
+        options.probe = true
+        let machine = try harness.machine(options)
+        let state = try machine.stateBeforeFailure()
+        try machine.save()
+        try machine.exec()
+        try machine.arm(probe)
+        try machine.qmp.executeWithoutAnswer(
+            "cpr-load", ["filename": machine.checkpoint, "mode": harness.configuration.mode])
+        return try machine.expectTakenBackByEvent(state)
+    }
+
+    /// Kills the new VMM at times after the command. The probe stops it before
+    /// the devices take their state, so that every kill comes before it owns
+    /// the guest.
+    private static func killAtAnyTime(_ harness: Harness) throws -> String {
+        var options = Machine.Options()
+        options.probe = true
+        let machine = try harness.machine(options)
+        let steps = 20
+        var seen: [String: Int] = [:]
+        for step in 0..<steps {
+            try machine.expectConnections()
+            let count = try machine.count()
+            let pid = try machine.expectOneProcess()
+            machine.qmp.discardEvents()
+            try machine.arm("load stop")
+            let name = "harness-\(step)"
+            let phases = machine.phasesSeen().count
+            try machine.qmp.executeWithoutAnswer(
+                "cpr-update", ["argv": machine.arguments + ["-name", name], "mode": harness.configuration.mode])
+            usleep(UInt32(step) * 700)
+            kill(pid, SIGSTOP)
+            while try !machine.isSuccessorWhenStopped(pid, name) {
+                // Still the old one, which must live.
+                kill(pid, SIGCONT)
+                usleep(200)
+                kill(pid, SIGSTOP)
+            }
+            let last = machine.phasesSeen().dropFirst(phases).last ?? "exec"
+            seen[last, default: 0] += 1
+            kill(pid, SIGKILL)
+            guard let answer = try machine.answer(), answer["error"] != nil else {
+                throw Failure("step \(step): the update that was killed was not answered with an error")
+            }
+            machine.disarm()
+            let now = try machine.count()
+            try require(now >= count, "step \(step): the guest had counted to \(count) and is at \(now)")
+            try machine.expectProgress(past: now)
+        }
+        try machine.expectConnections()
+        return "killed \(steps) times; last heard of in " + seen.sorted { $0.key < $1.key }.map { "\($0.key): \($0.value)" }.joined(separator: ", ")
+    }
+}
+
+extension Machine {
+    /// The successor was killed after it had answered: only an event can tell.
+    fileprivate func expectTakenBackByEvent(_ state: StateBefore) throws -> String {
+        let event = try qmp.waitForEvent("CPR_ROLLED_BACK", by: configuration.deadline)
+        disarm()
+        let pid = try statedPID()
+        try require(event["pid"] as? Int == Int(pid), "CPR_ROLLED_BACK says \(event), the PID file \(pid)")
+        // `expectTakenBack` wants an event of its own.
+        qmp.putBack(["event": "CPR_ROLLED_BACK", "data": event])
+        try expectTakenBack(state)
+        return event["reason"] as? String ?? ""
+    }
+
+    /// Waits until a process that was sent SIGSTOP stands.
+    /// - Returns: whether it is the successor with that name.
+    fileprivate func isSuccessorWhenStopped(_ pid: pid_t, _ name: String) throws -> Bool {
+        try eventually("process \(pid) stops", by: configuration.deadline) {
+            let stat = try String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8)
+            return stat.split(separator: ")").last?.split(separator: " ").first == "T"
+        }
+        let line = try Data(contentsOf: URL(fileURLWithPath: "/proc/\(pid)/cmdline"))
+        return line.range(of: Data("\0\(name)\0".utf8)) != nil
+    }
+
+    /// The next message that is no event.
+    fileprivate func answer() throws -> [String: Any]? {
+        while let message = try qmp.receive(by: configuration.deadline) {
+            if message["event"] == nil { return message }
+        }
+        return nil
+    }
+}

@@ -1,0 +1,33 @@
+#define _GNU_SOURCE
+#include "harness_system.h"
+#include <errno.h>
+#include <linux/kcmp.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int harness_borrow_fd(pid_t pid, int fd) {
+    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (pidfd < 0) return -1;
+    int copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+    int saved = errno;
+    close(pidfd);
+    errno = saved;
+    return copy;
+}
+
+int harness_same_file(int fd, pid_t pid, int other_fd) {
+    long result = syscall(SYS_kcmp, getpid(), pid, KCMP_FILE, fd, other_fd);
+    return result < 0 ? -1 : result == 0;
+}
+
+int harness_limit_file_size(pid_t pid, uint64_t bytes) {
+    struct rlimit limit;
+    if (prlimit(pid, RLIMIT_FSIZE, NULL, &limit) != 0) return -1;
+    limit.rlim_cur = bytes == UINT64_MAX ? limit.rlim_max : bytes;
+    return prlimit(pid, RLIMIT_FSIZE, &limit, NULL);
+}
+
+int harness_spawn_closes_from(posix_spawn_file_actions_t *actions, int from) {
+    return posix_spawn_file_actions_addclosefrom_np(actions, from);
+}

@@ -1,0 +1,26 @@
+/* Kernel interfaces by which the harness looks into a VMM from outside, and
+ * which Swift's import of the C library does not reach. */
+#ifndef HARNESS_SYSTEM_H
+#define HARNESS_SYSTEM_H
+
+#include <spawn.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* Duplicates descriptor FD of process PID into this one (pidfd_getfd(2)): the
+ * same open file description. Returns an fd with FD_CLOEXEC, or -1 and errno. */
+int harness_borrow_fd(pid_t pid, int fd);
+
+/* Whether descriptor FD of this process and OTHER_FD of process PID are one
+ * open file description (kcmp(2)): 1 or 0, or -1 and errno. */
+int harness_same_file(int fd, pid_t pid, int other_fd);
+
+/* Limits the size of files that process PID writes from now on (the soft
+ * RLIMIT_FSIZE); UINT64_MAX lifts the limit. Returns 0, or -1 and errno. */
+int harness_limit_file_size(pid_t pid, uint64_t bytes);
+
+/* Has a program that is to be spawned close every descriptor from FROM up
+ * (posix_spawn_file_actions_addclosefrom_np). Returns 0 or an error number. */
+int harness_spawn_closes_from(posix_spawn_file_actions_t *actions, int from);
+
+#endif

@@ -1,0 +1,45 @@
+import Foundation
+import Harness
+import TestSupport
+import Testing
+
+/// Every row of baton-harness, for our own modes and preserver.
+struct HarnessTests {
+    private static let restart = Result { try Harness(configuration("restart")) }
+    private static let reboot = Result { try Harness(configuration("reboot")) }
+    private static let preserver = Result { try Harness(preserving("fd")) }
+
+    static func configuration(_ mode: String) -> HarnessConfiguration {
+        HarnessConfiguration(mode: mode, baton: Products.baton, tool: "\(Products.directory)/baton-harness")
+    }
+    private static func preserving(_ name: String) -> HarnessConfiguration {
+        var configuration = configuration("restart")
+        configuration.preservers = [name]
+        configuration.arguments = ["-module", Products.module("preserver-\(name)")]
+        return configuration
+    }
+
+    static func rows(_ configuration: HarnessConfiguration) -> [String] { Harness.rows(for: configuration).map(\.name) }
+
+    static func run(_ name: String, _ harness: Harness) throws -> (row: Row, verdict: Verdict) {
+        let row = try #require(Harness.rows(for: harness.configuration).first { $0.name == name })
+        return (row, harness.run(row))
+    }
+
+    /// A row must pass if it is about what the mode promises, and only then be run.
+    private func expect(_ name: String, _ harness: Result<Harness, any Error>, _ promises: [Promise]) throws {
+        let (row, verdict) = try Self.run(name, try harness.get())
+        let isPromised = row.promises.allSatisfy(promises.contains)
+        if case .failed(let text) = verdict { Issue.record("\(name): \(text)") }
+        #expect((verdict != .notPromised) == isPromised, "\(name): \(verdict)")
+    }
+
+    @Test("The restart mode", arguments: rows(configuration("restart")))
+    func restart(row: String) throws { try expect(row, Self.restart, [.samePID, .keepsConnections]) }
+
+    @Test("The reboot mode", arguments: rows(configuration("reboot")))
+    func reboot(row: String) throws { try expect(row, Self.reboot, [.survivesHostReboot]) }
+
+    @Test("A preserver", arguments: rows(preserving("fd")).filter { $0.hasPrefix("preserver-") })
+    func preserver(row: String) throws { try expect(row, Self.preserver, [.samePID, .keepsConnections]) }
+}
