@@ -123,6 +123,58 @@ struct InstallTests {
         #expect(!FileManager.default.fileExists(atPath: directory.file("new")))
     }
 
+    // MARK: Registration
+
+    @Test("What is registered after a failure, or too late, does not stay", arguments: [
+        (
+            "try registrar.add(Mode(\"probe\")); throw VMMError(\"no luck\")",
+            "failed to register: no luck", nil
+        ),
+        (
+            "try registrar.add(Mode(\"probe\")); try? registrar.add(Mode(\"probe\")); try? registrar.add(Mode(\"other\"))",
+            "registers the mode 'probe' twice", nil
+        ),
+        (
+            "late = registrar; try registrar.add(Mode(\"probe\"))",
+            nil, "registers the mode 'late' outside of its register function"
+        ),
+    ] as [(String, String?, String?)])
+    func registersNothing(_ body: String, _ refusal: String?, _ summary: String?) throws {
+        _ = try make("mode", "swift")
+        let project = directory.file("project")
+        try directory.write(
+            "project/module.swift",
+            """
+            import BatonRuntime
+            nonisolated(unsafe) var late: ModuleRegistrar?
+            @_cdecl("baton_module_query")
+            public func query() -> UnsafeRawPointer {
+                ModuleDescriptor.make(kind: "mode", name: "probe", version: "1") { registrar throws(VMMError) in
+                    \(body)
+                }
+            }
+            final class Mode: CprMode {
+                let name: String
+                let promises: CprModePromises = []
+                init(_ name: String) { self.name = name }
+                var summary: String {
+                    guard let late else { return "a mode" }
+                    do throws(VMMError) { try late.add(Mode("late")) } catch { return error.message }
+                    return "added"
+                }
+            }
+            """)
+        _ = try ChildProcess.run(["make", "-s", "-B", "-C", project, "CC=clang"], by: .seconds(300))
+        let process = try ChildProcess(
+            ["\(prefix)/bin/baton", "-cpr-enable", "help"], environment: ["BATON_MODULE_PATH": project])
+        #expect(try process.waitForExit() == .status(0))
+        #expect(process.output.contains("  restart "))
+        #expect(process.output.contains("  probe ") == (refusal == nil))
+        #expect(!process.output.contains("  other ") && !process.output.contains("  late "))
+        if let refusal { #expect(process.errors.contains(refusal), "\(process.errors)") }
+        if let summary { #expect(process.output.contains(summary), "\(process.output)") }
+    }
+
     // MARK: Another runtime
 
     private func refusal(_ module: String) throws -> String {
