@@ -1,6 +1,9 @@
 import BatonRuntime
 import Glibc
 
+// A runtime that this executable was not built with lacks the symbol, and the
+// dynamic linker says so, before anything goes wrong in it.
+_batonRuntimeStamp()
 let startedAt = EventLoop.now
 
 /// Prints and ends with success.
