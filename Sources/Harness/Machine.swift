@@ -67,9 +67,11 @@ final class Machine {
             let ram = try directory.writeSparse("ram", size: Self.memorySize)
             arguments += ["-object", "memory-backend-file,id=ram,size=16M,mem-path=\(ram),share=on"]
         }
-        if options.enables {
-            arguments += configuration.modules.flatMap { ["-module", $0] } + ["-cpr-enable", configuration.mode]
+        // Guest RAM may be one of the modules' own.
+        if options.enables || configuration.memoryBackend != nil {
+            arguments += configuration.modules.flatMap { ["-module", $0] }
         }
+        if options.enables { arguments += ["-cpr-enable", configuration.mode] }
         if options.probe { arguments += ["-module", try configuration.findModule("preserver-harness-probe")] }
         if options.preservers { arguments += configuration.arguments }
         self.arguments = arguments
