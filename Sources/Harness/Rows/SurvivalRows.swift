@@ -85,22 +85,16 @@ extension Harness {
         for step in 0..<6 {
             var options = Machine.Options()
             options.volatileMemory = true
-            options.probe = step == 0
             let machine = try harness.machine(options)
             try machine.save()
             let old = try Data(contentsOf: URL(fileURLWithPath: machine.checkpoint))
             try machine.execute("cont")
             try machine.expectProgress(past: try machine.count())
-            // The first dies when it is about to write, the others a little later each.
-            if step == 0 { try machine.arm("save kill") }
             try machine.qmp.executeWithoutAnswer(
                 "cpr-save", ["filename": machine.checkpoint, "mode": harness.configuration.mode])
-            if step > 0 {
-                usleep(UInt32(step * step) * 1500)
-                machine.process.signal(SIGKILL)
-            }
+            usleep(UInt32(step * step) * 1500)
+            machine.process.signal(SIGKILL)
             _ = try machine.process.waitForExit(by: harness.configuration.deadline)
-            machine.disarm()
             let new = try Data(contentsOf: URL(fileURLWithPath: machine.checkpoint))
             _ = try SectionContainer(file: machine.checkpoint)
             if new == old { outcomes.before += 1 } else { outcomes.after += 1 }
@@ -109,7 +103,6 @@ extension Harness {
             try machine.load()
             try machine.expectProgress(past: try machine.count())
         }
-        try require(outcomes.before > 0, "a VMM that died before it wrote had replaced the file")
         return "the file before \(outcomes.before) times, the new one \(outcomes.after) times, loaded each time"
     }
 }
