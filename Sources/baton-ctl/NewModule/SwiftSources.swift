@@ -24,26 +24,34 @@ extension ModuleProject {
     private var swiftPreserver: String {
         """
         import BatonRuntime
+        import Glibc
 
-        \(query("let preserver = \(typeName)Preserver()\n        try registrar.add(preserver)\n        try registrar.add(preserver.queryCommand)"))
+        \(query("let preserver = try \(typeName)Preserver()\n        try registrar.add(preserver)\n        try registrar.add(preserver.queryCommand)"))
 
         /// Keeps a memfd, and a count of updates, over updates of the VMM.
         final class \(typeName)Preserver: FdPreserver {
             let name = "\(name)"
             private let part = "module/\(fullName)"
-            /// Ours; made when it is first needed.
-            private var fd: Int32 = -1
+            /// Ours.
+            private var fd: Int32
             /// Updates that it has seen.
             private var updates: UInt64 = 0
+
+            init() throws(VMMError) {
+                fd = try Mapping.createMemfd(name: "\(name)", length: Mapping.pageSize).release()
+            }
 
             /// What happens in each step of an update. An error in `save` and
             /// `exec` ends it, and the guest goes on here.
             func notify(_ phase: CprPhase, cpr: CprController) throws(VMMError) {
+                // The memfd of the process before takes the place of a new one.
+                if let kept = cpr.fds.find(part), kept != fd {
+                    close(fd)
+                    fd = kept
+                }
                 switch phase {
                 case .survey, .exec:
                     // What is to be kept. A survey only asks, while the guest runs.
-                    if fd < 0 { fd = cpr.fds.find(part) ?? -1 }
-                    if fd < 0 { fd = try Mapping.createMemfd(name: "\(name)", length: Mapping.pageSize).release() }
                     try cpr.fds.resave(part, fd)
                     var state = StateWriter()
                     state.put("updates", updates)
@@ -51,7 +59,6 @@ extension ModuleProject {
                 case .load:
                     // In the new VMM. The old one may still have to go on: change
                     // nothing outside of this process.
-                    fd = cpr.fds.find(part) ?? -1
                     if let state = try cpr.inherited?.part(part) {
                         updates = try state.unsigned("updates", in: 0...UInt64.max - 1) + 1
                     }
