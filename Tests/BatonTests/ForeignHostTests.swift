@@ -1,0 +1,124 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// What the runtime offers a foreign module, used by one in C in a real VMM.
+@Suite("Foreign module's host", .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
+struct ForeignHostTests {
+    private let directory: TemporaryDirectory
+    private let module: String
+
+    init() throws {
+        directory = try TemporaryDirectory()
+        let source = """
+            #include <baton-module.h>
+            static int32_t ok(struct baton_host *host) { (void)host; return 0; }
+            static int32_t emit(struct baton_host *host, const char *name, bool has, const char *data) {
+                return baton_emit_event(host, name, has ? data : NULL);
+            }
+            static int32_t block(struct baton_host *host, const char *reason, uint32_t *number) {
+                *number = baton_add_blocker(host, reason);
+                return *number == 0;
+            }
+            static int32_t unblock(struct baton_host *host, uint32_t number) {
+                baton_remove_blocker(host, number);
+                return 0;
+            }
+            static int32_t save(struct baton_host *host, const char *name, int32_t fd) {
+                return baton_save_fd(host, name, 0, fd);
+            }
+            static int32_t out_of_place(struct baton_host *host, bool handover) {
+                uint64_t size;
+                return handover ? baton_handover(host) : baton_option_size(host, "size", &size);
+            }
+            static const struct baton_method methods[] = {
+                BATON_METHOD("save", "i(h)", ok), BATON_METHOD("load", "i(h)", ok),
+            };
+            static const struct baton_parameter emit_names[] = {{"name"}, {"data"}}, block_names[] = {{"reason"}, {"number"}},
+                number[] = {{"number"}}, save_names[] = {{"name"}, {"number"}}, place[] = {{"handover"}},
+                event_names[] = {{"text"}, {"count"}};
+            static const struct baton_command commands[] = {
+                BATON_COMMAND("host-emit", "i(hs?s)", emit, emit_names),
+                BATON_COMMAND("host-block", "i(hs>I)", block, block_names),
+                BATON_COMMAND("host-unblock", "i(hI)", unblock, number),
+                BATON_COMMAND("host-save", "i(hsi)", save, save_names),
+                BATON_COMMAND("host-misuse", "i(hb)", out_of_place, place),
+            };
+            static const struct baton_event events[] = {{"HOST_SAID", "s?L", event_names}, {"HOST_NOTHING", "", 0}};
+            const struct baton_module_descriptor *baton_module_query(void);
+            const struct baton_module_descriptor *baton_module_query(void) {
+                static const struct baton_module_descriptor descriptor = {
+                    .magic = BATON_MODULE_MAGIC, .size = sizeof descriptor, .abi = BATON_MODULE_ABI,
+                    .kind = "preserver", .name = "host", .version = "1",
+                    .methods = methods, .method_count = BATON_COUNT(methods),
+                    .commands = commands, .command_count = BATON_COUNT(commands),
+                    .events = events, .event_count = BATON_COUNT(events),
+                };
+                return &descriptor;
+            }
+            """
+        module = directory.file("libpreserver-host.so")
+        _ = try ChildProcess.run([
+            try #require(Products.find("clang")), "-std=gnu11", "-Wall", "-Werror", "-shared", "-fPIC", "-I", Products.headers,
+            "-o", module, try directory.write("module.c", source),
+        ])
+    }
+
+    private func guest() throws -> CountingGuest {
+        try CountingGuest(extra: ["-cpr-enable", "restart", "-module", module])
+    }
+
+    @Test("Events of its table are sent, when their data is what the table says")
+    func events() throws {
+        let guest = try self.guest()
+        defer { withExtendedLifetime(guest) {} }
+        let qmp = guest.qmp
+        try qmp.execute("host-emit", ["name": "HOST_SAID", "data": #"{"text": "hello", "count": 18446744073709551615}"#])
+        #expect(try qmp.waitForEvent("HOST_SAID")["text"] as? String == "hello")
+        try qmp.execute("host-emit", ["name": "HOST_NOTHING"])
+        #expect(try qmp.waitForEvent("HOST_NOTHING").isEmpty)
+        func said(_ name: String, _ data: String) -> String {
+            refusal { try qmp.execute("host-emit", ["name": name, "data": data]) }
+        }
+        #expect(said("STOP", "{}") == "preserver-host: the event 'STOP' is not in the module's table")
+        #expect(said("HOST_SAID", "{}") == "preserver-host: event 'HOST_SAID': Parameter 'text' is missing")
+        #expect(said("HOST_SAID", #"{"text": 1}"#).hasSuffix("Invalid parameter type for 'text', expected: string"))
+        #expect(said("HOST_SAID", "[]") == "preserver-host: the data of event 'HOST_SAID' is not a JSON object")
+        #expect(said("HOST_SAID", "{").hasPrefix("preserver-host: "))
+    }
+
+    @Test("A blocker it adds keeps the VM from being updated until it removes it")
+    func blockers() throws {
+        let guest = try self.guest()
+        func update() -> String {
+            refusal { try guest.qmp.execute("cpr-update", ["argv": guest.arguments, "preflight": false]) }
+        }
+        let answer = try guest.qmp.execute("host-block", ["reason": "the tape is being rewound"]) as? [String: Any]
+        let number = try #require(answer?["number"] as? Int)
+        #expect(update() == "preserver-host: the tape is being rewound")
+        #expect(try guest.qmp.status() == "running")
+        try guest.qmp.execute("host-unblock", ["number": number + 1])
+        #expect(update() == "preserver-host: the tape is being rewound")
+        try guest.qmp.execute("host-unblock", ["number": number])
+        #expect(update() == "accepted")
+        #expect(refusal { try guest.qmp.execute("host-block", ["reason": ""]) } == "preserver-host: a blocker needs a reason")
+    }
+
+    @Test("What cannot be saved, or is called out of place, is refused")
+    func misuse() throws {
+        let guest = try self.guest()
+        defer { withExtendedLifetime(guest) {} }
+        let qmp = guest.qmp
+        func save(_ name: String, _ fd: Int) -> String {
+            refusal { try qmp.execute("host-save", ["name": name, "number": fd]) }
+        }
+        #expect(save("x", 12345) == "preserver-host: 12345 is not a descriptor that can be kept")
+        #expect(save("x", -1) == "preserver-host: -1 is not a descriptor that can be kept")
+        #expect(save("x", 2) == "preserver-host: 2 is not a descriptor that can be kept")
+        #expect(save("", 12345) == "preserver-host: 12345 is not a descriptor that can be kept")
+        #expect(refusal { try qmp.execute("host-misuse", ["handover": true]) } == "preserver-host: baton_handover is for a mode's exec only")
+        #expect(
+            refusal { try qmp.execute("host-misuse", ["handover": false]) }
+                == "preserver-host: options are for a memory backend's check and make only")
+    }
+}
