@@ -55,6 +55,7 @@ let modules = [
     Module(file: "memory-backend-file", target: "MemoryBackendFile", path: "Memory/File"),
     Module(file: "memory-backend-memfd", target: "MemoryBackendMemfd", path: "Memory/Memfd"),
     Module(file: "preserver-vhost-user", target: "PreserverVhostUser", path: "Preservers/VhostUser"),
+    Module(file: "preserver-vfio", target: "PreserverVFIO", path: "Preservers/VFIO"),
     // A foreign module: C, and all that it knows is baton-module.h.
     Module(file: "preserver-fd", target: "PreserverFD", path: "Preservers/FD", isSwift: false),
     Module(file: "preserver-harness-probe", target: "HarnessProbe", path: "Preservers/HarnessProbe"),
@@ -120,6 +121,9 @@ let package = Package(
         .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),
         .testTarget(name: "HarnessTests", dependencies: ["Harness", "TestSupport", runtime], path: "Tests/HarnessTests"),
         .testTarget(name: "BatonTests", dependencies: ["TestSupport"], path: "Tests/BatonTests"),
+        // Answers the VMM's VFIO system calls, for a machine without such devices.
+        .executableTarget(name: "vfio-simulator", path: "Tests/VFIOSimulator"),
+        .testTarget(name: "VFIOTests", dependencies: ["TestSupport", "vfio-simulator"], path: "Tests/VFIOTests"),
         .testTarget(name: "VhostUserTests", dependencies: ["TestSupport"], path: "Tests/VhostUserTests"),
     ] + modules.map(\.declaration),
     swiftLanguageModes: [.v5]

@@ -1,0 +1,151 @@
+import BatonRuntime
+import Glibc
+
+/// A region of the device: a BAR, or its configuration space.
+struct VFIORegion {
+    let flags: UInt32
+    let size: UInt64
+    /// Where it is in the device's descriptor.
+    let offset: UInt64
+    /// Which parts of it can be mapped; whole pages.
+    let areas: [(start: UInt64, size: UInt64)]
+
+    func allows(_ flag: UInt32) -> Bool { flags & flag != 0 }
+}
+
+/// What the kernel says of a device when it is opened. It does not change, so
+/// it is handed over and asked for once.
+struct VFIOShape {
+    let resets: Bool
+    /// The BARs.
+    let regions: [VFIORegion]
+    let configRegion: VFIORegion
+    /// How many INTx, MSI and MSI-X interrupts there are.
+    let interrupts: [UInt32]
+    /// The configuration space when the device was opened.
+    let config: [UInt8]
+
+    static let configSize = 256
+    /// A device's answer that is longer is not looked at.
+    private static let longestAnswer = 65536
+
+    // MARK: From the kernel
+
+    init(of file: Int32) throws(VMMError) {
+        var info = VFIOArgument(size: 24)
+        guard info.call(file, VFIO.Request.deviceGetInfo) == 0 else { throw .system("error getting device info") }
+        let flags: UInt32 = info.value(4)
+        let regionCount: UInt32 = info.value(8)
+        let irqCount: UInt32 = info.value(12)
+        guard flags & VFIO.DeviceFlag.pci != 0 else { throw VMMError("this isn't a PCI device") }
+        guard regionCount >= VFIO.leastRegions else { throw VMMError("unexpected number of io regions \(regionCount)") }
+        guard irqCount >= VFIO.leastIRQs else { throw VMMError("unexpected number of irqs \(irqCount)") }
+        resets = flags & VFIO.DeviceFlag.reset != 0
+        var regions: [VFIORegion] = []
+        for index in 0..<VFIO.bars { regions.append(try VFIOShape.region(file, index)) }
+        self.regions = regions
+        configRegion = try VFIOShape.region(file, VFIO.configRegion)
+        var interrupts: [UInt32] = []
+        for index in 0..<VFIO.leastIRQs {
+            var irq = VFIOArgument(size: 16)
+            irq.set(8, index)
+            // A device may lack one of the three.
+            let there = irq.call(file, VFIO.Request.deviceGetIRQInfo) == 0
+            interrupts.append(there ? irq.value(12) : 0)
+        }
+        self.interrupts = interrupts
+        guard configRegion.size >= UInt64(VFIOShape.configSize), Int64(exactly: configRegion.offset) != nil else {
+            throw VMMError("the configuration space has \(configRegion.size) bytes")
+        }
+        var bytes = [UInt8](repeating: 0, count: VFIOShape.configSize)
+        let place = off_t(truncatingIfNeeded: configRegion.offset)
+        let count = retryingInterrupts { pread(file, &bytes, VFIOShape.configSize, place) }
+        guard count >= 0 else { throw .system("failed to read device config space") }
+        guard count == bytes.count else { throw VMMError("failed to read device config space: \(count) bytes came") }
+        config = bytes
+    }
+
+    private static func region(_ file: Int32, _ index: Int) throws(VMMError) -> VFIORegion {
+        func ask(_ size: Int) throws(VMMError) -> VFIOArgument {
+            var argument = VFIOArgument(size: size)
+            argument.set(8, UInt32(truncatingIfNeeded: index))
+            guard argument.call(file, VFIO.Request.deviceGetRegionInfo) == 0 else {
+                throw .system("failed to get region \(index) info")
+            }
+            return argument
+        }
+        var answer = try ask(32)
+        let needed = Int(answer.value(0, as: UInt32.self))
+        if needed > 32 && needed <= longestAnswer { answer = try ask(needed) }
+        let flags: UInt32 = answer.value(4)
+        let size: UInt64 = answer.value(16)
+        let offset: UInt64 = answer.value(24)
+        guard size == 0 || (Int64(exactly: offset) != nil && Int64(exactly: offset &+ size) != nil && offset &+ size >= size)
+        else { throw VMMError("region \(index) of \(size) bytes at \(Hex(offset)) is not in the device's file") }
+        return VFIORegion(flags: flags, size: size, offset: offset, areas: areas(answer, flags: flags, size: size))
+    }
+
+    /// The pages that can be mapped, as `VFIO_REGION_INFO_CAP_SPARSE_MMAP` says.
+    private static func areas(_ answer: VFIOArgument, flags: UInt32, size: UInt64) -> [(start: UInt64, size: UInt64)] {
+        let page = UInt64(Mapping.pageSize)
+        guard flags & VFIO.RegionFlag.mmap != 0, size >= page, size % page == 0 else { return [] }
+        var at = flags & VFIO.RegionFlag.capabilities != 0 ? Int(answer.value(12, as: UInt32.self)) : 0
+        var steps = 0
+        while at >= 32, at < answer.bytes.count, steps < 16 {
+            if answer.value(at, as: UInt16.self) == VFIO.RegionCapability.sparseMmap {
+                var found: [(start: UInt64, size: UInt64)] = []
+                for index in 0..<min(Int(answer.value(at + 8, as: UInt32.self)), 1024) {
+                    let start: UInt64 = answer.value(at + 16 + 16 * index)
+                    let length: UInt64 = answer.value(at + 24 + 16 * index)
+                    guard length > 0, start % page == 0, length % page == 0, start <= size, length <= size - start,
+                        !found.contains(where: { $0.start < start + length && start < $0.start + $0.size })
+                    else { continue }
+                    found.append((start, length))
+                }
+                return found
+            }
+            at = Int(answer.value(at + 4, as: UInt32.self))
+            steps += 1
+        }
+        return [(0, size)]
+    }
+
+    // MARK: Over an update
+
+    func put(into state: inout StateWriter) {
+        state.put("resets", resets)
+        state.put("config", bytes: config)
+        state.put("interrupts", interrupts.map(UInt64.init))
+        for (index, region) in (regions + [configRegion]).enumerated() {
+            state.put("region\(index)", [UInt64(region.flags), region.size, region.offset])
+            state.put("areas\(index)", region.areas.flatMap { [$0.start, $0.size] })
+        }
+    }
+
+    init(_ state: StateReader) throws(VMMError) {
+        resets = try state.bool("resets")
+        config = try state.bytes("config", count: VFIOShape.configSize...VFIOShape.configSize)
+        interrupts = try state.array("interrupts", count: 3...3).map { UInt32(truncatingIfNeeded: $0) }
+        var regions: [VFIORegion] = []
+        for index in 0...VFIO.bars {
+            let numbers = try state.array("region\(index)", count: 3...3)
+            let areas = try state.array("areas\(index)", count: 0...2048)
+            let (flags, size, offset) = (numbers[0], numbers[1], numbers[2])
+            guard areas.count % 2 == 0, flags <= UInt64(UInt32.max), size == 0 || Int64(exactly: offset) != nil,
+                size == 0 || (Int64(exactly: offset &+ size) != nil && offset &+ size >= size)
+            else { throw VMMError("part '\(state.section)' has a region \(index) that cannot be") }
+            var pairs: [(start: UInt64, size: UInt64)] = []
+            for place in stride(from: 0, to: areas.count, by: 2) {
+                let (start, length) = (areas[place], areas[place + 1])
+                guard start % 4096 == 0, length > 0, length % 4096 == 0, start <= size, length <= size - start else {
+                    throw VMMError("part '\(state.section)' has an area of region \(index) that cannot be")
+                }
+                pairs.append((start, length))
+            }
+            regions.append(
+                VFIORegion(flags: UInt32(truncatingIfNeeded: flags), size: size, offset: offset, areas: pairs))
+        }
+        configRegion = regions[VFIO.bars]
+        self.regions = Array(regions[..<VFIO.bars])
+    }
+}

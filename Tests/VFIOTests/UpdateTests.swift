@@ -1,0 +1,179 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// What the kernel sees of an update: the addresses of guest memory given up,
+/// and set anew.
+@Suite("vfio-pci over an update", .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld"))
+struct VFIOUpdateTests {
+    /// The address of each mapping, in order.
+    private func ranges(_ guest: VFIOGuest, _ name: String) -> [String] {
+        guest.requests("\(name) ").map { $0.split(separator: " ")[1...2].joined(separator: " ") }
+    }
+
+    /// The device's count in a request's line.
+    private func count(_ line: String) throws -> Int {
+        let number = line.split(separator: " ").last { $0.hasPrefix("dma=") }?.dropFirst(4)
+        return try #require(number.flatMap { Int($0) })
+    }
+
+    @Test("DMA and interrupts go on over ten updates, with no reset and nothing opened again",
+        arguments: VFIOGuest.Interrupts.allCases)
+    func goesOn(_ interrupts: VFIOGuest.Interrupts) throws {
+        let guest = try VFIOGuest(interrupts)
+        try guest.waitForProgress()
+        let mapped = ranges(guest, "map_dma")
+        #expect(mapped.contains("iova=0x80000000 size=0x1000000"))
+        for round in 1...10 {
+            let before = guest.log.count
+            try guest.update()
+            try guest.waitForProgress()
+            let since = Array(guest.requests.dropFirst(before))
+            let names = since.map { String($0.prefix { $0 != " " }) }
+            #expect(names == ["unmap_vaddr"] + mapped.map { _ in "map_vaddr" }, "round \(round): \(since)")
+            #expect(ranges(guest, "map_vaddr").suffix(mapped.count) == mapped[...])
+            // The device has not stood still while nobody had the addresses.
+            if let first = since.first, let last = since.last { #expect(try count(last) > count(first)) }
+        }
+        // Trial runs have another PID, and so would be seen if they did anything.
+        #expect(Set(guest.log.map { $0.prefix { $0 != " " } }).count == 1)
+        #expect(guest.requests("open_").count == 2 && guest.requests("get_device_fd").count == 1)
+        #expect(guest.requests("refused") == [] && guest.requests("fault") == [])
+        #expect(guest.requests("reset").count == 1)
+        try guest.end()
+    }
+
+    @Test("the three steps do the same")
+    func threeSteps() throws {
+        let guest = try VFIOGuest()
+        try guest.waitForProgress()
+        let file = guest.directory.file("checkpoint")
+        let before = guest.log.count
+        try guest.qmp.execute("cpr-save", ["filename": file, "mode": "restart"])
+        #expect(guest.log.count == before, "a save gives nothing up")
+        try guest.qmp.execute("cont")
+        try guest.waitForProgress()
+        #expect(guest.log.count == before)
+        try guest.qmp.execute("cpr-save", ["filename": file, "mode": "restart"])
+        try guest.qmp.execute("cpr-exec", ["argv": guest.arguments + ["-S"]])
+        #expect(guest.requests.last?.hasPrefix("unmap_vaddr") == true, "memory is not ours before the commit")
+        try guest.qmp.execute("cpr-load", ["filename": file, "mode": "restart"])
+        try guest.waitForProgress()
+        #expect(guest.requests.last?.hasPrefix("map_vaddr") == true)
+        #expect(guest.requests("refused") == [] && guest.requests("fault") == [] && guest.requests("reset").count == 1)
+        try guest.end()
+    }
+
+    /// New VMMs that come less and less far.
+    static let failures: [(String, ([String]) -> [String])] = [
+        ("does not exist", { _ in ["/nonexistent"] }),
+        ("ends at once", { _ in ["/bin/false"] }),
+        ("hangs", { _ in ["/bin/sleep", "600"] }),
+        ("lacks the device", { arguments in without("-device", arguments) }),
+        ("has another device in its place", { arguments in
+            without("-device", arguments) + ["-device", "virtio-rng-pci"]
+        }),
+        ("has less memory", { arguments in
+            arguments.map { $0 == "16M" ? "8M" : $0.replacingOccurrences(of: "size=16M", with: "size=8M") }
+        }),
+        ("has one device more", { arguments in arguments + ["-device", "virtio-rng-device"] }),
+    ]
+
+    private static func without(_ option: String, _ arguments: [String]) -> [String] {
+        guard let at = arguments.firstIndex(of: option) else { return arguments }
+        return Array(arguments[..<at] + arguments[(at + 2)...])
+    }
+
+    @Test("a new VMM that fails leaves the device at work in the old one", arguments: failures.indices)
+    func rollback(_ index: Int) throws {
+        let guest = try VFIOGuest()
+        try guest.waitForProgress()
+        let mapped = ranges(guest, "map_dma")
+        let argv = Self.failures[index].1(guest.arguments)
+        for _ in 0..<2 {
+            let before = guest.log.count
+            #expect(throws: QMPClient.Refusal.self, "\(Self.failures[index].0)") {
+                try guest.update(argv, ["preflight": false, "timeout-ms": 1500])
+            }
+            try guest.waitForProgress()
+            let names = guest.requests.dropFirst(before).map { String($0.prefix { $0 != " " }) }
+            // The copy that takes the guest back cannot know whether the
+            // addresses have been given up, and asks.
+            let asked = names.filter { $0 == "refused" }.count
+            #expect(names == ["unmap_vaddr"] + Array(repeating: "refused", count: asked) + mapped.map { _ in "map_vaddr" })
+            #expect(asked == (index == 0 ? 0 : 1))
+            #expect(ranges(guest, "map_vaddr").suffix(mapped.count) == mapped[...])
+        }
+        // It can still be updated.
+        try guest.update()
+        try guest.waitForProgress()
+        #expect(guest.requests("reset").count == 1 && guest.requests("open_").count == 2)
+        #expect(guest.requests("fault") == [])
+        try guest.end()
+    }
+
+    @Test("a preflight that fails has not touched the device", arguments: failures.indices)
+    func preflight(_ index: Int) throws {
+        let guest = try VFIOGuest()
+        try guest.waitForProgress()
+        let before = guest.log.count
+        #expect(throws: QMPClient.Refusal.self) {
+            try guest.update(Self.failures[index].1(guest.arguments), ["timeout-ms": 1500])
+        }
+        #expect(guest.log.count == before)
+        try guest.waitForProgress()
+        try guest.end()
+    }
+
+    @Test("addresses that cannot be given up end the update, not the guest")
+    func refusedUnmap() throws {
+        let guest = try VFIOGuest(options: ["--refuse", "unmap_vaddr=16:1"])
+        try guest.waitForProgress()
+        let error = #expect(throws: QMPClient.Refusal.self) { try guest.update() }
+        #expect("\(error.map(String.init(describing:)) ?? "")".contains("vfio_dma_unmap_vaddr_all: Device or resource busy"))
+        try guest.waitForProgress()
+        try guest.update()
+        try guest.waitForProgress()
+        try guest.end()
+    }
+
+    static let blockers = [
+        ("update_vaddr", "VFIO container does not support VFIO_UPDATE_VADDR"),
+        ("unmap_all", "VFIO container does not support VFIO_UNMAP_ALL"),
+    ]
+
+    @Test("a container that cannot be kept is a blocker", arguments: blockers)
+    func blocker(_ lack: String, _ text: String) throws {
+        let guest = try VFIOGuest(options: ["--lack", lack])
+        try guest.waitForProgress()
+        let before = guest.log.count
+        let error = #expect(throws: QMPClient.Refusal.self) { try guest.update() }
+        #expect("\(error.map(String.init(describing:)) ?? "")".contains(text))
+        let answer = try guest.qmp.execute("query-cpr")
+        #expect("\(answer)".contains(text))
+        #expect(guest.log.count == before)
+        try guest.end()
+    }
+
+    @Test("-only-cpr-capable refuses such a container at the start", arguments: blockers)
+    func onlyCapable(_ lack: String, _ text: String) throws {
+        let directory = try TemporaryDirectory()
+        let arguments = try VFIOGuest.arguments(
+            .msix, in: directory, extra: ["-cpr-enable", "restart", "-only-cpr-capable"])
+        let process = try ChildProcess(VFIOGuest.simulator(directory, ["--lack", lack]) + arguments)
+        #expect(try process.waitForExit() == .status(1))
+        #expect(process.errors.contains(text) && process.errors.contains("-only-cpr-capable"), "\(process.errors)")
+    }
+
+    @Test("reboot mode would lose the device")
+    func reboot() throws {
+        let guest = try VFIOGuest(extra: ["-cpr-enable", "reboot"])
+        try guest.waitForProgress()
+        let error = #expect(throws: QMPClient.Refusal.self) {
+            try guest.qmp.execute("cpr-save", ["filename": guest.directory.file("checkpoint"), "mode": "reboot"])
+        }
+        #expect("\(error.map(String.init(describing:)) ?? "")".contains("VFIO device only supports cpr-reboot for runstate suspended"))
+        try guest.waitForProgress()
+        try guest.end()
+    }
+}
