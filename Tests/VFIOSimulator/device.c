@@ -142,7 +142,15 @@ static void signal_event(unsigned index) {
     (void)!write(events[index], &one, sizeof one);
 }
 
+/* A device takes its interrupt down as soon as the driver says so. */
+static void take_acknowledge(void) {
+    if (!*reg(ACKNOWLEDGE)) return;
+    *reg(ACKNOWLEDGE) = 0;
+    *reg(STATUS) = 0;
+}
+
 static void assert_intx(void) {
+    take_acknowledge();
     if (*reg(STATUS) && !intx_masked && active == VFIO_PCI_INTX_IRQ_INDEX) {
         intx_masked = true;
         signal_event(0);
@@ -224,10 +232,7 @@ struct answer device_ioctl(pid_t pid, unsigned request, uint64_t argument) {
 }
 
 void device_tick(void) {
-    if (*reg(ACKNOWLEDGE)) {
-        *reg(ACKNOWLEDGE) = 0;
-        *reg(STATUS) = 0;
-    }
+    take_acknowledge();
     uint32_t control = *reg(CONTROL);
     if (!(config[4] & 4) || !control) return;
     if (control & 1) {

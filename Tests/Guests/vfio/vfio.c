@@ -12,10 +12,10 @@ typedef unsigned long u64;
 #define UART ((volatile u8 *)0x10000000UL)
 #define PLIC(offset) (*(volatile u32 *)(0x0c000000UL + (offset)))
 #define CONFIG(slot, offset) (0x30000000UL + ((u64)(slot) << 15) + (offset))
-#define R8(address) (*(volatile u8 *)(address))
-#define R16(address) (*(volatile u16 *)(address))
-#define R32(address) (*(volatile u32 *)(address))
-#define R64(address) (*(volatile u64 *)(address))
+#define R8(address) (*(volatile u8 *)(u64)(address))
+#define R16(address) (*(volatile u16 *)(u64)(address))
+#define R32(address) (*(volatile u32 *)(u64)(address))
+#define R64(address) (*(volatile u64 *)(u64)(address))
 
 enum { IMSIC = 0x24000000, BAR0 = 0x40000000, BAR2 = 0x40100000, SIZE = 0x10000, VECTORS = 4, LINE = 64 };
 
