@@ -32,7 +32,7 @@ public final class SocketChardev: StreamChardev {
     /// `reopen-on-cpr=on`, and an exec is under way.
     private var isClosedForExec = false
     /// The socket file that this chardev made, for its removal.
-    private var socketFile: (device: dev_t, inode: ino_t)?
+    private var socketFile: SocketFile?
 
     /// Makes the chardev without a socket: `open` or `adopt` follows.
     public init(id: String, loop: EventLoop, configuration: Configuration, held: Bool = false) {
@@ -75,19 +75,13 @@ public final class SocketChardev: StreamChardev {
             try FD.setNonBlocking(listener, true)
             if case .unix = configuration.address {
                 // An inherited one is the earlier process' to remove until the commit.
-                if !inherited { rememberSocketFile() }
+                if !inherited { socketFile = SocketFile(configuration.address) }
             } else if let address = SocketAddress.tcp(ofSocket: listener, peer: false) {
                 boundAddress = address
             }
             if connection < 0 { try listenForClients() }
         }
         if connection >= 0 { try use(connection, unsent: unsent, inherited: inherited) }
-    }
-
-    private func rememberSocketFile() {
-        guard case .unix(let path) = configuration.address else { return }
-        var status = stat()
-        if lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK { socketFile = (status.st_dev, status.st_ino) }
     }
 
     private func use(_ fd: Int32, unsent: [UInt8] = [], inherited: Bool = false) throws(VMMError) {
@@ -165,7 +159,7 @@ public final class SocketChardev: StreamChardev {
 
     public override func committed() {
         super.committed()
-        if listenerFD >= 0, socketFile == nil { rememberSocketFile() }
+        if listenerFD >= 0, socketFile == nil { socketFile = SocketFile(configuration.address) }
     }
 
     // MARK: Server
@@ -317,10 +311,6 @@ public final class SocketChardev: StreamChardev {
         loop.unwatch(listenerFD)
         close(listenerFD)
         listenerFD = -1
-        if case .unix(let path) = configuration.address, let file = socketFile {
-            // Another process may have put its own socket there since.
-            var status = stat()
-            if lstat(path, &status) == 0, status.st_dev == file.device, status.st_ino == file.inode { unlink(path) }
-        }
+        socketFile?.remove()
     }
 }

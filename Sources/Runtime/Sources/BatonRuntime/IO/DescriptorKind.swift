@@ -1,0 +1,47 @@
+import Glibc
+
+/// What a descriptor is, to tell whether one that was handed over fits the
+/// command line.
+public enum DescriptorKind {
+    /// Whether it is a stream socket that listens, or one that does not.
+    public static func isSocket(_ fd: Int32, listening: Bool) -> Bool {
+        guard option(fd, SO_TYPE) == Int32(SOCK_STREAM.rawValue), let listens = option(fd, SO_ACCEPTCONN) else {
+            return false
+        }
+        return (listens != 0) == listening
+    }
+
+    public static func isDatagramSocket(_ fd: Int32) -> Bool { option(fd, SO_TYPE) == Int32(SOCK_DGRAM.rawValue) }
+
+    private static func option(_ fd: Int32, _ name: Int32) -> Int32? {
+        var value: Int32 = -1
+        var length = socklen_t(MemoryLayout<Int32>.size)
+        return getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0 ? value : nil
+    }
+
+    public static func isWritable(_ fd: Int32) -> Bool {
+        let flags = fcntl(fd, F_GETFL)
+        return flags >= 0 && flags & O_ACCMODE != O_RDONLY
+    }
+
+    /// Whether a socket is bound to an address of the command line.
+    public static func isBound(_ fd: Int32, to address: SocketAddress) -> Bool {
+        switch address {
+        case .unix(let path):
+            // fd=N: nobody knows where it is bound.
+            if path.isEmpty { return true }
+            var bound = sockaddr_un()
+            var length = socklen_t(MemoryLayout<sockaddr_un>.size)
+            let ok = withUnsafeMutablePointer(to: &bound) { pointer in
+                pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(fd, $0, &length) == 0 }
+            }
+            guard ok, bound.sun_family == sa_family_t(AF_UNIX) else { return false }
+            return withUnsafeBytes(of: &bound.sun_path) { $0.prefix { $0 != 0 }.elementsEqual(path.utf8) }
+        case .tcp(_, let port):
+            guard case .tcp(_, let bound)? = SocketAddress.tcp(ofSocket: fd, peer: false) else { return false }
+            // Port 0 asked for any; a port by name is not looked up again.
+            guard let number = UInt16(port), number != 0 else { return true }
+            return bound == String(number)
+        }
+    }
+}
