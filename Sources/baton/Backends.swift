@@ -14,15 +14,15 @@ struct Backends {
     private(set) var impliedDevices: [String] = []
     private(set) var net: [NetBackend] = []
 
-    init(_ invocation: Invocation, vm: VirtualMachine) throws(VMMError) {
+    init(_ invocation: Invocation, vm: VirtualMachine, loader: ModuleLoader) throws(VMMError) {
         for text in invocation.all("chardev") { _ = try ChardevFactory.make(text, vm: vm) }
         try makeSerial(invocation, vm)
         try makeDisks(invocation, vm)
         for text in invocation.all("netdev") {
             net.append(
                 try NetBackendFactory.make(
-                    try KeyValueOptions(text, impliedKey: "type", style: .keyval), loop: vm.loop,
-                    isTrial: vm.cpr?.isTrial == true))
+                    try KeyValueOptions(text, impliedKey: "type", style: .keyval), vm: vm
+                ) { name throws(VMMError) in try loader.netBackendType(name) })
         }
     }
 

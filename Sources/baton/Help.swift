@@ -18,7 +18,7 @@ enum Help {
         if wants("accel") { say("Accelerators supported in Baton binary:\ntcg\n") }
         if wants("cpu") { say("Available CPUs:\n  rv64\n  max\n") }
         if wants("chardev") { say(ChardevFactory.help) }
-        if wants("netdev") { say("Available netdev backend types:\n" + NetBackendFactory.types.map { $0 + "\n" }.joined()) }
+        if wants("netdev") { say(ModuleOptions.netHelp(loader: try moduleLoader(invocation))) }
         for device in invocation.all("device") {
             guard let request = DeviceModel.helpRequest(device) else { continue }
             say(try ModuleOptions.deviceHelp(request, loader: try moduleLoader(invocation)))

@@ -5,6 +5,7 @@ import Glibc
 import Monitor
 import PCI
 import VirtBoard
+import Virtio
 
 /// Builds the VM from a command line, in the order that an update needs: the
 /// CPR state is read before any memory or device exists.
@@ -50,7 +51,7 @@ final class Launcher {
         cpr.onPhase { phase throws(VMMError) in if phase == .saveFailed { try pidFile?.write() } }
         // Before a chardev changes the terminal's mode, or waits for a client.
         try Signals.install(vm)
-        let backends = try Backends(invocation, vm: vm)
+        let backends = try Backends(invocation, vm: vm, loader: loader)
         let board = try BoardBuilder.build(
             invocation, machine: machine, backends: backends, vm: vm, memory: memory, loader: loader)
         if let file = machine.dumpDTB {
@@ -71,6 +72,7 @@ final class Launcher {
         try ChardevUpdate.register(vm: vm, cpr: cpr)
         MonitorUpdate.register(vm: vm, cpr: cpr)
         ChardevUpdate.closeLeftovers(cpr)
+        NetBackendUpdate.register(backends.net, cpr: cpr)
         if invocation.has("only-cpr-capable") { try cpr.requireCapable() }
         if let incoming {
             do throws(VMMError) {

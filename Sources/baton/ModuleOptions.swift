@@ -94,6 +94,13 @@ enum ModuleOptions {
         }
     }
 
+    /// What `-netdev help` prints.
+    static func netHelp(loader: ModuleLoader) -> String {
+        warn(loadAll(loader) { ["device", "preserver"].contains($0) })
+        let types = NetBackendFactory.types + loader.registry.netBackendTypes.map(\.name)
+        return "Available netdev backend types:\n" + types.sorted().map { $0 + "\n" }.joined()
+    }
+
     enum HelpKind {
         case modules, modes, objects
 

@@ -29,7 +29,7 @@ enum OptionTable {
         OptionSpec(name: "drive", argument: "[file=file][,if=type][,...]", help: "a disk: file, format=raw, if=none|virtio|pflash, id, readonly, discard"),
         OptionSpec(name: "blockdev", argument: "[driver=]driver[,node-name=N][,...]", help: "a block node: driver=file|host_device|raw"),
         OptionSpec(name: "device", argument: "driver[,prop=value...]", help: "a device; '-device help' lists them"),
-        OptionSpec(name: "netdev", argument: "type,id=str[,...]", help: "a network back end: socket, stream"),
+        OptionSpec(name: "netdev", argument: "type,id=str[,...]", help: "a network back end: socket, stream, dgram, tap"),
         OptionSpec(name: "object", argument: "type,id=str[,prop=value...]", help: "an object; '-object help' lists them"),
         OptionSpec(name: "chardev", argument: "backend,id=str[,...]", help: "a character device; '-chardev help' lists the back ends; reopen-on-cpr=on does not keep it over an update"),
         OptionSpec(name: "serial", argument: "dev", help: "where the serial port goes"),

@@ -22,7 +22,7 @@ import Virtio
         var fds: [Int32] = [-1, -1]
         try #require(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &fds) == 0)
         let backend = try NetBackendFactory.make(
-            KeyValueOptions("socket,id=n,fd=\(fds[0])", impliedKey: "type"), loop: vm.loop)
+            KeyValueOptions("socket,id=n,fd=\(fds[0])", impliedKey: "type"), vm: vm)
         return (backend, collect(backend), Peer(fds[1]))
     }
 
@@ -130,13 +130,13 @@ import Virtio
         let path = directory.file("net")
         let server = try NetBackendFactory.make(
             KeyValueOptions("stream,id=s,server=on,addr.type=unix,addr.path=\(path)", impliedKey: "type", style: .keyval),
-            loop: machine.vm.loop)
+            vm: machine.vm)
         let atServer = collect(server)
         server.receiveReady()
         for round in UInt8(1)...2 {
             let client = try NetBackendFactory.make(
                 KeyValueOptions("stream,id=c,addr.type=unix,addr.path=\(path)", impliedKey: "type", style: .keyval),
-                loop: machine.vm.loop)
+                vm: machine.vm)
             let atClient = collect(client)
             client.receiveReady()
             send([round, round], by: client)
@@ -157,7 +157,7 @@ import Virtio
         ("socket", "Parameter 'id' is missing"),
         ("socket,id=a,connect=nocolon", "host address 'nocolon' doesn't contain ':'"),
         ("socket,id=a,connect=h:99999", "port number '99999' is invalid"),
-        ("socket,id=a,fd=9999", "Parameter 'fd': 9999 is not an open file descriptor"),
+        ("socket,id=a,fd=9999", "netdev 'a': fd 9999 is not an open stream socket"),
         ("stream,id=a,addr.type=unix", "Parameter 'path' is missing"),
     ]
 
@@ -165,7 +165,7 @@ import Virtio
     func refusesWrongOptions(_ text: String, _ message: String) throws {
         let machine = try TestMachine()
         let error = #expect(throws: VMMError.self) {
-            try NetBackendFactory.make(KeyValueOptions(text, impliedKey: "type"), loop: machine.vm.loop)
+            try NetBackendFactory.make(KeyValueOptions(text, impliedKey: "type"), vm: machine.vm)
         }
         #expect(error?.message == message)
     }

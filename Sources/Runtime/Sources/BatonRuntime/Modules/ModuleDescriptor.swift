@@ -69,6 +69,7 @@ public final class ModuleRegistrar {
     private(set) var preservers: [any FdPreserver] = []
     private(set) var hooks: [any AllocatorHook] = []
     private(set) var deviceTypes: [any DeviceType] = []
+    private(set) var netBackendTypes: [any NetBackendType] = []
     private(set) var commands: [QMPCommand] = []
     private(set) var events: [(name: String, data: QMPType)] = []
     private(set) var bridge: (any ForeignBridge)?
@@ -111,6 +112,12 @@ public final class ModuleRegistrar {
     public func add(_ preserver: any FdPreserver) throws(VMMError) {
         let isTaken = preservers.contains { $0.name == preserver.name }
         try stage("preserver", preserver.name, isTaken: isTaken) { preservers.append(preserver) }
+    }
+
+    /// Registers a type of network back end, for `-netdev`.
+    public func add(_ netBackendType: any NetBackendType) throws(VMMError) {
+        let isTaken = netBackendTypes.contains { $0.name == netBackendType.name }
+        try stage("network back end", netBackendType.name, isTaken: isTaken) { netBackendTypes.append(netBackendType) }
     }
 
     /// Registers a device type, for `-device`.

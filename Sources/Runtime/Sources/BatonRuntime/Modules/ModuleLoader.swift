@@ -119,13 +119,22 @@ public final class ModuleLoader {
     /// - Returns: nil when there is no such type.
     /// - Throws: why a module of that name cannot be loaded.
     public func deviceType(_ name: String) throws(VMMError) -> (any DeviceType)? {
-        if let known = registry.deviceType(name) { return known }
+        try provider(of: name) { registry.deviceType(name) }
+    }
+
+    /// The type of network back ends of that name, found as a device type is.
+    public func netBackendType(_ name: String) throws(VMMError) -> (any NetBackendType)? {
+        try provider(of: name) { registry.netBackendType(name) }
+    }
+
+    private func provider<Found>(of name: String, _ known: () -> Found?) throws(VMMError) -> Found? {
+        if let found = known() { return found }
         var stem = Substring(name)
         while !stem.isEmpty {
             for kind in ["device", "preserver"] {
                 guard let path = find(kind: kind, name: String(stem)) else { continue }
                 try load(path: path)
-                if let found = registry.deviceType(name) { return found }
+                if let found = known() { return found }
             }
             guard let dash = stem.utf8.lastIndex(of: UInt8(ascii: "-")) else { break }
             stem = stem[..<dash]

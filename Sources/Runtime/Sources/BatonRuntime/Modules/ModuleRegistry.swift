@@ -6,6 +6,7 @@ public final class ModuleRegistry {
     public private(set) var preservers: [any FdPreserver] = []
     public private(set) var hooks: [any AllocatorHook] = []
     public private(set) var deviceTypes: [any DeviceType] = []
+    public private(set) var netBackendTypes: [any NetBackendType] = []
     /// QMP commands and events of modules, with the module's name.
     private var commands: [(module: String, command: QMPCommand)] = []
     private var events: [(module: String, name: String, data: QMPType)] = []
@@ -23,6 +24,7 @@ public final class ModuleRegistry {
         memoryBackends.first { $0.typeName == type }
     }
     public func deviceType(_ name: String) -> (any DeviceType)? { deviceTypes.first { $0.name == name } }
+    public func netBackendType(_ name: String) -> (any NetBackendType)? { netBackendTypes.first { $0.name == name } }
     public func origin(kind: String, name: String) -> String { origins["\(kind)-\(name)"] ?? "built in" }
 
     /// Adds a part of the core.
@@ -60,6 +62,9 @@ public final class ModuleRegistry {
             throw taken("preserver", preserver.name)
         }
         for type in registrar.deviceTypes where deviceType(type.name) != nil { throw taken("device type", type.name) }
+        for type in registrar.netBackendTypes where netBackendType(type.name) != nil {
+            throw taken("network back end", type.name)
+        }
         for command in registrar.commands {
             guard let other = commands.first(where: { $0.command.name == command.name }) else { continue }
             throw VMMError(
@@ -77,9 +82,11 @@ public final class ModuleRegistry {
         events += registrar.events.map { (registrar.module, $0.name, $0.data) }
         bridge = bridge ?? registrar.bridge
         deviceTypes += registrar.deviceTypes
+        netBackendTypes += registrar.netBackendTypes
         for mode in registrar.modes { origins["mode-\(mode.name)"] = registrar.path }
         for backend in registrar.memoryBackends { origins["memory backend-\(backend.typeName)"] = registrar.path }
         for type in registrar.deviceTypes { origins["device type-\(type.name)"] = registrar.path }
+        for type in registrar.netBackendTypes { origins["network back end-\(type.name)"] = registrar.path }
         for preserver in registrar.preservers { origins["preserver-\(preserver.name)"] = registrar.path }
     }
 }

@@ -1,0 +1,94 @@
+import BatonRuntime
+import Glibc
+
+/// `-netdev dgram`: each Ethernet frame is a datagram, as in QEMU.
+public final class DgramNetBackend: KeptNetBackend {
+    private let loop: EventLoop
+    private var fd: Int32 = -1
+    /// Where frames go; nil when the socket knows.
+    private var remote: DatagramPeer?
+    private var reader: FrameReader?
+    private let frame: UnsafeMutableRawBufferPointer
+    /// The socket's file that this process is to remove.
+    private var file: SocketFile?
+    private let local: SocketAddress?
+
+    /// - Parameter heritage: what the process before left, instead of opening.
+    init(
+        id: String, local: NetSocketAddress, remote: SocketAddress?, vm: VirtualMachine, heritage: NetHeritage?
+    ) throws(VMMError) {
+        loop = vm.loop
+        frame = .allocate(byteCount: NetBackend.maxFrame, alignment: 16)
+        switch local {
+        case .address(let address): self.local = address
+        case .descriptor: self.local = nil
+        }
+        super.init(id: id, backend: "dgram", vm: vm)
+        if let remote { self.remote = try DatagramPeer(remote) }
+        if let heritage {
+            let held = try heritage.state.bytes("held", count: 0...NetBackend.maxFrame)
+            try heritage.state.finish()
+            fd = heritage.claim("socket") ?? -1
+            guard DescriptorKind.isDatagramSocket(fd) else { throw heritage.mismatch("has lost its datagram socket") }
+            startReading(held: held)
+            return
+        }
+        switch local {
+        case .address(let address):
+            fd = try address.bindDatagram()
+            file = SocketFile(address)
+        case .descriptor(let given):
+            guard DescriptorKind.isDatagramSocket(given) else {
+                throw VMMError("netdev '\(id)': fd \(given) is not an open datagram socket")
+            }
+            fd = given
+            try FD.setNonBlocking(fd, true)
+            try FD.setCloseOnExec(fd, true)
+        }
+        startReading(held: [])
+    }
+
+    private func startReading(held: [UInt8]) {
+        reader = FrameReader(
+            fd: fd, loop: loop, held: held, deliver: { [unowned self] in deliver($0) },
+            failed: { [unowned self] in Report.warning("netdev \(self.id): \($0.message)") })
+    }
+
+    deinit {
+        shutDown()
+        frame.deallocate()
+    }
+
+    public override func receiveReady() { reader?.ready() }
+
+    public override func send(_ parts: UnsafeBufferPointer<UnsafeRawBufferPointer>) {
+        guard fd >= 0, let end = NetBackend.gather(parts, into: frame, at: 0) else { return }
+        let bytes = UnsafeRawBufferPointer(rebasing: frame[..<end])
+        let flags = Int32(MSG_NOSIGNAL) | Int32(MSG_DONTWAIT)
+        let count = retryingInterrupts {
+            remote?.send(bytes, by: fd) ?? Glibc.send(fd, bytes.baseAddress, bytes.count, flags)
+        }
+        // Nobody there, or one who does not keep up.
+        if count < 0 { Log.trace("net_dgram_drop", "\(id): \(VMMError.system("send failed").message)") }
+    }
+
+    override func handOver(to cpr: CprController) throws(VMMError) {
+        guard fd >= 0 else { return }
+        try cpr.save(fd, of: self, as: "socket")
+        cpr.handOver(self) { $0.put("held", bytes: reader?.held ?? []) }
+    }
+
+    override func committed() {
+        // An inherited one was the earlier process' to remove until now.
+        if file == nil, let local { file = SocketFile(local) }
+    }
+
+    public override func shutDown() {
+        reader?.stop()
+        reader = nil
+        guard fd >= 0 else { return }
+        close(fd)
+        fd = -1
+        file?.remove()
+    }
+}

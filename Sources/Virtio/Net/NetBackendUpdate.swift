@@ -1,0 +1,43 @@
+import BatonRuntime
+
+/// A back end whose connection is kept over an update.
+public class KeptNetBackend: NetBackend {
+    /// Whether the guest is this process' own: until then nothing may be read
+    /// from an inherited descriptor, nor written to it.
+    fileprivate(set) var isCommitted: Bool
+
+    init(id: String, backend: String, vm: VirtualMachine) {
+        isCommitted = vm.cpr?.awaitsLoad != true
+        super.init(id: id, backend: backend)
+    }
+
+    /// Saves the descriptors and hands the rest over. Nothing changes here:
+    /// the guest may come back to this process.
+    func handOver(to cpr: CprController) throws(VMMError) {}
+    /// The guest is this process' own now.
+    func committed() {}
+}
+
+/// Keeps the connections of `-netdev` over an update.
+public enum NetBackendUpdate {
+    /// Takes part in the updates, once every back end stands.
+    public static func register(_ backends: [NetBackend], cpr: CprController) {
+        NetHeritage.closeLeftovers(cpr)
+        let kept = backends.compactMap { $0 as? KeptNetBackend }
+        guard !kept.isEmpty else { return }
+        cpr.onPhase { [unowned cpr] phase throws(VMMError) in
+            switch phase {
+            case .survey, .exec:
+                for backend in kept { try backend.handOver(to: cpr) }
+            case .saveFailed:
+                for backend in kept { cpr.forgetDescriptors(of: backend) }
+            case .commit:
+                for backend in kept {
+                    backend.isCommitted = true
+                    backend.committed()
+                }
+            default: break
+            }
+        }
+    }
+}
