@@ -56,6 +56,7 @@ let modules = [
     Module(file: "memory-backend-memfd", target: "MemoryBackendMemfd", path: "Memory/Memfd"),
     Module(file: "preserver-vhost-user", target: "PreserverVhostUser", path: "Preservers/VhostUser"),
     Module(file: "preserver-vfio", target: "PreserverVFIO", path: "Preservers/VFIO"),
+    Module(file: "preserver-tap", target: "PreserverTap", path: "Preservers/Tap"),
     // A foreign module: C, and all that it knows is baton-module.h.
     Module(file: "preserver-fd", target: "PreserverFD", path: "Preservers/FD", isSwift: false),
     Module(file: "preserver-harness-probe", target: "HarnessProbe", path: "Preservers/HarnessProbe"),

@@ -1,0 +1,49 @@
+import BatonRuntime
+
+/// The module `preserver-tap`.
+@_cdecl("baton_module_query")
+public func batonModuleQuery() -> UnsafeRawPointer {
+    ModuleDescriptor.make(kind: "preserver", name: "tap", version: "1.0") { registrar throws(VMMError) in
+        let preserver = TapPreserver()
+        try registrar.add(preserver)
+        try registrar.add(TapType(preserver))
+    }
+}
+
+/// Keeps tap interfaces attached over an update: what they queue meanwhile is
+/// the new process' to read. A mode that does not keep descriptors has the
+/// interfaces opened anew.
+final class TapPreserver: FdPreserver {
+    let name = "tap"
+    private var backends: [TapBackend] = []
+
+    func add(_ backend: TapBackend) { backends.append(backend) }
+
+    func notify(_ phase: CprPhase, cpr: CprController) throws(VMMError) {
+        for backend in backends {
+            switch phase {
+            case .survey, .exec: try backend.handOver(to: cpr)
+            case .saveFailed: cpr.forgetDescriptors(of: backend)
+            case .commit: backend.committed()
+            default: break
+            }
+        }
+    }
+}
+
+/// `-netdev tap`: options as QEMU's, but no script is run unless one is named.
+final class TapType: NetBackendType {
+    let name = "tap"
+    private let preserver: TapPreserver
+
+    init(_ preserver: TapPreserver) { self.preserver = preserver }
+
+    func make(id: String, _ options: KeyValueOptions, vm: VirtualMachine) throws(VMMError) -> NetBackend {
+        let configuration = try TapConfiguration(options)
+        let heritage = try NetHeritage.find(id, backend: name, vm: vm)
+        if heritage == nil, vm.cpr?.isTrial == true { return NetBackend(id: id, backend: name) }
+        let backend = try TapBackend(id: id, configuration, vm: vm, heritage: heritage)
+        preserver.add(backend)
+        return backend
+    }
+}

@@ -1,0 +1,23 @@
+import BatonRuntime
+import CBaton
+import Glibc
+
+/// `script=` and `downscript=`: programs that configure an interface.
+enum NetworkScript {
+    /// Runs one to its end.
+    /// - Throws: QEMU's error when it does not end with success.
+    static func run(_ path: String, interface: String) throws(VMMError) {
+        var arguments: [UnsafeMutablePointer<CChar>?] = [strdup(path), strdup(interface), nil]
+        defer { for argument in arguments { free(argument) } }
+        var pid: pid_t = 0
+        // From here on children's ends are waited for, and no more behind this.
+        let code = cbaton_spawn(&arguments, nil, 0, 2, &pid)
+        defer { cbaton_discard_children() }
+        guard code == 0 else { throw .system("could not launch network script '\(path)'", errno: code) }
+        var status: Int32 = 0
+        guard retryingInterrupts({ waitpid(pid, &status, 0) }) == pid else {
+            throw .system("could not wait for network script '\(path)'")
+        }
+        guard status == 0 else { throw VMMError("network script \(path) failed with status \(status)") }
+    }
+}
