@@ -149,6 +149,74 @@ import Virtio
         #expect(access(path, F_OK) != 0, "the socket's file is gone")
     }
 
+    @Test func aClientTriesAgainUntilItsServerIsThere() throws {
+        let machine = try TestMachine()
+        let directory = try TemporaryDirectory()
+        let path = directory.file("net")
+        func stream(_ rest: String) throws -> NetBackend {
+            try NetBackendFactory.make(
+                KeyValueOptions("stream,addr.type=unix,addr.path=\(path),\(rest)", impliedKey: "type", style: .keyval),
+                vm: machine.vm)
+        }
+        let client = try stream("id=c,reconnect-ms=1")
+        let atClient = collect(client)
+        client.receiveReady()
+        for round in UInt8(1)...2 {
+            let server = try stream("id=s,server=on")
+            let atServer = collect(server)
+            server.receiveReady()
+            #expect(
+                machine.wait {
+                    send([round], by: client)
+                    return atServer.frames.last == [round]
+                })
+            send([round, 7], by: server)
+            #expect(machine.wait { atClient.frames.last == [round, 7] })
+            server.shutDown()
+        }
+        client.shutDown()
+    }
+
+    /// Two back ends that send each other datagrams, by inet or unix addresses.
+    @Test(arguments: ["unix", "inet", "fd"]) func datagramsCarryFramesBothWays(_ kind: String) throws {
+        let machine = try TestMachine()
+        let directory = try TemporaryDirectory()
+        var fds: [Int32] = [-1, -1]
+        if kind == "fd" { try #require(socketpair(AF_UNIX, Int32(SOCK_DGRAM.rawValue), 0, &fds) == 0) }
+        let port = 20_000 + Int(getpid() % 10_000) * 2
+        func end(_ prefix: String, _ index: Int) -> String {
+            switch kind {
+            case "unix": "\(prefix).type=unix,\(prefix).path=\(directory.file("s\(index)"))"
+            case "inet": "\(prefix).type=inet,\(prefix).host=127.0.0.1,\(prefix).port=\(port + index)"
+            default: prefix == "local" ? "local.type=fd,local.str=\(fds[index])" : ""
+            }
+        }
+        let backends = try (0..<2).map { index in
+            let options = "dgram,id=n\(index),\(end("local", index))" + (kind == "fd" ? "" : ",\(end("remote", 1 - index))")
+            return try NetBackendFactory.make(
+                KeyValueOptions(options, impliedKey: "type", style: .keyval), vm: machine.vm)
+        }
+        let received = backends.map(collect)
+        backends[0].receiveReady()
+        received[0].room = 1
+        for byte in UInt8(1)...3 { send([byte, byte], by: backends[1]) }
+        #expect(machine.wait { received[0].frames == [[1, 1]] })
+        machine.vm.loop.poll(timeout: 1_000_000)
+        // The second is held, the third is the kernel's still.
+        received[0].room = 2
+        backends[0].receiveReady()
+        #expect(machine.wait { received[0].frames == [[1, 1], [2, 2], [3, 3]] })
+        send([UInt8](repeating: 9, count: 1514), by: backends[0])
+        machine.vm.loop.poll(timeout: 1_000_000)
+        #expect(received[1].frames.isEmpty, "nothing is taken before the machine runs")
+        backends[1].receiveReady()
+        #expect(machine.wait { received[1].frames.map(\.count) == [1514] })
+        for backend in backends { backend.shutDown() }
+        if kind == "unix" { #expect(access(directory.file("s0"), F_OK) != 0) }
+        // Nobody is there any more.
+        send([1], by: backends[0])
+    }
+
     private static let wrongOptions: [(String, String)] = [
         ("socket,id=a", "exactly one of listen=, connect= or fd= is required"),
         ("stream,id=a", "Parameter 'addr' is missing"),
@@ -159,6 +227,27 @@ import Virtio
         ("socket,id=a,connect=h:99999", "port number '99999' is invalid"),
         ("socket,id=a,fd=9999", "netdev 'a': fd 9999 is not an open stream socket"),
         ("stream,id=a,addr.type=unix", "Parameter 'path' is missing"),
+        ("stream,id=a,addr.type=vsock", "Parameter 'addr.type' does not accept value 'vsock'"),
+        ("stream,id=a,addr.type=unix,addr.path=/nonexistent/s", "Failed to connect to '/nonexistent/s': No such file or directory"),
+        (
+            "stream,id=a,server=on,reconnect-ms=1,addr.type=unix,addr.path=/x",
+            "'reconnect-ms' option is incompatible with socket in server mode"
+        ),
+        ("dgram,id=a", "dgram requires local= parameter"),
+        ("dgram,id=a,local.type=unix,local.path=/x", "type=inet or type=unix requires remote parameter"),
+        (
+            "dgram,id=a,local.type=fd,local.str=3,remote.type=inet,remote.host=::1,remote.port=1",
+            "don't set remote with local.fd"
+        ),
+        (
+            "dgram,id=a,local.type=unix,local.path=/x,remote.type=inet,remote.host=::1,remote.port=1",
+            "remote and local types must be the same"
+        ),
+        ("dgram,id=a,local.type=fd,local.str=9999", "netdev 'a': fd 9999 is not an open datagram socket"),
+        (
+            "dgram,id=a,local.type=unix,local.path=/nonexistent/s,remote.type=unix,remote.path=/y",
+            "can't bind '/nonexistent/s': No such file or directory"
+        ),
     ]
 
     @Test(arguments: wrongOptions)

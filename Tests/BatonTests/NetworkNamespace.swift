@@ -1,0 +1,139 @@
+import Foundation
+import TestSupport
+
+/// A network namespace of a test's own with a tap interface in it, on which
+/// the host is 10.77.0.1. Needs root, iproute2 and /dev/net/tun.
+final class NetworkNamespace: Sendable {
+    static let interface = "tap0"
+    let name: String
+
+    /// Whether one can be made here.
+    static let isAvailable: Bool = (try? NetworkNamespace()) != nil
+
+    /// - Parameter options: more words for `ip tuntap add`.
+    init(_ options: [String] = []) throws {
+        name = "baton-\(getpid())-\(UInt32.random(in: 0...UInt32.max))"
+        try ChildProcess.run(["ip", "netns", "add", name])
+        do {
+            try ip(["tuntap", "add", "dev", Self.interface, "mode", "tap"] + options)
+            try ip(["address", "add", "10.77.0.1/24", "dev", Self.interface])
+            try ip(["link", "set", Self.interface, "up"])
+        } catch {
+            _ = try? ChildProcess.run(["ip", "netns", "del", name])
+            throw error
+        }
+    }
+
+    deinit { _ = try? ChildProcess.run(["ip", "netns", "del", name]) }
+
+    /// Executes a program inside.
+    var prefix: [String] { ["ip", "netns", "exec", name] }
+
+    @discardableResult
+    func ip(_ arguments: [String]) throws -> String { try ChildProcess.run(["ip", "-netns", name] + arguments) }
+
+    /// Makes something inside, such as a socket, on a thread that goes there.
+    func make(_ body: @escaping @Sendable () -> Int32) throws -> Int32 {
+        // Not in the headers that Swift sees.
+        typealias SetNamespace = @convention(c) (Int32, Int32) -> Int32
+        guard let symbol = dlsym(nil, "setns") else { throw TestError("no setns") }
+        let setNamespace = unsafeBitCast(symbol, to: SetNamespace.self)
+        let path = "/run/netns/\(name)"
+        let done = DispatchSemaphore(value: 0)
+        final class Result: @unchecked Sendable { var fd: Int32 = -1 }
+        let result = Result()
+        Thread.detachNewThread {
+            let namespace = open(path, O_RDONLY | O_CLOEXEC)
+            if setNamespace(namespace, 0x4000_0000) == 0 { result.fd = body() }
+            close(namespace)
+            done.signal()
+        }
+        done.wait()
+        guard result.fd >= 0 else { throw TestError("nothing could be made in namespace \(name)") }
+        return result.fd
+    }
+}
+
+/// Sends numbered echo requests to the guest, as fast as it answers, and
+/// follows the answers: each must come, once, and in order.
+final class EchoFlood: @unchecked Sendable {
+    /// Requests without an answer at a time: more than the guest has buffers,
+    /// fewer than the interface queues.
+    static let window = 256
+    private static let identifier: UInt16 = 0x4246
+
+    private let fd: Int32
+    private let lock = NSLock()
+    private var sent: UInt32 = 0
+    private var answered: UInt32 = 0
+    private var disorder = 0
+    private var isStopping = false
+    private let ended = DispatchSemaphore(value: 0)
+
+    struct Outcome: Equatable {
+        var lost: Int
+        /// Answers that were not the next.
+        var disorder: Int
+    }
+
+    init(in namespace: NetworkNamespace) throws {
+        fd = try namespace.make {
+            socket(AF_INET, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue), Int32(IPPROTO_ICMP))
+        }
+        var size: Int32 = 8 << 20
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, socklen_t(MemoryLayout<Int32>.size))
+        Thread.detachNewThread { [self] in run() }
+    }
+
+    deinit { close(fd) }
+
+    var answers: UInt32 { lock.withLock { answered } }
+
+    func waitForProgress(_ more: UInt32 = 500) throws {
+        let before = answers
+        try eventually("answers past \(before)") { answers >= before + more }
+    }
+
+    /// Waits for the last answers.
+    func stop() -> Outcome {
+        lock.withLock { isStopping = true }
+        ended.wait()
+        return Outcome(lost: Int(sent) - Int(answered), disorder: disorder)
+    }
+
+    private func run() {
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        inet_pton(AF_INET, NetGuest.address, &address.sin_addr)
+        var quietSince = Deadline.seconds(10)
+        while true {
+            let (stopping, unanswered) = lock.withLock { (isStopping, sent - answered) }
+            if stopping, unanswered == 0 || quietSince.hasPassed { break }
+            // The first alone: its answer tells the host where the guest is.
+            if !stopping, unanswered < (answered == 0 ? 1 : UInt32(Self.window)) {
+                let message = EchoFrame.message(sent, identifier: Self.identifier, padding: 44)
+                let count = withUnsafePointer(to: &address) {
+                    $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                        sendto(fd, message, message.count, 0, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
+                    }
+                }
+                if count == message.count { lock.withLock { sent += 1 } }
+            }
+            if receive(wait: unanswered == Self.window || stopping || answered == 0) { quietSince = .seconds(10) }
+        }
+        ended.signal()
+    }
+
+    private func receive(wait: Bool) -> Bool {
+        var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+        guard poll(&state, 1, wait ? 10 : 0) == 1 else { return false }
+        var buffer = [UInt8](repeating: 0, count: 2048)
+        let count = recv(fd, &buffer, buffer.count, Int32(MSG_DONTWAIT))
+        guard count > 20, let number = EchoFrame.number(ofReply: buffer[20..<count]) else { return false }
+        lock.withLock {
+            if number != answered { disorder += 1 }
+            answered += 1
+        }
+        return true
+    }
+}

@@ -1,0 +1,64 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// A network for users without privileges: Debian's `passt`, which is at the
+/// other end of a `-netdev stream`.
+@Suite(
+    .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"),
+    .enabled(if: Products.find("passt") != nil, "needs passt"),
+    .enabled(if: PasstTests.hasRoute, "passt needs a host with a default route"))
+struct PasstTests {
+    static let hasRoute: Bool = {
+        let routes = (try? String(contentsOfFile: "/proc/net/route", encoding: .utf8)) ?? ""
+        return routes.split(separator: "\n").dropFirst().contains { $0.split(separator: "\t").dropFirst().first == "00000000" }
+    }()
+
+    @Test("datagrams through passt and twenty updates, on one connection")
+    func updates() throws {
+        let directory = try TemporaryDirectory()
+        let port = UInt16(20_000 + getpid() % 10_000)
+        let passt = try ChildProcess(
+            ["passt", "--foreground", "--one-off"] + (geteuid() == 0 ? ["--runas", "0"] : []) + [
+                "--socket", directory.file("net"), "--address", NetGuest.address, "--netmask", "24",
+                "--gateway", "10.77.0.1", "--udp-ports", "127.0.0.1/\(port):7",
+            ])
+        try eventually("passt's socket: \(passt.errors)") { access(directory.file("net"), F_OK) == 0 || !passt.isRunning }
+        let guest = try NetGuest(
+            netdev: "stream,id=n,server=off,addr.type=unix,addr.path=\(directory.file("net"))", in: directory)
+
+        let fd = socket(AF_INET, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        defer { close(fd) }
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_port = port.bigEndian
+        inet_pton(AF_INET, "127.0.0.1", &address.sin_addr)
+        let isConnected = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                connect(fd, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) == 0
+            }
+        }
+        try #require(isConnected)
+        func exchange(_ numbers: Range<UInt32>, during body: () throws -> Void) throws {
+            for number in numbers {
+                let bytes = EchoFrame.bigEndian(number)
+                try #require(send(fd, bytes, bytes.count, 0) == bytes.count)
+            }
+            try body()
+            for number in numbers {
+                var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+                try #require(poll(&state, 1, 30_000) == 1, "the answer to \(number): \(passt.errors)")
+                var bytes = [UInt8](repeating: 0, count: 64)
+                let count = read(fd, &bytes, bytes.count)
+                #expect(count == 4 && Array(bytes[..<4]) == EchoFrame.bigEndian(number))
+            }
+        }
+        for round in UInt32(0)..<20 {
+            try exchange(round * 32..<round * 32 + 32) { try guest.update() }
+        }
+        // With --one-off it ends with its one connection.
+        #expect(passt.isRunning)
+        try guest.qmp.execute("quit")
+        try passt.waitForExit()
+    }
+}
