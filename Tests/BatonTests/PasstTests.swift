@@ -7,13 +7,8 @@ import Testing
 @Suite(
     .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"),
     .enabled(if: Products.find("passt") != nil, "needs passt"),
-    .enabled(if: PasstTests.hasRoute, "passt needs a host with a default route"))
+    .enabled(if: HostNetwork.hasRoute, "passt needs a host with a default route"))
 struct PasstTests {
-    static let hasRoute: Bool = {
-        let routes = (try? String(contentsOfFile: "/proc/net/route", encoding: .utf8)) ?? ""
-        return routes.split(separator: "\n").dropFirst().contains { $0.split(separator: "\t").dropFirst().first == "00000000" }
-    }()
-
     @Test("datagrams through passt and twenty updates, on one connection")
     func updates() throws {
         let directory = try TemporaryDirectory()
@@ -61,4 +56,12 @@ struct PasstTests {
         try guest.qmp.execute("quit")
         try passt.waitForExit()
     }
+}
+
+private enum HostNetwork {
+    /// Whether the host has a default route.
+    static let hasRoute: Bool = {
+        let routes = (try? String(contentsOfFile: "/proc/net/route", encoding: .utf8)) ?? ""
+        return routes.split(separator: "\n").dropFirst().contains { $0.split(separator: "\t").dropFirst().first == "00000000" }
+    }()
 }
