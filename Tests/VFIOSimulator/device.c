@@ -93,7 +93,9 @@ static int get_region(pid_t pid, uint64_t argument) {
     if (error) return refuse(pid, "region_info", error, "by option");
     struct vfio_region_info *info = &answer.info;
     if (fetch(pid, argument, info, sizeof *info)) return -EFAULT;
-    if (info->argsz < sizeof *info || info->index >= REGIONS) return refuse(pid, "region_info", EINVAL, "size or index");
+    if (info->argsz < sizeof *info || info->index >= REGIONS) {
+        return refuse(pid, "region_info", EINVAL, "size or index");
+    }
     uint32_t room = info->argsz;
     size_t size = sizeof *info;
     info->offset = PLACE(info->index);
@@ -124,7 +126,8 @@ static int get_region(pid_t pid, uint64_t argument) {
 }
 
 static unsigned irq_count(unsigned index) {
-    return index == VFIO_PCI_INTX_IRQ_INDEX ? 1 : index == VFIO_PCI_MSI_IRQ_INDEX || index == VFIO_PCI_MSIX_IRQ_INDEX ? VECTORS : 0;
+    if (index == VFIO_PCI_INTX_IRQ_INDEX) return 1;
+    return index == VFIO_PCI_MSI_IRQ_INDEX || index == VFIO_PCI_MSIX_IRQ_INDEX ? VECTORS : 0;
 }
 
 static int get_irq(pid_t pid, uint64_t argument) {
@@ -133,7 +136,8 @@ static int get_irq(pid_t pid, uint64_t argument) {
     if (info.argsz < sizeof info || info.index >= IRQS) return refuse(pid, "irq_info", EINVAL, "size or index");
     info.count = irq_count(info.index);
     info.flags = VFIO_IRQ_INFO_EVENTFD
-        | (info.index == VFIO_PCI_INTX_IRQ_INDEX ? VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED : VFIO_IRQ_INFO_NORESIZE);
+        | (info.index == VFIO_PCI_INTX_IRQ_INDEX ? VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED
+                                                 : VFIO_IRQ_INFO_NORESIZE);
     return store(pid, argument, &info, sizeof info) ? -EFAULT : 0;
 }
 

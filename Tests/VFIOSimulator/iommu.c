@@ -61,7 +61,8 @@ static bool find_area(pid_t pid, uint64_t address, uint64_t size, struct area *f
         unsigned long start, end, offset, inode;
         unsigned major, minor;
         char access[8];
-        if (sscanf(line, "%lx-%lx %7s %lx %x:%x %lu", &start, &end, access, &offset, &major, &minor, &inode) != 7) break;
+        const char *format = "%lx-%lx %7s %lx %x:%x %lu";
+        if (sscanf(line, format, &start, &end, access, &offset, &major, &minor, &inode) != 7) break;
         if (end <= covered) continue;
         if (start > covered) break;
         bool writable = access[1] == 'w';
@@ -125,7 +126,9 @@ static int map_dma(pid_t pid, uint64_t argument) {
     if (fetch(pid, argument, &map, sizeof map)) return refuse(pid, name, EFAULT, "no argument");
     const unsigned access = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
     bool only_vaddr = map.flags & VFIO_DMA_MAP_FLAG_VADDR;
-    if (map.argsz < sizeof map || map.flags & ~(access | VFIO_DMA_MAP_FLAG_VADDR)) return refuse(pid, name, EINVAL, "size or flags");
+    if (map.argsz < sizeof map || map.flags & ~(access | VFIO_DMA_MAP_FLAG_VADDR)) {
+        return refuse(pid, name, EINVAL, "size or flags");
+    }
     if (!iommu_set) return refuse(pid, name, EINVAL, "no IOMMU is set");
     if (only_vaddr == !!(map.flags & access)) return refuse(pid, name, EINVAL, "neither access nor address, or both");
     if (!map.size || (map.size | map.iova | map.vaddr) & 4095) return refuse(pid, name, EINVAL, "not whole pages");
@@ -138,7 +141,9 @@ static int map_dma(pid_t pid, uint64_t argument) {
     if (error) return refuse(pid, name, error, "by option");
     for (size_t i = 0; i < mapping_count; i++) {
         struct mapping *m = &mappings[i];
-        if (map.iova < m->iova + m->size && m->iova < map.iova + map.size) return refuse(pid, name, EEXIST, "mapped already");
+        if (map.iova < m->iova + m->size && m->iova < map.iova + map.size) {
+            return refuse(pid, name, EEXIST, "mapped already");
+        }
     }
     if (mapping_count == sizeof mappings / sizeof *mappings) return refuse(pid, name, ENOSPC, "too many");
     bool writable = map.flags & VFIO_DMA_MAP_FLAG_WRITE;
@@ -188,7 +193,9 @@ struct answer container_ioctl(pid_t pid, unsigned request, uint64_t argument) {
         if (error) return (struct answer){refuse(pid, "set_iommu", error, "by option"), -1};
         if (!group_attached) return (struct answer){refuse(pid, "set_iommu", EINVAL, "no group is attached"), -1};
         if (iommu_set) return (struct answer){refuse(pid, "set_iommu", EINVAL, "set already"), -1};
-        if (argument != VFIO_TYPE1v2_IOMMU) return (struct answer){refuse(pid, "set_iommu", ENODEV, "no such model"), -1};
+        if (argument != VFIO_TYPE1v2_IOMMU) {
+            return (struct answer){refuse(pid, "set_iommu", ENODEV, "no such model"), -1};
+        }
         iommu_set = true;
         note(pid, "set_iommu type1v2");
         return (struct answer){0, -1};
@@ -204,11 +211,15 @@ static struct answer get_device(pid_t pid, uint64_t argument) {
     const char *name = "get_device_fd";
     char text[64] = "";
     size_t length = strlen(settings.device) + 1;
-    if (fetch(pid, argument, text, length < sizeof text ? length : sizeof text)) return (struct answer){refuse(pid, name, EFAULT, "no name"), -1};
+    if (fetch(pid, argument, text, length < sizeof text ? length : sizeof text)) {
+        return (struct answer){refuse(pid, name, EFAULT, "no name"), -1};
+    }
     int error = refused(name);
     if (error) return (struct answer){refuse(pid, name, error, "by option"), -1};
     if (!iommu_set) return (struct answer){refuse(pid, name, EINVAL, "the group has no IOMMU"), -1};
-    if (strncmp(text, settings.device, sizeof text)) return (struct answer){refuse(pid, name, ENODEV, "no such device"), -1};
+    if (strncmp(text, settings.device, sizeof text)) {
+        return (struct answer){refuse(pid, name, ENODEV, "no such device"), -1};
+    }
     note(pid, "get_device_fd %s", settings.device);
     return (struct answer){0, device_fd()};
 }

@@ -113,7 +113,8 @@ static pid_t start(char **command, int *listener) {
     char byte = 0;
     struct iovec data = {&byte, 1};
     union { struct cmsghdr head; char space[CMSG_SPACE(sizeof(int))]; } control = {0};
-    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    struct msghdr message = {
+        .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     pid_t parent = getpid(), child = fork();
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);

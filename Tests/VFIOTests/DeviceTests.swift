@@ -12,7 +12,10 @@ struct VFIODeviceTests {
         let requests = guest.requests
         #expect(guest.requests("refused") == [] && guest.requests("fault") == [])
         // The order in which the kernel wants these.
-        let order = ["open_group", "open_container", "set_container", "set_iommu", "map_dma", "get_device_fd", "device_info", "reset"]
+        let order = [
+            "open_group", "open_container", "set_container", "set_iommu", "map_dma", "get_device_fd", "device_info",
+            "reset",
+        ]
         let places = try order.map { name in try #require(requests.firstIndex { $0.hasPrefix(name) }, "\(name)") }
         #expect(places == places.sorted(), "\(requests)")
         #expect(requests.contains("map_dma iova=0x80000000 size=0x1000000 rw"))
@@ -102,7 +105,8 @@ struct VFIODeviceTests {
         let arguments = try VFIOGuest.arguments(.msix, in: directory)
         let process = try ChildProcess(VFIOGuest.simulator(directory, refusal.options) + arguments)
         #expect(try process.waitForExit() == .status(1))
-        #expect(process.errors.contains("vfio \(VFIOGuest.device): ") && process.errors.contains(refusal.error), "\(process.errors)")
+        #expect(process.errors.contains("vfio \(VFIOGuest.device): "), "\(process.errors)")
+        #expect(process.errors.contains(refusal.error), "\(process.errors)")
     }
 
     static let badValues: [(String, String)] = [
@@ -114,7 +118,10 @@ struct VFIODeviceTests {
         ("vfio-pci,host=0000:06:0d", "Property 'vfio-pci.host' doesn't take value '0000:06:0d'"),
         ("vfio-pci,host=1:0:06:0d.0", "Property 'vfio-pci.host' doesn't take value '1:0:06:0d.0'"),
         ("vfio-pci,host=-6:0d.0", "Property 'vfio-pci.host' doesn't take value '-6:0d.0'"),
-        ("vfio-pci,host=fffe:ff:1f.7", "vfio fffe:ff:1f.7: no such host device: /sys/bus/pci/devices/fffe:ff:1f.7: No such file or directory"),
+        (
+            "vfio-pci,host=fffe:ff:1f.7",
+            "vfio fffe:ff:1f.7: no such host device: /sys/bus/pci/devices/fffe:ff:1f.7: No such file or directory"
+        ),
         ("vfio-pci,host=ff:1F.7", "vfio 0000:ff:1f.7: no such host device: /sys/bus/pci/devices/0000:ff:1f.7"),
         ("vfio-pci,sysfsdev=/nonexistent/x", "vfio x: no such host device: /nonexistent/x: No such file or directory"),
         ("vfio-pci,sysfsdev=/tmp", "vfio tmp: no iommu_group found: No such file or directory"),

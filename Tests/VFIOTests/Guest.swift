@@ -96,7 +96,8 @@ final class VFIOGuest {
     /// Waits until the guest has had at least 128 more interrupts.
     func waitForProgress() throws {
         let before = try progress()
-        try eventually("the guest's interrupts go on past \(before): \(process.errors)\(log.suffix(12))", by: .seconds(30)) {
+        let what = "the guest's interrupts go on past \(before): \(process.errors)\(log.suffix(12))"
+        try eventually(what, by: .seconds(30)) {
             let now = try progress()
             return now.interrupts >= before.interrupts + 128 && now.count > before.count
         }

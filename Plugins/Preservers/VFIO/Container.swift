@@ -31,7 +31,8 @@ final class VFIOContainer {
         let path = "/dev/vfio/vfio"
         let opened = retryingInterrupts { open(path, O_RDWR | O_CLOEXEC) }
         guard opened >= 0 else {
-            throw .system("failed to open \(path)", hint: "The kernel module vfio must be loaded, and the file accessible.")
+            throw .system(
+                "failed to open \(path)", hint: "The kernel module vfio must be loaded, and the file accessible.")
         }
         fd = opened
         self.ranges = ranges
@@ -47,7 +48,9 @@ final class VFIOContainer {
             throw VMMError("No available IOMMU models", hint: "The kernel module vfio_iommu_type1 must be loaded.")
         }
         guard attach(group) else { throw .system("Failed to set group container") }
-        guard VFIO.call(fd, VFIO.Request.setIOMMU, model) == 0 else { throw .system("Failed to set iommu for container") }
+        guard VFIO.call(fd, VFIO.Request.setIOMMU, model) == 0 else {
+            throw .system("Failed to set iommu for container")
+        }
         for range in ranges { try map(range) }
     }
 
@@ -91,7 +94,8 @@ final class VFIOContainer {
         guard request(range, flags: flags) == 0 else {
             let code = errno
             throw .system(
-                "cannot map RAM block '\(range.name)' (\(range.size) bytes at \(Hex(range.start))) for DMA", errno: code,
+                "cannot map RAM block '\(range.name)' (\(range.size) bytes at \(Hex(range.start))) for DMA",
+                errno: code,
                 hint: code == ENOMEM
                     ? "All of guest memory is locked: raise the limit (ulimit -l)."
                     : "The host's IOMMU may reserve these addresses; less memory (-m) may avoid them.")

@@ -50,8 +50,8 @@ final class VFIOPCIDevice: PCIFunction {
             guard mapping, found.space != .io else { continue }
             for area in directAreas(of: region, bar: found.index)
             where !memory.map(file.fd, region, bar: bar, offset: area.start, size: area.size) {
-                Report.warning(
-                    VMMError.system("vfio \(hostName): Failed to mmap BAR \(found.index), performance may be slow").message)
+                let what = "vfio \(hostName): Failed to mmap BAR \(found.index), performance may be slow"
+                Report.warning(VMMError.system(what).message)
             }
         }
     }
@@ -81,7 +81,8 @@ final class VFIOPCIDevice: PCIFunction {
             case PCICapabilityID.msi:
                 if let msi = layout.msi { addMSI(vectors: msi.vectors, at: msi.offset) }
             case PCICapabilityID.msix:
-                guard let msix = layout.msix, let table = bar(msix.table.bar), let pending = bar(msix.pending.bar) else { break }
+                guard let msix = layout.msix, let table = bar(msix.table.bar), let pending = bar(msix.pending.bar)
+                else { break }
                 addMSIX(
                     vectors: msix.vectors, table: (table, msix.table.offset), pending: (pending, msix.pending.offset),
                     at: capability.offset)

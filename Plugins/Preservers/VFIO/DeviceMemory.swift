@@ -23,7 +23,9 @@ final class VFIODeviceMemory {
     /// Maps a part of a region of `file`.
     /// - Returns: false, with errno, when the kernel does not let it.
     func map(_ file: Int32, _ region: VFIORegion, bar: PCIBar, offset: UInt64, size: UInt64) -> Bool {
-        let access = (region.allows(VFIO.RegionFlag.read) ? PROT_READ : 0) | (region.allows(VFIO.RegionFlag.write) ? PROT_WRITE : 0)
+        let access =
+            (region.allows(VFIO.RegionFlag.read) ? PROT_READ : 0)
+            | (region.allows(VFIO.RegionFlag.write) ? PROT_WRITE : 0)
         // The guest's loads would end the VMM.
         guard access & PROT_READ != 0, let length = Int(exactly: size) else { return true }
         let at = off_t(truncatingIfNeeded: region.offset &+ offset)
@@ -36,7 +38,8 @@ final class VFIODeviceMemory {
     /// Takes what has moved, or everything, out of the address space.
     func takeAway(from space: AddressSpace, movedOnly: Bool) {
         for index in areas.indices {
-            guard let start = areas[index].placedAt, !movedOnly || !isDirect || start != areas[index].wanted else { continue }
+            guard let start = areas[index].placedAt, !movedOnly || !isDirect || start != areas[index].wanted
+            else { continue }
             space.unmapMemory(at: start)
             areas[index].placedAt = nil
         }

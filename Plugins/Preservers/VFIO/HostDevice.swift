@@ -43,7 +43,8 @@ struct VFIOHostDevice {
     }
 
     private static func hex(_ text: Substring, digits: Int, below limit: Int) -> Int? {
-        guard (1...digits).contains(text.utf8.count), text.utf8.allSatisfy({ $0 != UInt8(ascii: "+") && $0 != UInt8(ascii: "-") }),
+        let hasSign = text.utf8.first == UInt8(ascii: "+") || text.utf8.first == UInt8(ascii: "-")
+        guard (1...digits).contains(text.utf8.count), !hasSign,
             let value = Int(text, radix: 16), value < limit
         else { return nil }
         return value

@@ -39,8 +39,9 @@ struct VFIOLayout {
         let config = shape.config
         func word(_ at: Int) -> UInt16 { UInt16(config[at]) | UInt16(config[at + 1]) << 8 }
         func long(_ at: Int) -> UInt32 { UInt32(word(at)) | UInt32(word(at + 2)) << 16 }
-        guard config[PCIRegister.headerType] & 0x7f == 0 else {
-            throw VMMError("header type \(config[PCIRegister.headerType] & 0x7f) is not supported: a bridge cannot be passed through")
+        let headerType = config[PCIRegister.headerType] & 0x7f
+        guard headerType == 0 else {
+            throw VMMError("header type \(headerType) is not supported: a bridge cannot be passed through")
         }
         identity = PCIIdentity(
             vendor: word(PCIRegister.vendorID), device: word(PCIRegister.deviceID),
@@ -61,7 +62,8 @@ struct VFIOLayout {
             guard region.size > 0 else { continue }
             let least: UInt64 = isIO ? 4 : 16
             let most: UInt64 = isIO ? 256 : is64 ? 1 << 38 : 1 << 31
-            guard region.size & (region.size - 1) == 0, (least...most).contains(region.size), !(is64 && number == 5) else {
+            guard region.size & (region.size - 1) == 0, (least...most).contains(region.size), !(is64 && number == 5)
+            else {
                 throw VMMError("BAR \(number) of \(region.size) bytes cannot be passed through")
             }
             bars.append(

@@ -80,8 +80,10 @@ struct VFIOShape {
         let flags: UInt32 = answer.value(4)
         let size: UInt64 = answer.value(16)
         let offset: UInt64 = answer.value(24)
-        guard size == 0 || (Int64(exactly: offset) != nil && Int64(exactly: offset &+ size) != nil && offset &+ size >= size)
-        else { throw VMMError("region \(index) of \(size) bytes at \(Hex(offset)) is not in the device's file") }
+        let end = offset &+ size
+        guard size == 0 || (Int64(exactly: offset) != nil && Int64(exactly: end) != nil && end >= size) else {
+            throw VMMError("region \(index) of \(size) bytes at \(Hex(offset)) is not in the device's file")
+        }
         return VFIORegion(flags: flags, size: size, offset: offset, areas: areas(answer, flags: flags, size: size))
     }
 
