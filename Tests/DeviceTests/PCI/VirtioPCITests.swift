@@ -38,6 +38,18 @@ import Virtio
         #expect(!pci.wires[1].level)
     }
 
+    @Test func anInterruptThatIsUpInACheckpointCanBeTakenDown() throws {
+        let queue = driver.start(msix: false)[0]
+        request(queue)
+        let state = savedState(driver.device)
+        let loaded = try PCITestBus()
+        let other = try VirtioPCIDriver(
+            loaded, VirtioPCI(VirtioEntropy(vm: loaded.machine.vm), model: "virtio-rng-pci", id: nil))
+        try loadState(state, into: other.device)
+        #expect(loaded.wires[1].level)
+        #expect(other.readStatus() == 1 && !loaded.wires[1].level)
+    }
+
     @Test func servesRequestsWithMessages() {
         let queue = driver.start(msix: true)[0]
         request(queue)
