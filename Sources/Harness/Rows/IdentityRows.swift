@@ -120,13 +120,24 @@ extension Harness {
         for name in names {
             guard let a = old.section(name), let b = new.section(name) else { continue }
             if a.payload == b.payload && a.version == b.version { continue }
-            let fields = try old.reader(a).dump
-            let changed = try new.reader(b).dump.first { field in
-                !fields.contains { $0.name == field.name && $0.payload == field.payload }
+            let fields = try old.reader(a).dump.map { ($0.name, comparable($0.name, $0.payload)) }
+            let others = try new.reader(b).dump.map { ($0.name, comparable($0.name, $0.payload)) }
+            let changed = others.first { field in !fields.contains { $0 == field } }
+            guard let changed else {
+                try require(a.version == b.version && fields.count == others.count, "section '\(name)' changed its fields")
+                continue
             }
-            throw Failure("section '\(name)' changed, the first field '\(changed?.name ?? "?")'")
+            throw Failure("section '\(name)' changed, the first field '\(changed.0)'")
         }
         return names.count
+    }
+
+    /// A field as it is compared: without a hart's pending timer interrupts,
+    /// as a timer may come due between two saves.
+    private static func comparable(_ name: String, _ payload: ArraySlice<UInt8>) -> [UInt8] {
+        var bytes = Array(payload)
+        if name == "mip", !bytes.isEmpty { bytes[0] &= ~(1 << 5 | 1 << 7) }
+        return bytes
     }
 }
 

@@ -136,7 +136,7 @@ enum Lifeboat {
                 return messages.tooLate(limit: limit)
             }
             guard messages.receive(from: watch) else { break }
-            if messages.stage == .waiting, !successorStood {
+            if messages.hasWaited, !successorStood {
                 successorStood = true
                 whenSuccessorStands?()
             }
@@ -172,6 +172,8 @@ struct WatchMessages {
     static let textLimit = 2048
 
     private(set) var stage: Lifeboat.Stage
+    /// Whether the stage was `waiting` at any time: several may be read at once.
+    private(set) var hasWaited = false
     private var text: [UInt8]?
 
     init(stage: Lifeboat.Stage) { self.stage = stage }
@@ -193,6 +195,7 @@ struct WatchMessages {
                 text = []
             } else if let next = Lifeboat.Stage(rawValue: byte) {
                 stage = next
+                if next == .waiting { hasWaited = true }
             }
         }
         return text.map { $0.count <= WatchMessages.textLimit } ?? true
