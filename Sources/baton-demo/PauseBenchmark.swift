@@ -41,6 +41,24 @@ struct PauseBenchmark {
         let files = (0..<Self.descriptors).flatMap { ["-chardev", "file,id=c\($0),path=\(directory.file("c\($0)"))"] }
         let chardevs = try baton(memory, Self.update, extra: files)
         row("128M, cpr-update, \(Self.descriptors) file chardevs", chardevs, more: chardevs.median - base)
+        for count in Self.deviceCounts {
+            let devices = try baton(memory, Self.update, extra: networkCards(count))
+            row("128M, cpr-update, \(count) PCI network cards", devices, more: devices.median - base)
+        }
+    }
+
+    private static let deviceCounts = [1, 10, 100]
+
+    /// Cards whose socket to their network is preserved.
+    private func networkCards(_ count: Int) -> [String] {
+        (0..<count).flatMap { number in
+            let address = "\(String(1 + number / 8, radix: 16)).\(number % 8),multifunction=on"
+            return [
+                "-netdev", "dgram,id=n\(number),local.type=unix,local.path=\(directory.file("net\(number)")),"
+                    + "remote.type=unix,remote.path=\(directory.file("peer\(number)"))",
+                "-device", "virtio-net-pci,netdev=n\(number),addr=\(address)",
+            ]
+        }
     }
 
     private func row(_ name: String, _ summary: Summary, more: Double? = nil) {
