@@ -43,7 +43,7 @@ struct PauseBenchmark {
         row("128M, cpr-update, \(Self.descriptors) file chardevs", chardevs, more: chardevs.median - base)
         for count in Self.deviceCounts {
             let devices = try baton(memory, Self.update, extra: networkCards(count))
-            row("128M, cpr-update, \(count) PCI network cards", devices, more: devices.median - base)
+            row("128M, cpr-update, \(count) network cards", devices, more: devices.median - base)
         }
     }
 
