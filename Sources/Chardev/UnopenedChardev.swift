@@ -12,8 +12,6 @@ final class UnopenedChardev: Chardev {
     static func checkWritable(_ path: String) throws(VMMError) {
         if access(path, W_OK) == 0 { return }
         guard errno == ENOENT else { throw .system("Could not open '\(path)'") }
-        var directory = "."
-        if let slash = path.lastIndex(of: "/") { directory = slash == path.startIndex ? "/" : String(path[..<slash]) }
-        guard access(directory, W_OK | X_OK) == 0 else { throw .system("Could not open '\(path)'") }
+        guard access(FD.directory(of: path), W_OK | X_OK) == 0 else { throw .system("Could not open '\(path)'") }
     }
 }

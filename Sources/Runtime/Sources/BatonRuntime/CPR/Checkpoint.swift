@@ -72,9 +72,7 @@ enum Checkpoint {
     /// Makes the new name durable too. Where a file system cannot do that, the
     /// file itself is still whole.
     private static func syncDirectory(of path: String) {
-        let slash = path.lastIndex(of: "/")
-        let directory = slash.map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
-        let fd = retryingInterrupts { open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC) }
+        let fd = retryingInterrupts { open(FD.directory(of: path), O_RDONLY | O_DIRECTORY | O_CLOEXEC) }
         guard fd >= 0 else { return }
         _ = retryingInterrupts { fsync(fd) }
         close(fd)

@@ -76,12 +76,7 @@ private struct CopiedDescriptors {
     /// For a connected socket one that is connected to nobody: nothing that is
     /// done to it reaches the peer. Any other descriptor stands for itself.
     mutating func standIn(_ fd: Int32) throws(VMMError) -> Int32 {
-        var type: Int32 = 0
-        var listens: Int32 = 0
-        var size = socklen_t(MemoryLayout<Int32>.size)
-        guard getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0,
-            getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0, listens == 0
-        else { return fd }
+        guard let type = DescriptorKind.option(fd, SO_TYPE), DescriptorKind.option(fd, SO_ACCEPTCONN) == 0 else { return fd }
         var pair: [Int32] = [0, 0]
         guard socketpair(AF_UNIX, type | Int32(SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0, &pair) == 0 else {
             throw .system("cannot make a stand-in for a connection")

@@ -23,29 +23,22 @@ final class TrialRun {
     /// Starts the process.
     /// - Parameter state: names descriptors, borrowed, that it inherits.
     init(_ argv: [String], state: CprState) throws(VMMError) {
-        let token = try Pipe()
-        let watch = try token.orClosed { () throws(VMMError) in try Pipe() }
-        let errors = try token.orClosed { () throws(VMMError) in
-            try watch.orClosed { () throws(VMMError) in try Pipe() }
-        }
-        var state = state
-        // A pipe that nobody will write to: it has no token to take.
-        state.lifeboat = Lifeboat.Link(token: token.reader, watch: watch.writer)
+        var pipes: [Pipe] = []
         do throws(VMMError) {
-            try FD.setNonBlocking(token.reader, true)
-            for reader in [watch.reader, errors.reader] { try FD.setNonBlocking(reader, true) }
+            for _ in 0..<3 { pipes.append(try Pipe()) }
+            let (token, watch, errors) = (pipes[0], pipes[1], pipes[2])
+            for reader in pipes.map(\.reader) { try FD.setNonBlocking(reader, true) }
+            var state = state
+            // A pipe that nobody will write to: it has no token to take.
+            state.lifeboat = Lifeboat.Link(token: token.reader, watch: watch.writer)
             let memfd = try state.writeMemfd()
             pid = try TrialRun.spawn(argv, state, memfd: memfd.raw, standardError: errors.writer)
+            for fd in [token.reader, watch.writer, errors.writer] { close(fd) }
+            (self.token, watchReader, errorReader) = (token.writer, watch.reader, errors.reader)
         } catch {
-            for pipe in [token, watch, errors] { pipe.close() }
+            for pipe in pipes { pipe.close() }
             throw error
         }
-        close(token.reader)
-        close(watch.writer)
-        close(errors.writer)
-        self.token = token.writer
-        watchReader = watch.reader
-        errorReader = errors.reader
         Log.trace("cpr_preflight", "\(argv[0]) pid \(pid)")
     }
 
@@ -154,17 +147,5 @@ final class TrialRun {
         (watchReader, errorReader, token) = (-1, -1, -1)
         // From now on as before: lifeboats are not waited for.
         cbaton_discard_children()
-    }
-}
-
-extension Pipe {
-    /// What `body` makes; both ends are closed when it fails.
-    fileprivate func orClosed<Result>(_ body: () throws(VMMError) -> Result) throws(VMMError) -> Result {
-        do throws(VMMError) {
-            return try body()
-        } catch {
-            close()
-            throw error
-        }
     }
 }

@@ -13,7 +13,8 @@ public enum DescriptorKind {
 
     public static func isDatagramSocket(_ fd: Int32) -> Bool { option(fd, SO_TYPE) == Int32(SOCK_DGRAM.rawValue) }
 
-    private static func option(_ fd: Int32, _ name: Int32) -> Int32? {
+    /// A socket's option of level SOL_SOCKET; nil for what is no socket.
+    static func option(_ fd: Int32, _ name: Int32) -> Int32? {
         var value: Int32 = -1
         var length = socklen_t(MemoryLayout<Int32>.size)
         return getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0 ? value : nil

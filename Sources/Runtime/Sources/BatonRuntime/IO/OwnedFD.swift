@@ -31,6 +31,12 @@ public enum FD {
         return OwnedFD(adopting: fd)
     }
 
+    /// The directory that a path's last name is in.
+    public static func directory(of path: String) -> String {
+        guard let slash = path.lastIndex(of: "/") else { return "." }
+        return slash == path.startIndex ? "/" : String(path[..<slash])
+    }
+
     public static func setCloseOnExec(_ fd: Int32, _ on: Bool) throws(VMMError) {
         // A descriptor has no other flag, so there is none to keep.
         guard fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0) == 0 else {
