@@ -55,7 +55,7 @@ let modules = [
     Module(file: "memory-backend-file", target: "MemoryBackendFile", path: "Memory/File"),
     Module(file: "memory-backend-memfd", target: "MemoryBackendMemfd", path: "Memory/Memfd"),
     Module(file: "preserver-vhost-user", target: "PreserverVhostUser", path: "Preservers/VhostUser"),
-    Module(file: "preserver-vfio", target: "PreserverVFIO", path: "Preservers/VFIO"),
+    Module(file: "preserver-vfio", target: "PreserverVFIO", path: "Preservers/VFIO", dependencies: ["VFIOPCI"]),
     Module(file: "preserver-tap", target: "PreserverTap", path: "Preservers/Tap"),
     // A foreign module: C, and all that it knows is baton-module.h.
     Module(file: "preserver-fd", target: "PreserverFD", path: "Preservers/FD", isSwift: false),
@@ -87,6 +87,8 @@ let package = Package(
         part("Virtio"),
         part("Chardev"),
         part("Monitor"),
+        // Of the modules for VFIO and vfio-user, in each of which it is a copy.
+        part("VFIOPCI"),
         part("VirtBoard", ["RISCV", "PCI", "Virtio"]),
         .executableTarget(
             name: "baton", dependencies: [runtime, "RISCV", "PCI", "Virtio", "VirtBoard", "Chardev", "Monitor"],

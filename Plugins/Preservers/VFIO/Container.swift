@@ -1,5 +1,6 @@
 import BatonRuntime
 import Glibc
+import VFIOPCI
 
 /// A VFIO container: an IOMMU context with guest RAM mapped at its
 /// guest-physical addresses. Owns its descriptor.
@@ -173,29 +174,4 @@ final class VFIOGroup {
     }
 
     deinit { close(fd) }
-}
-
-/// An open device. Owns its descriptor, and keeps its group.
-final class VFIODeviceFile {
-    let fd: Int32
-    let group: VFIOGroup
-
-    init(name: String, group: VFIOGroup) throws(VMMError) {
-        var argument = VFIOArgument(bytes: Array(name.utf8) + [0])
-        fd = argument.call(group.fd, VFIO.Request.groupGetDeviceFD)
-        self.group = group
-        guard fd >= 0 else {
-            throw .system(
-                "error getting device from group \(group.number)",
-                hint: "Verify all devices in group \(group.number) are bound to vfio-pci and not already in use")
-        }
-        _ = fcntl(fd, F_SETFD, FD_CLOEXEC)
-    }
-
-    init(inherited fd: Int32, group: VFIOGroup) {
-        self.fd = fd
-        self.group = group
-    }
-
-    deinit { if fd >= 0 { close(fd) } }
 }

@@ -1,4 +1,5 @@
 import BatonRuntime
+import VFIOPCI
 
 /// `-device vfio-pci`.
 final class VFIODeviceType: DeviceType {
@@ -18,36 +19,40 @@ final class VFIODeviceType: DeviceType {
         let host = try VFIOHostDevice(options)
         let bus = try context.bus(PCIBus.self, for: options)
         let place = try bus.place(options)
-        guard !preserver.devices.contains(where: { $0.hostName == host.name }) else {
+        guard !preserver.devices.contains(where: { $0.device.hostName == host.name }) else {
             throw VMMError("vfio \(host.name): device is already attached")
         }
         do throws(VMMError) {
-            let device = try open(host, id: options.id, vm: context.vm)
-            try bus.plug(device, at: place)
-            preserver.add(device)
+            let assignment = try open(host, id: options.id, vm: context.vm)
+            try bus.plug(assignment.device, at: place)
+            preserver.add(assignment)
         } catch {
             throw error.prefixed("vfio \(host.name)")
         }
     }
 
-    private func open(_ host: VFIOHostDevice, id: String?, vm: VirtualMachine) throws(VMMError) -> VFIOPCIDevice {
+    private func open(_ host: VFIOHostDevice, id: String?, vm: VirtualMachine) throws(VMMError) -> VFIOAssignment {
         let ranges = VFIOContainer.Range.all(vm.addressSpace)
         let heritage = try VFIOHeritage.find(host.name, cpr: vm.cpr, groups: preserver.groups, ranges: ranges)
+        let file: VFIODeviceFile
+        let shape: VFIOShape
         if let heritage {
-            return try VFIOPCIDevice(
-                vm: vm, id: id, name: host.name, file: heritage.file, shape: heritage.shape, heritage: heritage,
-                preserver: preserver)
-        }
-        let number = try host.groupNumber()
-        let group: VFIOGroup
-        if let known = preserver.groups.first(where: { $0.number == number }) {
-            group = known
+            file = heritage.file
+            shape = heritage.shape
         } else {
-            group = try VFIOGroup(number: number, containers: preserver.containers, ranges: ranges)
+            let number = try host.groupNumber()
+            let group: VFIOGroup
+            if let known = preserver.groups.first(where: { $0.number == number }) {
+                group = known
+            } else {
+                group = try VFIOGroup(number: number, containers: preserver.containers, ranges: ranges)
+            }
+            file = try VFIODeviceFile(name: host.name, group: group)
+            shape = try VFIOShape(of: file)
         }
-        let file = try VFIODeviceFile(name: host.name, group: group)
-        return try VFIOPCIDevice(
-            vm: vm, id: id, name: host.name, file: file, shape: try VFIOShape(of: file.fd), heritage: nil,
-            preserver: preserver)
+        let device = try VFIOPCIDevice(
+            vm: vm, model: name, id: id, hostName: host.name, label: "vfio \(host.name)", transport: file,
+            shape: shape, inherited: heritage?.interrupts, placement: preserver.placement)
+        return VFIOAssignment(file: file, device: device)
     }
 }

@@ -1,5 +1,6 @@
 import BatonRuntime
 import Glibc
+import VFIOPCI
 
 /// What of a device crosses an update beside its checkpoint section: the
 /// descriptors of container, group, device and interrupts, and what the kernel
@@ -8,10 +9,9 @@ import Glibc
 struct VFIOHeritage {
     let file: VFIODeviceFile
     let shape: VFIOShape
-    let kind: VFIOInterrupts.Kind?
-    let events: [Int32]
+    let interrupts: VFIOInheritedInterrupts
 
-    private static func part(_ name: String) -> String { "vfio/\(name)" }
+    fileprivate static func part(_ name: String) -> String { "vfio/\(name)" }
 
     /// - Returns: nil in a fresh start.
     /// - Throws: an error for a device that the process before did not have.
@@ -40,9 +40,7 @@ struct VFIOHeritage {
                 "guest memory is not where the device's IOMMU has it",
                 hint: "Give the new VMM the memory options of the old one.")
         }
-        let kindNumber = try state.unsigned("interrupt-kind", in: 0...3)
-        kind = kindNumber == 0 ? nil : VFIOInterrupts.Kind(rawValue: UInt32(kindNumber - 1))
-        let count = Int(try state.unsigned("interrupt-count", in: 0...2048))
+        interrupts = try VFIOInheritedInterrupts(VFIOName.interrupt(name), state, cpr: cpr)
         try state.finish()
 
         func find(_ name: String, _ id: Int) throws(VMMError) -> Int32 {
@@ -51,9 +49,6 @@ struct VFIOHeritage {
             }
             return fd
         }
-        var events: [Int32] = []
-        for id in 0..<count { events.append(try find(VFIOName.interrupt(name), id)) }
-        self.events = events
         let device = try find(VFIOName.device(name), 0)
         // Everything is there: it changes hands.
         let group: VFIOGroup
@@ -72,37 +67,32 @@ struct VFIOHeritage {
         }
         file = VFIODeviceFile(inherited: device, group: group)
         cpr.fds.delete(VFIOName.device(name))
-        for id in 0..<count { cpr.fds.delete(VFIOName.interrupt(name), id: id) }
+        interrupts.claim(cpr)
     }
 
     fileprivate static func numbers(_ ranges: [VFIOContainer.Range]) -> [UInt64] {
         ranges.flatMap { [$0.start, $0.size, $0.readOnly ? 1 : 0] }
     }
+}
 
-    fileprivate static func put(_ device: VFIOPCIDevice, to cpr: CprController) {
-        let group = device.file.group
+/// A device of the host's, and the guest's view of it.
+struct VFIOAssignment {
+    let file: VFIODeviceFile
+    let device: VFIOPCIDevice
+
+    /// Saves the descriptors and hands over the rest. Nothing changes here.
+    func handOver(to cpr: CprController) throws(VMMError) {
+        let (group, name) = (file.group, device.hostName)
+        try cpr.fds.resave(VFIOName.container, id: group.number, group.container.fd)
+        try cpr.fds.resave(VFIOName.group, id: group.number, group.fd)
+        try cpr.fds.resave(VFIOName.device(name), file.fd)
         var state = StateWriter()
         state.put("group", UInt64(group.number))
         state.put("update-vaddr", group.container.hasUpdateVaddr)
         state.put("unmap-all", group.container.hasUnmapAll)
         device.shape.put(into: &state)
-        state.put("ranges", numbers(group.container.ranges))
-        state.put("interrupt-kind", device.interrupts.kind.map { UInt64($0.rawValue) + 1 } ?? 0)
-        state.put("interrupt-count", UInt64(device.interrupts.events.count))
-        cpr.handOver(part(device.hostName), state)
-    }
-}
-
-extension VFIOPCIDevice {
-    /// Saves the descriptors and hands over the rest. Nothing changes here.
-    func handOver(to cpr: CprController) throws(VMMError) {
-        let group = file.group
-        try cpr.fds.resave(VFIOName.container, id: group.number, group.container.fd)
-        try cpr.fds.resave(VFIOName.group, id: group.number, group.fd)
-        try cpr.fds.resave(VFIOName.device(hostName), file.fd)
-        for (vector, event) in interrupts.events.enumerated() {
-            try cpr.fds.resave(VFIOName.interrupt(hostName), id: vector, event)
-        }
-        VFIOHeritage.put(self, to: cpr)
+        state.put("ranges", VFIOHeritage.numbers(group.container.ranges))
+        try device.interrupts.handOver(VFIOName.interrupt(name), to: cpr, &state)
+        cpr.handOver(VFIOHeritage.part(name), state)
     }
 }

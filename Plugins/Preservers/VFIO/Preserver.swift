@@ -1,5 +1,6 @@
 import BatonRuntime
 import Glibc
+import VFIOPCI
 
 /// The module `preserver-vfio`.
 @_cdecl("baton_module_query")
@@ -17,7 +18,8 @@ public func batonModuleQuery() -> UnsafeRawPointer {
 /// are given up and set anew (VFIO_DMA_UNMAP_FLAG_VADDR, linux/vfio.h).
 final class VFIOPreserver: FdPreserver {
     let name = "vfio"
-    private(set) var devices: [VFIOPCIDevice] = []
+    private(set) var devices: [VFIOAssignment] = []
+    let placement = VFIOPlacement()
     /// The process that the kernel has guest RAM's addresses of.
     private var owner = getpid()
 
@@ -30,10 +32,13 @@ final class VFIOPreserver: FdPreserver {
         return found
     }
 
-    func add(_ device: VFIOPCIDevice) { devices.append(device) }
+    func add(_ assignment: VFIOAssignment) {
+        devices.append(assignment)
+        placement.add(assignment.device)
+    }
 
     func blockers(mode name: String) -> [String] {
-        guard let mode = devices.first?.vm.cpr?.enabledModes.first(where: { $0.name == name }) else { return [] }
+        guard let mode = devices.first?.device.vm.cpr?.enabledModes.first(where: { $0.name == name }) else { return [] }
         guard mode.promises.contains(.samePID) else {
             return ["VFIO device only supports cpr-\(name) for runstate suspended"]
         }
@@ -50,7 +55,7 @@ final class VFIOPreserver: FdPreserver {
         case .saveFailed: try takeBack(cpr)
         case .commit:
             closeLeftovers(cpr)
-            defer { for device in devices { device.settle() } }
+            defer { for device in devices { device.device.settle() } }
             for container in containers where !container.hasAddresses { try container.setAddresses() }
         default: break
         }
@@ -81,16 +86,6 @@ final class VFIOPreserver: FdPreserver {
 
     /// What the new command line has no device for.
     private func closeLeftovers(_ cpr: CprController) { forget(cpr) { close($0) } }
-
-    // MARK: Device memory in the address space
-
-    /// Puts what devices have mapped where their BARs are now. One BAR may
-    /// have gone to where another was, of any device: first everything that
-    /// has moved is taken away.
-    func placeMemory(_ space: AddressSpace) {
-        for device in devices { device.memory.takeAway(from: space, movedOnly: true) }
-        for device in devices { device.memory.place(in: space) }
-    }
 }
 
 /// Names of descriptors, with QEMU's for containers and groups.

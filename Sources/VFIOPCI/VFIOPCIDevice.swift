@@ -1,38 +1,44 @@
 import BatonRuntime
-import Glibc
 
-/// `vfio-pci`: a function of the host's, given to the guest.
+/// A PCI function that is elsewhere: in the host's hardware, or in another
+/// process.
 ///
 /// The VMM serves BAR registers, MSI, MSI-X and the interrupt line; the rest
 /// of the configuration space and all of the BARs are the device's own.
-final class VFIOPCIDevice: PCIFunction {
+public final class VFIOPCIDevice: PCIFunction {
     /// The host's name of the device.
-    let hostName: String
-    let file: VFIODeviceFile
-    let shape: VFIOShape
+    public let hostName: String
+    /// The beginning of messages about it.
+    public let label: String
+    public let transport: any VFIOTransport
+    public let shape: VFIOShape
     let memory = VFIODeviceMemory()
     private let layout: VFIOLayout
-    private unowned let preserver: VFIOPreserver
-    private(set) var interrupts: VFIOInterrupts!
+    private let placement: VFIOPlacement
+    public private(set) var interrupts: VFIOInterrupts!
     /// Whether the device may be touched: not before the commit in a process
     /// that takes it over.
     private var isOurs: Bool
 
-    /// - Parameter heritage: what the process before handed over; nil in a
-    ///   fresh start.
-    init(
-        vm: VirtualMachine, id: String?, name: String, file: VFIODeviceFile, shape: VFIOShape, heritage: VFIOHeritage?,
-        preserver: VFIOPreserver
+    /// - Parameters:
+    ///   - label: the beginning of messages about it.
+    ///   - inherited: what the process before handed over; nil in a fresh start.
+    ///   - placement: the devices that share the address space with it, to which it is added when it is plugged.
+    /// - Throws: an error for a device that the guest cannot be given.
+    public init(
+        vm: VirtualMachine, model: String, id: String?, hostName: String, label: String, transport: any VFIOTransport,
+        shape: VFIOShape, inherited: VFIOInheritedInterrupts?, placement: VFIOPlacement
     ) throws(VMMError) {
-        hostName = name
-        self.file = file
+        self.hostName = hostName
+        self.label = label
+        self.transport = transport
         self.shape = shape
-        self.preserver = preserver
-        isOurs = heritage == nil
+        self.placement = placement
+        isOurs = inherited == nil
         layout = try VFIOLayout(shape)
-        super.init(vm: vm, model: "vfio-pci", id: id, identity: layout.identity)
+        super.init(vm: vm, model: model, id: id, identity: layout.identity)
         interrupts =
-            heritage.map { VFIOInterrupts(self, inherited: $0.kind, events: $0.events) } ?? VFIOInterrupts(self)
+            inherited.map { VFIOInterrupts(self, inherited: $0.kind, events: $0.events) } ?? VFIOInterrupts(self)
         addBars(mapping: vm.cpr?.isTrial != true)
         addCapabilities()
         msi?.onChange = { [unowned self] in interruptsChanged() }
@@ -45,12 +51,12 @@ final class VFIOPCIDevice: PCIFunction {
             let bar = PCIBar(
                 index: found.index, space: found.space, size: found.size, isPrefetchable: found.isPrefetchable)
             let region = shape.regions[found.index]
-            bar.add(registers: VFIORegionAccess(self, file: file.fd, region: region), size: found.size)
+            bar.add(registers: VFIORegionAccess(self, region), size: found.size)
             add(bar)
-            guard mapping, found.space != .io else { continue }
+            guard mapping, found.space != .io, let file = transport.file(of: region) else { continue }
             for area in directAreas(of: region, bar: found.index)
-            where !memory.map(file.fd, region, bar: bar, offset: area.start, size: area.size) {
-                let what = "vfio \(hostName): Failed to mmap BAR \(found.index), performance may be slow"
+            where !memory.map(file.fd, from: file.offset, region, bar: bar, offset: area.start, size: area.size) {
+                let what = "\(label): Failed to mmap BAR \(found.index), performance may be slow"
                 Report.warning(VMMError.system(what).message)
             }
         }
@@ -97,13 +103,15 @@ final class VFIOPCIDevice: PCIFunction {
 
     private func isPassed(_ offset: Int) -> Bool { layout.passed.indices.contains(offset) && layout.passed[offset] }
 
-    override func readConfig(_ offset: Int, width: Int) -> UInt32 {
+    public override func readConfig(_ offset: Int, width: Int) -> UInt32 {
         let own = super.readConfig(offset, width: width)
         guard (offset..<offset + width).contains(where: isPassed) else { return own }
         var raw: UInt32 = 0
-        let at = off_t(truncatingIfNeeded: shape.configRegion.offset) + off_t(offset)
-        let count = retryingInterrupts { pread(file.fd, &raw, width, at) }
-        let device = count == width ? UInt32(littleEndian: raw) : UInt32.max
+        let result = withUnsafeMutableBytes(of: &raw) {
+            transport.read(
+                shape.configRegion, at: UInt64(offset), into: UnsafeMutableRawBufferPointer(rebasing: $0[..<width]))
+        }
+        let device = result == 0 ? UInt32(littleEndian: raw) : UInt32.max
         var value: UInt32 = 0
         for index in 0..<width {
             value |= (isPassed(offset + index) ? device : own) & 0xff << UInt32(8 * index)
@@ -111,7 +119,7 @@ final class VFIOPCIDevice: PCIFunction {
         return value
     }
 
-    override func writeConfig(_ offset: Int, width: Int, value: UInt32) {
+    public override func writeConfig(_ offset: Int, width: Int, value: UInt32) {
         super.writeConfig(offset, width: width, value: value)
         // The device has the command register too: it decodes addresses, and
         // masters the bus, when the guest says so.
@@ -126,22 +134,24 @@ final class VFIOPCIDevice: PCIFunction {
     }
 
     private func writeDeviceConfig(_ offset: Int, width: Int, _ value: UInt32) {
-        var raw = value.littleEndian
-        let at = off_t(truncatingIfNeeded: shape.configRegion.offset) + off_t(offset)
-        if retryingInterrupts({ pwrite(file.fd, &raw, width, at) }) != width {
+        let result = withUnsafeBytes(of: value.littleEndian) {
+            transport.write(
+                shape.configRegion, at: UInt64(offset), from: UnsafeRawBufferPointer(rebasing: $0[..<width]))
+        }
+        if result != 0 {
             Log.guestError("\(stateName): write of \(width) bytes at \(Hex(offset)) of the configuration space failed")
         }
     }
 
     // MARK: BARs
 
-    override func barMoved(_ bar: PCIBar) { preserver.placeMemory(vm.addressSpace) }
+    public override func barMoved(_ bar: PCIBar) { placement.place(in: vm.addressSpace) }
 
     /// Whether the guest's accesses go to the device without the VMM.
     func setDirectAccess(_ on: Bool) {
         guard memory.isDirect != on else { return }
         memory.isDirect = on
-        preserver.placeMemory(vm.addressSpace)
+        placement.place(in: vm.addressSpace)
     }
 
     // MARK: Interrupts and life
@@ -149,31 +159,32 @@ final class VFIOPCIDevice: PCIFunction {
     private func interruptsChanged() { if isOurs { interrupts.update() } }
 
     /// The guest is this process' now.
-    func settle() {
+    public func settle() {
         isOurs = true
         interrupts.update()
     }
 
-    override func resetFunction() {
+    public override func resetFunction() {
         guard isOurs else { return }
         interrupts.disable()
         setDirectAccess(true)
         writeDeviceConfig(PCIRegister.command, width: 2, 0)
-        if shape.resets, VFIO.call(file.fd, VFIO.Request.deviceReset) != 0 {
-            Report.warning(VMMError.system("vfio \(hostName): failed to reset the device").message)
+        let result = shape.resets ? transport.reset() : 0
+        if result != 0 {
+            Report.warning(VMMError.system("\(label): failed to reset the device", errno: result).message)
         }
         interrupts.update()
     }
 
-    override func pause() { interrupts.pause() }
-    override func resume() { interrupts.resume() }
+    public override func pause() { interrupts.pause() }
+    public override func resume() { interrupts.resume() }
 
-    override func saveFunction(to writer: inout StateWriter) {
+    public override func saveFunction(to writer: inout StateWriter) {
         writer.put("host", hostName)
         writer.put("intx-pending", interrupts.isPending)
     }
 
-    override func loadFunction(from reader: StateReader) throws(VMMError) -> () -> Void {
+    public override func loadFunction(from reader: StateReader) throws(VMMError) -> () -> Void {
         let host = try reader.string("host")
         guard host == hostName else {
             throw VMMError(

@@ -20,15 +20,17 @@ final class VFIODeviceMemory {
     /// Off while the VMM has to see the guest's accesses.
     var isDirect = true
 
-    /// Maps a part of a region of `file`.
+    /// Maps a part of a region, which begins at `start` of `file`.
     /// - Returns: false, with errno, when the kernel does not let it.
-    func map(_ file: Int32, _ region: VFIORegion, bar: PCIBar, offset: UInt64, size: UInt64) -> Bool {
+    func map(
+        _ file: Int32, from start: UInt64, _ region: VFIORegion, bar: PCIBar, offset: UInt64, size: UInt64
+    ) -> Bool {
         let access =
             (region.allows(VFIO.RegionFlag.read) ? PROT_READ : 0)
             | (region.allows(VFIO.RegionFlag.write) ? PROT_WRITE : 0)
         // The guest's loads would end the VMM.
         guard access & PROT_READ != 0, let length = Int(exactly: size) else { return true }
-        let at = off_t(truncatingIfNeeded: region.offset &+ offset)
+        let at = off_t(truncatingIfNeeded: start &+ offset)
         guard let host = mmap(nil, length, access, MAP_SHARED, file, at), host != MAP_FAILED else { return false }
         areas.append(
             Area(bar: bar, offset: offset, size: size, host: host, readOnly: access & PROT_WRITE == 0, placedAt: nil))
@@ -55,39 +57,4 @@ final class VFIODeviceMemory {
     }
 
     deinit { for area in areas { munmap(area.host, Int(area.size)) } }
-}
-
-/// What a BAR is where the guest does not reach it directly: reads and writes
-/// of the device's file.
-final class VFIORegionAccess: MMIODevice {
-    private unowned let device: VFIOPCIDevice
-    private let file: Int32
-    private let region: VFIORegion
-
-    init(_ device: VFIOPCIDevice, file: Int32, region: VFIORegion) {
-        self.device = device
-        self.file = file
-        self.region = region
-    }
-
-    func mmioRead(offset: UInt64, width: Int) -> UInt64 {
-        var value: UInt64 = 0
-        let at = off_t(truncatingIfNeeded: region.offset &+ offset)
-        let count = retryingInterrupts { pread(file, &value, width, at) }
-        device.interrupts.acknowledge()
-        guard count == width else {
-            Log.guestError("\(device.stateName): read of \(width) bytes at \(Hex(offset)) failed")
-            return UInt64.max >> UInt64(64 - 8 * width)
-        }
-        return UInt64(littleEndian: value)
-    }
-
-    func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
-        var bytes = value.littleEndian
-        let at = off_t(truncatingIfNeeded: region.offset &+ offset)
-        if retryingInterrupts({ pwrite(file, &bytes, width, at) }) != width {
-            Log.guestError("\(device.stateName): write of \(width) bytes at \(Hex(offset)) failed")
-        }
-        device.interrupts.acknowledge()
-    }
 }

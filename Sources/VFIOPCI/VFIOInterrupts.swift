@@ -2,26 +2,26 @@ import BatonRuntime
 import CBaton
 import Glibc
 
-/// A device's interrupts: eventfds that the kernel signals, of INTx, MSI or
+/// A device's interrupts: eventfds that the device signals, of INTx, MSI or
 /// MSI-X, whichever the guest has switched on. Owns them.
 ///
 /// All vectors of MSI-X are set up when it is switched on: masks are the VMM's
 /// (`PCIMSIX`), so none is lost between a mask and its end.
 ///
-/// The kernel masks INTx when it signals it. What the guest does about it shows
+/// The device masks INTx when it signals it. What the guest does about it shows
 /// in its next access to a BAR, so meanwhile the VMM sees all of these, as
 /// QEMU's does without KVM.
-final class VFIOInterrupts {
-    enum Kind: UInt32 {
+public final class VFIOInterrupts {
+    public enum Kind: UInt32 {
         case intx = 0
         case msi = 1
         case msix = 2
     }
 
     private unowned let device: VFIOPCIDevice
-    private(set) var kind: Kind?
-    private(set) var events: [Int32] = []
-    /// INTx has come and is masked in the kernel.
+    public private(set) var kind: Kind?
+    public private(set) var events: [Int32] = []
+    /// INTx has come and is masked in the device.
     private(set) var isPending = false
     private var isWatching = false
     private var timer: EventLoop.Timer?
@@ -59,20 +59,15 @@ final class VFIOInterrupts {
 
     private func enable(_ kind: Kind, _ count: Int) {
         var made: [Int32] = []
-        var argument = VFIOArgument(bytes: [UInt8](repeating: 0, count: 20 + 4 * count))
-        argument.set(0, UInt32(20 + 4 * count))
-        argument.set(4, VFIO.SetIRQs.eventfds | VFIO.SetIRQs.trigger)
-        argument.set(8, kind.rawValue)
-        argument.set(16, UInt32(count))
-        for index in 0..<count {
+        for _ in 0..<count {
             let event = cbaton_eventfd()
             guard event >= 0 else { break }
             made.append(event)
-            argument.set(20 + 4 * index, UInt32(bitPattern: event))
         }
-        guard made.count == count, argument.call(device.file.fd, VFIO.Request.deviceSetIRQs) == 0 else {
-            let failure = VMMError.system("vfio \(device.hostName): failed to set up \(count) \(kind) interrupts")
-            Report.warning(failure.message)
+        let result = made.count == count ? device.transport.setEvents(kind.rawValue, made) : errno
+        guard result == 0 else {
+            let what = "\(device.label): failed to set up \(count) \(kind) interrupts"
+            Report.warning(VMMError.system(what, errno: result).message)
             for event in made { close(event) }
             return
         }
@@ -84,10 +79,10 @@ final class VFIOInterrupts {
     func disable() {
         guard let kind else { return }
         stopWatching()
-        var argument = VFIOArgument(size: 20, flags: VFIO.SetIRQs.noData | VFIO.SetIRQs.trigger)
-        argument.set(8, kind.rawValue)
-        if argument.call(device.file.fd, VFIO.Request.deviceSetIRQs) != 0 {
-            Report.warning(VMMError.system("vfio \(device.hostName): failed to disable \(kind) interrupts").message)
+        let result = device.transport.disableInterrupts(kind.rawValue)
+        if result != 0 {
+            let what = "\(device.label): failed to disable \(kind) interrupts"
+            Report.warning(VMMError.system(what, errno: result).message)
         }
         for event in events { close(event) }
         events = []
@@ -118,7 +113,7 @@ final class VFIOInterrupts {
             do throws(VMMError) {
                 try device.vm.loop.watch(event, .readable) { [unowned self] _ in signalled(vector) }
             } catch {
-                Report.warning("vfio \(device.hostName): \(error.message)")
+                Report.warning("\(device.label): \(error.message)")
             }
         }
     }
@@ -153,15 +148,52 @@ final class VFIOInterrupts {
     }
 
     /// The guest has accessed the device: it may have done what the interrupt
-    /// wanted. If not, the kernel signals it again at once.
+    /// wanted. If not, the device signals it again at once.
     func acknowledge() {
         guard isPending else { return }
         isPending = false
         device.setInterrupt(false)
-        var argument = VFIOArgument(size: 20, flags: VFIO.SetIRQs.noData | VFIO.SetIRQs.unmask)
-        argument.set(16, 1 as UInt32)
-        if argument.call(device.file.fd, VFIO.Request.deviceSetIRQs) != 0 {
-            Report.warning(VMMError.system("vfio \(device.hostName): failed to unmask INTx").message)
+        let result = device.transport.unmaskINTx()
+        if result != 0 {
+            Report.warning(VMMError.system("\(device.label): failed to unmask INTx", errno: result).message)
         }
+    }
+
+    // MARK: Over an update
+
+    /// Saves the descriptors under this name, numbered, and writes what they are.
+    public func handOver(_ name: String, to cpr: CprController, _ state: inout StateWriter) throws(VMMError) {
+        for (vector, event) in events.enumerated() { try cpr.fds.resave(name, id: vector, event) }
+        state.put("interrupt-kind", kind.map { UInt64($0.rawValue) + 1 } ?? 0)
+        state.put("interrupt-count", UInt64(events.count))
+    }
+}
+
+/// The interrupts of the process before. The descriptors stay saved until
+/// `claim`.
+public struct VFIOInheritedInterrupts {
+    let kind: VFIOInterrupts.Kind?
+    let events: [Int32]
+    private let name: String
+
+    /// Finds what `VFIOInterrupts.handOver` has saved and written.
+    public init(_ name: String, _ state: StateReader, cpr: CprController) throws(VMMError) {
+        let number = try state.unsigned("interrupt-kind", in: 0...3)
+        let count = Int(try state.unsigned("interrupt-count", in: 0...2048))
+        var found: [Int32] = []
+        for id in 0..<count {
+            guard let event = cpr.fds.find(name, id: id) else {
+                throw VMMError("the CPR state lacks the descriptor '\(name)' id \(id)")
+            }
+            found.append(event)
+        }
+        kind = number == 0 ? nil : VFIOInterrupts.Kind(rawValue: UInt32(number - 1))
+        events = found
+        self.name = name
+    }
+
+    /// The descriptors change hands: they are the device's from here on.
+    public func claim(_ cpr: CprController) {
+        for id in events.indices { cpr.fds.delete(name, id: id) }
     }
 }

@@ -1,39 +1,43 @@
 import BatonRuntime
-import Glibc
 
 /// A region of the device: a BAR, or its configuration space.
-struct VFIORegion {
-    let flags: UInt32
-    let size: UInt64
-    /// Where it is in the device's descriptor.
-    let offset: UInt64
+public struct VFIORegion {
+    /// The number that the device has it under.
+    public let index: Int
+    public let flags: UInt32
+    /// Bytes; 0 where there is none.
+    public let size: UInt64
+    /// Where it is in the file that it is mapped from.
+    public let offset: UInt64
     /// Which parts of it can be mapped; whole pages.
-    let areas: [(start: UInt64, size: UInt64)]
+    public let areas: [(start: UInt64, size: UInt64)]
 
-    func allows(_ flag: UInt32) -> Bool { flags & flag != 0 }
+    public func allows(_ flag: UInt32) -> Bool { flags & flag != 0 }
 }
 
-/// What the kernel says of a device when it is opened. It does not change, so
-/// it is handed over and asked for once.
-struct VFIOShape {
-    let resets: Bool
+/// What a device says of itself when it is opened. It does not change, so it is
+/// handed over and asked for once.
+public struct VFIOShape {
+    public let resets: Bool
     /// The BARs.
-    let regions: [VFIORegion]
-    let configRegion: VFIORegion
+    public let regions: [VFIORegion]
+    public let configRegion: VFIORegion
     /// How many INTx, MSI and MSI-X interrupts there are.
-    let interrupts: [UInt32]
+    public let interrupts: [UInt32]
     /// The configuration space when the device was opened.
-    let config: [UInt8]
+    public let config: [UInt8]
 
     static let configSize = 256
     /// A device's answer that is longer is not looked at.
     private static let longestAnswer = 65536
 
-    // MARK: From the kernel
+    // MARK: From the device
 
-    init(of file: Int32) throws(VMMError) {
+    /// Asks the device, and believes nothing that cannot be.
+    public init(of device: VFIOTransport) throws(VMMError) {
         var info = VFIOArgument(size: 24)
-        guard info.call(file, VFIO.Request.deviceGetInfo) == 0 else { throw .system("error getting device info") }
+        let result = device.ask(.deviceInfo, &info)
+        guard result == 0 else { throw .system("error getting device info", errno: result) }
         let flags: UInt32 = info.value(4)
         let regionCount: UInt32 = info.value(8)
         let irqCount: UInt32 = info.value(12)
@@ -42,15 +46,15 @@ struct VFIOShape {
         guard irqCount >= VFIO.leastIRQs else { throw VMMError("unexpected number of irqs \(irqCount)") }
         resets = flags & VFIO.DeviceFlag.reset != 0
         var regions: [VFIORegion] = []
-        for index in 0..<VFIO.bars { regions.append(try VFIOShape.region(file, index)) }
+        for index in 0..<VFIO.bars { regions.append(try VFIOShape.region(device, index)) }
         self.regions = regions
-        configRegion = try VFIOShape.region(file, VFIO.configRegion)
+        configRegion = try VFIOShape.region(device, VFIO.configRegion)
         var interrupts: [UInt32] = []
         for index in 0..<VFIO.leastIRQs {
             var irq = VFIOArgument(size: 16)
             irq.set(8, index)
             // A device may lack one of the three.
-            let there = irq.call(file, VFIO.Request.deviceGetIRQInfo) == 0
+            let there = device.ask(.irqInfo, &irq) == 0
             interrupts.append(there ? irq.value(12) : 0)
         }
         self.interrupts = interrupts
@@ -58,20 +62,18 @@ struct VFIOShape {
             throw VMMError("the configuration space has \(configRegion.size) bytes")
         }
         var bytes = [UInt8](repeating: 0, count: VFIOShape.configSize)
-        let place = off_t(truncatingIfNeeded: configRegion.offset)
-        let count = retryingInterrupts { pread(file, &bytes, VFIOShape.configSize, place) }
-        guard count >= 0 else { throw .system("failed to read device config space") }
-        guard count == bytes.count else { throw VMMError("failed to read device config space: \(count) bytes came") }
+        let space = configRegion
+        let failure = bytes.withUnsafeMutableBytes { device.read(space, at: 0, into: $0) }
+        guard failure == 0 else { throw .system("failed to read device config space", errno: failure) }
         config = bytes
     }
 
-    private static func region(_ file: Int32, _ index: Int) throws(VMMError) -> VFIORegion {
+    private static func region(_ device: VFIOTransport, _ index: Int) throws(VMMError) -> VFIORegion {
         func ask(_ size: Int) throws(VMMError) -> VFIOArgument {
             var argument = VFIOArgument(size: size)
             argument.set(8, UInt32(truncatingIfNeeded: index))
-            guard argument.call(file, VFIO.Request.deviceGetRegionInfo) == 0 else {
-                throw .system("failed to get region \(index) info")
-            }
+            let result = device.ask(.regionInfo, &argument)
+            guard result == 0 else { throw .system("failed to get region \(index) info", errno: result) }
             return argument
         }
         var answer = try ask(32)
@@ -84,7 +86,8 @@ struct VFIOShape {
         guard size == 0 || (Int64(exactly: offset) != nil && Int64(exactly: end) != nil && end >= size) else {
             throw VMMError("region \(index) of \(size) bytes at \(Hex(offset)) is not in the device's file")
         }
-        return VFIORegion(flags: flags, size: size, offset: offset, areas: areas(answer, flags: flags, size: size))
+        return VFIORegion(
+            index: index, flags: flags, size: size, offset: offset, areas: areas(answer, flags: flags, size: size))
     }
 
     /// The pages that can be mapped, as `VFIO_REGION_INFO_CAP_SPARSE_MMAP` says.
@@ -114,7 +117,7 @@ struct VFIOShape {
 
     // MARK: Over an update
 
-    func put(into state: inout StateWriter) {
+    public func put(into state: inout StateWriter) {
         state.put("resets", resets)
         state.put("config", bytes: config)
         state.put("interrupts", interrupts.map(UInt64.init))
@@ -124,7 +127,7 @@ struct VFIOShape {
         }
     }
 
-    init(_ state: StateReader) throws(VMMError) {
+    public init(_ state: StateReader) throws(VMMError) {
         resets = try state.bool("resets")
         config = try state.bytes("config", count: VFIOShape.configSize...VFIOShape.configSize)
         interrupts = try state.array("interrupts", count: 3...3).map { UInt32(truncatingIfNeeded: $0) }
@@ -145,7 +148,9 @@ struct VFIOShape {
                 pairs.append((start, length))
             }
             regions.append(
-                VFIORegion(flags: UInt32(truncatingIfNeeded: flags), size: size, offset: offset, areas: pairs))
+                VFIORegion(
+                    index: index == VFIO.bars ? VFIO.configRegion : index, flags: UInt32(truncatingIfNeeded: flags),
+                    size: size, offset: offset, areas: pairs))
         }
         configRegion = regions[VFIO.bars]
         self.regions = Array(regions[..<VFIO.bars])
