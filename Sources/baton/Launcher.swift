@@ -39,7 +39,7 @@ final class Launcher {
         let incoming = try incomingSource()
         try ModuleOptions.enableImpliedModes(
             machine: machine, incoming: invocation.has("incoming"), cpr: cpr, loader: loader)
-        for text in invocation.all("object") { try MemoryOptions.create(text, memory: memory, loader: loader) }
+        try ObjectOptions.createAll(invocation, vm: vm, memory: memory, loader: loader)
         // Before anything holds a lock or a pidfile, and before a thread could
         // exist. A successor is in the background already.
         if invocation.has("daemonize") && cpr.inherited == nil {

@@ -17,10 +17,10 @@ enum MemoryOptions {
         return size
     }
 
-    /// Makes the memory of one `-object memory-backend-*`.
-    static func create(_ text: String, memory: GuestMemory, loader: ModuleLoader) throws(VMMError) {
-        let options = try KeyValueOptions(text, impliedKey: "qom-type", style: .keyval)
-        let type = try options.requiredString("qom-type")
+    /// Makes the memory of one `-object memory-backend-*`, whose type is taken.
+    static func create(
+        _ type: String, _ options: KeyValueOptions, memory: GuestMemory, loader: ModuleLoader
+    ) throws(VMMError) {
         let backend = try find(type, loader)
         let id = try options.requiredIdentifier("id")
         let size = try options.requiredSize("size")

@@ -60,6 +60,10 @@ enum ModuleOptions {
                 let origin = registry.origin(kind: "memory backend", name: backend.typeName)
                 lines.append(row(backend.typeName, "\(backend.summary) (\(origin))"))
             }
+            for type in registry.objectTypes {
+                let origin = registry.origin(kind: "object type", name: type.name)
+                lines.append(row(type.name, "\(type.summary) (\(origin))"))
+            }
         }
         warn(broken)
         return lines.joined(separator: "\n") + "\n"
@@ -108,7 +112,7 @@ enum ModuleOptions {
             switch self {
             case .modules: true
             case .modes: kind == "mode"
-            case .objects: kind == "memory-backend"
+            case .objects: ["memory-backend", "preserver"].contains(kind)
             }
         }
     }

@@ -70,6 +70,7 @@ public final class ModuleRegistrar {
     private(set) var hooks: [any AllocatorHook] = []
     private(set) var deviceTypes: [any DeviceType] = []
     private(set) var netBackendTypes: [any NetBackendType] = []
+    private(set) var objectTypes: [any ObjectType] = []
     private(set) var commands: [QMPCommand] = []
     private(set) var events: [(name: String, data: QMPType)] = []
     private(set) var bridge: (any ForeignBridge)?
@@ -124,6 +125,12 @@ public final class ModuleRegistrar {
     public func add(_ deviceType: any DeviceType) throws(VMMError) {
         let isTaken = deviceTypes.contains { $0.name == deviceType.name }
         try stage("device type", deviceType.name, isTaken: isTaken) { deviceTypes.append(deviceType) }
+    }
+
+    /// Registers an object type, for `-object`.
+    public func add(_ objectType: any ObjectType) throws(VMMError) {
+        let isTaken = objectTypes.contains { $0.name == objectType.name }
+        try stage("object type", objectType.name, isTaken: isTaken) { objectTypes.append(objectType) }
     }
 
     /// Adds a hook that is offered every RAM block without a backend of its own.

@@ -127,6 +127,19 @@ public final class ModuleLoader {
         try provider(of: name) { registry.netBackendType(name) }
     }
 
+    /// The preservers that provide objects for their devices, by the object's type.
+    public static let objectProviders = ["iommufd": "vfio"]
+
+    /// The object type of that name; loads the module that is known to have it.
+    /// - Returns: nil when there is no such type.
+    /// - Throws: why its module cannot be loaded.
+    public func objectType(_ name: String) throws(VMMError) -> (any ObjectType)? {
+        if let found = registry.objectType(name) { return found }
+        guard let module = ModuleLoader.objectProviders[name] else { return nil }
+        try require(kind: "preserver", name: module)
+        return registry.objectType(name)
+    }
+
     private func provider<Found>(of name: String, _ known: () -> Found?) throws(VMMError) -> Found? {
         if let found = known() { return found }
         var stem = Substring(name)

@@ -7,6 +7,7 @@ public final class ModuleRegistry {
     public private(set) var hooks: [any AllocatorHook] = []
     public private(set) var deviceTypes: [any DeviceType] = []
     public private(set) var netBackendTypes: [any NetBackendType] = []
+    public private(set) var objectTypes: [any ObjectType] = []
     /// QMP commands and events of modules, with the module's name.
     private var commands: [(module: String, command: QMPCommand)] = []
     private var events: [(module: String, name: String, data: QMPType)] = []
@@ -25,6 +26,7 @@ public final class ModuleRegistry {
     }
     public func deviceType(_ name: String) -> (any DeviceType)? { deviceTypes.first { $0.name == name } }
     public func netBackendType(_ name: String) -> (any NetBackendType)? { netBackendTypes.first { $0.name == name } }
+    public func objectType(_ name: String) -> (any ObjectType)? { objectTypes.first { $0.name == name } }
     public func origin(kind: String, name: String) -> String { origins["\(kind)-\(name)"] ?? "built in" }
 
     /// Adds a part of the core.
@@ -65,6 +67,7 @@ public final class ModuleRegistry {
         for type in registrar.netBackendTypes where netBackendType(type.name) != nil {
             throw taken("network back end", type.name)
         }
+        for type in registrar.objectTypes where objectType(type.name) != nil { throw taken("object type", type.name) }
         for command in registrar.commands {
             guard let other = commands.first(where: { $0.command.name == command.name }) else { continue }
             throw VMMError(
@@ -83,10 +86,12 @@ public final class ModuleRegistry {
         bridge = bridge ?? registrar.bridge
         deviceTypes += registrar.deviceTypes
         netBackendTypes += registrar.netBackendTypes
+        objectTypes += registrar.objectTypes
         for mode in registrar.modes { origins["mode-\(mode.name)"] = registrar.path }
         for backend in registrar.memoryBackends { origins["memory backend-\(backend.typeName)"] = registrar.path }
         for type in registrar.deviceTypes { origins["device type-\(type.name)"] = registrar.path }
         for type in registrar.netBackendTypes { origins["network back end-\(type.name)"] = registrar.path }
+        for type in registrar.objectTypes { origins["object type-\(type.name)"] = registrar.path }
         for preserver in registrar.preservers { origins["preserver-\(preserver.name)"] = registrar.path }
     }
 }

@@ -23,7 +23,10 @@ public final class PCIBar {
         var end: UInt64 { start + size }
     }
 
-    /// 0 to 5.
+    /// The index of the expansion ROM's BAR.
+    public static let rom = 6
+
+    /// 0 to 5, or `rom`.
     public let index: Int
     public let space: Space
     public let isPrefetchable: Bool
@@ -40,7 +43,8 @@ public final class PCIBar {
 
     public init(index: Int, space: Space, size: UInt64, isPrefetchable: Bool = false) {
         let least: UInt64 = space == .io ? 4 : 16
-        precondition((0...5).contains(index) && !(space == .memory64 && index == 5))
+        precondition((0...5).contains(index) && !(space == .memory64 && index == 5) || index == PCIBar.rom)
+        precondition(index != PCIBar.rom || (space == .memory32 && size >= 2048 && !isPrefetchable))
         precondition(size >= least && size & (size - 1) == 0 && (space == .memory64 || size <= 1 << 31))
         precondition(space != .io || size <= 256)
         self.index = index
@@ -66,7 +70,8 @@ public final class PCIBar {
     }
 
     /// The config space register, and the low bits that say what it is.
-    var register: Int { PCIRegister.firstBar + 4 * index }
+    var isROM: Bool { index == PCIBar.rom }
+    var register: Int { isROM ? PCIRegister.expansionROM : PCIRegister.firstBar + 4 * index }
     var flags: UInt32 {
         switch space {
         case .io: 1

@@ -54,7 +54,7 @@ open class PCIFunction: Device {
         let command: UInt16 = bar.space == .io ? PCICommand.ioSpace : PCICommand.memorySpace
         config.addWritable(PCIRegister.command, command)
         config.set(bar.register, bar.flags)
-        config.setWritable(bar.register, UInt32(truncatingIfNeeded: ~(bar.size - 1)))
+        config.setWritable(bar.register, UInt32(truncatingIfNeeded: ~(bar.size - 1)) | (bar.isROM ? 1 : 0))
         if bar.space == .memory64 {
             config.setWritable(bar.register + 4, UInt32(truncatingIfNeeded: ~(bar.size - 1) >> 32))
         }
@@ -105,7 +105,9 @@ open class PCIFunction: Device {
         if offset < PCIRegister.status && end > PCIRegister.command {
             let after: UInt16 = config.value(PCIRegister.command)
             if before != after { commandChanged(before ^ after) }
-        } else if offset < PCIRegister.firstBar + 24 && end > PCIRegister.firstBar {
+        } else if offset < PCIRegister.firstBar + 24 && end > PCIRegister.firstBar
+            || offset < PCIRegister.expansionROM + 4 && end > PCIRegister.expansionROM
+        {
             bus?.host.mappingsChanged()
         }
         msi?.didWriteConfig(offset, end)
@@ -182,7 +184,10 @@ open class PCIFunction: Device {
     func requestedAddress(_ bar: PCIBar) -> UInt64? {
         let enable = bar.space == .io ? PCICommand.ioSpace : PCICommand.memorySpace
         guard config.value(PCIRegister.command, as: UInt16.self) & enable != 0 else { return nil }
-        var address = UInt64(config.value(bar.register, as: UInt32.self)) & ~(bar.space == .io ? 3 : 15)
+        let register = UInt64(config.value(bar.register, as: UInt32.self))
+        // The ROM has a switch of its own (PCI 3.0, 6.2.5.2).
+        guard !bar.isROM || register & 1 != 0 else { return nil }
+        var address = register & ~(bar.space == .io ? 3 : 15)
         if bar.space == .memory64 { address |= UInt64(config.value(bar.register + 4, as: UInt32.self)) << 32 }
         return address & ~(bar.size - 1)
     }

@@ -13,6 +13,8 @@ public enum PCIRegister {
     public static let firstBar = 0x10
     public static let subsystemVendorID = 0x2c
     public static let subsystemID = 0x2e
+    /// Bit 0 is its enable bit.
+    public static let expansionROM = 0x30
     public static let capabilities = 0x34
     public static let interruptLine = 0x3c
     public static let interruptPin = 0x3d
