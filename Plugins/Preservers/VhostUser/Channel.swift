@@ -1,16 +1,4 @@
 import BatonRuntime
-import CBaton
-import Glibc
-
-/// Descriptors that came with a message; what nobody took is closed.
-final class ReceivedFDs {
-    private var fds: [Int32] = []
-    deinit { for fd in fds { close(fd) } }
-    var count: Int { fds.count }
-    func add(_ more: ArraySlice<Int32>) { fds += more }
-    /// Gives the last one to the caller.
-    func take() -> Int32? { fds.popLast() }
-}
 
 /// The front end's side of one connection: sends a message, waits for its
 /// reply, and believes nothing that comes.
@@ -18,18 +6,19 @@ final class ReceivedFDs {
 /// Every call blocks up to the deadline set by `begin`. After an error the two
 /// sides no longer agree where a message starts: the connection must end.
 final class VhostUserChannel {
-    /// Borrowed from the chardev.
-    let socket: Int32
-    private var deadline: Int64 = 0
+    private let peer: PeerSocket
     /// Whether REPLY_ACK was negotiated.
     var acknowledges = false
 
-    init(socket: Int32) { self.socket = socket }
+    /// - Parameter socket: the chardev's.
+    init(socket: Int32) { peer = PeerSocket(socket) }
+
+    var socket: Int32 { peer.fd }
 
     /// Starts the clock for a sequence of messages.
-    func begin() { deadline = EventLoop.now + VhostUser.timeLimit }
+    func begin() { peer.begin(limit: VhostUser.timeLimit) }
 
-    var isLate: Bool { EventLoop.now >= deadline }
+    var isLate: Bool { peer.isLate }
 
     // MARK: Exchanges
 
@@ -76,35 +65,21 @@ final class VhostUserChannel {
     ) throws(VMMError) {
         let flags = VhostUser.Flag.version | (needReply ? VhostUser.Flag.needReply : 0)
         let header = VhostUserHeader(request: request.rawValue, flags: flags, size: UInt32(payload.count))
-        let message = header.bytes + payload
-        var done = 0
-        while done < message.count {
-            let sent = message.withUnsafeBytes { bytes in
-                retryingInterrupts {
-                    cbaton_send_fds(
-                        socket, bytes.baseAddress.map { $0 + done }, bytes.count - done, fds,
-                        done == 0 ? fds.count : 0, Int32(MSG_DONTWAIT))
-                }
-            }
-            if sent > 0 {
-                done += sent
-            } else if sent < 0, errno == EAGAIN || errno == EWOULDBLOCK {
-                try wait(POLLOUT, request)
-            } else {
-                throw .system("vhost-user message \(request.rawValue) (\(request)) could not be sent")
-            }
+        do throws(PeerFailure) {
+            try peer.send(header.bytes + payload, fds: fds)
+        } catch .system(let code) {
+            throw .system("vhost-user message \(request.rawValue) (\(request)) could not be sent", errno: code)
+        } catch {
+            throw problem(request, error)
         }
     }
 
-    /// Waits until the socket is ready.
-    private func wait(_ event: Int32, _ request: VhostUser.Request) throws(VMMError) {
-        while true {
-            let left = deadline - EventLoop.now
-            guard left > 0 else {
-                throw problem(request, "was not answered within \(VhostUser.timeLimit / 1_000_000) ms")
-            }
-            var state = pollfd(fd: socket, events: Int16(event), revents: 0)
-            if poll(&state, 1, Int32(truncatingIfNeeded: left / 1_000_000 + 1)) > 0 { return }
+    private func problem(_ request: VhostUser.Request, _ failure: PeerFailure) -> VMMError {
+        switch failure {
+        case .late: problem(request, "was not answered within \(VhostUser.timeLimit / 1_000_000) ms")
+        case .closed: VMMError("the back end has closed the connection")
+        case .tooManyDescriptors: problem(request, "was answered with too many file descriptors")
+        case .system(let code): .system("the connection failed", errno: code)
         }
     }
 
@@ -132,30 +107,7 @@ final class VhostUserChannel {
         return (payload, fds)
     }
 
-    /// Reads exactly `count` bytes, and what descriptors come with them.
     private func read(_ count: Int, _ request: VhostUser.Request, _ fds: ReceivedFDs) throws(VMMError) -> [UInt8] {
-        var bytes = [UInt8](repeating: 0, count: count)
-        var done = 0
-        while done < count {
-            var some = [Int32](repeating: -1, count: Int(CBATON_MESSAGE_FDS))
-            var someCount: Int32 = 0
-            let got = bytes.withUnsafeMutableBytes { buffer in
-                retryingInterrupts {
-                    cbaton_receive_fds(
-                        socket, buffer.baseAddress.map { $0 + done }, count - done, &some, &someCount,
-                        Int32(MSG_DONTWAIT))
-                }
-            }
-            if got < 0, errno == EAGAIN || errno == EWOULDBLOCK {
-                try wait(POLLIN, request)
-                continue
-            }
-            if got < 0 { throw .system("the connection failed") }
-            if someCount < 0 { throw problem(request, "was answered with too many file descriptors") }
-            fds.add(some.prefix(Int(someCount)))
-            if got == 0 { throw VMMError("the back end has closed the connection") }
-            done += got
-        }
-        return bytes
+        do throws(PeerFailure) { return try peer.receive(count, fds) } catch { throw problem(request, error) }
     }
 }
