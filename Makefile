@@ -5,6 +5,7 @@
 #     BATCH=1              ends instead, with status 0 only if nothing was lost
 #     BIOS=opensbi|FILE    firmware in M-mode instead of the built-in SBI (opensbi: Debian's, installed if missing)
 #     RUNFLAGS=...         more options for baton-demo run (see its --help)
+#   make demo-peers        Debian with disk, shared directory and network elsewhere, over 20 updates
 #   make test              all tests, against the release build
 #   make bench             how fast it is, and the pause of a restart beside QEMU's cpr-exec (downloaded once)
 #   make install          executables, modules and what modules are built with, to $(DESTDIR)$(PREFIX)
@@ -18,6 +19,11 @@ export PATH := $(PATH):/opt/swift/usr/bin
 PACKAGES := libcurl4 libncurses6 libsqlite3-0 libxml2 binutils libc6-dev libstdc++-12-dev libffi-dev git ca-certificates
 OPENSBI := /usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin
 
+# The peers of demo-peers and of tests; Debian 13 has some of them in packages of their own.
+PEERPACKAGES = qemu-system-common iproute2 iputils-ping $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
+# What more the tests talk to.
+TESTPACKAGES = $(PEERPACKAGES) passt opensbi
+
 ifeq ($(BIOS),opensbi)
 RUNPACKAGES := opensbi
 FIRMWARE := $(OPENSBI)
@@ -30,7 +36,7 @@ RELEASE := .build/release
 INSTALLED := $(DESTDIR)$(PREFIX)
 MODULE_KINDS := mode memory-backend preserver foreign device accel
 
-.PHONY: all build packages run-packages run test bench install clean
+.PHONY: all build packages run-packages test-packages run demo-peers test bench install clean
 
 all: build
 
@@ -39,7 +45,7 @@ build: packages
 
 # Installs what is missing of $(PACKAGES), and asks for root only then.
 define install-missing
-	@missing=""; for p in $(1); do \
+	missing=""; for p in $(1); do \
 	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
 	    if [ "$$(id -u)" != 0 ]; then \
@@ -53,17 +59,25 @@ endef
 
 packages:
 	@[ -n "$(SWIFT)" ] || { echo "make: no swift in PATH, nor in /opt/swift/usr/bin" >&2; exit 1; }
-	$(call install-missing,$(PACKAGES))
+	@$(call install-missing,$(PACKAGES))
 
 run-packages: build
-	$(call install-missing,$(RUNPACKAGES))
+	@$(call install-missing,$(RUNPACKAGES))
 
 run: run-packages
 	@.build/release/baton-demo run --bios $(FIRMWARE) $(if $(BATCH),--batch) $(RUNFLAGS)
 
+demo-peers: build
+	@$(call install-missing,$(PEERPACKAGES))
+	@.build/release/baton-demo peers
+
+# Tests without their peer are skipped by name, so these are no condition.
+test-packages: packages
+	@for p in $(TESTPACKAGES); do ( $(call install-missing,$$p) ) || echo "make: tests that need $$p are skipped"; done
+
 # Without testable imports the tests use the modules as they were built above; with them all is built
 # again, in another way than it is used.
-test: build
+test: build test-packages
 	$(SWIFT) test -c release --disable-testable-imports
 
 bench: build

@@ -48,7 +48,7 @@ struct DebianInstaller {
         let release = try kernelRelease(of: "\(scratch)/linux")
         progress("downloading the virtio_blk module of Linux \(release)")
         try extract(
-            try moduleArchive(release: release, apt: apt, into: scratch), pattern: "*/virtio_blk.ko*",
+            try moduleArchive(release: release, apt: apt, archive: archive, keyring: keyring, into: scratch), pattern: "*/virtio_blk.ko*",
             to: "\(scratch)/virtio_blk.ko.xz")
         for name in try FileManager.default.contentsOfDirectory(atPath: scratch) where name.hasSuffix("deb") {
             try FileManager.default.removeItem(atPath: "\(scratch)/\(name)")
@@ -69,13 +69,36 @@ struct DebianInstaller {
     }
 
     /// The module's package: the installer's own small one, or, from a mirror without
-    /// the installer's packages, the kernel's.
-    private func moduleArchive(release: String, apt: PrivateApt, into directory: String) throws -> String {
-        do {
-            return try apt.download("scsi-modules-\(release)-di", into: directory)
-        } catch {
-            return try apt.download("linux-image-\(release)", into: directory)
+    /// the installer's packages, the kernel's. An installer that is older, or newer, than its suite's kernel
+    /// has it in one of the suites beside.
+    private func moduleArchive(
+        release: String, apt: PrivateApt, archive: String, keyring: String, into directory: String
+    ) throws -> String {
+        let packages = ["scsi-modules-\(release)-di", "linux-image-\(release)"]
+        var reasons: [String] = []
+        func first(of apt: PrivateApt) -> String? {
+            for package in packages {
+                do { return try apt.download(package, into: directory) } catch { reasons.append("\(error)") }
+            }
+            return nil
         }
+        if let found = first(of: apt) { return found }
+        let others = [
+            ("\(archive)-security", "\(Self.suite)-security"), (archive, "\(Self.suite)-updates"),
+            (archive, "\(Self.suite)-proposed-updates"),
+        ]
+        for (archive, suite) in others {
+            do {
+                let apt = try PrivateApt(
+                    directory: "\(aptDirectory)/\(suite)", archive: archive, suite: suite, components: "main",
+                    architecture: "riscv64", keyring: keyring)
+                try apt.update()
+                if let found = first(of: apt) { return found }
+            } catch {
+                reasons.append("\(error)")
+            }
+        }
+        throw Failure("no module for Linux \(release):\n" + reasons.joined(separator: "\n"))
     }
 
     /// A keyring that holds Debian 13's keys. One from before Debian 13 is replaced,

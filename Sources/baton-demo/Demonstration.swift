@@ -62,7 +62,7 @@ final class Demonstration {
         let records = try verifyDisk()
         let disk = records.map { "disk intact (\($0) records)" } ?? "no disk"
         progress.say(
-            "restart \(number): PID \(pidBefore) -> \(pidAfter) (same), \(try pause(outside: outside)), "
+            "restart \(number): PID \(pidBefore) -> \(pidAfter) (same), \(session.pause() ?? String(format: "pause %.1f ms (from outside)", outside)), "
                 + "guest count \(before?.count ?? 0) -> \(session.console.report?.count ?? 0), \(disk), memory intact")
         try? FileManager.default.removeItem(atPath: checkpoint)
     }
@@ -108,13 +108,15 @@ final class Demonstration {
             throw Failure("the process still runs its old command line")
         }
     }
+}
 
+extension Session {
     /// The guest's pause as the VMM measured it, from the last instruction before to the
-    /// first after, with its parts; as seen from here if the VMM does not know.
-    private func pause(outside: Double) throws -> String {
-        guard let cpr = try? session.command("query-cpr") as? [String: Any],
+    /// first after, with its parts; nil if the VMM does not know.
+    func pause() -> String? {
+        guard let cpr = try? command("query-cpr") as? [String: Any],
             let phases = cpr["last-update"] as? [String: Any], let total = phases["pause-us"] as? Int
-        else { return String(format: "pause %.1f ms (from outside)", outside) }
+        else { return nil }
         let parts = ["save", "wait-exec", "exec", "start-up", "wait-load", "load", "resume"].compactMap { name in
             (phases["\(name)-us"] as? Int).map { String(format: "%@ %.1f", name as NSString, Double($0) / 1000) }
         }

@@ -17,18 +17,8 @@ struct Guest {
         let builder = try GuestBuilder()
         let program = directory.file("demo")
         try builder.build(.demo, to: program)
-        var archive = CpioArchive()
-        archive.addDirectory("baton")
-        archive.addFile("baton/init", mode: 0o755, contents: try builder.initScript())
-        archive.addFile("baton/demo", mode: 0o755, contents: try Data(contentsOf: URL(fileURLWithPath: program)))
-        let module = try Data(contentsOf: URL(fileURLWithPath: files.diskModule))
-        archive.addFile("baton/virtio_blk.ko.xz", mode: 0o644, contents: module)
-
-        var initrd = try Data(contentsOf: URL(fileURLWithPath: files.initrd))
-        initrd += Data(count: -initrd.count & 3)
-        initrd += archive.finished()
-        let path = directory.file("initrd")
-        try initrd.write(to: URL(fileURLWithPath: path))
+        let path = try debianInitrd(
+            files: files, script: try builder.initScript("demo"), program: program, directory: directory)
 
         let disk = try DiskImage.create(at: directory.file("disk.img"))
         return Guest(
@@ -38,6 +28,26 @@ struct Guest {
                 "-drive", "file=\(disk.path),format=raw,if=none,id=hd", "-device", "virtio-blk-\(pci ? "pci" : "device"),drive=hd",
             ],
             model: DemoModel(), disk: disk, hasShell: true)
+    }
+
+    /// The installer's initrd with an archive behind it, of our script in the installer's place, the module that
+    /// the initrd lacks, and a program for the script.
+    static func debianInitrd(
+        files: DebianInstaller.Files, script: Data, program: String? = nil, directory: TemporaryDirectory
+    ) throws -> String {
+        func contents(_ path: String) throws -> Data { try Data(contentsOf: URL(fileURLWithPath: path)) }
+        var archive = CpioArchive()
+        archive.addDirectory("baton")
+        archive.addFile("baton/init", mode: 0o755, contents: script)
+        if let program { archive.addFile("baton/demo", mode: 0o755, contents: try contents(program)) }
+        archive.addFile("baton/virtio_blk.ko.xz", mode: 0o644, contents: try contents(files.diskModule))
+
+        var initrd = try contents(files.initrd)
+        initrd += Data(count: -initrd.count & 3)
+        initrd += archive.finished()
+        let path = directory.file("initrd")
+        try initrd.write(to: URL(fileURLWithPath: path))
+        return path
     }
 
     /// Our own bare-metal guest, which needs nothing from the network.

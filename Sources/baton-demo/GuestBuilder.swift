@@ -49,8 +49,8 @@ struct GuestBuilder {
     }
 
     /// The text of the script that Debian's kernel starts in place of the installer.
-    func initScript() throws -> Data {
-        try Data(contentsOf: URL(fileURLWithPath: "\(sources)/demo/init.sh"))
+    func initScript(_ guest: String) throws -> Data {
+        try Data(contentsOf: URL(fileURLWithPath: "\(sources)/\(guest)/init.sh"))
     }
 
     /// A clang beside a Swift compiler; Debian's own lacks lld unless that is installed too.

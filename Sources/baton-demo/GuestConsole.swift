@@ -19,6 +19,8 @@ final class GuestConsole {
 
     /// Is called with each report as it comes.
     var onReport: ((GuestReport) -> Void)?
+    /// Is called with each line that is no report.
+    var onLine: ((String) -> Void)?
     /// Is called with everything the guest says, unchanged.
     var onBytes: ((ArraySlice<UInt8>) -> Void)?
 
@@ -80,6 +82,7 @@ final class GuestConsole {
             report = found
             onReport?(found)
         } else if !line.isEmpty {
+            onLine?(line)
             recentLines.append(line)
             if recentLines.count > 12 { recentLines.removeFirst() }
         }

@@ -3,14 +3,14 @@ import TestSupport
 import Testing
 
 /// Debian's files in the project's cache; downloaded by the first test that asks.
-private let debianIsAvailable: Bool = {
+let debianIsAvailable: Bool = {
     let fetch = try? ChildProcess([demo, "fetch", "--cache", cache])
     return (try? fetch?.waitForExit(by: .seconds(300))) == .status(0)
 }()
-private let demo = "\(Products.directory)/baton-demo"
-private let cache = "\(Products.repository)/.cache"
+let demo = "\(Products.directory)/baton-demo"
+let cache = "\(Products.repository)/.cache"
 private let openSBI = "/usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin"
-private let missingDebian: Comment = "Debian's kernel is neither in the cache nor to be downloaded"
+let missingDebian: Comment = "Debian's kernel is neither in the cache nor to be downloaded"
 
 /// `make run`, from end to end.
 @Suite(.serialized, .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
