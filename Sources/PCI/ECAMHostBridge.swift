@@ -80,10 +80,11 @@ public final class ECAMHostBridge: PCIHost, MMIODevice, Device {
 
     // MARK: PCIHost
 
-    public func mappingsChanged() { map.update(bus.functions) }
+    public func mappingsChanged(_ function: PCIFunction) { map.update(function, of: bus.functions) }
 
     public func interruptChanged(_ function: PCIFunction) {
         guard let wire = wire(function) else { return }
+        if function.drivenLevel { return lines[wire].set(true) }
         lines[wire].set(bus.functions.contains { $0.drivenLevel && self.wire($0) == wire })
     }
 

@@ -55,8 +55,11 @@ public final class VirtQueue {
     private var indirect = false
 
     /// Segments of the chain that `next()` gave, and their guest addresses.
-    public let segments: UnsafeMutablePointer<iovec>
-    let addresses: UnsafeMutablePointer<UInt64>
+    /// Allocated when the queue is first enabled: a machine may have many that
+    /// no driver uses.
+    public private(set) var segments: UnsafeMutablePointer<iovec>
+    private(set) var addresses: UnsafeMutablePointer<UInt64>
+    private var hasSegments = false
 
     let addressSpace: AddressSpace
     // The largest writable RAM range: nearly every buffer lies in it.
@@ -73,11 +76,14 @@ public final class VirtQueue {
         self.maxSize = maxSize
         self.size = maxSize
         self.addressSpace = addressSpace
-        segments = .allocate(capacity: VirtQueue.maxSegments)
-        addresses = .allocate(capacity: VirtQueue.maxSegments)
+        (segments, addresses) = (VirtQueue.noSegment, VirtQueue.noAddress)
     }
 
+    private nonisolated(unsafe) static let noSegment = UnsafeMutablePointer<iovec>.allocate(capacity: 1)
+    private nonisolated(unsafe) static let noAddress = UnsafeMutablePointer<UInt64>.allocate(capacity: 1)
+
     deinit {
+        guard hasSegments else { return }
         segments.deallocate()
         addresses.deallocate()
     }
@@ -127,6 +133,11 @@ public final class VirtQueue {
 
     /// Makes the queue usable with the addresses and the size set before.
     func enable(_ rings: Rings, features: UInt64) {
+        if !hasSegments {
+            segments = .allocate(capacity: VirtQueue.maxSegments)
+            addresses = .allocate(capacity: VirtQueue.maxSegments)
+            hasSegments = true
+        }
         table = rings.table
         available = rings.available
         used = rings.used

@@ -14,67 +14,58 @@ public enum StateFieldType: UInt8 {
 /// Fields carry their names, so that a checkpoint can be read without the
 /// VMM, and a later version may add fields without breaking an older reader.
 public struct StateWriter {
-    struct Field {
-        var name: String
-        var type: StateFieldType
-        var optional: Bool
-        var payload: [UInt8]
-    }
-    var fields: [Field] = []
+    private var bytes: [UInt8] = []
 
     public init() {}
 
-    private mutating func add(_ name: String, _ type: StateFieldType, _ optional: Bool, _ payload: [UInt8]) {
-        assert(!fields.contains { $0.name == name }, "field \(name) written twice")
-        fields.append(Field(name: name, type: type, optional: optional, payload: payload))
+    /// Begins a field, whose payload of `length` bytes is to follow.
+    private mutating func begin(_ name: String, _ type: StateFieldType, _ optional: Bool, _ length: Int) {
+        bytes.append(UInt8(name.utf8.count))
+        bytes += name.utf8
+        bytes.append(type.rawValue)
+        bytes.append(optional ? 1 : 0)
+        append(UInt32(length))
+    }
+
+    private mutating func append<T: FixedWidthInteger>(_ value: T) {
+        withUnsafeBytes(of: value.littleEndian) { bytes.append(contentsOf: $0) }
     }
 
     /// - Parameters:
     ///   - name: 1 to 255 bytes, unique in the section.
     ///   - optional: a reader that does not know the field may ignore it.
     public mutating func put(_ name: String, _ value: UInt64, optional: Bool = false) {
-        add(name, .unsigned, optional, littleEndianBytes(value))
+        begin(name, .unsigned, optional, 8)
+        append(value)
     }
     public mutating func put(_ name: String, _ value: Bool, optional: Bool = false) {
         put(name, value ? 1 : 0 as UInt64, optional: optional)
     }
     public mutating func put(_ name: String, _ value: String, optional: Bool = false) {
-        add(name, .string, optional, Array(value.utf8))
+        begin(name, .string, optional, value.utf8.count)
+        bytes += value.utf8
     }
-    public mutating func put(_ name: String, bytes: [UInt8], optional: Bool = false) {
-        add(name, .bytes, optional, bytes)
+    public mutating func put(_ name: String, bytes payload: [UInt8], optional: Bool = false) {
+        begin(name, .bytes, optional, payload.count)
+        bytes += payload
     }
     public mutating func put(_ name: String, _ values: [UInt64], optional: Bool = false) {
-        var payload: [UInt8] = []
-        payload.reserveCapacity(values.count * 8)
-        for value in values { payload += littleEndianBytes(value) }
-        add(name, .unsignedArray, optional, payload)
+        begin(name, .unsignedArray, optional, values.count * 8)
+        for value in values { append(value) }
     }
 
     public mutating func put(_ name: String, _ values: [String], optional: Bool = false) {
-        var payload: [UInt8] = []
+        begin(name, .stringArray, optional, values.reduce(0) { $0 + 4 + $1.utf8.count })
         for value in values {
-            payload += littleEndianBytes(UInt32(value.utf8.count))
-            payload += value.utf8
+            append(UInt32(value.utf8.count))
+            bytes += value.utf8
         }
-        add(name, .stringArray, optional, payload)
     }
 
     /// The section's payload: for each field a name length (1 byte), the name,
     /// a type (1), flags (1: optional), a payload length (4) and the payload,
     /// all little endian.
-    public func encoded() -> [UInt8] {
-        var result: [UInt8] = []
-        for field in fields {
-            result.append(UInt8(field.name.utf8.count))
-            result += field.name.utf8
-            result.append(field.type.rawValue)
-            result.append(field.optional ? 1 : 0)
-            result += littleEndianBytes(UInt32(field.payload.count))
-            result += field.payload
-        }
-        return result
-    }
+    public func encoded() -> [UInt8] { bytes }
 }
 
 /// Little-endian bytes of an integer.
@@ -89,15 +80,24 @@ public struct StateReader {
     public let section: String
     /// The version that the section was written with.
     public let version: UInt32
-    struct Field {
+    private struct Field {
+        var name: String
         var type: StateFieldType
         var optional: Bool
         var payload: ArraySlice<UInt8>
     }
-    private(set) var names: [String] = []
-    private var fields: [String: Field] = [:]
-    private final class Seen { var names: Set<String> = [] }
-    private let seen = Seen()
+    private var fields: [Field] = []
+    /// Where each is, in a section of many.
+    private var places: [String: Int] = [:]
+    private static let few = 16
+
+    private final class Progress {
+        var seen: [Bool] = []
+        /// Where the next field is that is asked for: most readers ask in the
+        /// order of writing.
+        var next = 0
+    }
+    private let progress = Progress()
 
     /// Parses a section's payload.
     /// - Throws: an error that names the section when the payload is malformed.
@@ -114,20 +114,36 @@ public struct StateReader {
             guard let type = StateFieldType(rawValue: rawType) else {
                 throw VMMError("field '\(name)' of section '\(section)' has the unknown type \(rawType)")
             }
-            guard fields.updateValue(Field(type: type, optional: flags & 1 != 0, payload: body), forKey: name) == nil
-            else { throw VMMError("field '\(name)' of section '\(section)' occurs twice") }
-            names.append(name)
+            guard place(name) == nil else { throw VMMError("field '\(name)' of section '\(section)' occurs twice") }
+            fields.append(Field(name: name, type: type, optional: flags & 1 != 0, payload: body))
+            if fields.count > StateReader.few {
+                if places.isEmpty { for (index, field) in fields.enumerated() { places[field.name] = index } }
+                places[name] = fields.count - 1
+            }
         }
+        progress.seen = Array(repeating: false, count: fields.count)
+    }
+
+    private func place(_ name: String) -> Int? {
+        if !places.isEmpty { return places[name] }
+        return fields.firstIndex { $0.name == name }
     }
 
     private func field(_ name: String, _ type: StateFieldType) throws(VMMError) -> ArraySlice<UInt8> {
-        guard let field = fields[name] else { throw VMMError("field '\(name)' of section '\(section)' is missing") }
-        guard field.type == type else { throw VMMError("field '\(name)' of section '\(section)' has the wrong type") }
-        seen.names.insert(name)
-        return field.payload
+        var index = progress.next
+        if index >= fields.count || fields[index].name != name {
+            guard let found = place(name) else { throw VMMError("field '\(name)' of section '\(section)' is missing") }
+            index = found
+        }
+        guard fields[index].type == type else {
+            throw VMMError("field '\(name)' of section '\(section)' has the wrong type")
+        }
+        progress.seen[index] = true
+        progress.next = index + 1
+        return fields[index].payload
     }
 
-    public func has(_ name: String) -> Bool { fields[name] != nil }
+    public func has(_ name: String) -> Bool { place(name) != nil }
 
     /// An unsigned field whose value must lie in `range`.
     public func unsigned(_ name: String, in range: ClosedRange<UInt64> = 0...UInt64.max) throws(VMMError) -> UInt64 {
@@ -197,41 +213,51 @@ public struct StateReader {
     /// Refuses mandatory fields that nobody asked for: they come from a later
     /// version, and to ignore them would lose state.
     public func finish() throws(VMMError) {
-        for name in names where fields[name]?.optional == false && !seen.names.contains(name) {
+        for (field, seen) in zip(fields, progress.seen) where !field.optional && !seen {
             throw VMMError(
-                "section '\(section)' has the unknown field '\(name)'",
+                "section '\(section)' has the unknown field '\(field.name)'",
                 hint: "It was written by a newer version of this VMM.")
         }
     }
 
     /// Every field as text, for `baton-ctl inspect`.
     public var dump: [(name: String, type: StateFieldType, payload: ArraySlice<UInt8>)] {
-        names.compactMap { name in fields[name].map { (name, $0.type, $0.payload) } }
+        fields.map { ($0.name, $0.type, $0.payload) }
     }
 }
 
 /// Walks over bytes; every accessor returns nil at the end instead of trapping.
 public struct ByteCursor {
-    private var rest: ArraySlice<UInt8>
-    public init(_ bytes: ArraySlice<UInt8>) { rest = bytes }
-    public var isAtEnd: Bool { rest.isEmpty }
-    public var remaining: Int { rest.count }
+    private let bytes: ArraySlice<UInt8>
+    private var position: Int
+    public init(_ bytes: ArraySlice<UInt8>) {
+        self.bytes = bytes
+        position = bytes.startIndex
+    }
+    public var isAtEnd: Bool { position == bytes.endIndex }
+    public var remaining: Int { bytes.endIndex - position }
 
     /// Up to `count` of the next bytes, which stay unread.
-    public func peek(_ count: Int) -> ArraySlice<UInt8> { rest.prefix(count) }
+    public func peek(_ count: Int) -> ArraySlice<UInt8> { bytes[position...].prefix(count) }
 
-    public mutating func byte() -> UInt8? { rest.popFirst() }
+    public mutating func byte() -> UInt8? {
+        guard !isAtEnd else { return nil }
+        defer { position += 1 }
+        return bytes[position]
+    }
 
     public mutating func take(_ count: Int) -> ArraySlice<UInt8>? {
-        guard count >= 0, count <= rest.count else { return nil }
-        defer { rest = rest.dropFirst(count) }
-        return rest.prefix(count)
+        guard count >= 0, count <= remaining else { return nil }
+        defer { position += count }
+        return bytes[position..<position + count]
     }
 
     public mutating func unsigned<T: FixedWidthInteger & UnsignedInteger>(_ type: T.Type) -> T? {
-        guard let bytes = take(MemoryLayout<T>.size) else { return nil }
+        let size = MemoryLayout<T>.size
+        guard size <= remaining else { return nil }
         var value: T = 0
-        for byte in bytes.reversed() { value = value << 8 | T(truncatingIfNeeded: byte) }
+        for index in 0..<size { value |= T(truncatingIfNeeded: bytes[position + index]) << T(8 * index) }
+        position += size
         return value
     }
 }

@@ -94,6 +94,7 @@ public struct SectionContainer {
 
     public func encoded() -> [UInt8] {
         var body: [UInt8] = []
+        body.reserveCapacity(encodedLength)
         for section in sections {
             var header = littleEndianBytes(UInt16(section.name.utf8.count))
             header += littleEndianBytes(UInt16(section.optional ? 1 : 0))

@@ -62,8 +62,7 @@ open class DeviceContext {
         let id = try options.identifier()
         if let id, ids.contains(id) { throw VMMError("Duplicate ID '\(id)' for device") }
         let bus = try options.string("bus")
-        let keys = type.keys
-        if let unknown = options.untakenKeys.first(where: { !keys.contains($0) }) {
+        if let unknown = options.untakenKeys.first(where: { !type.accepts($0) }) {
             throw VMMError("Property '\(type.name).\(unknown)' not found")
         }
         try type.make(DeviceOptions(model: type.name, id: id, bus: bus, options: options), context: self)

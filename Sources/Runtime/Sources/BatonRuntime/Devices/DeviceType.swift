@@ -38,9 +38,10 @@ public protocol DeviceType: AnyObject {
 extension DeviceType {
     public var summary: String { "" }
 
-    /// The keys that `-device` accepts.
-    public var keys: Set<String> {
-        Set(properties.map(\.name) + (bus == PCIProperties.busType ? PCIProperties.all.map(\.name) : []))
+    /// Whether `-device` takes a key.
+    public func accepts(_ key: String) -> Bool {
+        properties.contains { $0.name == key }
+            || (bus == PCIProperties.busType && PCIProperties.all.contains { $0.name == key })
     }
 
     /// The type's line of `-device help`.

@@ -27,6 +27,7 @@ public final class VirtualMachine: GuestRequests {
     /// Every device, in the order in which they were added: the order of their
     /// sections in a checkpoint, and of loading.
     public private(set) var devices: [any Device] = []
+    private var deviceNames: Set<String> = []
     /// Chardevs by id, in order of creation.
     public private(set) var chardevs: [Chardev] = []
     private var chardevsByID: [String: Chardev] = [:]
@@ -47,7 +48,7 @@ public final class VirtualMachine: GuestRequests {
 
     /// - Throws: an error when another device has the same state name.
     public func add(_ device: any Device) throws(VMMError) {
-        guard !devices.contains(where: { $0.stateName == device.stateName }) else {
+        guard deviceNames.insert(device.stateName).inserted else {
             throw VMMError("Duplicate device ID '\(device.stateName)'")
         }
         devices.append(device)

@@ -1,7 +1,7 @@
 /// What a bus needs of the bridge that is above it.
 public protocol PCIHost: AnyObject {
     /// A function's BARs or their enable bits have changed.
-    func mappingsChanged()
+    func mappingsChanged(_ function: PCIFunction)
     /// The level that a function drives on its INTx pin may have changed.
     func interruptChanged(_ function: PCIFunction)
     /// Writes a message to a guest-physical address.
@@ -87,7 +87,9 @@ public final class PCIBus: DeviceBus {
             throw error
         }
         table[placement.slot.devfn] = function
-        functions = table.compactMap { $0 }
+        let devfn = placement.slot.devfn
+        let place = functions.firstIndex { ($0.slot?.devfn ?? 0) > devfn } ?? functions.endIndex
+        functions.insert(function, at: place)
     }
 
     /// Puts a function of the board's own into a slot.

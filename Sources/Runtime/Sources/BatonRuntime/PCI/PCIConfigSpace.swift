@@ -39,12 +39,14 @@ public struct PCIConfigSpace {
     }
 
     /// Sets a number, now and for every reset.
+    @_specialize(where T == UInt8) @_specialize(where T == UInt16) @_specialize(where T == UInt32)
     public mutating func set<T: FixedWidthInteger & UnsignedInteger>(_ offset: Int, _ value: T) {
         update(offset, value)
         for index in 0..<MemoryLayout<T>.size { powerOn[offset + index] = bytes[offset + index] }
     }
 
     /// Changes a number until the next reset, as a device does while it runs.
+    @_specialize(where T == UInt8) @_specialize(where T == UInt16) @_specialize(where T == UInt32)
     public mutating func update<T: FixedWidthInteger & UnsignedInteger>(_ offset: Int, _ value: T) {
         for index in 0..<MemoryLayout<T>.size {
             bytes[offset + index] = UInt8(truncatingIfNeeded: value >> T(8 * index))
@@ -52,6 +54,7 @@ public struct PCIConfigSpace {
     }
 
     /// Says which bits the guest may write.
+    @_specialize(where T == UInt8) @_specialize(where T == UInt16) @_specialize(where T == UInt32)
     public mutating func setWritable<T: FixedWidthInteger & UnsignedInteger>(_ offset: Int, _ mask: T) {
         PCIConfigSpace.put(&writable, offset, mask)
     }
@@ -63,12 +66,14 @@ public struct PCIConfigSpace {
     }
 
     /// Says which bits the guest clears by writing ones.
+    @_specialize(where T == UInt8) @_specialize(where T == UInt16) @_specialize(where T == UInt32)
     public mutating func setClearable<T: FixedWidthInteger & UnsignedInteger>(_ offset: Int, _ mask: T) {
         PCIConfigSpace.put(&clearable, offset, mask)
     }
 
     /// Says which read-only bits the device changes while it runs, so that
     /// they may differ from their power-on values in a checkpoint.
+    @_specialize(where T == UInt8) @_specialize(where T == UInt16) @_specialize(where T == UInt32)
     public mutating func setOwned<T: FixedWidthInteger & UnsignedInteger>(_ offset: Int, _ mask: T) {
         PCIConfigSpace.put(&owned, offset, mask)
     }

@@ -31,12 +31,13 @@ extension PCIFunction {
         let apply = try loadFunction(from: reader)
         try reader.finish()
 
+        let levelBefore = drivenLevel
         config.restore(bytes)
         restoreInterrupt(level)
         if let msi, let msiPending { msi.restore(pending: msiPending) }
         msix?.restore(table: table, pending: pending)
         apply()
-        bus?.host.mappingsChanged()
-        bus?.host.interruptChanged(self)
+        bus?.host.mappingsChanged(self)
+        if drivenLevel != levelBefore { bus?.host.interruptChanged(self) }
     }
 }

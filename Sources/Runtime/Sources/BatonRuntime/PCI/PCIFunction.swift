@@ -108,14 +108,14 @@ open class PCIFunction: Device {
         } else if offset < PCIRegister.firstBar + 24 && end > PCIRegister.firstBar
             || offset < PCIRegister.expansionROM + 4 && end > PCIRegister.expansionROM
         {
-            bus?.host.mappingsChanged()
+            bus?.host.mappingsChanged(self)
         }
         msi?.didWriteConfig(offset, end)
         msix?.didWriteConfig(offset, end)
     }
 
     private func commandChanged(_ changed: UInt16) {
-        if changed & (PCICommand.ioSpace | PCICommand.memorySpace) != 0 { bus?.host.mappingsChanged() }
+        if changed & (PCICommand.ioSpace | PCICommand.memorySpace) != 0 { bus?.host.mappingsChanged(self) }
         if changed & PCICommand.interruptDisable != 0 { driveInterrupt() }
         if changed & PCICommand.busMaster != 0 { busMasterChanged() }
     }
@@ -210,6 +210,6 @@ open class PCIFunction: Device {
         config.reset()
         msi?.reset()
         msix?.reset()
-        bus?.host.mappingsChanged()
+        bus?.host.mappingsChanged(self)
     }
 }
