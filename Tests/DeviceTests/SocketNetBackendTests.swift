@@ -28,7 +28,7 @@ import Virtio
 
     private func collect(_ backend: NetBackend) -> Received {
         let received = Received()
-        backend.receiver = { frame in
+        backend.receiver = { frame, _, _ in
             guard received.room > 0 else { return false }
             received.room -= 1
             received.frames.append(Array(frame))

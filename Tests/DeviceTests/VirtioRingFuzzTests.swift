@@ -9,7 +9,7 @@ import Virtio
     final class Host: NetBackend {
         init() { super.init(id: "n", backend: "test") }
         func deliver(_ length: Int) {
-            [UInt8](repeating: 7, count: length).withUnsafeBytes { _ = receiver?($0) }
+            [UInt8](repeating: 7, count: length).withUnsafeBytes { _ = deliver($0) }
         }
     }
 

@@ -4,9 +4,9 @@ import Glibc
 /// A tap interface of the host: what the host sends to it is the guest's to
 /// receive, and what the guest sends comes out of it.
 ///
-/// All queues of the interface feed the card's one receive queue; frames from
-/// the guest leave by the first, so the kernel's steering sends the answers
-/// there too.
+/// Each queue of the interface is one of the card's pairs. Those that the card
+/// does not use take no part in the traffic; the kernel steers the answers to
+/// what came from the guest to the queue that it came by.
 final class TapBackend: NetBackend {
     private let loop: EventLoop
     private let configuration: TapConfiguration
@@ -14,8 +14,12 @@ final class TapBackend: NetBackend {
     private var headerSize = 0
     private var fds: [Int32] = []
     private var readers: [FrameReader] = []
-    /// A frame on its way out, behind its header, which is all zeroes.
-    private var frame = UnsafeMutableRawBufferPointer(start: nil, count: 0)
+    /// How many take part in the traffic, and how many the card wants to.
+    private var usedQueues = 1
+    private var wantedQueues = 1
+    /// What the kernel leaves undone, and what the card allows it to.
+    private var offloads: NetOffloads = []
+    private var wantedOffloads: NetOffloads = []
     /// Whether the guest is this process' own, so that it is the one that
     /// takes the interface down at the end.
     private var isCommitted: Bool
@@ -37,10 +41,10 @@ final class TapBackend: NetBackend {
         }
     }
 
-    deinit {
-        close()
-        frame.deallocate()
-    }
+    override var queueCount: Int { fds.count }
+    override var carriesHeaders: Bool { headerSize >= FrameHeader.size }
+
+    deinit { close() }
 
     // MARK: Opening
 
@@ -50,7 +54,7 @@ final class TapBackend: NetBackend {
             let queue: TapInterface.Queue
             if configuration.descriptors.isEmpty {
                 queue = try TapInterface.attach(
-                    name, multiQueue: configuration.queues > 1, header: configuration.hasHeader ?? false)
+                    name, multiQueue: configuration.queues > 1, header: configuration.hasHeader ?? true)
             } else {
                 queue = try TapInterface.describe(configuration.descriptors[index])
                 try FD.setNonBlocking(queue.fd, true)
@@ -67,17 +71,22 @@ final class TapBackend: NetBackend {
             interface = queue.interface
             headerSize = queue.headerSize
         }
+        for fd in fds.dropFirst() {
+            // EINVAL: it is aside already.
+            guard TapInterface.use(fd, false) || errno == EINVAL else {
+                throw .system("could not put a queue of \(interface) aside")
+            }
+        }
         if let script = configuration.script { try NetworkScript.run(script, interface: interface) }
     }
 
-    private func start(held: [[UInt8]]) {
-        frame = .allocate(byteCount: headerSize + NetBackend.maxFrame, alignment: 16)
-        frame.initializeMemory(as: UInt8.self, repeating: 0)
+    private func start(held: [(frame: [UInt8], header: FrameHeader)]) {
         for (index, fd) in fds.enumerated() {
+            let held = index < held.count ? held[index] : ([], FrameHeader())
             readers.append(
                 FrameReader(
-                    fd: fd, loop: loop, headerSize: headerSize, held: index < held.count ? held[index] : [],
-                    deliver: { [unowned self] in deliver($0) },
+                    fd: fd, loop: loop, headerSize: headerSize, held: held.0, heldHeader: held.1,
+                    deliver: { [unowned self] in deliver($0, header: $1, queue: index) },
                     failed: { [unowned self] in
                         Report.warning("netdev \(self.id): interface \(self.interface): \($0.message)")
                     }))
@@ -104,12 +113,66 @@ final class TapBackend: NetBackend {
 
     // MARK: Frames
 
-    override func receiveReady() { for reader in readers { reader.ready() } }
+    override func receiveReady(queue: Int) {
+        guard queue < usedQueues, readers.indices.contains(queue) else { return }
+        readers[queue].ready()
+    }
 
-    override func send(_ parts: UnsafeBufferPointer<UnsafeRawBufferPointer>) {
-        guard let fd = fds.first, let end = NetBackend.gather(parts, into: frame, at: headerSize) else { return }
+    override func send(_ parts: UnsafeBufferPointer<UnsafeRawBufferPointer>, header: FrameHeader, queue: Int) {
+        let frame = NetBackend.scratch
+        guard fds.indices.contains(queue), let end = NetBackend.gather(parts, into: frame, at: headerSize) else { return }
+        for index in 0..<headerSize { frame[index] = 0 }
+        if carriesHeaders { header.store(to: frame) }
+        let fd = fds[queue]
         let count = retryingInterrupts { write(fd, frame.baseAddress, end) }
         if count < 0 { Log.trace("net_tap_drop", "\(id): \(VMMError.system("write failed").message)") }
+    }
+
+    // MARK: What the card chooses
+
+    override func useQueues(_ count: Int) -> Bool {
+        guard (1...max(1, fds.count)).contains(count) else { return false }
+        wantedQueues = count
+        return applyQueues()
+    }
+
+    override func allow(_ offloads: NetOffloads) {
+        wantedOffloads = offloads
+        applyOffloads()
+    }
+
+    /// Until the guest is this process' own the interface stays as it is.
+    private func applyQueues() -> Bool {
+        guard isCommitted else { return true }
+        let before = usedQueues
+        while usedQueues < wantedQueues {
+            guard TapInterface.use(fds[usedQueues], true) else {
+                Report.warning("netdev \(id): \(VMMError.system("could not use a queue of \(interface)").message)")
+                wantedQueues = before
+                _ = applyQueues()
+                return false
+            }
+            usedQueues += 1
+        }
+        while usedQueues > wantedQueues {
+            usedQueues -= 1
+            readers[usedQueues].discard()
+            // One that goes on without being read would swallow frames, but it
+            // is the kernel that has no reason to refuse.
+            guard TapInterface.use(fds[usedQueues], false) else {
+                Report.warning("netdev \(id): \(VMMError.system("could not put a queue of \(interface) aside").message)")
+                continue
+            }
+        }
+        return true
+    }
+
+    private func applyOffloads() {
+        guard isCommitted, carriesHeaders, offloads != wantedOffloads, let fd = fds.first else { return }
+        guard TapInterface.allow(wantedOffloads, fd) else {
+            return Report.warning("netdev \(id): \(VMMError.system("could not set the offloads of \(interface)").message)")
+        }
+        offloads = wantedOffloads
     }
 
     // MARK: Update
@@ -123,7 +186,12 @@ final class TapBackend: NetBackend {
             $0.put("interface", interface)
             $0.put("header-size", UInt64(headerSize))
             $0.put("queues", UInt64(fds.count))
-            for (index, reader) in readers.enumerated() { $0.put("held\(index)", bytes: reader.held) }
+            $0.put("used-queues", UInt64(usedQueues))
+            $0.put("offloads", UInt64(offloads.rawValue))
+            for (index, reader) in readers.enumerated() {
+                $0.put("held\(index)", bytes: reader.held)
+                if !reader.held.isEmpty { $0.put("header\(index)", bytes: reader.heldHeader.bytes) }
+            }
         }
     }
 
@@ -134,8 +202,20 @@ final class TapBackend: NetBackend {
         interface = try state.string("interface")
         headerSize = Int(try state.unsigned("header-size", in: 0...255))
         let count = Int(try state.unsigned("queues", in: 1...UInt64(TapConfiguration.maxQueues)))
-        var held: [[UInt8]] = []
-        for index in 0..<count { held.append(try state.bytes("held\(index)", count: 0...NetBackend.maxFrame)) }
+        // Processes that knew nothing of it used all queues, and no offloads.
+        usedQueues = state.has("used-queues") ? Int(try state.unsigned("used-queues", in: 1...UInt64(count))) : count
+        wantedQueues = usedQueues
+        if state.has("offloads") { offloads = NetOffloads(rawValue: UInt32(try state.unsigned("offloads", in: 0...15))) }
+        wantedOffloads = offloads
+        var held: [(frame: [UInt8], header: FrameHeader)] = []
+        for index in 0..<count {
+            let frame = try state.bytes("held\(index)", count: 0...NetBackend.maxFrame)
+            var header = FrameHeader()
+            if state.has("header\(index)") {
+                header = FrameHeader(bytes: try state.bytes("header\(index)", count: FrameHeader.size...FrameHeader.size))
+            }
+            held.append((frame, header))
+        }
         try state.finish()
         for index in 0..<count {
             guard let fd = heritage.claim("queue", index: index) else {
@@ -152,5 +232,9 @@ final class TapBackend: NetBackend {
         start(held: held)
     }
 
-    func committed() { isCommitted = true }
+    func committed() {
+        isCommitted = true
+        _ = applyQueues()
+        applyOffloads()
+    }
 }

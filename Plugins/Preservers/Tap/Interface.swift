@@ -7,9 +7,12 @@ enum TapInterface {
     /// IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE.
     private static let tap: UInt16 = 0x2, noPacketInformation: UInt16 = 0x1000
     private static let header: UInt16 = 0x4000, multiQueue: UInt16 = 0x100
-    /// TUNSETIFF, TUNGETIFF, TUNSETOFFLOAD, TUNGETVNETHDRSZ.
+    /// TUNSETIFF, TUNGETIFF, TUNSETOFFLOAD, TUNGETVNETHDRSZ, TUNSETQUEUE.
     private static let setInterface: UInt = 0x4004_54ca, getInterface: UInt = 0x8004_54d2
     private static let setOffload: UInt = 0x4004_54d0, getHeaderSize: UInt = 0x8004_54d7
+    private static let setQueue: UInt = 0x4004_54d9
+    /// IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE.
+    private static let attachQueue: UInt16 = 0x200, detachQueue: UInt16 = 0x400
 
     /// `struct ifreq`: the name, and the flags in the union behind it.
     private static let requestSize = 40, nameSize = 16
@@ -32,7 +35,7 @@ enum TapInterface {
         let text = Array((name ?? "tap%d").utf8.prefix(nameSize - 1))
         request.replaceSubrange(0..<text.count, with: text)
         let flags = tap | noPacketInformation | (wantsHeader ? header : 0) | (isMulti ? multiQueue : 0)
-        request.replaceSubrange(nameSize..<nameSize + 2, with: withUnsafeBytes(of: flags) { Array($0) })
+        put(flags, &request)
         guard control(fd.raw, setInterface, &request) else {
             let code = errno
             var hint: String?
@@ -60,13 +63,30 @@ enum TapInterface {
         var queue = Queue(
             fd: fd, interface: String(decoding: request[..<nameSize].prefix { $0 != 0 }, as: UTF8.self), headerSize: 0)
         guard flags & header != 0 else { return queue }
-        // The guest is offered no offloads: the kernel must do them.
+        // Until a driver says otherwise the kernel leaves nothing undone.
         var size = [UInt8](repeating: 0, count: 4)
-        guard ioctl(fd, setOffload, CInt(0)) == 0, control(fd, getHeaderSize, &size), size[0] >= 10,
+        guard allow([], fd), control(fd, getHeaderSize, &size), size[0] >= 10,
             size[1...].allSatisfy({ $0 == 0 })
         else { throw .system("could not turn off the offloads of fd \(fd)") }
         queue.headerSize = Int(size[0])
         return queue
+    }
+
+    /// Says what the kernel may leave undone in the frames that it gives.
+    static func allow(_ offloads: NetOffloads, _ fd: Int32) -> Bool {
+        ioctl(fd, setOffload, CInt(truncatingIfNeeded: offloads.rawValue)) == 0
+    }
+
+    /// Has an attached queue take part in the interface's traffic, or not: what
+    /// waits in one that no longer does is dropped.
+    static func use(_ fd: Int32, _ isUsed: Bool) -> Bool {
+        var request = [UInt8](repeating: 0, count: requestSize)
+        put(isUsed ? attachQueue : detachQueue, &request)
+        return control(fd, setQueue, &request)
+    }
+
+    private static func put(_ flags: UInt16, _ request: inout [UInt8]) {
+        request.replaceSubrange(nameSize..<nameSize + 2, with: withUnsafeBytes(of: flags) { Array($0) })
     }
 
     private static func control(_ fd: Int32, _ request: UInt, _ argument: inout [UInt8]) -> Bool {

@@ -41,9 +41,24 @@ final class TapType: NetBackendType {
     func make(id: String, _ options: KeyValueOptions, vm: VirtualMachine) throws(VMMError) -> NetBackend {
         let configuration = try TapConfiguration(options)
         let heritage = try NetHeritage.find(id, backend: name, vm: vm)
-        if heritage == nil, vm.cpr?.isTrial == true { return NetBackend(id: id, backend: name) }
+        if heritage == nil, vm.cpr?.isTrial == true { return TapStandIn(id: id, configuration) }
         let backend = try TapBackend(id: id, configuration, vm: vm, heritage: heritage)
         preserver.add(backend)
         return backend
     }
+}
+
+/// What a trial has in place of an interface that would be opened.
+private final class TapStandIn: NetBackend {
+    private let configuration: TapConfiguration
+
+    init(id: String, _ configuration: TapConfiguration) {
+        self.configuration = configuration
+        super.init(id: id, backend: "tap")
+    }
+
+    override var queueCount: Int { configuration.queues }
+    /// What a descriptor has is not known before it is asked.
+    override var carriesHeaders: Bool { configuration.hasHeader ?? true }
+    override func useQueues(_ count: Int) -> Bool { (1...queueCount).contains(count) }
 }

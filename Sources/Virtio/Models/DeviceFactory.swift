@@ -138,8 +138,10 @@ public final class DeviceFactory: DeviceContext {
             guard let parsed = DeviceFactory.mac(text) else { throw options.badValue("mac", text) }
             mac = parsed
         }
+        let features = try VirtioNetFeature.requested(options)
         let place = try place(options, busType)
-        try plug(VirtioNet(vm: vm, backend: backends[index].backend, mac: mac), place, options)
+        try plug(
+            VirtioNet(vm: vm, backend: backends[index].backend, mac: mac, features: features), place, options)
         backends[index].isUsed = true
         networkCards &+= 1
     }

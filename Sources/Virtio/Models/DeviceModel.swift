@@ -34,7 +34,7 @@ public final class DeviceModel: DeviceType {
         + onBothBuses("virtio-blk", .storage, ["drive", "serial"]) { factory, options, bus throws(VMMError) in
             try factory.addBlock(options, bus)
         }
-        + onBothBuses("virtio-net", .network, ["netdev", "mac"]) { factory, options, bus throws(VMMError) in
+        + onBothBuses("virtio-net", .network, ["netdev", "mac"] + VirtioNetFeature.properties) { factory, options, bus throws(VMMError) in
             try factory.addNet(options, bus)
         }
         + onBothBuses("virtio-rng", .misc, []) { factory, options, bus throws(VMMError) in

@@ -8,7 +8,6 @@ public final class DgramNetBackend: KeptNetBackend {
     /// Where frames go; nil when the socket knows.
     private var remote: DatagramPeer?
     private var reader: FrameReader?
-    private let frame: UnsafeMutableRawBufferPointer
     /// The socket's file that this process is to remove.
     private var file: SocketFile?
     private let local: SocketAddress?
@@ -18,7 +17,6 @@ public final class DgramNetBackend: KeptNetBackend {
         id: String, local: NetSocketAddress, remote: SocketAddress?, vm: VirtualMachine, heritage: NetHeritage?
     ) throws(VMMError) {
         loop = vm.loop
-        frame = .allocate(byteCount: NetBackend.maxFrame, alignment: 16)
         switch local {
         case .address(let address): self.local = address
         case .descriptor: self.local = nil
@@ -50,18 +48,16 @@ public final class DgramNetBackend: KeptNetBackend {
 
     private func startReading(held: [UInt8]) {
         reader = FrameReader(
-            fd: fd, loop: loop, held: held, deliver: { [unowned self] in deliver($0) },
+            fd: fd, loop: loop, held: held, deliver: { [unowned self] frame, _ in deliver(frame) },
             failed: { [unowned self] in Report.warning("netdev \(self.id): \($0.message)") })
     }
 
-    deinit {
-        shutDown()
-        frame.deallocate()
-    }
+    deinit { shutDown() }
 
     public override func receiveReady() { reader?.ready() }
 
     public override func send(_ parts: UnsafeBufferPointer<UnsafeRawBufferPointer>) {
+        let frame = NetBackend.scratch
         guard fd >= 0, let end = NetBackend.gather(parts, into: frame, at: 0) else { return }
         let bytes = UnsafeRawBufferPointer(rebasing: frame[..<end])
         let flags = Int32(MSG_NOSIGNAL) | Int32(MSG_DONTWAIT)

@@ -145,7 +145,7 @@ public final class SocketNetBackend: KeptNetBackend {
             isConnecting = false
         }
         if events.contains(.writable) { finish(stream.flush(connection)) }
-        if connection >= 0, isStarted, !stream.isBlocked { finish(stream.read(connection, deliver)) }
+        if connection >= 0, isStarted, !stream.isBlocked { finish(stream.read(connection) { deliver($0) }) }
         rewatch()
     }
 
@@ -191,7 +191,7 @@ public final class SocketNetBackend: KeptNetBackend {
     public override func receiveReady() {
         isStarted = true
         guard connection >= 0 else { return }
-        finish(stream.deliverAgain(deliver))
+        finish(stream.deliverAgain { deliver($0) })
         rewatch()
     }
 
