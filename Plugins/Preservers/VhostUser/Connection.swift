@@ -124,6 +124,13 @@ extension VhostUserDevice: ChardevFrontend {
         if requestSocket >= 0 { loop.unwatch(requestSocket) }
     }
 
+    /// Whether the connection has ended, or the back end has sent something.
+    var socketHasNews: Bool {
+        guard let channel else { return true }
+        var state = pollfd(fd: channel.socket, events: Int16(POLLIN), revents: 0)
+        return poll(&state, 1, 0) != 0
+    }
+
     /// Nothing is due on the connection between exchanges but its end.
     private func socketReady() {
         guard let channel else { return }

@@ -242,6 +242,7 @@ final class VhostUserDevice: VirtioOffload {
     /// Has the back end finish what it has in hand and let go of the queues.
     func rest() {
         guard isServing, let channel else { return }
+        if kind.runsEmpty { waitUntilEmpty() }
         channel.begin()
         do throws(VMMError) {
             for queue in served {
@@ -254,6 +255,17 @@ final class VhostUserDevice: VirtioOffload {
             hasUntrackedRequests = false
         } catch {
             disconnect(error.message)
+        }
+    }
+
+    /// Gives the back end time to answer what it has, and sees: QEMU's storage
+    /// daemon panics when it is told to stop and has requests in hand, as it
+    /// closes the queue's eventfd first. The guest makes no new ones.
+    private func waitUntilEmpty() {
+        let deadline = EventLoop.now + VhostUser.timeLimit / 2
+        for queue in served {
+            guard let rings = Rings(queue, vm.addressSpace) else { continue }
+            while rings.usedIndex != rings.availableIndex, EventLoop.now < deadline, !socketHasNews { usleep(200) }
         }
     }
 

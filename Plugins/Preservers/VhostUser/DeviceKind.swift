@@ -21,6 +21,9 @@ struct DeviceKind {
     /// Whether the queues' state is all there is: then a back end can be
     /// stopped, and another go on where it was.
     let isStateless: Bool
+    /// Whether a back end answers every request in its own time, so that the
+    /// queues run empty when the guest stops.
+    let runsEmpty: Bool
 
     /// Features of virtio that concern only rings and so the back end.
     private static let ringFeatures: UInt64 = 1 << 28 | 1 << 29 | 1 << 32

@@ -90,7 +90,7 @@ enum BlockKind {
                 if config.count >= 36 { config.replaceSubrange(34..<36, with: littleEndianBytes(UInt16(queues))) }
                 return config
             },
-            writableConfig: hasWCE ? 32..<33 : 0..<0, isStateless: true)
+            writableConfig: hasWCE ? 32..<33 : 0..<0, isStateless: true, runsEmpty: true)
     }
 }
 
@@ -113,6 +113,7 @@ enum FileSystemKind {
             + littleEndianBytes(UInt32(queues))
         return DeviceKind(
             model: "vhost-user-fs", deviceID: 26, features: 0, queueCount: 1 + queues,
-            queueSize: try options.queueSize(), backendConfigSize: 0, config: { _ in config }, isStateless: false)
+            queueSize: try options.queueSize(), backendConfigSize: 0, config: { _ in config }, isStateless: false,
+            runsEmpty: false)
     }
 }
