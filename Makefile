@@ -20,7 +20,7 @@ PACKAGES := libcurl4 libncurses6 libsqlite3-0 libxml2 binutils libc6-dev libstdc
 OPENSBI := /usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin
 
 # The peers of demo-peers and of tests; Debian 13 has some of them in packages of their own.
-PEERPACKAGES = qemu-system-common iproute2 iputils-ping $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
+PEERPACKAGES = qemu-system-common qemu-utils iproute2 iputils-ping $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 # What more the tests talk to.
 TESTPACKAGES = $(PEERPACKAGES) passt opensbi
 

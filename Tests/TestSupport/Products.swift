@@ -28,6 +28,16 @@ public enum Products {
         return path
     }
 
+    /// How to run a program of a later Debian than this machine's (`virtiofsd` or `passt`), which is in
+    /// the project's cache or downloaded into it; nil when it is not to be had.
+    public static func laterDebian(_ program: String) -> [String]? {
+        guard
+            let words = try? ChildProcess.run(
+                ["\(directory)/baton-demo", "peer", program, "--cache", "\(repository)/.cache"], by: .seconds(300))
+        else { return nil }
+        return words.split(separator: "\n").map(String.init)
+    }
+
     /// The full path of a program in PATH; nil when there is none.
     public static func find(_ program: String) -> String? {
         let path = ProcessInfo.processInfo.environment["PATH"] ?? "/usr/bin:/bin"

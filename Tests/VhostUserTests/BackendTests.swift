@@ -2,136 +2,181 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Debian's back ends: real processes that know nothing of updates.
-@Suite("vhost-user back ends of Debian", .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld"))
-struct BackendTests {
-    static let storageDaemon = Products.find("qemu-storage-daemon")
-    static let fileSystemDaemon = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"]
-        .first { FileManager.default.isExecutableFile(atPath: $0) }
-
-    private func startDisk(_ directory: TemporaryDirectory) throws -> ChildProcess {
-        let socket = directory.file("disk.sock")
-        unlink(socket)
-        let daemon = try ChildProcess([
-            try #require(Self.storageDaemon), "--blockdev", "driver=file,node-name=file,filename=\(directory.file("disk"))",
-            "--blockdev", "driver=raw,node-name=disk,file=file",
-            "--export", "type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path=\(socket)",
-        ])
-        try eventually("qemu-storage-daemon listens") { FileManager.default.fileExists(atPath: socket) }
-        return daemon
-    }
-
-    /// The sockets of a process, by inode: the same ones mean that nobody
-    /// connected anew.
-    private func sockets(_ process: ChildProcess) throws -> [String] {
-        let directory = "/proc/\(process.pid)/fd"
-        return try FileManager.default.contentsOfDirectory(atPath: directory)
-            .compactMap { try? FileManager.default.destinationOfSymbolicLink(atPath: "\(directory)/\($0)") }
-            .filter { $0.hasPrefix("socket:") }.sorted()
-    }
-
-    @Test(
-        "qemu-storage-daemon serves on over twenty updates under load",
-        .enabled(if: storageDaemon != nil, "needs qemu-storage-daemon"))
-    func disk() throws {
+/// Debian's disk back end: a real process that knows nothing of updates.
+@Suite(
+    "qemu-storage-daemon", .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld"),
+    .enabled(if: Daemon.storageProgram != nil, "needs qemu-storage-daemon"))
+struct StorageDaemonTests {
+    /// Has `body` test a guest that works on a disk of the daemon's.
+    private func withDisk(
+        queues: Int = 1, program: [String]? = Daemon.storageProgram, chardev: String = "", memory: String = "memory-backend-memfd",
+        extra: [String] = ["-cpr-enable", "restart"], _ body: (Daemon, VhostUserGuest) throws -> Void
+    ) throws {
         let directory = try TemporaryDirectory()
-        _ = try directory.writeSparse("disk", size: 16 << 20)
-        let daemon = try startDisk(directory)
-        defer { daemon.signal(SIGKILL) }
-        let guest = try VhostUserGuest("blk", socket: directory.file("disk.sock"), in: directory)
-        try guest.waitForProgress()
-        let connections = try sockets(daemon)
-        for _ in 0..<20 {
-            try guest.update()
-            try guest.waitForProgress()
-        }
-        #expect(try sockets(daemon) == connections)
-        try guest.end()
-    }
-
-    @Test(
-        "qemu-storage-daemon can be killed and started again",
-        .enabled(if: storageDaemon != nil, "needs qemu-storage-daemon"))
-    func newDisk() throws {
-        let directory = try TemporaryDirectory()
-        _ = try directory.writeSparse("disk", size: 16 << 20)
-        var daemon = try startDisk(directory)
-        defer { daemon.signal(SIGKILL) }
+        let daemon = try Daemon.storage(directory, queues: queues, program: program)
         let guest = try VhostUserGuest(
-            "blk", socket: directory.file("disk.sock"), in: directory, chardev: ",reconnect-ms=50")
-        for round in 0..<4 {
-            try guest.waitForProgress()
-            daemon.signal(SIGKILL)
-            _ = try daemon.waitForExit()
-            // Also with an update while there is none.
-            if round == 2 { try guest.update() }
-            daemon = try startDisk(directory)
-        }
+            "blk", socket: daemon.socket, in: directory, queues: queues, chardev: chardev, memory: memory, extra: extra)
         try guest.waitForProgress()
-        try guest.end()
+        try body(daemon, guest)
+        daemon.kill()
+    }
+
+    @Test("serves on over twenty updates under load, on any number of queues", arguments: [1, 4])
+    func updates(_ queues: Int) throws {
+        try withDisk(queues: queues) { daemon, guest in
+            let connections = try daemon.sockets()
+            for _ in 0..<20 {
+                try guest.update()
+                try guest.waitForProgress()
+            }
+            #expect(try daemon.sockets() == connections)
+            try guest.end()
+        }
+    }
+
+    @Test("serves a guest that is reset, before and after an update, on the same connection", arguments: [1, 4])
+    func reset(_ queues: Int) throws {
+        try withDisk(queues: queues) { daemon, guest in
+            let connections = try daemon.sockets()
+            for _ in 0..<3 {
+                try guest.reset()
+                try guest.update()
+                try guest.waitForProgress()
+            }
+            #expect(try daemon.sockets() == connections)
+            try guest.end()
+        }
     }
 
     @Test(
-        "a checkpoint of the reboot mode goes on with the disk where it stopped",
-        .enabled(if: storageDaemon != nil, "needs qemu-storage-daemon"))
+        "tells the driver of a disk's new size, after an update too",
+        .enabled(if: Daemon.resizingStorageProgram != nil, "needs qemu-storage-daemon 8 or later"))
+    func resize() throws {
+        try withDisk(program: Daemon.resizingStorageProgram) { _, guest in
+            let monitor = try QMPClient(path: guest.directory.file("storage.qmp"))
+            for megabytes in [32, 64, 48] {
+                try monitor.execute("block_resize", ["node-name": "disk", "size": megabytes << 20])
+                try eventually("the driver is told of \(megabytes) MiB") {
+                    guest.serial.contains("config: \(megabytes << 11)\n")
+                }
+                try guest.waitForProgress()
+                try guest.update()
+                try guest.waitForProgress()
+            }
+            try guest.end()
+        }
+    }
+
+    @Test("can be killed and started again", arguments: [1, 4])
+    func restart(_ queues: Int) throws {
+        try withDisk(queues: queues, chardev: ",reconnect-ms=50") { first, guest in
+            var daemon = first
+            for round in 0..<4 {
+                daemon.kill()
+                // Also with an update while there is none.
+                if round == 2 { try guest.update() }
+                daemon = try Daemon.storage(guest.directory, queues: queues)
+                try guest.waitForProgress()
+            }
+            try guest.end()
+            daemon.kill()
+        }
+    }
+
+    @Test("with fewer queues than the device is refused")
+    func tooFewQueues() throws {
+        let directory = try TemporaryDirectory()
+        let daemon = try Daemon.storage(directory, queues: 2)
+        let vmm = try ChildProcess(
+            try VhostUserGuest.arguments("blk", socket: daemon.socket, in: directory, queues: 4, extra: []))
+        #expect(try vmm.waitForExit() == .status(1))
+        #expect(vmm.errors.contains("The maximum number of queues supported by the backend is 2"), "\(vmm.errors)")
+    }
+
+    @Test("a checkpoint of the reboot mode goes on with the disk where it stopped")
     func reboot() throws {
-        let directory = try TemporaryDirectory()
-        _ = try directory.writeSparse("disk", size: 16 << 20)
-        let memory = "memory-backend-file,mem-path=\(try directory.writeSparse("ram", size: 16 << 20))"
-        let socket = directory.file("disk.sock")
-        let daemon = try startDisk(directory)
-        defer { daemon.signal(SIGKILL) }
-        let checkpoint: [String: Any] = ["filename": directory.file("checkpoint"), "mode": "reboot"]
-        let old = try VhostUserGuest("blk", socket: socket, in: directory, memory: memory, extra: ["-cpr-enable", "reboot"])
-        try old.waitForProgress()
-        try old.qmp.execute("cpr-save", checkpoint)
-        // A save can be taken back.
-        try old.qmp.execute("cont")
-        try old.waitForProgress()
-        try old.qmp.execute("cpr-save", checkpoint)
-        let done = try old.count()
-        try old.end()
+        let files = try TemporaryDirectory()
+        let memory = "memory-backend-file,mem-path=\(try files.writeSparse("ram", size: 16 << 20))"
+        try withDisk(memory: memory, extra: ["-cpr-enable", "reboot"]) { daemon, old in
+            let checkpoint: [String: Any] = ["filename": files.file("checkpoint"), "mode": "reboot"]
+            try old.qmp.execute("cpr-save", checkpoint)
+            // A save can be taken back.
+            try old.qmp.execute("cont")
+            try old.waitForProgress()
+            try old.qmp.execute("cpr-save", checkpoint)
+            let done = try old.count()
+            try old.end()
 
-        let new = try VhostUserGuest(
-            "blk", socket: socket, in: directory, memory: memory, extra: ["-cpr-enable", "reboot", "-S"])
-        try new.qmp.execute("cpr-load", checkpoint)
-        try new.waitForProgress()
-        #expect(try new.count() > done)
-        try new.end()
+            let new = try VhostUserGuest(
+                "blk", socket: daemon.socket, in: old.directory, memory: memory, extra: ["-cpr-enable", "reboot", "-S"])
+            try new.qmp.execute("cpr-load", checkpoint)
+            try new.waitForProgress()
+            #expect(try new.count() > done)
+            try new.end()
+        }
     }
+}
 
-    @Test(
-        "virtiofsd serves on over updates under load",
-        .enabled(if: fileSystemDaemon != nil && getuid() == 0, "needs virtiofsd, and root for its sandbox"))
-    func fileSystem() throws {
+/// Debian's file system back ends, QEMU's old one and its successor.
+@Suite(
+    "virtiofsd", .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld"),
+    .enabled(if: getuid() == 0, "virtiofsd needs root for its sandbox"))
+struct FileSystemDaemonTests {
+    enum Kind: String, Sendable { case inC, inRust }
+
+    private func withShare(_ kind: Kind, _ body: (Daemon, VhostUserGuest) throws -> Void) throws {
         let directory = try TemporaryDirectory()
-        let socket = directory.file("fs.sock")
-        let share = directory.file("share")
-        try FileManager.default.createDirectory(atPath: share, withIntermediateDirectories: false)
-        try Data("from the host\n".utf8).write(to: URL(fileURLWithPath: "\(share)/hello"))
-        let path = try #require(Self.fileSystemDaemon)
-        // The one in Rust, of later Debian, has other options than QEMU's.
-        let options = path.hasPrefix("/usr/libexec")
-            ? ["--shared-dir", share, "--sandbox=chroot"] : ["-o", "source=\(share)", "-o", "sandbox=chroot"]
-        let daemon = try ChildProcess([path, "--socket-path=\(socket)"] + options)
-        defer { daemon.signal(SIGKILL) }
-        try eventually("virtiofsd listens: \(daemon.errors)") { FileManager.default.fileExists(atPath: socket) }
+        let daemon = try Daemon.fileSystem(directory, rust: kind == .inRust)
         let guest = try VhostUserGuest(
-            "fs", socket: socket, in: directory, extra: ["-cpr-enable", "restart", "-cpr-enable", "reboot"])
+            "fs", socket: daemon.socket, in: directory, extra: ["-cpr-enable", "restart", "-cpr-enable", "reboot"])
         try guest.waitForProgress()
         #expect(guest.serial.hasPrefix("hello: from the host\n"))
-        for _ in 0..<10 {
-            try guest.update()
-            try guest.waitForProgress()
-        }
-        // The files that the guest has open are known to this virtiofsd only.
-        do {
-            try guest.qmp.execute("cpr-save", ["filename": directory.file("checkpoint"), "mode": "reboot"])
-            Issue.record("the save was not refused")
-        } catch let refusal as QMPClient.Refusal {
-            #expect(refusal.text.contains("State blocked by non-migratable device 'virtio-mmio.7/vhost-user-fs'"), "\(refusal)")
-        }
-        try guest.waitForProgress()
-        try guest.end()
+        try body(daemon, guest)
+        daemon.kill()
     }
+
+    private func servesOn(_ kind: Kind) throws {
+        try withShare(kind) { daemon, guest in
+            let connections = try daemon.sockets()
+            for _ in 0..<10 {
+                try guest.update()
+                try guest.waitForProgress()
+            }
+            #expect(try daemon.sockets() == connections)
+            // The files that the guest has open are known to this virtiofsd only.
+            do {
+                try guest.qmp.execute("cpr-save", ["filename": guest.directory.file("checkpoint"), "mode": "reboot"])
+                Issue.record("the save was not refused")
+            } catch let refusal as QMPClient.Refusal {
+                #expect(refusal.text.contains("State blocked by non-migratable device 'virtio-mmio.7/vhost-user-fs'"), "\(refusal)")
+            }
+            try guest.waitForProgress()
+            try guest.end()
+        }
+    }
+
+    private func servesAfterReset(_ kind: Kind) throws {
+        try withShare(kind) { daemon, guest in
+            let connections = try daemon.sockets()
+            for _ in 0..<3 {
+                try guest.reset()
+                try guest.update()
+                try guest.waitForProgress()
+            }
+            #expect(try daemon.sockets() == connections)
+            try guest.end()
+        }
+    }
+
+    @Test("in C serves on over updates under load", .enabled(if: Daemon.virtiofsdInC != nil, "needs QEMU's virtiofsd"))
+    func updatesInC() throws { try servesOn(.inC) }
+
+    @Test("in C serves a guest that is reset", .enabled(if: Daemon.virtiofsdInC != nil, "needs QEMU's virtiofsd"))
+    func resetInC() throws { try servesAfterReset(.inC) }
+
+    @Test("in Rust serves on over updates under load", .enabled(if: Daemon.virtiofsdInRust != nil, "needs virtiofsd"))
+    func updatesInRust() throws { try servesOn(.inRust) }
+
+    @Test("in Rust serves a guest that is reset", .enabled(if: Daemon.virtiofsdInRust != nil, "needs virtiofsd"))
+    func resetInRust() throws { try servesAfterReset(.inRust) }
 }

@@ -35,12 +35,16 @@ final class FakeDisk: @unchecked Sendable {
     /// Takes a message instead of the disk: returns true when it has.
     private let intercept: (FakeDisk, WireMessage, Int32) -> Bool
     private let tracksRequests: Bool
+    /// -1 for a disk that connects.
     private let listener: Int32
     private let lock = NSLock()
     private var connection: Int32 = -1
     private var log: [UInt32] = []
     private var connections = 0
     private var isEnding = false
+    /// Is held while guest RAM is worked on.
+    private let work = NSLock()
+    private var isDropped = false
 
     // Of the connection that is served.
     private var regions: [Region] = []
@@ -57,35 +61,35 @@ final class FakeDisk: @unchecked Sendable {
     var capacity: UInt64 = 8192
     private(set) var held = 0
 
+    /// - Parameter connects: to whoever listens, again and again, instead of listening itself.
     init(
-        _ directory: TemporaryDirectory, tracksRequests: Bool = false,
+        _ directory: TemporaryDirectory, tracksRequests: Bool = false, connects: Bool = false,
         intercept: @escaping (FakeDisk, WireMessage, Int32) -> Bool = { _, _, _ in false }
     ) throws {
         path = directory.file("disk.sock")
         self.tracksRequests = tracksRequests
         self.intercept = intercept
-        listener = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
-        var address = sockaddr_un()
-        address.sun_family = sa_family_t(AF_UNIX)
-        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
-        let bound = withUnsafePointer(to: &address) { pointer in
-            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                bind(listener, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+        listener = connects ? -1 : socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        if !connects {
+            guard QMPClient.withAddress(path, { bind(listener, $0, $1) }) == 0, listen(listener, 4) == 0 else {
+                throw TestError("cannot listen on \(path)")
             }
         }
-        guard bound == 0, listen(listener, 4) == 0 else { throw TestError("cannot listen on \(path)") }
         Thread { [self] in run() }.start()
     }
 
     /// Ends the thread and every connection.
     func end() {
         lock.withLock { isEnding = true }
-        shutdown(listener, Int32(SHUT_RDWR))
+        if listener >= 0 { shutdown(listener, Int32(SHUT_RDWR)) }
         drop()
     }
 
-    /// Closes the connection, as a back end that dies does.
-    func drop() { lock.withLock { if connection >= 0 { shutdown(connection, Int32(SHUT_RDWR)) } } }
+    /// Closes the connection, as a back end that dies does: nothing of guest RAM is touched after that.
+    func drop() {
+        work.withLock { isDropped = true }
+        lock.withLock { if connection >= 0 { shutdown(connection, Int32(SHUT_RDWR)) } }
+    }
 
     /// The messages so far, by number.
     var messages: [UInt32] { lock.withLock { log } }
@@ -95,19 +99,31 @@ final class FakeDisk: @unchecked Sendable {
 
     private func run() {
         while true {
-            let fd = accept(listener, nil, nil)
+            let fd = listener >= 0 ? accept(listener, nil, nil) : connectToListener()
             guard fd >= 0 else { break }
             lock.withLock {
                 connection = fd
                 connections += 1
             }
+            work.withLock { isDropped = false }
             serve(fd)
             lock.withLock { connection = -1 }
             close(fd)
             forget()
             if lock.withLock({ isEnding }) { break }
         }
-        close(listener)
+        if listener >= 0 { close(listener) }
+    }
+
+    /// - Returns: -1 when the disk is to end.
+    private func connectToListener() -> Int32 {
+        while !lock.withLock({ isEnding }) {
+            let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+            if QMPClient.withAddress(path, { connect(fd, $0, $1) }) == 0 { return fd }
+            close(fd)
+            usleep(10_000)
+        }
+        return -1
     }
 
     private func serve(_ socket: Int32) {
@@ -119,7 +135,7 @@ final class FakeDisk: @unchecked Sendable {
             if polled[1].revents & Int16(POLLIN) != 0 {
                 var count: UInt64 = 0
                 _ = read(kick, &count, 8)
-                work()
+                takeRequests()
             }
             if polled[0].revents != 0 {
                 guard let message = Wire.receive(socket) else { return }
@@ -211,17 +227,22 @@ final class FakeDisk: @unchecked Sendable {
         guard let inflight, let used = at(rings.used) else { return }
         let heads = (0..<Int(size)).filter { inflight[$0] != 0 }
         base = used.load(fromByteOffset: 2, as: UInt16.self) &+ UInt16(heads.count)
-        for head in heads { carryOut(UInt16(head)) }
+        for head in heads { work.withLock { if !isDropped { carryOut(UInt16(head)) } } }
     }
 
-    private func work() {
+    private func takeRequests() {
         guard let available = at(rings.available) else { return }
-        while base != available.load(fromByteOffset: 2, as: UInt16.self) {
-            let head = available.load(fromByteOffset: 4 + 2 * Int(base % size), as: UInt16.self)
-            base &+= 1
-            inflight?[Int(head)] = 1
-            if holdsRequests { held += 1 } else { carryOut(head) }
-        }
+        while work.withLock({ takeRequest(available) }) {}
+    }
+
+    /// - Returns: false when there is none.
+    private func takeRequest(_ available: UnsafeMutableRawPointer) -> Bool {
+        guard !isDropped, base != available.load(fromByteOffset: 2, as: UInt16.self) else { return false }
+        let head = available.load(fromByteOffset: 4 + 2 * Int(base % size), as: UInt16.self)
+        base &+= 1
+        inflight?[Int(head)] = 1
+        if holdsRequests { held += 1 } else { carryOut(head) }
+        return true
     }
 
     private func carryOut(_ head: UInt16) {

@@ -10,38 +10,39 @@ final class VhostUserGuest {
     let arguments: [String]
     private let word: String
 
-    static func image(_ name: String) throws -> String {
+    static func image(_ name: String, queues: Int = 1) throws -> String {
         let guests = "\(Products.repository)/Tests/Guests"
         func text(_ file: String) throws -> String { try String(contentsOfFile: "\(guests)/\(file)", encoding: .utf8) }
         return try GuestBuilder.build(
             "vhost-\(name)",
             sources: ["virtio.h": try text("vhost/virtio.h"), "\(name).c": try text("vhost/\(name).c")],
-            flags: ["-fpie"], linkerScript: try text("flat.ld"), binary: true)
+            flags: ["-fpie", "-DQUEUES=\(queues)"], linkerScript: try text("flat.ld"), binary: true)
     }
 
     static func arguments(
-        _ name: String, socket: String, in directory: TemporaryDirectory, chardev: String = "",
+        _ name: String, socket: String, in directory: TemporaryDirectory, queues: Int = 1, chardev: String = "",
         memory: String = "memory-backend-memfd", extra: [String]
     ) throws -> [String] {
-        [
+        let options = name == "fs" ? ",tag=share" : ",num-queues=\(queues)"
+        return [
             Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
-            "-object", "\(memory),id=ram,size=16M,share=on", "-bios", "none", "-kernel", try image(name),
+            "-object", "\(memory),id=ram,size=16M,share=on", "-bios", "none", "-kernel", try image(name, queues: queues),
             "-chardev", "socket,id=c,path=\(socket)\(chardev)",
-            "-device", "vhost-user-\(name)-device,chardev=c\(name == "fs" ? ",tag=share" : "")",
-            "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
+            "-device", "vhost-user-\(name)-device,chardev=c\(options)",
+            "-nodefaults", "-nographic", "-d", "guest_errors", "-serial", "file:\(directory.file("serial"))",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
         ] + extra
     }
 
     /// - Parameter name: `blk` or `fs`.
     init(
-        _ name: String, socket: String, in directory: TemporaryDirectory, chardev: String = "",
+        _ name: String, socket: String, in directory: TemporaryDirectory, queues: Int = 1, chardev: String = "",
         memory: String = "memory-backend-memfd", extra: [String] = ["-cpr-enable", "restart"]
     ) throws {
         self.directory = directory
         word = "\(name): "
         arguments = try Self.arguments(
-            name, socket: socket, in: directory, chardev: chardev, memory: memory, extra: extra)
+            name, socket: socket, in: directory, queues: queues, chardev: chardev, memory: memory, extra: extra)
         process = try ChildProcess(arguments)
         do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error): \(process.errors)") }
     }
@@ -55,10 +56,20 @@ final class VhostUserGuest {
     /// What the guest has printed.
     var serial: String { (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "" }
 
+    /// Resets the guest, and waits until it is at work again.
+    func reset() throws {
+        let starts = serial.components(separatedBy: "\n\(word)512\n").count
+        try qmp.execute("system_reset")
+        try eventually("the guest's requests go on after its reset: \(process.errors)", by: .seconds(30)) {
+            _ = try count()
+            return serial.components(separatedBy: "\n\(word)512\n").count > starts
+        }
+    }
+
     /// How many requests the guest says it has done.
     func count() throws -> Int {
         let text = serial
-        guard !text.contains("FAIL") else { throw TestError("the guest says \(text.suffix(200))") }
+        guard !text.contains("FAIL") else { throw TestError("the guest says \(text.suffix(200)), the VMM: \(process.errors)") }
         let complete = text.split(separator: "\n", omittingEmptySubsequences: false).dropLast()
         return complete.last { $0.hasPrefix(word) }.flatMap { Int($0.dropFirst(word.count)) } ?? 0
     }

@@ -137,41 +137,40 @@ struct MisbehaviourTests {
 
     @Test("a message that nobody asked for is a device error")
     func unasked() throws {
-        let directory = try TemporaryDirectory()
-        let disk = try FakeDisk(directory) { disk, message, socket in
-            guard message.request == Request.setVringKick else { return false }
-            disk.handle(message, socket)
-            Wire.send(socket, WireMessage(request: 1, flags: 5, payload: Data(count: 8)))
-            return true
+        try withFakeDisk(
+            waits: false,
+            intercept: { disk, message, socket in
+                guard message.request == Request.setVringKick else { return false }
+                disk.handle(message, socket)
+                Wire.send(socket, WireMessage(request: 1, flags: 5, payload: Data(count: 8)))
+                return true
+            }
+        ) { _, guest in
+            // It may come in place of the answer to the next message.
+            try expectDeviceError(guest, "the back end is gone")
         }
-        defer { disk.end() }
-        let guest = try VhostUserGuest("blk", socket: disk.path, in: directory)
-        // It may come in place of the answer to the next message.
-        try expectDeviceError(guest, "the back end is gone")
     }
 
     @Test("a back end that goes is a device error")
     func goes() throws {
-        let directory = try TemporaryDirectory()
-        let disk = try FakeDisk(directory)
-        defer { disk.end() }
-        let guest = try VhostUserGuest("blk", socket: disk.path, in: directory)
-        try guest.waitForProgress()
-        disk.drop()
-        try expectDeviceError(guest, "it has closed the connection")
+        try withFakeDisk { disk, guest in
+            disk.drop()
+            try expectDeviceError(guest, "it has closed the connection")
+        }
     }
 
     @Test("a start that is refused or not answered is a device error", arguments: [Request.setMemTable, 10, 32])
     func refusesStart(_ request: UInt32) throws {
-        let directory = try TemporaryDirectory()
-        let disk = try FakeDisk(directory, tracksRequests: true) { disk, message, socket in
-            guard message.request == request else { return false }
-            disk.reply(socket, to: message, Data(number: UInt64(22)))
-            return true
+        try withFakeDisk(
+            tracksRequests: true, waits: false,
+            intercept: { disk, message, socket in
+                guard message.request == request else { return false }
+                disk.reply(socket, to: message, Data(number: UInt64(22)))
+                return true
+            }
+        ) { _, guest in
+            try expectDeviceError(guest, "was refused (22)")
         }
-        defer { disk.end() }
-        let guest = try VhostUserGuest("blk", socket: disk.path, in: directory)
-        try expectDeviceError(guest, "was refused (22)")
     }
 
     @Test(
@@ -181,39 +180,30 @@ struct MisbehaviourTests {
             (Data(number: UInt32(2)) + Data(number: UInt32(4)) + Data(number: UInt32(0)), "its request has the flags"),
         ])
     func badRequest(_ bytes: Data, _ error: String) throws {
-        let directory = try TemporaryDirectory()
-        let disk = try FakeDisk(directory)
-        defer { disk.end() }
-        let guest = try VhostUserGuest("blk", socket: disk.path, in: directory)
-        try guest.waitForProgress()
-        Wire.send(disk.channel, bytes)
-        try expectDeviceError(guest, error)
+        try withFakeDisk { disk, guest in
+            Wire.send(disk.channel, bytes)
+            try expectDeviceError(guest, error)
+        }
     }
 
     @Test("calls without number, and half a request, change nothing")
     func noise() throws {
-        let directory = try TemporaryDirectory()
-        let disk = try FakeDisk(directory)
-        defer { disk.end() }
-        let guest = try VhostUserGuest("blk", socket: disk.path, in: directory)
-        try guest.waitForProgress()
-        Wire.send(disk.channel, Data(number: UInt32(2)) + Data(count: 3))
-        for _ in 0..<10_000 { disk.signal() }
-        try guest.waitForProgress()
-        try guest.update()
-        try guest.waitForProgress()
-        try guest.end()
+        try withFakeDisk { disk, guest in
+            Wire.send(disk.channel, Data(number: UInt32(2)) + Data(count: 3))
+            for _ in 0..<10_000 { disk.signal() }
+            try guest.waitForProgress()
+            try guest.update()
+            try guest.waitForProgress()
+            try guest.end()
+        }
     }
 
     @Test("a queue that does not stop holds the end up for a limited time")
     func doesNotStop() throws {
-        let directory = try TemporaryDirectory()
-        let disk = try FakeDisk(directory) { _, message, _ in message.request == Request.getVringBase }
-        defer { disk.end() }
-        let guest = try VhostUserGuest("blk", socket: disk.path, in: directory)
-        try guest.waitForProgress()
-        try guest.qmp.execute("stop")
-        #expect(guest.process.errors.contains("(getVringBase) was not answered within 3000 ms"))
-        try guest.end()
+        try withFakeDisk(intercept: { _, message, _ in message.request == Request.getVringBase }) { _, guest in
+            try guest.qmp.execute("stop")
+            #expect(guest.process.errors.contains("(getVringBase) was not answered within 3000 ms"))
+            try guest.end()
+        }
     }
 }

@@ -7,95 +7,96 @@ import Testing
 struct VhostUserUpdateTests {
     @Test("the back end gets no message and no connection, and serves in the pause")
     func silence() throws {
-        let directory = try TemporaryDirectory()
-        let disk = try FakeDisk(directory)
-        defer { disk.end() }
-        let guest = try VhostUserGuest("blk", socket: disk.path, in: directory)
-        try guest.waitForProgress()
-        let before = disk.messages
-        for _ in 0..<5 {
-            try guest.update()
-            try guest.waitForProgress()
+        try withFakeDisk { disk, guest in
+            let before = disk.messages
+            for _ in 0..<5 {
+                try guest.update()
+                try guest.waitForProgress()
+            }
+            #expect(disk.messages == before)
+            #expect(disk.connectionCount == 1)
+            // At the end the queues are stopped in order.
+            try guest.end()
+            #expect(disk.messages.dropFirst(before.count).contains(FakeDisk.Request.getVringBase))
         }
-        #expect(disk.messages == before)
-        #expect(disk.connectionCount == 1)
-        // At the end the queues are stopped in order.
-        try guest.end()
-        #expect(disk.messages.dropFirst(before.count).contains(FakeDisk.Request.getVringBase))
     }
 
     @Test("an update that fails leaves the back end as it was", arguments: [["/bin/false"], ["/nonexistent"]])
     func failure(_ argv: [String]) throws {
-        let directory = try TemporaryDirectory()
-        let disk = try FakeDisk(directory)
-        defer { disk.end() }
-        let guest = try VhostUserGuest("blk", socket: disk.path, in: directory)
-        try guest.waitForProgress()
-        let before = disk.messages
-        #expect(throws: QMPClient.Refusal.self) { try guest.update(argv) }
-        try guest.waitForProgress()
-        // One that comes as far as to take the connection over, but not more.
-        let wrong = guest.arguments + ["-device", "virtio-rng-device"]
-        #expect(throws: QMPClient.Refusal.self) { try guest.update(wrong) }
-        try guest.waitForProgress()
-        #expect(disk.messages == before && disk.connectionCount == 1)
-        try guest.update()
-        try guest.waitForProgress()
-        #expect(disk.messages == before && disk.connectionCount == 1)
+        try withFakeDisk { disk, guest in
+            let before = disk.messages
+            #expect(throws: QMPClient.Refusal.self) { try guest.update(argv) }
+            try guest.waitForProgress()
+            // One that comes as far as to take the connection over, but not more.
+            let wrong = guest.arguments + ["-device", "virtio-rng-device"]
+            #expect(throws: QMPClient.Refusal.self) { try guest.update(wrong) }
+            try guest.waitForProgress()
+            #expect(disk.messages == before && disk.connectionCount == 1)
+            try guest.update()
+            try guest.waitForProgress()
+            #expect(disk.messages == before && disk.connectionCount == 1)
+        }
     }
 
     @Test("a stop and cont has the back end rest in between")
     func stopAndContinue() throws {
-        let directory = try TemporaryDirectory()
-        let disk = try FakeDisk(directory)
-        defer { disk.end() }
-        let guest = try VhostUserGuest("blk", socket: disk.path, in: directory)
-        try guest.waitForProgress()
-        try guest.qmp.execute("stop")
-        #expect(disk.messages.last == FakeDisk.Request.getVringBase)
-        // Also over an update of a guest that is stopped.
-        let before = disk.messages
-        try guest.update()
-        #expect(disk.messages == before)
-        try guest.qmp.execute("cont")
-        try guest.waitForProgress()
-        #expect(disk.connectionCount == 1)
+        try withFakeDisk { disk, guest in
+            try guest.qmp.execute("stop")
+            #expect(disk.messages.last == FakeDisk.Request.getVringBase)
+            // Also over an update of a guest that is stopped.
+            let before = disk.messages
+            try guest.update()
+            #expect(disk.messages == before)
+            try guest.qmp.execute("cont")
+            try guest.waitForProgress()
+            #expect(disk.connectionCount == 1)
+        }
     }
 
     @Test("a change of the configuration space is read at once")
     func configChange() throws {
-        let directory = try TemporaryDirectory()
-        let disk = try FakeDisk(directory)
-        defer { disk.end() }
-        let guest = try VhostUserGuest("blk", socket: disk.path, in: directory)
-        try guest.waitForProgress()
-        try guest.update()
-        let before = disk.messages.count
-        disk.capacity = 16384
-        Wire.send(disk.channel, WireMessage(request: 2, flags: 1, payload: Data()))
-        try eventually("the configuration is read") {
-            disk.messages.dropFirst(before).contains(FakeDisk.Request.getConfig)
+        try withFakeDisk { disk, guest in
+            try guest.update()
+            let before = disk.messages.count
+            disk.capacity = 16384
+            Wire.send(disk.channel, WireMessage(request: 2, flags: 1, payload: Data()))
+            try eventually("the configuration is read") {
+                disk.messages.dropFirst(before).contains(FakeDisk.Request.getConfig)
+            }
+            try eventually("the driver is told") { guest.serial.contains("config: 16384\n") }
+            try guest.waitForProgress()
         }
-        try eventually("the driver is told") { guest.serial.contains("config: 16384\n") }
-        try guest.waitForProgress()
     }
 
     @Test("requests in hand go to the next back end", arguments: [true, false])
     func inHand(_ tracksRequests: Bool) throws {
-        let directory = try TemporaryDirectory()
-        let disk = try FakeDisk(directory, tracksRequests: tracksRequests)
-        defer { disk.end() }
-        let guest = try VhostUserGuest("blk", socket: disk.path, in: directory, chardev: ",reconnect-ms=20")
-        try guest.waitForProgress()
-        for round in 1...3 {
-            disk.holdsRequests = true
-            try eventually("requests are in hand") { disk.held >= 16 * round }
-            try guest.update()
-            disk.holdsRequests = false
-            disk.drop()
-            try guest.waitForProgress()
-            #expect(disk.connectionCount == 1 + round)
+        try withFakeDisk(tracksRequests: tracksRequests, chardev: ",reconnect-ms=20") { disk, guest in
+            for round in 1...3 {
+                disk.holdsRequests = true
+                try eventually("requests are in hand") { disk.held >= 16 * round }
+                try guest.update()
+                disk.holdsRequests = false
+                disk.drop()
+                try guest.waitForProgress()
+                #expect(disk.connectionCount == 1 + round)
+            }
+            try guest.end()
         }
-        try guest.end()
+    }
+
+    @Test("a back end that connects by itself is kept, and may come again", arguments: [true, false])
+    func connects(_ tracksRequests: Bool) throws {
+        try withFakeDisk(tracksRequests: tracksRequests, connects: true) { disk, guest in
+            for round in 1...3 {
+                let before = disk.messages
+                try guest.update()
+                try guest.waitForProgress()
+                #expect(disk.messages == before && disk.connectionCount == round)
+                disk.drop()
+                try guest.waitForProgress()
+            }
+            #expect(disk.connectionCount == 4)
+            try guest.end()
+        }
     }
 }

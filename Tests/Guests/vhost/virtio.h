@@ -114,12 +114,18 @@ static void notify(struct queue *q) {
     if (!(*(volatile u16 *)&q->used.flags & 1)) set(0x50, q->number);
 }
 
-// Waits for the interrupt of a used buffer, and for nothing else: one that is
-// lost stops the guest. When the configuration space has changed, prints its
-// first doubleword.
-static u16 wait_used(struct queue *q) {
-    while (*(volatile u16 *)&q->used.index == q->seen) {
-        if (reg(0x70) & 64) fail("device needs reset", q->number, q->seen);
+// Waits for the interrupt of a used buffer of any of `count` queues, and for
+// nothing else: one that is lost stops the guest. When the configuration space
+// has changed, prints its first doubleword. Looks at the queue `first` first.
+static struct queue *wait_any(struct queue *queues, u32 count, u32 first) {
+    for (;;) {
+        for (u32 place = 0; place < count; place++) {
+            struct queue *q = &queues[(first + place) % count];
+            if (*(volatile u16 *)&q->used.index == q->seen) continue;
+            fence();
+            return q;
+        }
+        if (reg(0x70) & 64) fail("device needs reset", queues->number, queues->seen);
         __asm__ volatile("wfi");
         u32 claimed = PLIC(0x200004);
         if (!claimed) continue;
@@ -133,9 +139,11 @@ static u16 wait_used(struct queue *q) {
         PLIC(0x200004) = claimed;
         fence();
     }
-    fence();
-    return (u16)q->used.ring[q->seen++ % QUEUE_SIZE].id;
 }
+
+static u16 take_used(struct queue *q) { return (u16)q->used.ring[q->seen++ % QUEUE_SIZE].id; }
+
+static u16 wait_used(struct queue *q) { return take_used(wait_any(q, 1, 0)); }
 
 __asm__(".section .text.entry, \"ax\"\n"
         ".global _start\n"

@@ -1,0 +1,103 @@
+import ArgumentParser
+import Foundation
+
+/// Programs of a later Debian than this machine's, as peers to measure beside or to talk to.
+///
+/// Each is unpacked beside its libraries, C library and all, into a directory of its own in the
+/// cache, and run by its own dynamic loader: nothing is installed.
+struct LaterDebian {
+    let cache: String
+    /// The directory in the cache.
+    let name: String
+    let package: String
+    /// The program's path in the package, such as `usr/bin/passt`.
+    let program: String
+
+    static let suites = ["forky", "sid"]
+    private static let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+    init(cache: String, name: String, package: String, program: String) throws {
+        try FileManager.default.createDirectory(atPath: cache, withIntermediateDirectories: true)
+        self.cache = URL(fileURLWithPath: cache).resolvingSymlinksInPath().path
+        self.name = name
+        self.package = package
+        self.program = program
+    }
+
+    var root: String { "\(cache)/\(name)" }
+
+    /// What to execute, before the options; nil if it is not in the cache.
+    var command: [String]? {
+        let libraries = "\(root)/usr/lib"
+        let directories = ((try? FileManager.default.contentsOfDirectory(atPath: libraries)) ?? []).map { "\(libraries)/\($0)" }
+        guard FileManager.default.isExecutableFile(atPath: "\(root)/\(program)") else { return nil }
+        for directory in directories {
+            let names = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
+            guard names.contains("libc.so.6"), let loader = names.first(where: { $0.hasPrefix("ld-linux-") }) else { continue }
+            return ["\(directory)/\(loader)", "--library-path", directory, "\(root)/\(program)"]
+        }
+        return nil
+    }
+
+    /// Puts it into the cache.
+    func download(suite: String) throws {
+        let aptDirectory = "\(cache)/apt/\(name)-\(suite)"
+        defer { try? FileManager.default.removeItem(atPath: aptDirectory) }
+        let architecture = try Tool.require(["dpkg", "--print-architecture"]).text
+        let apt = try PrivateApt(
+            directory: aptDirectory, archive: try PrivateApt.archiveAddress(), suite: suite, components: "main",
+            architecture: architecture.trimmingCharacters(in: .whitespacesAndNewlines), keyring: Self.keyring)
+        try apt.update()
+        let scratch = "\(root).new"
+        try? FileManager.default.removeItem(atPath: scratch)
+        try FileManager.default.createDirectory(atPath: scratch, withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(atPath: scratch) }
+        for file in try apt.downloadWithDependencies(package) { try Tool.require(["dpkg-deb", "-x", file, scratch]) }
+        try? FileManager.default.removeItem(atPath: root)
+        try FileManager.default.moveItem(atPath: scratch, toPath: root)
+    }
+
+    /// What to execute, from the cache or downloaded into it.
+    /// - Throws: why it is not to be had.
+    func obtain() throws -> [String] {
+        if let command { return command }
+        var reasons: [String] = []
+        for suite in Self.suites {
+            do {
+                try download(suite: suite)
+                if let command { return command }
+                reasons.append("\(suite): the package \(package) has no \(program)")
+            } catch {
+                reasons.append("\(suite): \(error)")
+            }
+        }
+        throw Failure(reasons.joined(separator: "\n"))
+    }
+}
+
+/// `baton-demo peer`: puts a program that the tests talk to into the cache.
+struct PeerCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "peer", abstract: "Prints how to run a program of a later Debian, downloaded into the cache.")
+
+    enum Peer: String, CaseIterable, ExpressibleByArgument {
+        case virtiofsd, passt
+        case storageDaemon = "qemu-storage-daemon"
+
+        var package: String { self == .storageDaemon ? "qemu-utils" : rawValue }
+        var program: String { self == .virtiofsd ? "usr/libexec/virtiofsd" : "usr/bin/\(rawValue)" }
+    }
+
+    @Argument(help: "virtiofsd, passt or qemu-storage-daemon.")
+    var peer: Peer
+
+    @Option(help: "Directory to keep downloads in.")
+    var cache = ".cache"
+
+    func run() throws {
+        let words = try LaterDebian(
+            cache: cache, name: peer.rawValue, package: peer.package, program: peer.program
+        ).obtain()
+        for word in words { print(word) }
+    }
+}
