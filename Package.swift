@@ -56,6 +56,9 @@ let modules = [
     Module(file: "memory-backend-memfd", target: "MemoryBackendMemfd", path: "Memory/Memfd"),
     Module(file: "preserver-vhost-user", target: "PreserverVhostUser", path: "Preservers/VhostUser"),
     Module(file: "preserver-vfio", target: "PreserverVFIO", path: "Preservers/VFIO", dependencies: ["VFIOPCI"]),
+    Module(
+        file: "preserver-vfio-user", target: "PreserverVFIOUser", path: "Preservers/VFIOUser",
+        dependencies: ["VFIOPCI", "CMappingGuard"]),
     Module(file: "preserver-tap", target: "PreserverTap", path: "Preservers/Tap"),
     // A foreign module: C, and all that it knows is baton-module.h.
     Module(file: "preserver-fd", target: "PreserverFD", path: "Preservers/FD", isSwift: false),
@@ -88,7 +91,8 @@ let package = Package(
         part("Chardev"),
         part("Monitor"),
         // Of the modules for VFIO and vfio-user, in each of which it is a copy.
-        part("VFIOPCI"),
+        part("VFIOPCI", ["CMappingGuard"]),
+        .target(name: "CMappingGuard", path: "Sources/CMappingGuard"),
         part("VirtBoard", ["RISCV", "PCI", "Virtio"]),
         .executableTarget(
             name: "baton", dependencies: [runtime, "RISCV", "PCI", "Virtio", "VirtBoard", "Chardev", "Monitor"],
@@ -127,6 +131,9 @@ let package = Package(
         // Answers the VMM's VFIO system calls, for a machine without such devices.
         .executableTarget(name: "vfio-simulator", path: "Tests/VFIOSimulator"),
         .testTarget(name: "VFIOTests", dependencies: ["TestSupport", "vfio-simulator"], path: "Tests/VFIOTests"),
+        .executableTarget(name: "vfio-user-server", path: "Tests/VFIOUserServer"),
+        .testTarget(
+            name: "VFIOUserTests", dependencies: ["TestSupport", "vfio-user-server"], path: "Tests/VFIOUserTests"),
         .testTarget(name: "VhostUserTests", dependencies: ["TestSupport"], path: "Tests/VhostUserTests"),
     ] + modules.map(\.declaration),
     swiftLanguageModes: [.v5]

@@ -1,4 +1,5 @@
 import BatonRuntime
+import CMappingGuard
 import Glibc
 
 /// The parts of a device's BARs that are mapped, and where the guest reaches
@@ -17,8 +18,12 @@ final class VFIODeviceMemory {
     }
 
     private var areas: [Area] = []
+    private let isGuarded: Bool
     /// Off while the VMM has to see the guest's accesses.
     var isDirect = true
+
+    /// - Parameter filesMayShrink: whether another process can shorten what is mapped.
+    init(filesMayShrink: Bool) { isGuarded = filesMayShrink }
 
     /// Maps a part of a region, which begins at `start` of `file`.
     /// - Returns: false, with errno, when the kernel does not let it.
@@ -32,6 +37,10 @@ final class VFIODeviceMemory {
         guard access & PROT_READ != 0, let length = Int(exactly: size) else { return true }
         let at = off_t(truncatingIfNeeded: start &+ offset)
         guard let host = mmap(nil, length, access, MAP_SHARED, file, at), host != MAP_FAILED else { return false }
+        guard !isGuarded || mapping_guard_add(host, length) == 0 else {
+            munmap(host, length)
+            return false
+        }
         areas.append(
             Area(bar: bar, offset: offset, size: size, host: host, readOnly: access & PROT_WRITE == 0, placedAt: nil))
         return true
@@ -56,5 +65,10 @@ final class VFIODeviceMemory {
         }
     }
 
-    deinit { for area in areas { munmap(area.host, Int(area.size)) } }
+    deinit {
+        for area in areas {
+            if isGuarded { mapping_guard_remove(area.host) }
+            munmap(area.host, Int(area.size))
+        }
+    }
 }

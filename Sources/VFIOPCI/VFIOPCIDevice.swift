@@ -12,7 +12,7 @@ public final class VFIOPCIDevice: PCIFunction {
     public let label: String
     public let transport: any VFIOTransport
     public let shape: VFIOShape
-    let memory = VFIODeviceMemory()
+    let memory: VFIODeviceMemory
     private let layout: VFIOLayout
     private let placement: VFIOPlacement
     public private(set) var interrupts: VFIOInterrupts!
@@ -34,6 +34,7 @@ public final class VFIOPCIDevice: PCIFunction {
         self.transport = transport
         self.shape = shape
         self.placement = placement
+        memory = VFIODeviceMemory(filesMayShrink: transport.filesMayShrink)
         isOurs = inherited == nil
         layout = try VFIOLayout(shape)
         super.init(vm: vm, model: model, id: id, identity: layout.identity)

@@ -33,4 +33,6 @@ public protocol VFIOTransport: AnyObject {
     /// Where a region can be mapped from, if it can. The descriptor stays the
     /// transport's.
     func file(of region: VFIORegion) -> (fd: Int32, offset: UInt64)?
+    /// Whether another process can shorten these files.
+    var filesMayShrink: Bool { get }
 }

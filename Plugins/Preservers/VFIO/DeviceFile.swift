@@ -74,4 +74,5 @@ extension VFIODeviceFile: VFIOTransport {
     func reset() -> Int32 { VFIO.call(fd, VFIO.Request.deviceReset) == 0 ? 0 : errno }
 
     func file(of region: VFIORegion) -> (fd: Int32, offset: UInt64)? { (fd, region.offset) }
+    var filesMayShrink: Bool { false }
 }

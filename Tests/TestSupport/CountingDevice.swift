@@ -1,0 +1,37 @@
+import Foundation
+
+/// The bare-metal guest of Tests/Guests/vfio, which drives a device that counts
+/// into its memory and interrupts it for ever.
+public enum CountingDevice {
+    /// How the guest wants to be interrupted.
+    public enum Interrupts: String, CaseIterable, Sendable {
+        case msix = "MSIX"
+        case msi = "MSI"
+        case intx = "INTX"
+
+        public var machine: String { self == .intx ? "virt" : "virt,aia=aplic-imsic" }
+        /// VFIO's number of the kind.
+        public var index: Int { self == .intx ? 0 : self == .msi ? 1 : 2 }
+        public var count: Int { self == .intx ? 1 : 4 }
+    }
+
+    public static func image(_ interrupts: Interrupts) throws -> String {
+        let guests = "\(Products.repository)/Tests/Guests"
+        return try GuestBuilder.build(
+            "vfio-\(interrupts.rawValue)",
+            sources: ["vfio.c": try String(contentsOfFile: "\(guests)/vfio/vfio.c", encoding: .utf8)],
+            flags: ["-fpie", "-D\(interrupts.rawValue)"],
+            linkerScript: try String(contentsOfFile: "\(guests)/flat.ld", encoding: .utf8), binary: true)
+    }
+
+    /// From what the guest has printed: how many interrupts it has had, and how
+    /// far the device has counted.
+    public static func progress(_ serial: String) throws -> (interrupts: Int, count: Int) {
+        guard !serial.contains("FAIL") else { throw TestError("the guest says \(serial.suffix(200))") }
+        let complete = serial.split(separator: "\n", omittingEmptySubsequences: false).dropLast()
+        guard let line = complete.last(where: { $0.hasPrefix("vfio: ") }) else { return (0, 0) }
+        let numbers = line.split(separator: " ").dropFirst().compactMap { Int($0) }
+        guard numbers.count == 2 else { throw TestError("the guest says \(line)") }
+        return (numbers[0], numbers[1])
+    }
+}

@@ -1,0 +1,111 @@
+import Foundation
+import TestSupport
+import Testing
+
+@Suite("vfio-user-pci", .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld"))
+struct VFIOUserDeviceTests {
+    @Test("BARs, DMA and interrupts of the server's device reach the guest", arguments: VFIOUserGuest.Interrupts.allCases)
+    func works(_ interrupts: VFIOUserGuest.Interrupts) throws {
+        let guest = try VFIOUserGuest(interrupts)
+        try guest.waitForProgress()
+        let log = guest.log
+        #expect(log.prefix(2) == ["connect", "version"])
+        #expect(log.contains("dma_map address=0x80000000 size=0x1000000 rw fd"))
+        // What the guest cannot write is not given away.
+        #expect(log.filter { $0.hasPrefix("dma_map") && $0.contains(" ro") }.allSatisfy { !$0.hasSuffix("fd") })
+        #expect(log.filter { $0 == "reset" }.count == 1)
+        // In messages of at most two descriptors, after what was before is off.
+        let last = log.split { $0.hasPrefix("set_irqs") && $0.hasSuffix("off") }.last ?? []
+        let sets = last.filter { $0.hasPrefix("set_irqs") }
+        let starts = stride(from: 0, to: interrupts.count, by: 2)
+        #expect(sets == starts.map { "set_irqs index=\(interrupts.index) start=\($0) count=\(min(2, interrupts.count - $0))" })
+        #expect(guest.log("refused") == [] && guest.log("fault") == [])
+        try guest.end()
+        try eventually("the server sees the end") { guest.log.last?.hasPrefix("disconnect") == true }
+    }
+
+    @Test("a server that does DMA by message reaches guest memory", arguments: [["--ask"], ["--ask", "--twin"], ["--twin"]])
+    func messages(_ options: [String]) throws {
+        let guest = try VFIOUserGuest(options: options)
+        try guest.waitForProgress()
+        #expect(guest.log.contains(options.contains("--twin") ? "version twin" : "version"))
+        #expect(guest.log("refused") == [] && guest.log("fault") == [])
+        try guest.end()
+    }
+
+    @Test("guest memory that is not shared is reached by message")
+    func privateMemory() throws {
+        let guest = try VFIOUserGuest(options: ["--twin"], memory: "memory-backend-ram,id=ram,size=16M", extra: [])
+        try guest.waitForProgress()
+        #expect(guest.log.contains("dma_map address=0x80000000 size=0x1000000 rw"))
+        #expect(guest.log("refused") == [] && guest.log("fault") == [])
+        try guest.end()
+    }
+
+    @Test("a reset of the machine resets the device and its interrupts")
+    func reset() throws {
+        let guest = try VFIOUserGuest()
+        try guest.waitForProgress()
+        let before = guest.log.count
+        try guest.qmp.execute("system_reset")
+        try eventually("the guest starts again") {
+            guest.log.dropFirst(before).contains("set_irqs index=2 start=2 count=2")
+        }
+        try eventually("the guest counts from the start") {
+            try CountingDevice.progress(String(guest.serial.suffix(24))).count > 0
+        }
+        let since = guest.log.dropFirst(before)
+        #expect(since.contains("set_irqs index=2 off") && since.filter { $0 == "reset" }.count == 1)
+        #expect(guest.log("refused") == [] && guest.log("connect").count == 1)
+        try guest.end()
+    }
+
+    @Test("options are QEMU's, in JSON and in keys")
+    func keys() throws {
+        let directory = try TemporaryDirectory()
+        let server = try VFIOUserGuest.serve([], in: directory)
+        defer { withExtendedLifetime(server) {} }
+        let arguments = try VFIOUserGuest.arguments(
+            .msix, in: directory,
+            device: "vfio-user-pci,id=d,socket.type=unix,socket.path=\(VFIOUserGuest.socket(directory)),x-msg-timeout=900")
+        let process = try ChildProcess(arguments)
+        let qmp = try QMPClient(path: directory.file("qmp"))
+        let answer = "\(try qmp.execute("query-pci"))"
+        #expect(answer.contains("22089"), "the device's ID, 0x5649: \(answer)")
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
+    }
+
+    static let refusals: [(device: String, error: String)] = [
+        ("vfio-user-pci", "No socket specified"),
+        ("vfio-user-pci,socket.path=/x", "Parameter 'socket.type' is missing"),
+        ("vfio-user-pci,socket.type=unix", "Parameter 'socket.path' is missing"),
+        ("vfio-user-pci,socket.type=inet,socket.path=/x", "Unsupported socket type inet"),
+        ("vfio-user-pci,socket.type=unix,socket.path=/nonexistent/socket",
+            "vfio vfio-user:/nonexistent/socket: Failed to connect to '/nonexistent/socket': No such file or directory"),
+        ("vfio-user-pci,socket.type=unix,socket.path=/etc/passwd", "Connection refused"),
+        ("vfio-user-pci,socket.type=unix,socket.path=/x,x-msg-timeout=0", "x-msg-timeout"),
+        ("vfio-user-pci,sockets=1", "Property 'vfio-user-pci.sockets' not found"),
+    ]
+
+    @Test("bad options are refused with QEMU's words", arguments: refusals.indices)
+    func badOptions(_ index: Int) throws {
+        let directory = try TemporaryDirectory()
+        let (device, error) = Self.refusals[index]
+        let process = try ChildProcess(try VFIOUserGuest.arguments(.msix, in: directory, device: device))
+        #expect(try process.waitForExit() == .status(1))
+        #expect(process.errors.contains(error), "\(process.errors)")
+    }
+
+    @Test("a server's device cannot be given twice")
+    func twice() throws {
+        let directory = try TemporaryDirectory()
+        let server = try VFIOUserGuest.serve([], in: directory)
+        defer { withExtendedLifetime(server) {} }
+        let arguments = try VFIOUserGuest.arguments(.msix, in: directory)
+        let at = try #require(arguments.firstIndex(of: "-device"))
+        let process = try ChildProcess(arguments + arguments[at...(at + 1)])
+        #expect(try process.waitForExit() == .status(1))
+        #expect(process.errors.contains("device is already attached"), "\(process.errors)")
+    }
+}

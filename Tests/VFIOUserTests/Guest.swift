@@ -1,0 +1,92 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// A real `baton` with the device of a vfio-user server and the bare-metal
+/// guest for it.
+final class VFIOUserGuest {
+    typealias Interrupts = CountingDevice.Interrupts
+
+    let directory: TemporaryDirectory
+    let server: ChildProcess
+    let process: ChildProcess
+    let qmp: QMPClient
+    let arguments: [String]
+
+    static func socket(_ directory: TemporaryDirectory) -> String { directory.file("device") }
+
+    /// - Parameter device: the options of the device instead of the usual ones.
+    static func arguments(
+        _ interrupts: Interrupts, in directory: TemporaryDirectory, device: String? = nil, memory: String? = nil,
+        extra: [String] = ["-cpr-enable", "restart"]
+    ) throws -> [String] {
+        let device =
+            device ?? "{\"driver\":\"vfio-user-pci\",\"socket\":{\"path\":\"\(socket(directory))\",\"type\":\"unix\"}}"
+        return [
+            Products.baton, "-machine", "\(interrupts.machine),memory-backend=ram", "-m", "16M",
+            "-object", memory ?? "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none",
+            "-kernel", try CountingDevice.image(interrupts), "-device", device,
+            "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+        ] + extra
+    }
+
+    /// The tests' own server.
+    static func serve(_ options: [String], in directory: TemporaryDirectory) throws -> ChildProcess {
+        try serve(["\(Products.directory)/vfio-user-server", "--log", directory.file("log")] + options, at: directory)
+    }
+
+    /// Starts a server, whose last argument becomes its socket.
+    static func serve(_ command: [String], at directory: TemporaryDirectory) throws -> ChildProcess {
+        let server = try ChildProcess(command + [socket(directory)])
+        try eventually("the server listens: \(server.errors)") {
+            FileManager.default.fileExists(atPath: socket(directory))
+        }
+        return server
+    }
+
+    /// - Parameter server: the command of a server; by default the tests' own with these options.
+    init(
+        _ interrupts: Interrupts = .msix, options: [String] = [], server command: [String]? = nil,
+        memory: String? = nil, extra: [String] = ["-cpr-enable", "restart"]
+    ) throws {
+        directory = try TemporaryDirectory()
+        server = try command.map { [directory] in try Self.serve($0, at: directory) }
+            ?? Self.serve(options, in: directory)
+        arguments = try Self.arguments(interrupts, in: directory, memory: memory, extra: extra)
+        process = try ChildProcess(arguments)
+        do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error): \(process.errors)") }
+    }
+
+    /// What the guest has printed.
+    var serial: String { (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "" }
+
+    /// Waits until the guest has had at least 128 more interrupts.
+    func waitForProgress() throws {
+        let before = try CountingDevice.progress(serial)
+        let what = "the guest's interrupts go on past \(before): \(process.errors)\(server.errors)\(log.suffix(12))"
+        try eventually(what, by: .seconds(30)) {
+            let now = try CountingDevice.progress(serial)
+            return now.interrupts >= before.interrupts + 128 && now.count > before.count
+        }
+    }
+
+    func update(_ argv: [String]? = nil, _ options: [String: Any] = [:]) throws {
+        try qmp.execute("cpr-update", options.merging(["argv": argv ?? arguments]) { $1 })
+    }
+
+    func end() throws {
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
+    }
+
+    /// What the server has noted, a line a message.
+    var log: [String] { Self.log(directory) }
+
+    static func log(_ directory: TemporaryDirectory) -> [String] {
+        ((try? String(contentsOfFile: directory.file("log"), encoding: .utf8)) ?? "")
+            .split(separator: "\n").map(String.init)
+    }
+
+    func log(_ prefix: String) -> [String] { log.filter { $0.hasPrefix(prefix) } }
+}

@@ -1,0 +1,114 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// What the server sees of an update: nothing.
+@Suite("vfio-user-pci over an update", .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld"))
+struct VFIOUserUpdateTests {
+    struct Way: CustomTestStringConvertible, Sendable {
+        let interrupts: VFIOUserGuest.Interrupts
+        let options: [String]
+        var testDescription: String { "\(interrupts) \(options.joined(separator: " "))" }
+    }
+
+    static let ways = [
+        Way(interrupts: .msix, options: []), Way(interrupts: .msi, options: []), Way(interrupts: .intx, options: []),
+        Way(interrupts: .msix, options: ["--ask", "--twin"]), Way(interrupts: .msix, options: ["--ask"]),
+    ]
+
+    @Test("DMA and interrupts go on over ten updates, with no message to the server", arguments: ways)
+    func goesOn(_ way: Way) throws {
+        let guest = try VFIOUserGuest(way.interrupts, options: way.options)
+        try guest.waitForProgress()
+        let before = guest.log
+        for _ in 1...10 {
+            try guest.update()
+            try guest.waitForProgress()
+        }
+        #expect(guest.log == before, "no reset, no new connection, no mapping, no interrupt set up again")
+        try guest.end()
+        try eventually("the server sees the end") { guest.log.last?.hasPrefix("disconnect") == true }
+    }
+
+    @Test("the three steps do the same")
+    func threeSteps() throws {
+        let guest = try VFIOUserGuest(options: ["--ask", "--twin"])
+        try guest.waitForProgress()
+        let file = guest.directory.file("checkpoint")
+        let before = guest.log
+        try guest.qmp.execute("cpr-save", ["filename": file, "mode": "restart"])
+        try guest.qmp.execute("cont")
+        try guest.waitForProgress()
+        try guest.qmp.execute("cpr-save", ["filename": file, "mode": "restart"])
+        try guest.qmp.execute("cpr-exec", ["argv": guest.arguments + ["-S"]])
+        try guest.qmp.execute("cpr-load", ["filename": file, "mode": "restart"])
+        try guest.waitForProgress()
+        #expect(guest.log == before)
+        try guest.end()
+    }
+
+    /// New VMMs that come less and less far.
+    static let failures: [(String, ([String]) -> [String])] = [
+        ("does not exist", { _ in ["/nonexistent"] }),
+        ("ends at once", { _ in ["/bin/false"] }),
+        ("hangs", { _ in ["/bin/sleep", "600"] }),
+        ("lacks the device", { arguments in without("-device", arguments) }),
+        ("has another device in its place", { arguments in
+            without("-device", arguments) + ["-device", "virtio-rng-pci"]
+        }),
+        ("has another server", { arguments in arguments.map { $0.replacingOccurrences(of: "/device\"", with: "/other\"") } }),
+        ("has less memory", { arguments in
+            arguments.map { $0 == "16M" ? "8M" : $0.replacingOccurrences(of: "size=16M", with: "size=8M") }
+        }),
+        ("has one device more", { arguments in arguments + ["-device", "virtio-rng-device"] }),
+    ]
+
+    private static func without(_ option: String, _ arguments: [String]) -> [String] {
+        guard let at = arguments.firstIndex(of: option) else { return arguments }
+        return Array(arguments[..<at] + arguments[(at + 2)...])
+    }
+
+    @Test("a new VMM that fails leaves the device at work in the old one", arguments: failures.indices)
+    func rollback(_ index: Int) throws {
+        let guest = try VFIOUserGuest(options: index % 2 == 0 ? [] : ["--ask", "--twin"])
+        try guest.waitForProgress()
+        let before = guest.log
+        let argv = Self.failures[index].1(guest.arguments)
+        for preflight in [false, true] {
+            #expect(throws: QMPClient.Refusal.self, "\(Self.failures[index].0)") {
+                try guest.update(argv, ["preflight": preflight, "timeout-ms": 1500])
+            }
+            try guest.waitForProgress()
+        }
+        // It can still be updated.
+        try guest.update()
+        try guest.waitForProgress()
+        #expect(guest.log == before)
+        // The first process is gone; its place was taken by its copy.
+        try guest.qmp.execute("quit")
+        try guest.process.waitForExit()
+    }
+
+    @Test("a device whose server is gone does not stand in the way of an update")
+    func gone() throws {
+        let guest = try VFIOUserGuest(options: ["--request", "end"])
+        try eventually("the VMM sees the end") { guest.process.errors.contains("the server is gone") }
+        try guest.update()
+        try guest.update()
+        #expect("\(try guest.qmp.execute("query-status"))".contains("running"))
+        #expect(guest.log("connect").count == 1)
+        try guest.end()
+    }
+
+    @Test("reboot mode would lose the device")
+    func reboot() throws {
+        let guest = try VFIOUserGuest(extra: ["-cpr-enable", "reboot"])
+        try guest.waitForProgress()
+        let error = #expect(throws: QMPClient.Refusal.self) {
+            try guest.qmp.execute("cpr-save", ["filename": guest.directory.file("checkpoint"), "mode": "reboot"])
+        }
+        #expect(error?.text.contains("VFIO device only supports cpr-reboot for runstate suspended") == true)
+        try guest.waitForProgress()
+        try guest.end()
+    }
+}
