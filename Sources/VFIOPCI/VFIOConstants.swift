@@ -1,3 +1,5 @@
+import BatonRuntime
+
 /// The device's side of the VFIO interface, as in linux/vfio.h.
 public enum VFIO {
     public enum DeviceFlag {
@@ -28,7 +30,13 @@ public enum VFIO {
 
     /// Of PCI devices.
     public static let bars = 6
+    public static let romRegion = 6
     public static let configRegion = 7
     public static let leastRegions: UInt32 = 8
     public static let leastIRQs: UInt32 = 3
+}
+
+extension PCICapabilityID {
+    static let powerManagement: UInt8 = 0x01
+    static let advancedFeatures: UInt8 = 0x13
 }

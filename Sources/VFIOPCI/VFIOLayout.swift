@@ -30,13 +30,20 @@ struct VFIOLayout {
     private(set) var msi: (vectors: Int, offset: Int)?
     private(set) var msix: (vectors: Int, table: Place, pending: Place)?
     /// The bytes that the guest reads and writes in the device itself.
-    private(set) var passed = [Bool](repeating: false, count: VFIOShape.configSize)
+    private(set) var passed: [Bool]
+    /// What the guest finds in bytes that are not the device's.
+    private(set) var own: [(offset: Int, bytes: [UInt8])] = []
+    /// Whether the function can be reset by itself (PCI Express 5.0, 6.6.2),
+    /// and whether a change of its power state resets it.
+    private(set) var hasFLR = false
+    private(set) var hasPowerReset = false
 
     private static let msiSize = 24
     private static let msixSize = 12
 
     init(_ shape: VFIOShape) throws(VMMError) {
         let config = shape.config
+        passed = [Bool](repeating: false, count: config.count)
         func word(_ at: Int) -> UInt16 { UInt16(config[at]) | UInt16(config[at + 1]) << 8 }
         func long(_ at: Int) -> UInt32 { UInt32(word(at)) | UInt32(word(at + 2)) << 16 }
         let headerType = config[PCIRegister.headerType] & 0x7f
@@ -73,7 +80,7 @@ struct VFIOLayout {
         }
 
         let found = VFIOLayout.capabilities(config, hasList: word(PCIRegister.status) & PCIStatus.capabilitiesList != 0)
-        for index in 0x40..<config.count { passed[index] = true }
+        for index in 0x40..<VFIOShape.configSize { passed[index] = true }
         // The upper half of the status register: errors.
         passed[PCIRegister.status + 1] = true
         for capability in found {
@@ -95,9 +102,22 @@ struct VFIOLayout {
                 guard let place = room ? capability.offset : VFIOLayout.gap(found, except: capability) else { continue }
                 for byte in place..<place + VFIOLayout.msiSize { passed[byte] = false }
                 msi = (1 << min(Int(control >> 1 & 7), 5), place)
+            case PCICapabilityID.express:
+                guard try addExpress(capability, config) else { continue }
+            case PCICapabilityID.advancedFeatures where capability.size >= 6:
+                hasFLR = hasFLR || config[capability.offset + 3] & 3 == 3
+            case PCICapabilityID.powerManagement where capability.size >= 6:
+                hasPowerReset = config[capability.offset + 4] & 8 == 0
             default: break
             }
             capabilities.append(capability)
+        }
+        if capabilities.contains(where: { $0.id == PCICapabilityID.express }),
+            config.count == VFIOShape.extendedConfigSize
+        {
+            addExtended(config)
+        } else {
+            passed.removeLast(passed.count - VFIOShape.configSize)
         }
     }
 
@@ -123,14 +143,14 @@ struct VFIOLayout {
         guard hasList else { return [] }
         var offsets: [Int] = []
         var at = Int(config[PCIRegister.capabilities] & 0xfc)
-        while at >= PCIRegister.headerEnd, at < config.count, !offsets.contains(at) {
+        while at >= PCIRegister.headerEnd, at < VFIOShape.configSize, !offsets.contains(at) {
             offsets.append(at)
             at = Int(config[at + 1] & 0xfc)
         }
         let sorted = offsets.sorted()
         var seen: Set<UInt8> = []
         return offsets.compactMap { offset in
-            let next = sorted.first { $0 > offset } ?? config.count
+            let next = sorted.first { $0 > offset } ?? VFIOShape.configSize
             let id = config[offset]
             // Ours can have only one of each.
             if id == PCICapabilityID.msi || id == PCICapabilityID.msix {
@@ -138,6 +158,61 @@ struct VFIOLayout {
             }
             return Capability(id: id, offset: offset, size: next - offset)
         }
+    }
+
+    // MARK: PCI Express
+
+    private mutating func serve<T: FixedWidthInteger & UnsignedInteger>(_ offset: Int, _ value: T) {
+        let bytes = littleEndianBytes(value)
+        for byte in offset..<offset + bytes.count { passed[byte] = false }
+        own.append((offset, bytes))
+    }
+
+    /// The bus is a root complex: an endpoint there has no link, and is called
+    /// integrated (PCI Express 5.0, 1.3.2.3).
+    /// - Returns: false when the guest is not to see that it is PCI Express.
+    /// - Throws: an error for what is no endpoint.
+    private mutating func addExpress(_ capability: Capability, _ config: [UInt8]) throws(VMMError) -> Bool {
+        let at = capability.offset
+        guard capability.size >= 20 else { return false }
+        hasFLR = hasFLR || config[at + 7] & 0x10 != 0
+        let flags = UInt16(config[at + 2]) | UInt16(config[at + 3]) << 8
+        let (version, type) = (flags & 15, flags >> 4 & 15)
+        switch type {
+        case 0: break
+        case 1: return false
+        case 9: return true
+        default: throw VMMError("assignment of PCIe type \(Hex(UInt64(type))) devices is not currently supported")
+        }
+        serve(at + 2, flags & ~0xf0 | 9 << 4)
+        for register in version >= 2 && capability.size >= 60 ? [0x0c, 0x10, 0x2c, 0x30] : [0x0c, 0x10] {
+            serve(at + register, 0 as UInt32)
+        }
+        return true
+    }
+
+    /// The extended capabilities that can be shown, chained anew. What the
+    /// others have is not there: a chain is the only way to it.
+    private mutating func addExtended(_ config: [UInt8]) {
+        let found = VFIOExtendedCapability.all(config)
+        for index in PCIRegister.extendedStart..<config.count { passed[index] = true }
+        var last = PCIRegister.extendedStart
+        // Without the first there is an empty one in its place.
+        var header: UInt32 = 0
+        for capability in found {
+            let resizable = capability.resizableBars(config)
+            guard !capability.isHidden, capability.id != VFIOExtendedCapability.resizableBar || resizable != nil else {
+                for offset in stride(from: capability.offset, to: capability.end, by: 4) {
+                    serve(offset, 0 as UInt32)
+                }
+                continue
+            }
+            for (offset, value) in resizable ?? [] { serve(offset, value) }
+            if capability.offset != last { serve(last, header | UInt32(capability.offset) << 20) }
+            last = capability.offset
+            header = capability.header
+        }
+        serve(last, header)
     }
 
     /// Room for the MSI capability behind what is known of the others: their

@@ -15,19 +15,24 @@ public final class VFIOPCIDevice: PCIFunction {
     let memory: VFIODeviceMemory
     private let layout: VFIOLayout
     private let placement: VFIOPlacement
+    private var rom: VFIOROM?
     public private(set) var interrupts: VFIOInterrupts!
     /// Whether the device may be touched: not before the commit in a process
     /// that takes it over.
     private var isOurs: Bool
+    /// A reset of another device has reset this one with it, ahead of its turn.
+    private var wasReset = false
 
     /// - Parameters:
     ///   - label: the beginning of messages about it.
     ///   - inherited: what the process before handed over; nil in a fresh start.
     ///   - placement: the devices that share the address space with it, to which it is added when it is plugged.
+    ///   - romSource: where the expansion ROM comes from.
     /// - Throws: an error for a device that the guest cannot be given.
     public init(
         vm: VirtualMachine, model: String, id: String?, hostName: String, label: String, transport: any VFIOTransport,
-        shape: VFIOShape, inherited: VFIOInheritedInterrupts?, placement: VFIOPlacement
+        shape: VFIOShape, inherited: VFIOInheritedInterrupts?, placement: VFIOPlacement,
+        romSource: VFIOROMSource = .device
     ) throws(VMMError) {
         self.hostName = hostName
         self.label = label
@@ -37,10 +42,11 @@ public final class VFIOPCIDevice: PCIFunction {
         memory = VFIODeviceMemory(filesMayShrink: transport.filesMayShrink)
         isOurs = inherited == nil
         layout = try VFIOLayout(shape)
-        super.init(vm: vm, model: model, id: id, identity: layout.identity)
+        super.init(vm: vm, model: model, id: id, identity: layout.identity, configSize: layout.passed.count)
         interrupts =
             inherited.map { VFIOInterrupts(self, inherited: $0.kind, events: $0.events) } ?? VFIOInterrupts(self)
         addBars(mapping: vm.cpr?.isTrial != true)
+        addROM(romSource)
         addCapabilities()
         msi?.onChange = { [unowned self] in interruptsChanged() }
         msix?.onControlChange = { [unowned self] in interruptsChanged() }
@@ -61,6 +67,14 @@ public final class VFIOPCIDevice: PCIFunction {
                 Report.warning(VMMError.system(what).message)
             }
         }
+    }
+
+    private func addROM(_ source: VFIOROMSource) {
+        guard let rom = VFIOROM(self, source) else { return }
+        let bar = PCIBar(index: PCIBar.rom, space: .memory32, size: rom.size)
+        bar.add(registers: rom, size: rom.size)
+        add(bar)
+        self.rom = rom
     }
 
     /// The parts that can be mapped and have nothing of MSI-X.
@@ -97,6 +111,9 @@ public final class VFIOPCIDevice: PCIFunction {
                 // Its bytes are the device's.
                 config.addCapability(capability.id, size: 2, at: capability.offset)
             }
+        }
+        for (offset, bytes) in layout.own {
+            for (index, byte) in bytes.enumerated() { config.set(offset + index, byte) }
         }
     }
 
@@ -167,14 +184,40 @@ public final class VFIOPCIDevice: PCIFunction {
 
     public override func resetFunction() {
         guard isOurs else { return }
+        prepareForReset()
+        if !wasReset { resetDevice() }
+        wasReset = false
+        interrupts.update()
+    }
+
+    /// Before a reset of the device, which may be another's (`finishReset`).
+    public func prepareForReset() {
         interrupts.disable()
         setDirectAccess(true)
         writeDeviceConfig(PCIRegister.command, width: 2, 0)
-        let result = shape.resets ? transport.reset() : 0
-        if result != 0 {
-            Report.warning(VMMError.system("\(label): failed to reset the device", errno: result).message)
-        }
+    }
+
+    /// A reset of another device has reset this one too.
+    /// - Parameter isFirst: its own reset is still to come, and need not
+    ///   reset it again.
+    public func finishReset(isFirst: Bool) {
+        wasReset = isFirst
         interrupts.update()
+    }
+
+    /// Resets the function alone if it can be, or else its bus; what a change
+    /// of the power state resets is uncertain, so that comes last.
+    private func resetDevice() {
+        var result: Int32 = 0
+        func reset() -> Bool {
+            result = transport.reset()
+            return result == 0
+        }
+        if shape.resets && (layout.hasFLR || !layout.hasPowerReset) && reset() { return }
+        if transport.resetBus() == 0 { return }
+        if shape.resets && layout.hasPowerReset && reset() { return }
+        guard result != 0 else { return }
+        Report.warning(VMMError.system("\(label): failed to reset the device", errno: result).message)
     }
 
     public override func pause() { interrupts.pause() }
@@ -183,6 +226,7 @@ public final class VFIOPCIDevice: PCIFunction {
     public override func saveFunction(to writer: inout StateWriter) {
         writer.put("host", hostName)
         writer.put("intx-pending", interrupts.isPending)
+        writer.put("rom-size", rom?.size ?? 0)
     }
 
     public override func loadFunction(from reader: StateReader) throws(VMMError) -> () -> Void {
@@ -191,6 +235,12 @@ public final class VFIOPCIDevice: PCIFunction {
             throw VMMError(
                 "section '\(reader.section)' is of the host's device \(host), this is \(hostName)",
                 hint: "Give the new VMM the devices of the old one.")
+        }
+        let romSize = reader.has("rom-size") ? try reader.unsigned("rom-size") : 0
+        guard romSize == rom?.size ?? 0 else {
+            throw VMMError(
+                "section '\(reader.section)' has an expansion ROM of \(romSize) bytes, this device one of "
+                    + "\(rom?.size ?? 0)", hint: "Give the new VMM the rombar= and romfile= of the old one.")
         }
         let isPending = try reader.bool("intx-pending")
         return { [unowned self] in interrupts.restore(isPending: isPending) }

@@ -22,12 +22,16 @@ public struct VFIOShape {
     /// The BARs.
     public let regions: [VFIORegion]
     public let configRegion: VFIORegion
+    /// The expansion ROM; empty where there is none.
+    public let romRegion: VFIORegion
     /// How many INTx, MSI and MSI-X interrupts there are.
     public let interrupts: [UInt32]
-    /// The configuration space when the device was opened.
+    /// The configuration space when the device was opened: 256 bytes, or 4096
+    /// with the extended part.
     public let config: [UInt8]
 
     static let configSize = 256
+    static let extendedConfigSize = 4096
     /// A device's answer that is longer is not looked at.
     private static let longestAnswer = 65536
 
@@ -48,6 +52,7 @@ public struct VFIOShape {
         var regions: [VFIORegion] = []
         for index in 0..<VFIO.bars { regions.append(try VFIOShape.region(device, index)) }
         self.regions = regions
+        romRegion = try VFIOShape.region(device, VFIO.romRegion)
         configRegion = try VFIOShape.region(device, VFIO.configRegion)
         var interrupts: [UInt32] = []
         for index in 0..<VFIO.leastIRQs {
@@ -61,7 +66,8 @@ public struct VFIOShape {
         guard configRegion.size >= UInt64(VFIOShape.configSize), Int64(exactly: configRegion.offset) != nil else {
             throw VMMError("the configuration space has \(configRegion.size) bytes")
         }
-        var bytes = [UInt8](repeating: 0, count: VFIOShape.configSize)
+        let isExtended = configRegion.size >= UInt64(VFIOShape.extendedConfigSize)
+        var bytes = [UInt8](repeating: 0, count: isExtended ? VFIOShape.extendedConfigSize : VFIOShape.configSize)
         let space = configRegion
         let failure = bytes.withUnsafeMutableBytes { device.read(space, at: 0, into: $0) }
         guard failure == 0 else { throw .system("failed to read device config space", errno: failure) }
@@ -120,6 +126,7 @@ public struct VFIOShape {
     public func put(into state: inout StateWriter) {
         state.put("resets", resets)
         state.put("config", bytes: config)
+        state.put("rom", [UInt64(romRegion.flags), romRegion.size, romRegion.offset])
         state.put("interrupts", interrupts.map(UInt64.init))
         for (index, region) in (regions + [configRegion]).enumerated() {
             state.put("region\(index)", [UInt64(region.flags), region.size, region.offset])
@@ -129,30 +136,44 @@ public struct VFIOShape {
 
     public init(_ state: StateReader) throws(VMMError) {
         resets = try state.bool("resets")
-        config = try state.bytes("config", count: VFIOShape.configSize...VFIOShape.configSize)
+        config = try state.bytes("config", count: VFIOShape.configSize...VFIOShape.extendedConfigSize)
+        guard [VFIOShape.configSize, VFIOShape.extendedConfigSize].contains(config.count) else {
+            throw VMMError("part '\(state.section)' has \(config.count) bytes of configuration space")
+        }
+        // A VMM of before knew of none.
+        let rom = state.has("rom") ? try state.array("rom", count: 3...3) : [0, 0, 0]
+        romRegion = try VFIOShape.region(VFIO.romRegion, rom, areas: [], of: state)
         interrupts = try state.array("interrupts", count: 3...3).map { UInt32(truncatingIfNeeded: $0) }
         var regions: [VFIORegion] = []
         for index in 0...VFIO.bars {
             let numbers = try state.array("region\(index)", count: 3...3)
             let areas = try state.array("areas\(index)", count: 0...2048)
-            let (flags, size, offset) = (numbers[0], numbers[1], numbers[2])
-            guard areas.count % 2 == 0, flags <= UInt64(UInt32.max), size == 0 || Int64(exactly: offset) != nil,
-                size == 0 || (Int64(exactly: offset &+ size) != nil && offset &+ size >= size)
-            else { throw VMMError("part '\(state.section)' has a region \(index) that cannot be") }
-            var pairs: [(start: UInt64, size: UInt64)] = []
-            for place in stride(from: 0, to: areas.count, by: 2) {
-                let (start, length) = (areas[place], areas[place + 1])
-                guard start % 4096 == 0, length > 0, length % 4096 == 0, start <= size, length <= size - start else {
-                    throw VMMError("part '\(state.section)' has an area of region \(index) that cannot be")
-                }
-                pairs.append((start, length))
-            }
-            regions.append(
-                VFIORegion(
-                    index: index == VFIO.bars ? VFIO.configRegion : index, flags: UInt32(truncatingIfNeeded: flags),
-                    size: size, offset: offset, areas: pairs))
+            let number = index == VFIO.bars ? VFIO.configRegion : index
+            regions.append(try VFIOShape.region(number, numbers, areas: areas, of: state))
         }
         configRegion = regions[VFIO.bars]
         self.regions = Array(regions[..<VFIO.bars])
+    }
+
+    /// - Parameters:
+    ///   - numbers: flags, size and offset.
+    ///   - areas: start and size of each.
+    private static func region(
+        _ index: Int, _ numbers: [UInt64], areas: [UInt64], of state: StateReader
+    ) throws(VMMError) -> VFIORegion {
+        let (flags, size, offset) = (numbers[0], numbers[1], numbers[2])
+        guard areas.count % 2 == 0, flags <= UInt64(UInt32.max), size == 0 || Int64(exactly: offset) != nil,
+            size == 0 || (Int64(exactly: offset &+ size) != nil && offset &+ size >= size)
+        else { throw VMMError("part '\(state.section)' has a region \(index) that cannot be") }
+        var pairs: [(start: UInt64, size: UInt64)] = []
+        for place in stride(from: 0, to: areas.count, by: 2) {
+            let (start, length) = (areas[place], areas[place + 1])
+            guard start % 4096 == 0, length > 0, length % 4096 == 0, start <= size, length <= size - start else {
+                throw VMMError("part '\(state.section)' has an area of region \(index) that cannot be")
+            }
+            pairs.append((start, length))
+        }
+        return VFIORegion(
+            index: index, flags: UInt32(truncatingIfNeeded: flags), size: size, offset: offset, areas: pairs)
     }
 }

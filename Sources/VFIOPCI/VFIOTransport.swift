@@ -1,3 +1,5 @@
+import Glibc
+
 /// What is asked about a device, with the structures of linux/vfio.h.
 public enum VFIOQuery {
     case deviceInfo
@@ -29,10 +31,16 @@ public protocol VFIOTransport: AnyObject {
     func unmaskINTx() -> Int32
 
     func reset() -> Int32
+    /// Resets the device with everything that shares its slot or bus.
+    func resetBus() -> Int32
 
     /// Where a region can be mapped from, if it can. The descriptor stays the
     /// transport's.
     func file(of region: VFIORegion) -> (fd: Int32, offset: UInt64)?
     /// Whether another process can shorten these files.
     var filesMayShrink: Bool { get }
+}
+
+extension VFIOTransport {
+    public func resetBus() -> Int32 { ENOTTY }
 }
