@@ -4,31 +4,19 @@ import VFIOPCI
 
 /// A VFIO container: an IOMMU context with guest RAM mapped at its
 /// guest-physical addresses. Owns its descriptor.
-final class VFIOContainer {
-    /// A part of guest RAM.
-    struct Range {
-        let start: UInt64
-        let size: UInt64
-        let host: UnsafeMutableRawPointer
-        let readOnly: Bool
-        let name: String
-
-        static func all(_ space: AddressSpace) -> [Range] {
-            space.ramRanges.map {
-                Range(start: $0.start, size: $0.size, host: $0.host, readOnly: $0.readOnly, name: $0.block.name)
-            }
-        }
-    }
-
+final class VFIOContainer: VFIOMemoryOwner {
     let fd: Int32
-    let ranges: [Range]
+    /// The number of the group that it was made for, which names it over an
+    /// update, whatever other groups are in it.
+    let number: Int
+    let ranges: [VFIORange]
     let hasUpdateVaddr: Bool
     let hasUnmapAll: Bool
     /// Whether the kernel has the addresses of `ranges` in this process.
     private(set) var hasAddresses: Bool
 
     /// Makes a container for a group, which becomes its first, and maps guest RAM.
-    init(group: Int32, number: Int, ranges: [Range]) throws(VMMError) {
+    init(group: Int32, number: Int, ranges: [VFIORange]) throws(VMMError) {
         let path = "/dev/vfio/vfio"
         let opened = retryingInterrupts { open(path, O_RDWR | O_CLOEXEC) }
         guard opened >= 0 else {
@@ -36,6 +24,7 @@ final class VFIOContainer {
                 "failed to open \(path)", hint: "The kernel module vfio must be loaded, and the file accessible.")
         }
         fd = opened
+        self.number = number
         self.ranges = ranges
         hasUpdateVaddr = VFIO.call(fd, VFIO.Request.checkExtension, VFIO.Extension.updateVaddr) > 0
         hasUnmapAll = VFIO.call(fd, VFIO.Request.checkExtension, VFIO.Extension.unmapAll) > 0
@@ -57,8 +46,9 @@ final class VFIOContainer {
 
     /// Takes over the container of the process before, which has guest RAM
     /// mapped and its addresses given up. Nothing is asked of it here.
-    init(inherited fd: Int32, ranges: [Range], hasUpdateVaddr: Bool, hasUnmapAll: Bool) {
+    init(inherited fd: Int32, number: Int, ranges: [VFIORange], hasUpdateVaddr: Bool, hasUnmapAll: Bool) {
         self.fd = fd
+        self.number = number
         self.ranges = ranges
         self.hasUpdateVaddr = hasUpdateVaddr
         self.hasUnmapAll = hasUnmapAll
@@ -82,7 +72,7 @@ final class VFIOContainer {
 
     // MARK: Mappings
 
-    private func request(_ range: Range, flags: UInt32) -> Int32 {
+    private func request(_ range: VFIORange, flags: UInt32) -> Int32 {
         var argument = VFIOArgument(size: 32, flags: flags)
         argument.set(8, UInt64(UInt(bitPattern: range.host)))
         argument.set(16, range.start)
@@ -90,24 +80,28 @@ final class VFIOContainer {
         return argument.call(fd, VFIO.Request.mapDMA)
     }
 
-    private func map(_ range: Range) throws(VMMError) {
+    private func map(_ range: VFIORange) throws(VMMError) {
         let flags = VFIO.MapFlag.read | (range.readOnly ? 0 : VFIO.MapFlag.write)
-        guard request(range, flags: flags) == 0 else {
-            let code = errno
-            throw .system(
-                "cannot map RAM block '\(range.name)' (\(range.size) bytes at \(Hex(range.start))) for DMA",
-                errno: code,
-                hint: code == ENOMEM
-                    ? "All of guest memory is locked: raise the limit (ulimit -l)."
-                    : "The host's IOMMU may reserve these addresses; less memory (-m) may avoid them.")
-        }
+        guard request(range, flags: flags) == 0 else { throw range.failure() }
+    }
+
+    func giveUp() throws(VMMError) { try giveUpAddresses() }
+
+    /// Guest RAM is mapped read-only yet, which the kernel does not take.
+    func acquire() {}
+
+    func settle() throws(VMMError) { if !hasAddresses { try setAddresses() } }
+
+    func takeBack(isCopy: Bool) throws(VMMError) {
+        if isCopy { try giveUpAddresses(unlessDone: true) }
+        if !hasAddresses { try setAddresses() }
     }
 
     /// The addresses of guest RAM in this process are void from here on; the
     /// device's DMA goes on.
     /// - Parameter unlessDone: another process may have done that, which the
     ///   kernel says with EINVAL.
-    func giveUpAddresses(unlessDone: Bool = false) throws(VMMError) {
+    private func giveUpAddresses(unlessDone: Bool = false) throws(VMMError) {
         guard hasAddresses else { return }
         var argument = VFIOArgument(size: 24, flags: VFIO.UnmapFlag.vaddr | VFIO.UnmapFlag.all)
         guard argument.call(fd, VFIO.Request.unmapDMA) == 0 || (unlessDone && errno == EINVAL) else {
@@ -118,60 +112,10 @@ final class VFIOContainer {
 
     /// Tells the kernel where guest RAM is in this process, which has to be
     /// able to write it.
-    func setAddresses() throws(VMMError) {
+    private func setAddresses() throws(VMMError) {
         for range in ranges where request(range, flags: VFIO.MapFlag.vaddr) != 0 {
             throw .system("vfio_dma_map_vaddr of RAM block '\(range.name)' at \(Hex(range.start))")
         }
         hasAddresses = true
     }
-}
-
-/// A VFIO group: the devices that the IOMMU cannot tell apart. Owns its descriptor.
-final class VFIOGroup {
-    let number: Int
-    let fd: Int32
-    let container: VFIOContainer
-
-    /// Opens a group, and puts it into one of the containers there are, or
-    /// into a new one.
-    init(number: Int, containers: [VFIOContainer], ranges: [VFIOContainer.Range]) throws(VMMError) {
-        let path = "/dev/vfio/\(number)"
-        let opened = retryingInterrupts { open(path, O_RDWR | O_CLOEXEC) }
-        guard opened >= 0 else {
-            throw .system(
-                "failed to open \(path)",
-                hint: "The devices of the group must be bound to vfio-pci, and the file accessible.")
-        }
-        let owned = OwnedFD(adopting: opened)
-        var status = VFIOArgument(size: 8)
-        guard status.call(opened, VFIO.Request.groupGetStatus) == 0 else {
-            throw .system("failed to get group \(number) status")
-        }
-        guard status.value(4, as: UInt32.self) & VFIO.groupIsViable != 0 else {
-            throw VMMError(
-                "group \(number) is not viable",
-                hint: "Please ensure all devices within the iommu_group are bound to their vfio bus driver.")
-        }
-        let fitting = containers.first { $0.attach(opened) }
-        if let fitting {
-            container = fitting
-        } else {
-            do throws(VMMError) {
-                container = try VFIOContainer(group: opened, number: number, ranges: ranges)
-            } catch {
-                throw error.prefixed("failed to setup container for group \(number)")
-            }
-        }
-        self.number = number
-        fd = owned.release()
-    }
-
-    /// Takes over an open group.
-    init(inherited fd: Int32, number: Int, container: VFIOContainer) {
-        self.fd = fd
-        self.number = number
-        self.container = container
-    }
-
-    deinit { close(fd) }
 }

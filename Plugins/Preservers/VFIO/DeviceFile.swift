@@ -2,15 +2,24 @@ import BatonRuntime
 import Glibc
 import VFIOPCI
 
-/// An open device. Owns its descriptor, and keeps its group.
+/// An open device. Owns its descriptor, and keeps what it was opened by.
 final class VFIODeviceFile {
-    let fd: Int32
-    let group: VFIOGroup
+    /// How it came to its address space.
+    enum Attachment {
+        case group(VFIOGroup)
+        case iommufd(VFIOIOMMUFD, space: VFIOIOAS, id: UInt32)
+    }
 
+    let fd: Int32
+    let attachment: Attachment
+    /// Resets the device's slot or bus. Set by the owner of all devices.
+    var onBusReset: (() -> Int32)?
+
+    /// Opens a device of a group.
     init(name: String, group: VFIOGroup) throws(VMMError) {
         var argument = VFIOArgument(bytes: Array(name.utf8) + [0])
         fd = argument.call(group.fd, VFIO.Request.groupGetDeviceFD)
-        self.group = group
+        attachment = .group(group)
         guard fd >= 0 else {
             throw .system(
                 "error getting device from group \(group.number)",
@@ -19,12 +28,32 @@ final class VFIODeviceFile {
         _ = fcntl(fd, F_SETFD, FD_CLOEXEC)
     }
 
-    init(inherited fd: Int32, group: VFIOGroup) {
+    /// Attaches a character device that was just opened.
+    /// - Parameter file: is the new object's, or closed.
+    init(_ file: consuming OwnedFD, iommufd: VFIOIOMMUFD, ranges: [VFIORange]) throws(VMMError) {
+        let (space, id) = try iommufd.attach(file.raw, ranges: ranges)
+        attachment = .iommufd(iommufd, space: space, id: id)
+        fd = file.release()
+    }
+
+    init(inherited fd: Int32, attachment: Attachment) {
         self.fd = fd
-        self.group = group
+        self.attachment = attachment
     }
 
     deinit { if fd >= 0 { close(fd) } }
+
+    var group: VFIOGroup? {
+        if case .group(let group) = attachment { group } else { nil }
+    }
+
+    /// Who has guest RAM mapped for the device.
+    var owner: any VFIOMemoryOwner {
+        switch attachment {
+        case .group(let group): group.container
+        case .iommufd(let iommufd, _, _): iommufd
+        }
+    }
 }
 
 /// The kernel's device, in ioctl, pread and pwrite.
@@ -72,6 +101,8 @@ extension VFIODeviceFile: VFIOTransport {
     }
 
     func reset() -> Int32 { VFIO.call(fd, VFIO.Request.deviceReset) == 0 ? 0 : errno }
+
+    func resetBus() -> Int32 { onBusReset?() ?? ENOTTY }
 
     func file(of region: VFIORegion) -> (fd: Int32, offset: UInt64)? { (fd, region.offset) }
     var filesMayShrink: Bool { false }
