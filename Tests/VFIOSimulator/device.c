@@ -1,4 +1,4 @@
-/* The device: two BARs, MSI-X, MSI and INTx; it counts into guest memory and
+/* A device: two BARs, MSI-X, MSI and INTx; it counts into guest memory and
  * interrupts the guest for ever, once the guest has switched that on.
  *
  * BAR 0 (64 KiB), registers:
@@ -14,61 +14,47 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "simulator.h"
 
-enum { BAR_SIZE = 0x10000, CONFIG_SIZE = 256, VECTORS = 4, REGIONS = 9, IRQS = 5 };
+enum { BAR_SIZE = 0x10000, ROM_SIZE = 0x8000, REGIONS = 9, IRQS = 5 };
 enum { MAGIC = 0x53465642, DMA = 8, CONTROL = 0x10, STATUS = 0x14, ACKNOWLEDGE = 0x18 };
 /* As the kernel places regions in the device's file. */
 #define PLACE(index) ((uint64_t)(index) << 40)
 
-static int file = -1;
-static uint8_t *bar0, *config;
-static int active = -1; /* index of the interrupts in use */
-static int events[VECTORS];
-static unsigned event_count;
-static bool intx_masked;
-static uint64_t dma_count, fault_count, raised;
+static volatile uint32_t *reg(struct device *d, unsigned at) { return (volatile uint32_t *)(d->bar0 + at); }
 
-static void put16(unsigned at, uint16_t value) { memcpy(config + at, &value, 2); }
-static void put32(unsigned at, uint32_t value) { memcpy(config + at, &value, 4); }
-static volatile uint32_t *reg(unsigned at) { return (volatile uint32_t *)(bar0 + at); }
-
-static uint8_t *map_region(unsigned index, size_t size) {
+static uint8_t *map_region(int file, unsigned index, size_t size) {
     void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, (off_t)PLACE(index));
     if (mapped == MAP_FAILED) abort();
     return mapped;
 }
 
-void device_start(void) {
-    file = memfd_create("vfio-simulated-device", MFD_CLOEXEC);
-    if (file < 0 || ftruncate(file, (off_t)PLACE(8))) abort();
-    bar0 = map_region(0, BAR_SIZE);
-    config = map_region(VFIO_PCI_CONFIG_REGION_INDEX, 4096);
-    *reg(0) = MAGIC;
-    put32(0x00, 0x56491234);
-    put16(0x06, 0x10);
-    put32(0x08, 0xff000001);
-    put32(0x18, 0x0c); /* BAR 2: 64 bits, prefetchable */
-    put32(0x2c, 0x00011234);
-    config[0x34] = 0x40;
-    config[0x3d] = 1;
-    put16(0x40, 0x5001); /* power management */
-    put16(0x42, 0x0003);
-    put16(0x50, 0x6011); /* MSI-X */
-    put16(0x52, VECTORS - 1);
-    put32(0x54, 2);
-    put32(0x58, 0x8002);
-    put16(0x60, 0x0005); /* MSI: 64 bits, no masks */
-    put16(0x62, 0x0080 | 2 << 1);
+void device_start(struct device *d) {
+    d->file = make_file(DEVICE, d);
+    d->active = -1;
+    if (ftruncate(d->file, (off_t)PLACE(8))) abort();
+    d->bar0 = map_region(d->file, 0, BAR_SIZE);
+    d->config = map_region(d->file, VFIO_PCI_CONFIG_REGION_INDEX, 4096);
+    *reg(d, 0) = MAGIC;
+    config_start(d);
+    uint8_t *rom = map_region(d->file, VFIO_PCI_ROM_REGION_INDEX, ROM_SIZE);
+    rom_start(rom, ROM_SIZE, d->index);
+    munmap(rom, ROM_SIZE);
 }
 
-int device_fd(void) { return file; }
-uint64_t device_dma_count(void) { return dma_count; }
+void device_reset(struct device *d) {
+    for (unsigned at = DMA; at <= ACKNOWLEDGE; at += 4) *reg(d, at) = 0;
+    memset(d->config + 4, 0, 2);
+}
 
-static int get_info(pid_t pid, uint64_t argument) {
+struct space *device_space(struct device *d) {
+    if (d->ioas) return d->ioas->space;
+    return d->group->container ? &d->group->container->space : NULL;
+}
+
+static int get_info(struct device *d, pid_t pid, uint64_t argument) {
     struct vfio_device_info info;
     int error = refused("device_info");
     if (error) return refuse(pid, "device_info", error, "by option");
@@ -78,7 +64,7 @@ static int get_info(pid_t pid, uint64_t argument) {
         | (settings.lacks_reset ? 0 : VFIO_DEVICE_FLAGS_RESET);
     info.num_regions = REGIONS;
     info.num_irqs = IRQS;
-    note(pid, "device_info");
+    note(pid, "device_info%s", label(d));
     return store(pid, argument, &info, 16) ? -EFAULT : 0;
 }
 
@@ -118,9 +104,13 @@ static int get_region(pid_t pid, uint64_t argument) {
                 size = sizeof answer;
             }
         }
+        if (settings.lies_region) info->offset = UINT64_MAX - 0xfff;
     } else if (info->index == VFIO_PCI_CONFIG_REGION_INDEX) {
-        info->size = CONFIG_SIZE;
+        info->size = config_size();
         info->flags = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
+    } else if (info->index == VFIO_PCI_ROM_REGION_INDEX && !settings.lacks_rom) {
+        info->size = settings.lies_rom_size ? PLACE(1) : ROM_SIZE;
+        info->flags = VFIO_REGION_INFO_FLAG_READ;
     }
     return store(pid, argument, &answer, size) ? -EFAULT : 0;
 }
@@ -141,34 +131,34 @@ static int get_irq(pid_t pid, uint64_t argument) {
     return store(pid, argument, &info, sizeof info) ? -EFAULT : 0;
 }
 
-static void signal_event(unsigned index) {
+static void signal_event(struct device *d, unsigned index) {
     uint64_t one = 1;
-    (void)!write(events[index], &one, sizeof one);
+    (void)!write(d->events[index], &one, sizeof one);
 }
 
 /* A device takes its interrupt down as soon as the driver says so. */
-static void take_acknowledge(void) {
-    if (!*reg(ACKNOWLEDGE)) return;
-    *reg(ACKNOWLEDGE) = 0;
-    *reg(STATUS) = 0;
+static void take_acknowledge(struct device *d) {
+    if (!*reg(d, ACKNOWLEDGE)) return;
+    *reg(d, ACKNOWLEDGE) = 0;
+    *reg(d, STATUS) = 0;
 }
 
-static void assert_intx(void) {
-    take_acknowledge();
-    if (*reg(STATUS) && !intx_masked && active == VFIO_PCI_INTX_IRQ_INDEX) {
-        intx_masked = true;
-        signal_event(0);
+static void assert_intx(struct device *d) {
+    take_acknowledge(d);
+    if (*reg(d, STATUS) && !d->intx_masked && d->active == VFIO_PCI_INTX_IRQ_INDEX) {
+        d->intx_masked = true;
+        signal_event(d, 0);
     }
 }
 
-static void drop_events(void) {
-    for (unsigned i = 0; i < event_count; i++) close(events[i]);
-    event_count = 0;
-    active = -1;
-    intx_masked = false;
+static void drop_events(struct device *d) {
+    for (unsigned i = 0; i < d->event_count; i++) close(d->events[i]);
+    d->event_count = 0;
+    d->active = -1;
+    d->intx_masked = false;
 }
 
-static int set_irqs(pid_t pid, uint64_t argument) {
+static int set_irqs(struct device *d, pid_t pid, uint64_t argument) {
     struct vfio_irq_set head_of_request, *set = &head_of_request;
     int32_t fds[VECTORS];
     const char *name = "set_irqs";
@@ -179,23 +169,23 @@ static int set_irqs(pid_t pid, uint64_t argument) {
         return refuse(pid, name, EINVAL, "no such interrupts");
     }
     if (set->flags == (VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK)) {
-        if (set->index != VFIO_PCI_INTX_IRQ_INDEX || active != VFIO_PCI_INTX_IRQ_INDEX || set->count != 1) {
+        if (set->index != VFIO_PCI_INTX_IRQ_INDEX || d->active != VFIO_PCI_INTX_IRQ_INDEX || set->count != 1) {
             return refuse(pid, name, EINVAL, "unmask of what cannot be masked");
         }
-        intx_masked = false;
-        assert_intx();
+        d->intx_masked = false;
+        assert_intx(d);
         return 0;
     }
     if (set->flags == (VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER) && !set->count) {
-        if (active != (int)set->index) return refuse(pid, name, EINVAL, "not in use");
-        drop_events();
-        note(pid, "set_irqs index=%u off", set->index);
+        if (d->active != (int)set->index) return refuse(pid, name, EINVAL, "not in use");
+        drop_events(d);
+        note(pid, "set_irqs index=%u off%s", set->index, label(d));
         return 0;
     }
     if (set->flags != (VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER) || !set->count || set->start) {
         return refuse(pid, name, EINVAL, "flags");
     }
-    if (active >= 0) return refuse(pid, name, EINVAL, "others are in use");
+    if (d->active >= 0) return refuse(pid, name, EINVAL, "others are in use");
     if (set->argsz != head + 4 * set->count) return refuse(pid, name, EINVAL, "size");
     int error = refused(name);
     if (error) return refuse(pid, name, error, "by option");
@@ -203,56 +193,51 @@ static int set_irqs(pid_t pid, uint64_t argument) {
     for (unsigned i = 0; i < set->count; i++) {
         int copy = take_fd(pid, fds[i]);
         if (copy < 0) {
-            drop_events();
+            drop_events(d);
             return refuse(pid, name, EBADF, "no eventfd");
         }
-        events[event_count++] = copy;
+        d->events[d->event_count++] = copy;
     }
-    active = (int)set->index;
-    note(pid, "set_irqs index=%u count=%u", set->index, set->count);
+    d->active = (int)set->index;
+    note(pid, "set_irqs index=%u count=%u%s", set->index, set->count, label(d));
     return 0;
 }
 
-struct answer device_ioctl(pid_t pid, unsigned request, uint64_t argument) {
+struct answer device_ioctl(struct device *d, pid_t pid, unsigned request, uint64_t argument) {
+    if (request >= 0x3b76 && request <= 0x3b78) return bind_ioctl(d, pid, request, argument);
+    if (!d->iommufd && !d->group->opened) {
+        return (struct answer){refuse(pid, "device", EINVAL, "it is neither bound nor of a group that is open"), -1};
+    }
     long result;
     switch (request) {
-    case VFIO_DEVICE_GET_INFO: result = get_info(pid, argument); break;
+    case VFIO_DEVICE_GET_INFO: result = get_info(d, pid, argument); break;
     case VFIO_DEVICE_GET_REGION_INFO: result = get_region(pid, argument); break;
     case VFIO_DEVICE_GET_IRQ_INFO: result = get_irq(pid, argument); break;
-    case VFIO_DEVICE_SET_IRQS: result = set_irqs(pid, argument); break;
-    case VFIO_DEVICE_RESET:
-        if (settings.lacks_reset) {
-            result = refuse(pid, "reset", EINVAL, "not supported");
-            break;
-        }
-        for (unsigned at = DMA; at <= ACKNOWLEDGE; at += 4) *reg(at) = 0;
-        put16(0x04, 0);
-        note(pid, "reset");
-        result = 0;
-        break;
+    case VFIO_DEVICE_SET_IRQS: result = set_irqs(d, pid, argument); break;
+    case VFIO_DEVICE_RESET: case VFIO_DEVICE_GET_PCI_HOT_RESET_INFO: case VFIO_DEVICE_PCI_HOT_RESET:
+        return reset_ioctl(d, pid, request, argument);
     default: result = refuse(pid, "device", ENOTTY, "unknown request");
     }
     return (struct answer){result, -1};
 }
 
-void device_tick(void) {
-    take_acknowledge();
-    uint32_t control = *reg(CONTROL);
-    if (!(config[4] & 4) || !control) return;
+void device_tick(struct device *d) {
+    take_acknowledge(d);
+    uint32_t control = *reg(d, CONTROL);
+    if (!(d->config[4] & 4) || !control) return;
     if (control & 1) {
-        uint64_t address = (uint64_t)*reg(DMA + 4) << 32 | *reg(DMA);
-        volatile uint64_t *target = address & 7 ? NULL : iommu_translate(address, 8, true);
-        if (target) *target = ++dma_count;
-        else if (!fault_count++) note(0, "fault iova=%#lx", address);
+        uint64_t address = (uint64_t)*reg(d, DMA + 4) << 32 | *reg(d, DMA);
+        struct space *space = device_space(d);
+        volatile uint64_t *target = address & 7 || !space ? NULL : space_translate(space, address, 8, true);
+        if (target) *target = ++d->dma_count;
+        else if (!d->fault_count++) note(0, "fault iova=%#lx%s", address, label(d));
     }
-    if (!(control & 2) || active < 0) return;
-    if (active == VFIO_PCI_INTX_IRQ_INDEX) {
-        *reg(STATUS) = 1;
-        assert_intx();
+    if (!(control & 2) || d->active < 0) return;
+    if (d->active == VFIO_PCI_INTX_IRQ_INDEX) {
+        *reg(d, STATUS) = 1;
+        assert_intx(d);
     } else {
-        signal_event((unsigned)(raised % event_count));
+        signal_event(d, (unsigned)(d->raised % d->event_count));
     }
-    raised++;
+    d->raised++;
 }
-
-void device_report(void) { note(0, "end dma=%lu faults=%lu interrupts=%lu", dma_count, fault_count, raised); }

@@ -1,12 +1,14 @@
 /* vfio-simulator [OPTION…] -- COMMAND…
  *   --log FILE               one line a request that changes something
- *   --device NAME            of the device, default 0000:06:0d.0
- *   --group NUMBER           of its group, default 7
- *   --lack WHAT              update_vaddr, unmap_all, type1, viable, pci, reset, mmap
+ *   --device NAME            a device, by default one: 0000:06:0d.0
+ *   --group NUMBER           the IOMMU group of the last device, default 7
+ *   --lack WHAT              something that the kernel or the device has
+ *   --lie WHAT               a hostile answer
  *   --refuse NAME=ERRNO[:N]  refuses a request, always or the Nth time
  *
- * Runs COMMAND with its opens of /dev/vfio and its VFIO ioctls answered here;
- * those of what it executes and forks too. Ends when all of them have. */
+ * Runs COMMAND with its opens of /dev/vfio and /dev/iommu, its VFIO and iommufd
+ * ioctls and its look at the devices in sysfs answered here; those of what it
+ * executes and forks too. Ends when all of them have. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -31,7 +33,12 @@
 
 #include "simulator.h"
 
-struct settings settings = {.device = "0000:06:0d.0", .group = 7};
+struct settings settings;
+struct device devices[MAX_DEVICES] = {{.name = "0000:06:0d.0"}};
+size_t device_count = 1;
+struct group groups[MAX_DEVICES];
+size_t group_count;
+static int group_numbers[MAX_DEVICES] = {7};
 static int log_fd = 2;
 
 void note(pid_t pid, const char *format, ...) {
@@ -87,21 +94,29 @@ static int install_filter(void) {
 #elif defined(__aarch64__)
     const unsigned architecture = AUDIT_ARCH_AARCH64;
 #endif
-    struct sock_filter code[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, architecture, 0, 5),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat, 4, 0),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 2),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
-        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x3b00, 2, 0),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
-        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x3c00, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+    static const unsigned named[] = {
+        SYS_openat, SYS_newfstatat, SYS_fstat, SYS_readlinkat, SYS_faccessat,
+#ifdef SYS_readlink
+        SYS_readlink, SYS_access,
+#endif
     };
-    struct sock_fprog program = {sizeof code / sizeof *code, code};
+    enum { NAMED = sizeof named / sizeof *named };
+    struct sock_filter code[NAMED + 10], *at = code;
+    *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
+    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, architecture, 1, 0);
+    *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+    /* The notification is behind the check of ioctl, 5 instructions long. */
+    for (unsigned i = 0; i < NAMED; i++) {
+        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, named[i], (unsigned char)(NAMED - 1 - i + 5), 0);
+    }
+    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3);
+    *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1]));
+    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x3b00, 0, 1);
+    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x3c00, 0, 1);
+    *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
+    struct sock_fprog program = {(unsigned short)(at - code), code};
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return -1;
     return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
 }
@@ -146,51 +161,24 @@ static pid_t start(char **command, int *listener) {
 
 /* MARK: Requests */
 
-static bool names_same_file(pid_t pid, int fd, int ours) {
-    char path[64];
-    struct stat theirs, mine;
-    snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
-    return !stat(path, &theirs) && !fstat(ours, &mine) && theirs.st_ino == mine.st_ino && theirs.st_dev == mine.st_dev;
-}
-
-static struct answer open_file(pid_t pid, const char *path) {
-    char group[64];
-    snprintf(group, sizeof group, "/dev/vfio/%d", settings.group);
-    bool is_group = !strcmp(path, group);
-    if (!is_group && strcmp(path, "/dev/vfio/vfio")) return (struct answer){refuse(pid, "open", ENOENT, path), -1};
-    const char *name = is_group ? "open_group" : "open_container";
-    int error = refused(name);
-    if (error) return (struct answer){refuse(pid, name, error, "by option"), -1};
-    note(pid, "%s", name);
-    return (struct answer){0, is_group ? group_fd() : container_fd()};
-}
-
-/* Reads a path up to the end of its page at first, as no more need be there. */
-static void fetch_path(pid_t pid, uint64_t address, char *path, size_t size) {
-    memset(path, 0, size);
-    size_t first = 4096 - (address & 4095);
-    if (first > size - 1) first = size - 1;
-    if (fetch(pid, address, path, first)) return;
-    if (!memchr(path, 0, first) && first < size - 1) fetch(pid, address + first, path + first, size - 1 - first);
-}
-
 /* - Returns: false when the system call is none of ours. */
 static bool answer_call(const struct seccomp_notif *call, struct answer *answer) {
     pid_t pid = (pid_t)call->pid;
-    if (call->data.nr == SYS_openat) {
-        char path[64];
-        fetch_path(pid, call->data.args[1], path, sizeof path);
-        if (strncmp(path, "/dev/vfio/", 10)) return false;
-        *answer = open_file(pid, path);
-        return true;
-    }
-    int fd = (int)call->data.args[0];
+    if (call->data.nr != SYS_ioctl) return files_answer(call, answer);
     unsigned request = (unsigned)call->data.args[1];
     uint64_t argument = call->data.args[2];
-    if (names_same_file(pid, fd, container_fd())) *answer = container_ioctl(pid, request, argument);
-    else if (names_same_file(pid, fd, group_fd())) *answer = group_ioctl(pid, request, argument);
-    else if (names_same_file(pid, fd, device_fd())) *answer = device_ioctl(pid, request, argument);
-    else *answer = (struct answer){refuse(pid, "ioctl", ENOTTY, "a descriptor that is none of VFIO's"), -1};
+    enum kind kind;
+    void *object;
+    if (!identify(pid, (int)call->data.args[0], &kind, &object)) {
+        *answer = (struct answer){refuse(pid, "ioctl", ENOTTY, "a descriptor that is none of VFIO's"), -1};
+        return true;
+    }
+    switch (kind) {
+    case CONTAINER: *answer = container_ioctl(object, pid, request, argument); break;
+    case GROUP: *answer = group_ioctl(object, pid, request, argument); break;
+    case DEVICE: *answer = device_ioctl(object, pid, request, argument); break;
+    case IOMMUFD_FILE: *answer = iommufd_ioctl(object, pid, request, argument); break;
+    }
     return true;
 }
 
@@ -233,7 +221,7 @@ static void run(int listener) {
         if (ready > 0 && state.revents & (POLLHUP | POLLERR) && !(state.revents & POLLIN)) return;
         if (ready > 0 && !serve(listener)) return;
         if (now() >= next) {
-            device_tick();
+            for (size_t i = 0; i < device_count; i++) device_tick(&devices[i]);
             next = now() + period;
         }
     }
@@ -241,16 +229,80 @@ static void run(int listener) {
 
 /* MARK: Start */
 
-static bool lack(const char *what) {
-    const struct { const char *name; bool *flag; } all[] = {
-        {"update_vaddr", &settings.lacks_update_vaddr}, {"unmap_all", &settings.lacks_unmap_all},
-        {"type1", &settings.lacks_type1}, {"viable", &settings.lacks_viable}, {"pci", &settings.lacks_pci},
-        {"reset", &settings.lacks_reset}, {"mmap", &settings.lacks_mmap},
-    };
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        if (!strcmp(all[i].name, what)) return *all[i].flag = true;
+struct choice { const char *name; bool *flag; };
+
+static bool choose(const struct choice *all, const char *what) {
+    for (; all->name; all++) {
+        if (!strcmp(all->name, what)) return *all->flag = true;
     }
     return false;
+}
+
+static bool lack(const char *what) {
+    const struct choice all[] = {
+        {"update_vaddr", &settings.lacks_update_vaddr}, {"unmap_all", &settings.lacks_unmap_all},
+        {"type1", &settings.lacks_type1}, {"viable", &settings.lacks_viable}, {"pci", &settings.lacks_pci},
+        {"reset", &settings.lacks_reset}, {"mmap", &settings.lacks_mmap}, {"hot_reset", &settings.lacks_hot_reset},
+        {"flr", &settings.lacks_flr}, {"express", &settings.lacks_express}, {"rom", &settings.lacks_rom},
+        {"cdev", &settings.lacks_cdev}, {"map_file", &settings.lacks_map_file},
+        {"change_process", &settings.lacks_change_process}, {0},
+    };
+    return choose(all, what);
+}
+
+static bool lie(const char *what) {
+    const struct choice all[] = {
+        {"rom_size", &settings.lies_rom_size}, {"ext_loop", &settings.lies_ext_loop},
+        {"ext_wild", &settings.lies_ext_wild}, {"ari_first", &settings.lies_ari_first},
+        {"region", &settings.lies_region}, {"config_size", &settings.lies_config_size},
+        {"msix_place", &settings.lies_msix_place}, {"legacy_endpoint", &settings.lies_legacy_endpoint},
+        {"hot_reset_count", &settings.lies_hot_reset_count}, {0},
+    };
+    return choose(all, what);
+}
+
+/* The first takes the place of the default. */
+static bool add_device(const char *name) {
+    static bool is_first = true;
+    if (!is_first) {
+        if (device_count == MAX_DEVICES) return false;
+        group_numbers[device_count] = group_numbers[device_count - 1];
+        device_count++;
+    }
+    is_first = false;
+    devices[device_count - 1].name = name;
+    return true;
+}
+
+static void start_devices(void) {
+    for (size_t i = 0; i < device_count; i++) {
+        struct group *group = group_number(group_numbers[i]);
+        if (!group) {
+            group = &groups[group_count++];
+            group->number = group_numbers[i];
+            group->fd = make_file(GROUP, group);
+        }
+        devices[i].group = group;
+        devices[i].index = (unsigned)i;
+        devices[i].cdev = (int)i;
+        device_start(&devices[i]);
+    }
+}
+
+const char *dma_counts(void) {
+    static char text[256];
+    int length = 0;
+    for (size_t i = 0; i < device_count; i++) {
+        length += snprintf(text + length, sizeof text - (size_t)length, "%s%lu", i ? "," : "", devices[i].dma_count);
+    }
+    return text;
+}
+
+const char *label(const struct device *device) {
+    static char text[64];
+    if (device_count < 2) return "";
+    snprintf(text, sizeof text, " device=%s", device->name);
+    return text;
 }
 
 static bool add_refusal(char *text) {
@@ -264,9 +316,10 @@ static bool add_refusal(char *text) {
 
 static bool option(const char *name, char *value) {
     if (!strcmp(name, "--log")) return (log_fd = open(value, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600)) >= 0;
-    if (!strcmp(name, "--device")) return (settings.device = value);
-    if (!strcmp(name, "--group")) return sscanf(value, "%d", &settings.group) == 1;
+    if (!strcmp(name, "--device")) return add_device(value);
+    if (!strcmp(name, "--group")) return sscanf(value, "%d", &group_numbers[device_count - 1]) == 1;
     if (!strcmp(name, "--lack")) return lack(value);
+    if (!strcmp(name, "--lie")) return lie(value);
     return !strcmp(name, "--refuse") && add_refusal(value);
 }
 
@@ -279,13 +332,17 @@ int main(int count, char **arguments) {
     }
     if (at + 1 >= count) return fprintf(stderr, "vfio-simulator: no command\n"), 2;
     signal(SIGPIPE, SIG_IGN);
-    iommu_start();
-    device_start();
+    start_devices();
+    if (files_start()) return perror("vfio-simulator: sysfs"), 2;
     int listener;
     pid_t child = start(arguments + at + 1, &listener);
     if (child < 0 || listener < 0) return fprintf(stderr, "vfio-simulator: cannot start %s\n", arguments[at + 1]), 2;
     run(listener);
-    device_report();
+    files_end();
+    for (size_t i = 0; i < device_count; i++) {
+        const struct device *d = &devices[i];
+        note(0, "end dma=%lu faults=%lu interrupts=%lu%s", d->dma_count, d->fault_count, d->raised, label(d));
+    }
     int status = 0;
     if (waitpid(child, &status, 0) != child) return 2;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);

@@ -134,7 +134,7 @@ struct VFIODeviceTests {
     @Test("bad options are refused with QEMU's words", arguments: badValues)
     func badValue(_ device: String, _ error: String) throws {
         let directory = try TemporaryDirectory()
-        let process = try ChildProcess(try VFIOGuest.arguments(.msix, in: directory, device: device))
+        let process = try ChildProcess(try VFIOGuest.arguments(.msix, in: directory, devices: ["-device", device]))
         #expect(try process.waitForExit() == .status(1))
         #expect(process.errors.contains(error), "\(process.errors)")
     }

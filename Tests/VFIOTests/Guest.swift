@@ -2,8 +2,8 @@ import Foundation
 import TestSupport
 import Testing
 
-/// A real `baton` with the device of `vfio-simulator` and the bare-metal guest
-/// for it.
+/// A real `baton` with the devices of `vfio-simulator` and the bare-metal guest
+/// for them.
 final class VFIOGuest {
     /// How the guest wants to be interrupted.
     enum Interrupts: String, CaseIterable {
@@ -23,6 +23,8 @@ final class VFIOGuest {
     let process: ChildProcess
     let qmp: QMPClient
     let arguments: [String]
+    /// How many devices the guest has.
+    let deviceCount: Int
 
     static func image(_ interrupts: Interrupts) throws -> String {
         let guests = "\(Products.repository)/Tests/Guests"
@@ -43,18 +45,20 @@ final class VFIOGuest {
         return path
     }
 
+    /// One device of an iommufd.
+    static let iommufd = ["-object", "iommufd,id=iommufd0", "-device", "vfio-pci,host=\(device),iommufd=iommufd0"]
+
+    /// - Parameter devices: the options of the devices; by default one, in a container.
     static func arguments(
-        _ interrupts: Interrupts, in directory: TemporaryDirectory, device: String? = nil,
+        _ interrupts: Interrupts, in directory: TemporaryDirectory, devices: [String]? = nil,
         extra: [String] = ["-cpr-enable", "restart"]
     ) throws -> [String] {
         [
             Products.baton, "-machine", "\(interrupts.machine),memory-backend=ram", "-m", "16M",
             "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none",
-            "-kernel", try image(interrupts),
-            "-device", try device ?? "vfio-pci,sysfsdev=\(makeSysfs(directory))",
-            "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
+            "-kernel", try image(interrupts), "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-        ] + extra
+        ] + (try devices ?? ["-device", "vfio-pci,sysfsdev=\(makeSysfs(directory))"]) + extra
     }
 
     static func simulator(_ directory: TemporaryDirectory, _ options: [String] = []) -> [String] {
@@ -62,12 +66,22 @@ final class VFIOGuest {
     }
 
     /// - Parameter options: of the simulator.
-    init(
-        _ interrupts: Interrupts = .msix, options: [String] = [], extra: [String] = ["-cpr-enable", "restart"]
+    convenience init(
+        _ interrupts: Interrupts = .msix, options: [String] = [], devices: [String]? = nil,
+        extra: [String] = ["-cpr-enable", "restart"]
     ) throws {
-        directory = try TemporaryDirectory()
-        arguments = try Self.arguments(interrupts, in: directory, extra: extra)
-        process = try ChildProcess(Self.simulator(directory, options) + arguments)
+        let directory = try TemporaryDirectory()
+        let arguments = try Self.arguments(interrupts, in: directory, devices: devices, extra: extra)
+        let process = try ChildProcess(Self.simulator(directory, options) + arguments)
+        try self.init(directory: directory, process: process, arguments: arguments)
+    }
+
+    /// - Parameter process: the simulator, with a VMM of these arguments.
+    init(directory: TemporaryDirectory, process: ChildProcess, arguments: [String]) throws {
+        self.directory = directory
+        self.process = process
+        self.arguments = arguments
+        deviceCount = max(1, arguments.count { $0.hasPrefix("vfio-pci,") })
         do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error): \(process.errors)") }
     }
 
@@ -81,26 +95,41 @@ final class VFIOGuest {
     /// What the guest has printed.
     var serial: String { (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "" }
 
-    /// How many interrupts the guest has had, and how far the device has
-    /// counted in its memory.
-    func progress() throws -> (interrupts: Int, count: Int) {
+    /// How many interrupts of a device the guest has had, and how far the
+    /// device has counted in its memory.
+    func progress(_ device: Int = 0) throws -> (interrupts: Int, count: Int) {
+        let name = device == 0 ? "vfio: " : "vfio\(device): "
         let text = serial
         guard !text.contains("FAIL") else { throw TestError("the guest says \(text.suffix(200))") }
         let complete = text.split(separator: "\n", omittingEmptySubsequences: false).dropLast()
-        guard let line = complete.last(where: { $0.hasPrefix("vfio: ") }) else { return (0, 0) }
+        guard let line = complete.last(where: { $0.hasPrefix(name) }) else { return (0, 0) }
         let numbers = line.split(separator: " ").dropFirst().compactMap { Int($0) }
         guard numbers.count == 2 else { throw TestError("the guest says \(line)") }
         return (numbers[0], numbers[1])
     }
 
-    /// Waits until the guest has had at least 128 more interrupts.
+    /// Waits until the guest has had at least 128 more interrupts of each device.
     func waitForProgress() throws {
-        let before = try progress()
+        let before = try (0..<deviceCount).map { try progress($0) }
         let what = "the guest's interrupts go on past \(before): \(process.errors)\(log.suffix(12))"
         try eventually(what, by: .seconds(30)) {
-            let now = try progress()
-            return now.interrupts >= before.interrupts + 128 && now.count > before.count
+            try before.indices.allSatisfy { device in
+                let now = try progress(device)
+                return now.interrupts >= before[device].interrupts + 128 && now.count > before[device].count
+            }
         }
+    }
+
+    /// What the guest has found out about its first device: a line that begins so.
+    func finding(_ name: String) throws -> String {
+        var found: Substring?
+        try eventually("the guest says what it has of \(name): \(serial)") {
+            // A line that is complete.
+            found = serial.split(separator: "\n", omittingEmptySubsequences: false).dropLast()
+                .first { $0.hasPrefix("\(name):") }
+            return found != nil
+        }
+        return try #require(found).dropFirst(name.utf8.count + 1).trimmingCharacters(in: .whitespaces)
     }
 
     func update(_ argv: [String]? = nil, _ options: [String: Any] = [:]) throws {
@@ -126,4 +155,18 @@ final class VFIOGuest {
     var requests: [String] { log.map { String($0.drop { $0 != " " }.dropFirst()) } }
 
     func requests(_ prefix: String) -> [String] { requests.filter { $0.hasPrefix(prefix) } }
+
+    /// The names of what was requested since there were `count` lines.
+    func names(since count: Int) -> [String] {
+        requests.dropFirst(count).map { String($0.prefix { $0 != " " }) }
+    }
+
+    /// Starts a VMM that is to be refused.
+    static func errors(_ options: [String], _ devices: [String], _ extra: [String] = []) throws -> String {
+        let directory = try TemporaryDirectory()
+        let arguments = try arguments(.msix, in: directory, devices: devices, extra: extra)
+        let process = try ChildProcess(simulator(directory, options) + arguments)
+        #expect(try process.waitForExit() == .status(1))
+        return process.errors
+    }
 }
