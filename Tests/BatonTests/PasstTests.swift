@@ -3,24 +3,53 @@ import TestSupport
 import Testing
 
 /// A network for users without privileges: Debian's `passt`, which is at the
-/// other end of a `-netdev stream`.
+/// other end of a `-netdev stream`, or serves the card's queues itself (a later
+/// one, as a vhost-user back end).
 @Suite(
     .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"),
-    .enabled(if: Products.find("passt") != nil, "needs passt"),
     .enabled(if: HostNetwork.hasRoute, "passt needs a host with a default route"))
 struct PasstTests {
-    @Test("datagrams through passt and twenty updates, on one connection")
-    func updates() throws {
+    private static let installed = Products.find("passt").map { [$0] + (geteuid() == 0 ? ["--runas", "0"] : []) }
+    /// One that knows vhost-user; with nobody's rights, as it wants to map users where root may not.
+    private static let later: [String]? = {
+        guard let command = Products.laterDebian("passt") else { return nil }
+        let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        let words = (geteuid() == 0 ? nobody : []) + command
+        return (try? ChildProcess.run(words + ["--version"])) == nil ? nil : words + ["--vhost-user"]
+    }()
+
+    @Test(
+        "datagrams through passt and twenty updates, on one connection",
+        .enabled(if: installed != nil, "needs passt"))
+    func stream() throws {
         let directory = try TemporaryDirectory()
-        let port = UInt16(20_000 + getpid() % 10_000)
+        try updates(
+            Self.installed ?? [], netdev: "stream,id=n,server=off,addr.type=unix,addr.path=\(directory.file("net"))",
+            port: 20_000, in: directory)
+    }
+
+    @Test(
+        "datagrams through passt that serves the card's queues, and twenty updates",
+        .enabled(if: later != nil, "needs a passt that knows vhost-user"))
+    func vhostUser() throws {
+        let directory = try TemporaryDirectory()
+        chmod(directory.path, 0o777)
+        try updates(
+            Self.later ?? [], netdev: "vhost-user,id=n,chardev=c",
+            extra: ["-chardev", "socket,id=c,path=\(directory.file("net"))"], port: 10_000, in: directory)
+    }
+
+    private func updates(
+        _ program: [String], netdev: String, extra: [String] = [], port: UInt16, in directory: TemporaryDirectory
+    ) throws {
+        let port = port + UInt16(getpid() % 10_000)
         let passt = try ChildProcess(
-            ["passt", "--foreground", "--one-off"] + (geteuid() == 0 ? ["--runas", "0"] : []) + [
+            program + ["--foreground", "--one-off"] + [
                 "--socket", directory.file("net"), "--address", NetGuest.address, "--netmask", "24",
                 "--gateway", "10.77.0.1", "--udp-ports", "127.0.0.1/\(port):7",
             ])
         try eventually("passt's socket: \(passt.errors)") { access(directory.file("net"), F_OK) == 0 || !passt.isRunning }
-        let guest = try NetGuest(
-            netdev: "stream,id=n,server=off,addr.type=unix,addr.path=\(directory.file("net"))", in: directory)
+        let guest = try NetGuest(netdev: netdev, in: directory, extra: ["-cpr-enable", "restart"] + extra)
 
         let fd = socket(AF_INET, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         defer { close(fd) }

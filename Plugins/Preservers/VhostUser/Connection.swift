@@ -42,7 +42,7 @@ extension VhostUserDevice: ChardevFrontend {
         guard let socket = chardev.connectionDescriptor else { return }
         let fresh = VhostUserChannel(socket: socket)
         do throws(VMMError) {
-            let found = try fresh.negotiate(queues: kind.queueCount, configSize: kind.backendConfigSize)
+            let found = try fresh.negotiate(queues: kind.countedQueues, configSize: kind.backendConfigSize)
             guard features & ~kind.offered(found) == 0 else {
                 throw VMMError("it lacks the features \(Hex(features & ~kind.offered(found))), which the guest was offered")
             }
@@ -53,7 +53,7 @@ extension VhostUserDevice: ChardevFrontend {
             hasMemoryTable = false
             try openRequestChannel(fresh)
             channel = fresh
-            if found.config != backendConfig {
+            if found.config != backendConfig || kind.linkStatus != nil {
                 backendConfig = found.config
                 host?.configChanged(config)
             }
@@ -81,6 +81,7 @@ extension VhostUserDevice: ChardevFrontend {
         if requestSocket >= 0 { close(requestSocket) }
         requestSocket = -1
         pendingRequest = []
+        if kind.linkStatus != nil { host?.configChanged(config) }
         guard isServing else { return }
         isServing = false
         settle()
@@ -88,7 +89,7 @@ extension VhostUserDevice: ChardevFrontend {
 
     /// There is no back end for a device that the driver uses.
     func backendIsGone() {
-        guard host?.driver != nil else { return }
+        guard host?.driver != nil, kind.linkStatus == nil else { return }
         if chardev.canReconnect, !hasUntrackedRequests { return }
         host?.fail("the vhost-user back end is gone")
     }

@@ -10,7 +10,7 @@ import Glibc
 /// the worst is a device that needs a reset.
 ///
 /// `isServing` implies that there is a connection.
-final class VhostUserDevice: VirtioOffload {
+class VhostUserDevice: VirtioOffload {
     let vm: VirtualMachine
     let kind: DeviceKind
     let chardev: Chardev
@@ -50,6 +50,8 @@ final class VhostUserDevice: VirtioOffload {
     var bases: [UInt16]
     /// The requests in hand, over back ends; nil when it is not tracked.
     var inflight: InflightMemory?
+    /// How many queues the back end may use, the first ones.
+    private(set) var enabledQueues: Int
     /// Between `resume` and `pause`.
     var isActive = false
 
@@ -62,6 +64,7 @@ final class VhostUserDevice: VirtioOffload {
         self.chardev = chardev
         shared = try SharedRegions(vm.addressSpace)
         bases = [UInt16](repeating: 0, count: kind.queueCount)
+        enabledQueues = kind.queuesAtFirst
         trackers = [RingTracker?](repeating: nil, count: kind.queueCount)
         if let heritage = try VhostUserHeritage.find(chardev: chardev, kind: kind, vm: vm) {
             features = heritage.features
@@ -93,7 +96,7 @@ final class VhostUserDevice: VirtioOffload {
             throw VMMError("chardev '\(chardev.id)' is no UNIX socket, which vhost-user needs")
         }
         let channel = VhostUserChannel(socket: socket)
-        backend = try channel.negotiate(queues: kind.queueCount, configSize: kind.backendConfigSize)
+        backend = try channel.negotiate(queues: kind.countedQueues, configSize: kind.backendConfigSize)
         backendConfig = backend.config
         features = kind.offered(backend)
         self.channel = channel
@@ -122,7 +125,11 @@ final class VhostUserDevice: VirtioOffload {
     var model: String { kind.model }
     var deviceID: UInt32 { kind.deviceID }
     var queueSizes: [UInt16] { [UInt16](repeating: kind.queueSize, count: kind.queueCount) }
-    var config: [UInt8] { kind.config(backendConfig) }
+    var config: [UInt8] {
+        var config = kind.config(backendConfig)
+        if let place = kind.linkStatus, channel == nil, place < config.count { config[place] = 0 }
+        return config
+    }
 
     func plugged(into host: any VirtioOffloadHost) { self.host = host }
 
@@ -143,7 +150,25 @@ final class VhostUserDevice: VirtioOffload {
         hasUntrackedRequests = false
         for index in trackers.indices { trackers[index] = nil }
         served = []
+        enabledQueues = kind.queuesAtFirst
         forgetInflight()
+    }
+
+    /// Has the back end use the first `count` queues and no other.
+    func enableQueues(_ count: Int) {
+        let before = enabledQueues
+        enabledQueues = count
+        // A process that takes over finds the queues as they are.
+        guard isServing, isActive, let channel, backend.hasQueueSwitches else { return }
+        channel.begin()
+        do throws(VMMError) {
+            for queue in served where (queue.index < count) != (queue.index < before) {
+                try channel.enableVring(queue.index, queue.index < count)
+            }
+        } catch {
+            return disconnect(error.message)
+        }
+        for queue in served where queue.index >= before && queue.index < count { signal(kicks[queue.index]) }
     }
 
     func kick(queue: Int) {
@@ -218,7 +243,7 @@ final class VhostUserDevice: VirtioOffload {
 
     private func serve(_ driver: VirtioDriverSetup, _ channel: VhostUserChannel) throws(VMMError) {
         let hasProtocol = backend.features & VhostUser.hasProtocolFeatures
-        try channel.set(.setFeatures, littleEndianBytes(driver.features | hasProtocol))
+        try channel.set(.setFeatures, littleEndianBytes(driver.features & ~kind.ownFeatures | hasProtocol))
         if !hasMemoryTable {
             try channel.setMemoryTable(shared)
             hasMemoryTable = true
@@ -234,8 +259,8 @@ final class VhostUserDevice: VirtioOffload {
             try channel.setVring(
                 queue, base: bases[queue.index], kick: kicks[queue.index], call: calls[queue.index], error: errorEvent)
         }
-        if hasProtocol != 0 {
-            for queue in driver.queues { try channel.enableVring(queue.index, true) }
+        if backend.hasQueueSwitches {
+            for queue in driver.queues where queue.index < enabledQueues { try channel.enableVring(queue.index, true) }
         }
     }
 
@@ -246,7 +271,7 @@ final class VhostUserDevice: VirtioOffload {
         channel.begin()
         do throws(VMMError) {
             for queue in served {
-                if backend.features & VhostUser.hasProtocolFeatures != 0 { try channel.enableVring(queue.index, false) }
+                if backend.hasQueueSwitches { try channel.enableVring(queue.index, false) }
                 bases[queue.index] = try channel.getVringBase(queue.index)
             }
             // Some stop taking requests and still have those in hand.

@@ -10,7 +10,15 @@ struct DeviceKind {
     let features: UInt64
     /// Features that go to the driver by options or number of queues.
     var withheld: UInt64 = 0
+    /// Features that are the VMM's own, offered whatever the back end has.
+    var ownFeatures: UInt64 = 0
     let queueCount: Int
+    /// What a back end has to have of what it counts (GET_QUEUE_NUM): queues,
+    /// or pairs of them.
+    var countedQueues: Int { linkStatus == nil ? queueCount : queueCount / 2 }
+    /// How many of them the back end may use as long as the driver has not
+    /// said: of a network card one pair.
+    var queuesAtFirst: Int { linkStatus == nil ? queueCount : 2 }
     let queueSize: UInt16
     /// Bytes of the configuration space that the back end has; 0: none.
     let backendConfigSize: Int
@@ -24,11 +32,15 @@ struct DeviceKind {
     /// Whether a back end answers every request in its own time, so that the
     /// queues run empty when the guest stops.
     let runsEmpty: Bool
+    /// Where a network card's configuration space says whether there is a link,
+    /// which is the connection to the back end; nil for other devices. Frames
+    /// that a back end had in hand when it went are lost, as on any wire.
+    var linkStatus: Int?
 
     /// Features of virtio that concern only rings and so the back end.
     private static let ringFeatures: UInt64 = 1 << 28 | 1 << 29 | 1 << 32
 
     func offered(_ backend: BackendProperties) -> UInt64 {
-        backend.features & (features | DeviceKind.ringFeatures) & ~withheld
+        backend.features & (features | DeviceKind.ringFeatures) & ~withheld | ownFeatures
     }
 }

@@ -8,6 +8,7 @@ public func batonModuleQuery() -> UnsafeRawPointer {
         let preserver = VhostUserPreserver()
         try registrar.add(preserver)
         for type in VhostUserDeviceType.all(preserver) { try registrar.add(type) }
+        try registrar.add(VhostUserNetType(preserver))
     }
 }
 

@@ -5,6 +5,7 @@ import Glibc
 extension VhostUserDevice {
     /// Sees to it that the requests of the queues just started are known.
     func track() {
+        if kind.linkStatus != nil { return }
         if let inflight, inflight.fd >= 0 { return }
         // Who never comes back needs no tracking; who has more state than the
         // queues (the files that a guest has open) cannot be followed.

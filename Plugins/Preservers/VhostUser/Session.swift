@@ -11,13 +11,15 @@ struct BackendProperties {
     var config: [UInt8] = []
 
     func has(_ feature: UInt64) -> Bool { protocolFeatures & feature != 0 }
+    /// Whether queues are enabled one by one, instead of all that are started.
+    var hasQueueSwitches: Bool { features & VhostUser.hasProtocolFeatures != 0 }
 }
 
 /// The messages of the front end, one method each.
 extension VhostUserChannel {
     /// Makes the back end's acquaintance: features, queues and configuration.
     /// - Parameters:
-    ///   - queues: how many the device needs.
+    ///   - queues: how many the device needs, in what the back end counts.
     ///   - configSize: bytes of its configuration space that the back end has.
     func negotiate(queues: Int, configSize: Int) throws(VMMError) -> BackendProperties {
         begin()

@@ -140,8 +140,14 @@ public final class DeviceFactory: DeviceContext {
         }
         let features = try VirtioNetFeature.requested(options)
         let place = try place(options, busType)
-        try plug(
-            VirtioNet(vm: vm, backend: backends[index].backend, mac: mac, features: features), place, options)
+        let backend = backends[index].backend
+        let device: VirtioDevice =
+            if let offload = try backend.offload(mac: mac, features: features) {
+                VirtioOffloadNet(vm: vm, offload: offload)
+            } else {
+                VirtioNet(vm: vm, backend: backend, mac: mac, features: features)
+            }
+        try plug(device, place, options)
         backends[index].isUsed = true
         networkCards &+= 1
     }

@@ -2,14 +2,20 @@ import BatonRuntime
 
 /// A virtio device that a module serves: the driver's side is here, and the
 /// rings are looked at by nobody in this process.
-public final class VirtioOffloadDevice: VirtioDevice, VirtioOffloadHost {
+public class VirtioOffloadDevice: VirtioDevice, VirtioOffloadHost {
     private let offload: any VirtioOffload
+    private let ownFeatures: UInt64
 
-    public init(vm: VirtualMachine, offload: any VirtioOffload) {
+    /// - Parameters:
+    ///   - ownFeatures: offered besides those of `offload`, and nothing to it.
+    ///   - ownQueues: the sizes of queues behind those of `offload`, which are served here.
+    init(vm: VirtualMachine, offload: any VirtioOffload, ownFeatures: UInt64 = 0, ownQueues: [UInt16] = []) {
         self.offload = offload
+        self.ownFeatures = ownFeatures
         super.init(
-            model: offload.model, deviceID: offload.deviceID, vm: vm, features: offload.features, ringFeatures: 0,
-            queueSizes: offload.queueSizes, config: offload.config)
+            model: offload.model, deviceID: offload.deviceID, vm: vm,
+            features: offload.features | ownFeatures, ringFeatures: 0,
+            queueSizes: offload.queueSizes + ownQueues, config: offload.config)
         // Others store to guest RAM from now on, at times of their own.
         vm.addressSpace.expectForeignWriters()
         offload.plugged(into: self)
@@ -19,13 +25,16 @@ public final class VirtioOffloadDevice: VirtioDevice, VirtioOffloadHost {
 
     public var driver: VirtioDriverSetup? {
         guard isOperating else { return nil }
-        let ready = queues.filter(\.ready).map { queue in
+        let ready = queues.filter { $0.ready && isServedOutside($0) }.map { queue in
             VirtioQueueSetup(
                 index: queue.index, size: queue.size, descriptors: queue.descriptorAddress,
                 available: queue.driverAddress, used: queue.deviceAddress)
         }
-        return VirtioDriverSetup(features: driverFeatures, queues: ready)
+        return VirtioDriverSetup(features: driverFeatures & ~ownFeatures, queues: ready)
     }
+
+    /// Whether a queue is one of the offload's.
+    func isServedOutside(_ queue: VirtQueue) -> Bool { true }
 
     public func usedBuffers(queue: Int) { transport?.interrupt(queue: queue) }
 

@@ -62,6 +62,14 @@ open class NetBackend {
     /// - Parameter offloads: none unless `carriesHeaders`.
     open func allow(_ offloads: NetOffloads) {}
     open func shutDown() {}
+    /// For a back end that serves a card's queues itself, where it would else
+    /// be given each frame: the device that does, called once for the card
+    /// that uses the back end, which is made of it.
+    /// - Parameters:
+    ///   - mac: six bytes.
+    ///   - features: the feature bits of virtio-net that the card may offer.
+    /// - Returns: nil for a back end that takes frames.
+    open func offload(mac: [UInt8], features: UInt64) throws(VMMError) -> (any NetOffload)? { nil }
 
     /// Hands a frame to the card; one that no card wants is dropped.
     /// - Returns: false when the guest has no buffer for it.

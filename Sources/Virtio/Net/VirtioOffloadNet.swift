@@ -1,0 +1,85 @@
+import BatonRuntime
+
+/// virtio-net whose frames somebody else carries. Of several pairs of queues
+/// the driver uses as many as it says on the control queue, which is served
+/// here (virtio 1.3, 5.1.6.5.5).
+final class VirtioOffloadNet: VirtioOffloadDevice {
+    private let net: any NetOffload
+    private let pairCount: Int
+    private var activePairs = 1
+
+    init(vm: VirtualMachine, offload: any NetOffload) {
+        net = offload
+        let hasPairs = offload.features & VirtioNetFeature.multipleQueues != 0
+        pairCount = hasPairs ? offload.queueSizes.count / 2 : 1
+        super.init(
+            vm: vm, offload: offload, ownFeatures: hasPairs ? VirtioNetFeature.controlQueue : 0,
+            ownQueues: hasPairs ? [64] : [])
+    }
+
+    /// Behind the last pair, or the first one if the driver knows no more
+    /// (virtio 1.3, 5.1.2).
+    private var controlIndex: Int? {
+        guard has(VirtioNetFeature.controlQueue) else { return nil }
+        return has(VirtioNetFeature.multipleQueues) ? 2 * pairCount : 2
+    }
+
+    override func isServedOutside(_ queue: VirtQueue) -> Bool {
+        queue.index < 2 * (has(VirtioNetFeature.multipleQueues) ? pairCount : 1)
+    }
+
+    override func handle(_ queue: VirtQueue) {
+        if queue.index == controlIndex { return control(queue) }
+        if isServedOutside(queue) { super.handle(queue) }
+    }
+
+    override func resetDevice() {
+        activePairs = 1
+        super.resetDevice()
+    }
+
+    private func control(_ queue: VirtQueue) {
+        repeat {
+            while let chain = queue.next() {
+                guard chain.readableBytes >= 2, chain.writableBytes >= 1 else {
+                    return fail("control request of \(chain.readableBytes) bytes")
+                }
+                var request: (kind: UInt8, command: UInt8, pairs: UInt16) = (0, 0, 0)
+                _ = withUnsafeMutableBytes(of: &request) { queue.copyOut(chain, offset: 0, to: $0) }
+                let pairs = Int(UInt16(littleEndian: request.pairs))
+                // VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET is all that was offered.
+                let isDone =
+                    request.kind == 4 && request.command == 0 && chain.readableBytes == 4
+                    && has(VirtioNetFeature.multipleQueues) && (1...pairCount).contains(pairs)
+                if isDone {
+                    activePairs = pairs
+                    net.usePairs(pairs)
+                } else {
+                    Log.guestError("\(stateName): refused the control command \(request.kind)/\(request.command)")
+                }
+                let reply: UInt8 = isDone ? 0 : 1
+                withUnsafeBytes(of: reply) { _ = queue.copyIn(chain, offset: 0, from: $0) }
+                queue.consume()
+                queue.push(chain, written: 1)
+            }
+        } while queue.enableNotifications()
+        queue.signal()
+    }
+
+    // MARK: State
+
+    override func saveDevice(to writer: inout StateWriter) {
+        writer.put("queue-pairs", UInt64(activePairs))
+        super.saveDevice(to: &writer)
+    }
+
+    override func loadDevice(from reader: StateReader) throws(VMMError) -> () -> Void {
+        let pairs = Int(try reader.unsigned("queue-pairs", in: 1...UInt64(pairCount)))
+        let apply = try super.loadDevice(from: reader)
+        return { [self] in
+            activePairs = pairs
+            apply()
+            net.usePairs(pairs)
+        }
+    }
+}
