@@ -21,17 +21,18 @@ final class NetGuest {
 
     /// - Parameters:
     ///   - netdev: the option's text, with the id `n`.
+    ///   - card: properties of the card, each behind a comma.
     ///   - prefix: a command that executes the VMM.
     ///   - descriptors: open fds of this process, by their number in the VMM.
     init(
-        netdev: String, in directory: TemporaryDirectory, prefix: [String] = [], extra: [String] = ["-cpr-enable", "restart"],
+        netdev: String, card: String = "", in directory: TemporaryDirectory, prefix: [String] = [], extra: [String] = ["-cpr-enable", "restart"],
         descriptors: [Int32: Int32] = [:]
     ) throws {
         self.directory = directory
         arguments = [
             Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
             "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none", "-kernel", try Self.image(),
-            "-netdev", netdev, "-device", "virtio-net-device,netdev=n", "-nodefaults", "-nographic",
+            "-netdev", netdev, "-device", "virtio-net-device,netdev=n\(card)", "-nodefaults", "-nographic",
             "-serial", "file:\(directory.file("serial"))", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
         ] + extra
         process = try ChildProcess(prefix + arguments, descriptors: descriptors)

@@ -60,9 +60,11 @@ final class EchoFlood: @unchecked Sendable {
     /// Requests without an answer at a time: more than the guest has buffers,
     /// fewer than the interface queues.
     static let window = 256
-    private static let identifier: UInt16 = 0x4246
 
     private let fd: Int32
+    private let address: String
+    /// Tells this one's answers from another's.
+    private let identifier: UInt16
     private let lock = NSLock()
     private var sent: UInt32 = 0
     private var answered: UInt32 = 0
@@ -76,7 +78,10 @@ final class EchoFlood: @unchecked Sendable {
         var disorder: Int
     }
 
-    init(in namespace: NetworkNamespace) throws {
+    /// - Parameter address: one of the guest's; each for one flood at a time.
+    init(in namespace: NetworkNamespace, address: String = NetGuest.address) throws {
+        self.address = address
+        identifier = 0x4200 + (UInt16(address.split(separator: ".").last ?? "") ?? 0)
         fd = try namespace.make {
             socket(AF_INET, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue), Int32(IPPROTO_ICMP))
         }
@@ -104,14 +109,14 @@ final class EchoFlood: @unchecked Sendable {
     private func run() {
         var address = sockaddr_in()
         address.sin_family = sa_family_t(AF_INET)
-        inet_pton(AF_INET, NetGuest.address, &address.sin_addr)
+        inet_pton(AF_INET, self.address, &address.sin_addr)
         var quietSince = Deadline.seconds(10)
         while true {
             let (stopping, unanswered) = lock.withLock { (isStopping, sent - answered) }
             if stopping, unanswered == 0 || quietSince.hasPassed { break }
             // The first alone: its answer tells the host where the guest is.
             if !stopping, unanswered < (answered == 0 ? 1 : UInt32(Self.window)) {
-                let message = EchoFrame.message(sent, identifier: Self.identifier, padding: 44)
+                let message = EchoFrame.message(sent, identifier: identifier, padding: 44)
                 let count = withUnsafePointer(to: &address) {
                     $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
                         sendto(fd, message, message.count, 0, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
@@ -129,7 +134,9 @@ final class EchoFlood: @unchecked Sendable {
         guard poll(&state, 1, wait ? 10 : 0) == 1 else { return false }
         var buffer = [UInt8](repeating: 0, count: 2048)
         let count = recv(fd, &buffer, buffer.count, Int32(MSG_DONTWAIT))
-        guard count > 20, let number = EchoFrame.number(ofReply: buffer[20..<count]) else { return false }
+        guard count > 28, Array(buffer[24..<26]) == EchoFrame.bigEndian(identifier),
+            let number = EchoFrame.number(ofReply: buffer[20..<count])
+        else { return false }
         lock.withLock {
             if number != answered { disorder += 1 }
             answered += 1

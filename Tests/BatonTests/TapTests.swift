@@ -7,13 +7,15 @@ import Testing
     .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"),
     .enabled(if: NetworkNamespace.isAvailable, "needs root, ip netns and /dev/net/tun"))
 struct TapTests {
-    private func start(_ namespace: NetworkNamespace, _ options: String = "", extra: [String] = []) throws -> NetGuest {
+    private func start(
+        _ namespace: NetworkNamespace, _ options: String = "", card: String = "", extra: [String] = []
+    ) throws -> NetGuest {
         try NetGuest(
-            netdev: "tap,id=n,ifname=tap0,script=no,downscript=no\(options)", in: TemporaryDirectory(),
+            netdev: "tap,id=n,ifname=tap0,script=no,downscript=no\(options)", card: card, in: TemporaryDirectory(),
             prefix: namespace.prefix, extra: ["-cpr-enable", "restart"] + extra)
     }
 
-    @Test("twenty updates under a flood of pings, and not one is lost", arguments: ["", ",vnet_hdr=on"])
+    @Test("twenty updates under a flood of pings, and not one is lost", arguments: ["", ",vnet_hdr=off"])
     func updates(_ options: String) throws {
         let namespace = try NetworkNamespace()
         let guest = try start(namespace, options)
@@ -38,6 +40,48 @@ struct TapTests {
             try guest.update()
         }
         try flood.waitForProgress()
+        #expect(flood.stop() == EchoFlood.Outcome(lost: 0, disorder: 0))
+    }
+
+    @Test("each queue of the interface is one of the card's pairs, over updates")
+    func pairs() throws {
+        let namespace = try NetworkNamespace(["multi_queue"])
+        let guest = try start(namespace, ",queues=3", card: ",mq=on")
+        let floods = try (2..<10).map { try EchoFlood(in: namespace, address: "10.77.0.\($0)") }
+        for _ in 0..<5 {
+            for flood in floods { try flood.waitForProgress(100) }
+            try guest.update()
+        }
+        for flood in floods { try flood.waitForProgress(100) }
+        // One that fails too.
+        #expect(throws: QMPClient.Refusal.self) {
+            try guest.update(guest.arguments + ["-device", "virtio-rng-device"], preflight: false)
+        }
+        for flood in floods { try flood.waitForProgress(100) }
+        for flood in floods { #expect(flood.stop() == EchoFlood.Outcome(lost: 0, disorder: 0)) }
+        // The guest prints what came by each pair. Eight addresses are eight flows.
+        let answers = guest.serial.split(separator: "\n").last { $0.hasPrefix("net: ") }
+        let pairs = (answers ?? "").split(separator: " ").dropFirst(2).compactMap { Int($0) }
+        #expect(pairs.count == 3)
+        #expect(pairs.filter { $0 > 100 }.count >= 2, "\(pairs)")
+    }
+
+    @Test("a guest with several pairs goes on only with as many queues")
+    func fewerPairs() throws {
+        let namespace = try NetworkNamespace(["multi_queue"])
+        let guest = try start(namespace, ",queues=3", card: ",mq=on")
+        let flood = try EchoFlood(in: namespace)
+        try flood.waitForProgress()
+        for preflight in [true, false] {
+            let fewer = guest.arguments.map { $0.replacingOccurrences(of: ",queues=3", with: ",queues=2") }
+            #expect(
+                refusal { try guest.update(fewer, preflight: preflight) }
+                    .contains("has 3 queues in the CPR state, but 2 on the command line"))
+            try flood.waitForProgress()
+            let single = guest.arguments.map { $0.replacingOccurrences(of: ",mq=on", with: "") }
+            #expect(refusal { try guest.update(single, preflight: preflight) }.contains("Features"))
+            try flood.waitForProgress()
+        }
         #expect(flood.stop() == EchoFlood.Outcome(lost: 0, disorder: 0))
     }
 

@@ -7,9 +7,16 @@ import Virtio
 /// there, the device answers or asks to be reset, and works after a reset.
 @Suite struct VirtioRingFuzzTests {
     final class Host: NetBackend {
+        override var queueCount: Int { 2 }
+        override var carriesHeaders: Bool { true }
         init() { super.init(id: "n", backend: "test") }
-        func deliver(_ length: Int) {
-            [UInt8](repeating: 7, count: length).withUnsafeBytes { _ = deliver($0) }
+        override func useQueues(_ count: Int) -> Bool { true }
+        func deliver(_ length: Int, _ random: inout Randomness) {
+            var header = FrameHeader()
+            header.flags = UInt8.random(in: 0...3, using: &random)
+            header.segmentation = [0, 0, 1, 4, 0x81, 0xff][Int.random(in: 0..<6, using: &random)]
+            let queue = Int.random(in: 0..<2, using: &random)
+            [UInt8](repeating: 7, count: length).withUnsafeBytes { _ = deliver($0, header: header, queue: queue) }
         }
     }
 
@@ -73,7 +80,9 @@ import Virtio
                 let console = VirtioConsole(vm: machine.vm)
                 try console.connect(chardev)
                 device = console
-            case .net: device = VirtioNet(vm: machine.vm, backend: host, mac: [2, 0, 0, 0, 0, 1])
+            case .net:
+                device = VirtioNet(
+                    vm: machine.vm, backend: host, mac: [2, 0, 0, 0, 0, 1], features: VirtioNetFeature.standard | 1 << 22)
             }
             try slot.plug(device)
             try machine.vm.add(slot)
@@ -104,7 +113,7 @@ import Virtio
                     }
                     queue.publish(UInt16.random(in: 0..<9, using: &random))
                     chardev.type([1, 2, 3])
-                    host.deliver(Int.random(in: 1..<2000, using: &random))
+                    host.deliver(Int.random(in: 1..<2000, using: &random), &random)
                     if chardev.pending.count > 1000 { chardev.dropPending() }
                 }
                 served += Int(device.queues.reduce(0) { $0 &+ $1.nextUsed })

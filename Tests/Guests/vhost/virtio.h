@@ -114,30 +114,37 @@ static void notify(struct queue *q) {
     if (!(*(volatile u16 *)&q->used.flags & 1)) set(0x50, q->number);
 }
 
+// Waits for an interrupt of the device. When the configuration space has
+// changed, prints its first doubleword.
+static void wait_interrupt(void) {
+    if (reg(0x70) & 64) fail("device needs reset", 0, 0);
+    __asm__ volatile("wfi");
+    u32 claimed = PLIC(0x200004);
+    if (!claimed) return;
+    u32 causes = reg(0x60);
+    set(0x64, causes);
+    if (causes & 2 && !(reg(0x70) & 64)) {
+        text("config: ");
+        number(reg(0x100) | (u64)reg(0x104) << 32);
+        text("\n");
+    }
+    PLIC(0x200004) = claimed;
+    fence();
+}
+
+static int has_used(struct queue *q) { return *(volatile u16 *)&q->used.index != q->seen; }
+
 // Waits for the interrupt of a used buffer of any of `count` queues, and for
-// nothing else: one that is lost stops the guest. When the configuration space
-// has changed, prints its first doubleword. Looks at the queue `first` first.
+// nothing else: one that is lost stops the guest. Looks at the queue `first` first.
 static struct queue *wait_any(struct queue *queues, u32 count, u32 first) {
     for (;;) {
         for (u32 place = 0; place < count; place++) {
             struct queue *q = &queues[(first + place) % count];
-            if (*(volatile u16 *)&q->used.index == q->seen) continue;
+            if (!has_used(q)) continue;
             fence();
             return q;
         }
-        if (reg(0x70) & 64) fail("device needs reset", queues->number, queues->seen);
-        __asm__ volatile("wfi");
-        u32 claimed = PLIC(0x200004);
-        if (!claimed) continue;
-        u32 causes = reg(0x60);
-        set(0x64, causes);
-        if (causes & 2 && !(reg(0x70) & 64)) {
-            text("config: ");
-            number(reg(0x100) | (u64)reg(0x104) << 32);
-            text("\n");
-        }
-        PLIC(0x200004) = claimed;
-        fence();
+        wait_interrupt();
     }
 }
 
