@@ -59,7 +59,7 @@ final class NetworkNamespace: Sendable {
 final class EchoFlood: @unchecked Sendable {
     /// Requests without an answer at a time: more than the guest has buffers,
     /// fewer than the interface queues.
-    static let window = 256
+    private let window: Int
 
     private let fd: Int32
     private let address: String
@@ -79,8 +79,9 @@ final class EchoFlood: @unchecked Sendable {
     }
 
     /// - Parameter address: one of the guest's; each for one flood at a time.
-    init(in namespace: NetworkNamespace, address: String = NetGuest.address) throws {
+    init(in namespace: NetworkNamespace, address: String = NetGuest.address, window: Int = 256) throws {
         self.address = address
+        self.window = window
         identifier = 0x4200 + (UInt16(address.split(separator: ".").last ?? "") ?? 0)
         fd = try namespace.make {
             socket(AF_INET, Int32(SOCK_RAW.rawValue | SOCK_CLOEXEC.rawValue), Int32(IPPROTO_ICMP))
@@ -115,7 +116,7 @@ final class EchoFlood: @unchecked Sendable {
             let (stopping, unanswered) = lock.withLock { (isStopping, sent - answered) }
             if stopping, unanswered == 0 || quietSince.hasPassed { break }
             // The first alone: its answer tells the host where the guest is.
-            if !stopping, unanswered < (answered == 0 ? 1 : UInt32(Self.window)) {
+            if !stopping, unanswered < (answered == 0 ? 1 : UInt32(window)) {
                 let message = EchoFrame.message(sent, identifier: identifier, padding: 44)
                 let count = withUnsafePointer(to: &address) {
                     $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
@@ -124,7 +125,7 @@ final class EchoFlood: @unchecked Sendable {
                 }
                 if count == message.count { lock.withLock { sent += 1 } }
             }
-            if receive(wait: unanswered == Self.window || stopping || answered == 0) { quietSince = .seconds(10) }
+            if receive(wait: unanswered == window || stopping || answered == 0) { quietSince = .seconds(10) }
         }
         ended.signal()
     }

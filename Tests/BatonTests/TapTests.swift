@@ -47,7 +47,7 @@ struct TapTests {
     func pairs() throws {
         let namespace = try NetworkNamespace(["multi_queue"])
         let guest = try start(namespace, ",queues=3", card: ",mq=on")
-        let floods = try (2..<10).map { try EchoFlood(in: namespace, address: "10.77.0.\($0)") }
+        let floods = try (2..<10).map { try EchoFlood(in: namespace, address: "10.77.0.\($0)", window: 100) }
         for _ in 0..<5 {
             for flood in floods { try flood.waitForProgress(100) }
             try guest.update()

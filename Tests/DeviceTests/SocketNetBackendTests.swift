@@ -217,6 +217,29 @@ import Virtio
         send([1], by: backends[0])
     }
 
+    @Test func aMulticastGroupIsASegmentOfItsOwn() throws {
+        let machine = try TestMachine()
+        let port = 40_000 + Int(getpid() % 10_000)
+        func member(_ group: String, local: String = ",local.type=inet,local.host=127.0.0.1,local.port=0") throws -> NetBackend {
+            let options = "dgram,id=n,remote.type=inet,remote.host=\(group),remote.port=\(port)\(local)"
+            return try NetBackendFactory.make(
+                KeyValueOptions(options, impliedKey: "type", style: .keyval), vm: machine.vm)
+        }
+        let members = try [member("230.0.0.1"), member("230.0.0.1"), member("230.0.0.2")]
+        let received = members.map(collect)
+        for member in members { member.receiveReady() }
+        send([1, 2], by: members[0])
+        // On its own interface too, as in QEMU.
+        #expect(machine.wait { received[0].frames == [[1, 2]] && received[1].frames == [[1, 2]] })
+        send([3], by: members[2])
+        #expect(machine.wait { received[2].frames == [[3]] })
+        #expect(received[0].frames.count == 1)
+        for member in members { member.shutDown() }
+        #expect(throws: VMMError.self) { try member("230.0.0.1", local: ",local.type=unix,local.path=/x") }
+        #expect(throws: VMMError.self) { try member("230.0.0.1", local: ",local.type=inet,local.host=lo,local.port=0") }
+        #expect(throws: VMMError.self) { try member("10.0.0.1", local: "") }
+    }
+
     private static let wrongOptions: [(String, String)] = [
         ("socket,id=a", "exactly one of listen=, connect= or fd= is required"),
         ("stream,id=a", "Parameter 'addr' is missing"),

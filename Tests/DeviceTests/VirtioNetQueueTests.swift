@@ -144,7 +144,8 @@ import Virtio
         #expect(card.backend.used == 2)
         card.backend.refusesQueues = true
         #expect(card.command([4, 0, 3, 0]) == 1)
-        #expect(card.device.activePairs == 2)
+        card.transmit(5)
+        #expect(card.backend.sent.count == 2, "there are two pairs still")
         card.backend.refusesQueues = false
         card.driver.write(0x70, 0)
         #expect(card.backend.used == 1)
