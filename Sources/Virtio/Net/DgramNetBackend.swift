@@ -3,6 +3,15 @@ import Glibc
 
 /// `-netdev dgram`: each Ethernet frame is a datagram, as in QEMU.
 public final class DgramNetBackend: KeptNetBackend {
+    /// What is connected by datagrams.
+    enum Ends {
+        case addresses(SocketAddress, SocketAddress)
+        /// A multicast group, whose address is the last, by an interface of the host's.
+        case group(MulticastGroup, interface: String?, SocketAddress)
+        /// A socket that the command line names, which knows its peer or is given one.
+        case descriptor(Int32, remote: SocketAddress?)
+    }
+
     private let loop: EventLoop
     private var fd: Int32 = -1
     /// Where frames go; nil when the socket knows.
@@ -13,16 +22,16 @@ public final class DgramNetBackend: KeptNetBackend {
     private let local: SocketAddress?
 
     /// - Parameter heritage: what the process before left, instead of opening.
-    init(
-        id: String, local: NetSocketAddress, remote: SocketAddress?, vm: VirtualMachine, heritage: NetHeritage?
-    ) throws(VMMError) {
+    init(id: String, _ ends: Ends, vm: VirtualMachine, heritage: NetHeritage?) throws(VMMError) {
         loop = vm.loop
-        switch local {
-        case .address(let address): self.local = address
-        case .descriptor: self.local = nil
+        let peer: SocketAddress?
+        switch ends {
+        case .addresses(let from, let to): (local, peer) = (from, to)
+        case .group(_, _, let address): (local, peer) = (nil, address)
+        case .descriptor(_, let remote): (local, peer) = (nil, remote)
         }
         super.init(id: id, backend: "dgram", vm: vm)
-        if let remote { self.remote = try DatagramPeer(remote) }
+        if let peer { remote = try DatagramPeer(peer) }
         if let heritage {
             let held = try heritage.state.bytes("held", count: 0...NetBackend.maxFrame)
             try heritage.state.finish()
@@ -31,11 +40,17 @@ public final class DgramNetBackend: KeptNetBackend {
             startReading(held: held)
             return
         }
-        switch local {
-        case .address(let address):
+        switch ends {
+        case .addresses(let address, _):
             fd = try address.bindDatagram()
             file = SocketFile(address)
-        case .descriptor(let given):
+        case .group(let group, let interface, _):
+            do throws(VMMError) {
+                fd = try group.join(interface: interface)
+            } catch {
+                throw error.prefixed("netdev '\(id)'")
+            }
+        case .descriptor(let given, _):
             guard DescriptorKind.isDatagramSocket(given) else {
                 throw VMMError("netdev '\(id)': fd \(given) is not an open datagram socket")
             }

@@ -29,7 +29,7 @@ public enum NetBackendFactory {
             try options.finish()
             let heritage = try NetHeritage.find(id, backend: type, vm: vm)
             if heritage == nil, vm.cpr?.isTrial == true { return NetBackend(id: id, backend: type) }
-            return try DgramNetBackend(id: id, local: ends.local, remote: ends.remote, vm: vm, heritage: heritage)
+            return try DgramNetBackend(id: id, ends, vm: vm, heritage: heritage)
         default:
             guard let found = try findType(type) else {
                 throw VMMError(

@@ -82,19 +82,30 @@ enum StreamOptions {
 
 /// The options of `-netdev dgram`.
 enum DgramOptions {
-    /// `local.type=unix|inet|fd,…[,remote.type=unix|inet,…]`.
-    static func parse(_ options: KeyValueOptions) throws(VMMError) -> (local: NetSocketAddress, remote: SocketAddress?) {
+    /// `local.type=unix|inet|fd,…[,remote.type=unix|inet,…]`; with a multicast
+    /// group as `remote`, `local` is an interface and may be left out.
+    static func parse(_ options: KeyValueOptions) throws(VMMError) -> DgramNetBackend.Ends {
         let remote = try NetSocketAddress.parse(options, "remote")
-        guard let local = try NetSocketAddress.parse(options, "local") else {
+        let local = try NetSocketAddress.parse(options, "local")
+        if case .address(let address)? = remote, let group = MulticastGroup(address) {
+            switch local {
+            case nil: return .group(group, interface: nil, address)
+            case .address(.tcp(let host, _)): return .group(group, interface: host, address)
+            case .descriptor(let fd): return .descriptor(fd, remote: address)
+            default: throw VMMError("remote and local types must be the same")
+            }
+        }
+        guard let local else {
             throw VMMError(
-                "dgram requires local= parameter", hint: "Multicast, which QEMU has without it, is not implemented.")
+                "dgram requires local= parameter", hint: "Without it remote.host= must be a multicast group.")
         }
         switch (local, remote) {
-        case (.descriptor, nil): return (local, nil)
+        case (.descriptor(let fd), nil): return .descriptor(fd, remote: nil)
         case (.descriptor, _): throw VMMError("don't set remote with local.fd")
         case (.address, nil): throw VMMError("type=inet or type=unix requires remote parameter")
-        case (.address(.unix), .address(.unix(let path))): return (local, .unix(path: path))
-        case (.address(.tcp), .address(.tcp(let host, let port))): return (local, .tcp(host: host, port: port))
+        case (.address(.unix(let from)), .address(.unix(let to))): return .addresses(.unix(path: from), .unix(path: to))
+        case (.address(.tcp(let host, let port)), .address(.tcp(let toHost, let toPort))):
+            return .addresses(.tcp(host: host, port: port), .tcp(host: toHost, port: toPort))
         case (.address, _): throw VMMError("remote and local types must be the same")
         }
     }
