@@ -52,7 +52,10 @@ public struct VFIOShape {
         var regions: [VFIORegion] = []
         for index in 0..<VFIO.bars { regions.append(try VFIOShape.region(device, index)) }
         self.regions = regions
-        romRegion = try VFIOShape.region(device, VFIO.romRegion)
+        // A device may do without one.
+        romRegion =
+            (try? VFIOShape.region(device, VFIO.romRegion))
+            ?? VFIORegion(index: VFIO.romRegion, flags: 0, size: 0, offset: 0, areas: [])
         configRegion = try VFIOShape.region(device, VFIO.configRegion)
         var interrupts: [UInt32] = []
         for index in 0..<VFIO.leastIRQs {

@@ -49,7 +49,9 @@ struct VFIOConfigurationSpaceTests {
         try guest.end()
     }
 
-    @Test("no ROM is none", arguments: [([], ",rombar=0"), (["--lack", "rom"], ""), ([], ",romfile=")])
+    @Test("no ROM is none", arguments: [
+        ([], ",rombar=0"), (["--lack", "rom"], ""), ([], ",romfile="), (["--refuse", "region_info=22:8"], ""),
+    ])
     func noROM(_ options: [String], _ properties: String) throws {
         let guest = try guest(options, properties)
         #expect(try guest.finding("rom") == "0")

@@ -142,6 +142,24 @@ struct VFIOUpdateTests {
         try guest.end()
     }
 
+    @Test("an address that cannot be set leaves the guest at work, and is a blocker")
+    func refusedMap() throws {
+        let guest = try VFIOGuest(options: ["--refuse", "map_vaddr=14:2"])
+        try guest.waitForProgress()
+        let mapped = ranges(guest, "map_dma")
+        try guest.update()
+        try guest.process.waitForErrors("vfio: vfio_dma_map_vaddr of RAM block 'virt.flash0' at 0x20000000: Bad address")
+        try guest.waitForProgress()
+        // The others have theirs.
+        #expect(ranges(guest, "map_vaddr") == mapped.filter { !$0.hasPrefix("iova=0x20000000 ") })
+        let before = guest.log.count
+        let error = #expect(throws: QMPClient.Refusal.self) { try guest.update() }
+        #expect(error?.text.contains("VFIO container lacks the addresses of guest memory") == true)
+        #expect(guest.log.count == before)
+        try guest.waitForProgress()
+        try guest.end()
+    }
+
     static let blockers = [
         ("update_vaddr", "VFIO container does not support VFIO_UPDATE_VADDR"),
         ("unmap_all", "VFIO container does not support VFIO_UNMAP_ALL"),

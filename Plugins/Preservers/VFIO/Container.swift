@@ -12,8 +12,9 @@ final class VFIOContainer: VFIOMemoryOwner {
     let ranges: [VFIORange]
     let hasUpdateVaddr: Bool
     let hasUnmapAll: Bool
-    /// Whether the kernel has the addresses of `ranges` in this process.
-    private(set) var hasAddresses: Bool
+    /// Those of `ranges` whose addresses in this process the kernel lacks.
+    private var lacking: [VFIORange] = []
+    private var hasAddresses: Bool { lacking.isEmpty }
 
     /// Makes a container for a group, which becomes its first, and maps guest RAM.
     init(group: Int32, number: Int, ranges: [VFIORange]) throws(VMMError) {
@@ -28,7 +29,6 @@ final class VFIOContainer: VFIOMemoryOwner {
         self.ranges = ranges
         hasUpdateVaddr = VFIO.call(fd, VFIO.Request.checkExtension, VFIO.Extension.updateVaddr) > 0
         hasUnmapAll = VFIO.call(fd, VFIO.Request.checkExtension, VFIO.Extension.unmapAll) > 0
-        hasAddresses = true
         let version = VFIO.call(fd, VFIO.Request.getAPIVersion)
         guard version == VFIO.apiVersion else {
             throw VMMError("supported vfio version: \(VFIO.apiVersion), reported version: \(version)")
@@ -52,7 +52,7 @@ final class VFIOContainer: VFIOMemoryOwner {
         self.ranges = ranges
         self.hasUpdateVaddr = hasUpdateVaddr
         self.hasUnmapAll = hasUnmapAll
-        hasAddresses = false
+        lacking = ranges
     }
 
     deinit { close(fd) }
@@ -107,15 +107,20 @@ final class VFIOContainer: VFIOMemoryOwner {
         guard argument.call(fd, VFIO.Request.unmapDMA) == 0 || (unlessDone && errno == EINVAL) else {
             throw .system("vfio_dma_unmap_vaddr_all")
         }
-        hasAddresses = false
+        lacking = ranges
     }
 
     /// Tells the kernel where guest RAM is in this process, which has to be
     /// able to write it.
+    /// - Throws: why a range's was refused; the others are set all the same.
     private func setAddresses() throws(VMMError) {
-        for range in ranges where request(range, flags: VFIO.MapFlag.vaddr) != 0 {
-            throw .system("vfio_dma_map_vaddr of RAM block '\(range.name)' at \(Hex(range.start))")
+        var failure: VMMError?
+        lacking.removeAll { range in
+            if request(range, flags: VFIO.MapFlag.vaddr) == 0 { return true }
+            let what = "vfio_dma_map_vaddr of RAM block '\(range.name)' at \(Hex(range.start))"
+            failure = failure ?? .system(what)
+            return false
         }
-        hasAddresses = true
+        if let failure { throw failure }
     }
 }

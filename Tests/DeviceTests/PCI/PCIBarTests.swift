@@ -56,6 +56,31 @@ import Testing
         #expect(probe.low.address == PCITestBus.window + 0x4000)
     }
 
+    @Test func theExpansionROMHasASwitchOfItsOwn() throws {
+        let identity = PCIIdentity(vendor: 1, device: 2, classCode: 0x0880)
+        let function = PCIFunction(vm: pci.machine.vm, model: "rom", id: nil, identity: identity)
+        let rom = PCIBar(index: PCIBar.rom, space: .memory32, size: 0x1000)
+        let registers = Registers()
+        rom.add(registers: registers, size: 0x1000)
+        function.add(rom)
+        try pci.plug(function, 7)
+        pci.write(7, 0x30, 0xffff_ffff)
+        #expect(pci.read(7, 0x30) == 0xffff_f001)
+        pci.write(7, 0x30, PCITestBus.window)
+        pci.enable(7)
+        #expect(rom.address == nil, "off")
+        pci.write(7, 0x30, PCITestBus.window | 1)
+        #expect(rom.address == PCITestBus.window && pci.space.mmioRead(PCITestBus.window + 8, width: 4) == 8)
+        pci.write(7, 4, 0, 2)
+        #expect(rom.address == nil, "no memory space")
+        pci.enable(7)
+        let state = savedState(function)
+        function.reset()
+        #expect(rom.address == nil && pci.read(7, 0x30) == 0)
+        try loadState(state, into: function)
+        #expect(rom.address == PCITestBus.window)
+    }
+
     private static let wild: [UInt64] = [
         0, 0x1000, 0x8000_0000, 0xffff_c000, PCITestBus.window - 0x4000, PCITestBus.window + PCITestBus.windowSize,
         0x2800_0000, PCITestBus.ecam,
