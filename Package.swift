@@ -133,7 +133,8 @@ let package = Package(
         .testTarget(name: "VFIOTests", dependencies: ["TestSupport", "vfio-simulator"], path: "Tests/VFIOTests"),
         .executableTarget(name: "vfio-user-server", path: "Tests/VFIOUserServer"),
         .testTarget(
-            name: "VFIOUserTests", dependencies: ["TestSupport", "vfio-user-server"], path: "Tests/VFIOUserTests"),
+            name: "VFIOUserTests", dependencies: ["TestSupport", "vfio-user-server"], path: "Tests/VFIOUserTests",
+            exclude: ["Library"]),
         .testTarget(name: "VhostUserTests", dependencies: ["TestSupport"], path: "Tests/VhostUserTests"),
     ] + modules.map(\.declaration),
     swiftLanguageModes: [.v5]

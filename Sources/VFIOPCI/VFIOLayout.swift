@@ -68,14 +68,15 @@ struct VFIOLayout {
             if is64 { index += 1 }
             guard region.size > 0 else { continue }
             let least: UInt64 = isIO ? 4 : 16
-            let most: UInt64 = isIO ? 256 : is64 ? 1 << 38 : 1 << 31
-            guard region.size & (region.size - 1) == 0, (least...most).contains(region.size), !(is64 && number == 5)
-            else {
+            let most: UInt64 = isIO ? PCIBar.mostIO : is64 ? 1 << 38 : 1 << 31
+            // What is behind the end of a region that is no power of two answers nothing.
+            let size = max(least, VFIOLayout.powerOfTwo(region.size) ?? UInt64.max)
+            guard size <= most, !(is64 && number == 5) else {
                 throw VMMError("BAR \(number) of \(region.size) bytes cannot be passed through")
             }
             bars.append(
                 Bar(
-                    index: number, space: isIO ? .io : is64 ? .memory64 : .memory32, size: region.size,
+                    index: number, space: isIO ? .io : is64 ? .memory64 : .memory32, size: size,
                     isPrefetchable: !isIO && raw & 8 != 0))
         }
 
@@ -119,6 +120,13 @@ struct VFIOLayout {
         } else {
             passed.removeLast(passed.count - VFIOShape.configSize)
         }
+    }
+
+    /// The smallest that is not below `size`; nil beyond 2^63.
+    private static func powerOfTwo(_ size: UInt64) -> UInt64? {
+        guard size > 1 else { return 1 }
+        let bits = UInt64.bitWidth - (size - 1).leadingZeroBitCount
+        return bits < UInt64.bitWidth ? 1 << UInt64(bits) : nil
     }
 
     private mutating func readMSIX(at offset: Int, word: (Int) -> UInt16, long: (Int) -> UInt32) throws(VMMError) {

@@ -58,7 +58,7 @@ public final class VFIOPCIDevice: PCIFunction {
             let bar = PCIBar(
                 index: found.index, space: found.space, size: found.size, isPrefetchable: found.isPrefetchable)
             let region = shape.regions[found.index]
-            bar.add(registers: VFIORegionAccess(self, region), size: found.size)
+            bar.add(registers: VFIORegionAccess(self, region), size: region.size)
             add(bar)
             guard mapping, found.space != .io, let file = transport.file(of: region) else { continue }
             for area in directAreas(of: region, bar: found.index)

@@ -21,19 +21,14 @@ enum OfficialTests {
         "rv64ui", "rv64um", "rv64ua", "rv64uf", "rv64ud", "rv64uc", "rv64mi", "rv64si", "rv64uzba", "rv64uzbb",
         "rv64uzbs",
     ]
-    private static let repositories = [
-        (
-            directory: "source", commit: "34e6b6d1e7936b526075432fb730d89148623484",
-            places: [
-                "/work/.mirror/riscv-software-src+riscv-tests/repo",
-                "https://github.com/riscv-software-src/riscv-tests",
-            ]
-        ),
-        (
-            directory: "source/env", commit: "a1c373ec89a3500630bafabf406108a8fc568bcc",
-            places: ["/work/.mirror/riscv+riscv-test-env/repo", "https://github.com/riscv/riscv-test-env"]
-        ),
-    ]
+    private static let tests = SourceRepository(
+        name: "riscv-tests", commit: "34e6b6d1e7936b526075432fb730d89148623484",
+        places: [
+            "/work/.mirror/riscv-software-src+riscv-tests/repo", "https://github.com/riscv-software-src/riscv-tests",
+        ])
+    private static let environment = SourceRepository(
+        name: "riscv-test-env", commit: "a1c373ec89a3500630bafabf406108a8fc568bcc",
+        places: ["/work/.mirror/riscv+riscv-test-env/repo", "https://github.com/riscv/riscv-test-env"])
 
     /// Every test there is, or why there are none.
     static let all: Result<[Case], TestError> = Result {
@@ -47,31 +42,9 @@ enum OfficialTests {
     private static let source: Result<String, any Error> = Result {
         if let given = ProcessInfo.processInfo.environment["BATON_RISCV_TESTS"] { return given }
         let cache = try Products.cache("riscv-tests")
-        for repository in repositories {
-            let target = "\(cache)/\(repository.directory)"
-            if FileManager.default.fileExists(atPath: "\(target)/.git") { continue }
-            try clone(repository.places, to: target, commit: repository.commit)
-        }
-        return "\(cache)/source"
-    }
-
-    private static func clone(_ places: [String], to target: String, commit: String) throws {
-        var failures = ""
-        for place in places where !place.hasPrefix("/") || FileManager.default.fileExists(atPath: place) {
-            do {
-                // Complete or not there at all: the last step is the rename.
-                let staged = target + ".new"
-                try? FileManager.default.removeItem(atPath: staged)
-                try ChildProcess.run(
-                    ["git", "clone", "-q", "--no-checkout", place, staged],
-                    environment: ["GIT_TERMINAL_PROMPT": "0"], by: .seconds(60))
-                try ChildProcess.run(["git", "-C", staged, "checkout", "-q", commit])
-                try? FileManager.default.removeItem(atPath: target)
-                try FileManager.default.moveItem(atPath: staged, toPath: target)
-                return
-            } catch { failures += "\n\(error)" }
-        }
-        throw TestError("riscv-tests are not to be had:" + failures)
+        let source = try tests.checkout(in: cache, as: "source")
+        _ = try environment.checkout(in: cache, as: "source/env")
+        return source
     }
 
     /// Reads the names from a suite's make fragment.

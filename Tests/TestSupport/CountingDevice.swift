@@ -16,12 +16,7 @@ public enum CountingDevice {
     }
 
     public static func image(_ interrupts: Interrupts) throws -> String {
-        let guests = "\(Products.repository)/Tests/Guests"
-        return try GuestBuilder.build(
-            "vfio-\(interrupts.rawValue)",
-            sources: ["vfio.c": try String(contentsOfFile: "\(guests)/vfio/vfio.c", encoding: .utf8)],
-            flags: ["-fpie", "-D\(interrupts.rawValue)"],
-            linkerScript: try String(contentsOfFile: "\(guests)/flat.ld", encoding: .utf8), binary: true)
+        try GuestBuilder.flat("vfio/vfio.c", flags: ["-D\(interrupts.rawValue)"])
     }
 
     /// From what the guest has printed: how many interrupts it has had, and how

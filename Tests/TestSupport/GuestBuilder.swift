@@ -74,6 +74,24 @@ public enum GuestBuilder {
         return target
     }
 
+    /// Builds a guest of Tests/Guests that is one file, with the headers beside
+    /// it and those of all guests, as a flat file for any address.
+    /// - Parameter file: `vfio/vfio.c`.
+    public static func flat(_ file: String, flags: [String] = []) throws -> String {
+        let guests = "\(Products.repository)/Tests/Guests"
+        func text(_ path: String) throws -> String { try String(contentsOfFile: path, encoding: .utf8) }
+        let source = URL(fileURLWithPath: "\(guests)/\(file)")
+        var sources = [source.lastPathComponent: try text(source.path)]
+        for directory in [guests, source.deletingLastPathComponent().path] {
+            for name in try FileManager.default.contentsOfDirectory(atPath: directory) where name.hasSuffix(".h") {
+                sources[name] = try text("\(directory)/\(name)")
+            }
+        }
+        return try build(
+            ([source.deletingPathExtension().lastPathComponent] + flags).joined(), sources: sources,
+            flags: ["-fpie"] + flags, linkerScript: try text("\(guests)/flat.ld"), binary: true)
+    }
+
     /// FNV-1a, 64 bits.
     private static func hash(_ text: String) -> String {
         let value = text.utf8.reduce(UInt64(0xcbf2_9ce4_8422_2325)) { ($0 ^ UInt64($1)) &* 0x100_0000_01b3 }

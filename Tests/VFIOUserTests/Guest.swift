@@ -18,14 +18,14 @@ final class VFIOUserGuest {
     /// - Parameter device: the options of the device instead of the usual ones.
     static func arguments(
         _ interrupts: Interrupts, in directory: TemporaryDirectory, device: String? = nil, memory: String? = nil,
-        extra: [String] = ["-cpr-enable", "restart"]
+        kernel: String? = nil, extra: [String] = ["-cpr-enable", "restart"]
     ) throws -> [String] {
         let device =
             device ?? "{\"driver\":\"vfio-user-pci\",\"socket\":{\"path\":\"\(socket(directory))\",\"type\":\"unix\"}}"
         return [
             Products.baton, "-machine", "\(interrupts.machine),memory-backend=ram", "-m", "16M",
             "-object", memory ?? "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none",
-            "-kernel", try CountingDevice.image(interrupts), "-device", device,
+            "-kernel", try kernel ?? CountingDevice.image(interrupts), "-device", device,
             "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
         ] + extra
@@ -36,24 +36,31 @@ final class VFIOUserGuest {
         try serve(["\(Products.directory)/vfio-user-server", "--log", directory.file("log")] + options, at: directory)
     }
 
-    /// Starts a server, whose last argument becomes its socket.
+    /// Starts any server; the socket is its last argument.
     static func serve(_ command: [String], at directory: TemporaryDirectory) throws -> ChildProcess {
         let server = try ChildProcess(command + [socket(directory)])
-        try eventually("the server listens: \(server.errors)") {
-            FileManager.default.fileExists(atPath: socket(directory))
-        }
+        try eventually("the server listens: \(server.errors)") { isListening(socket(directory)) }
         return server
     }
 
-    /// - Parameter server: the command of a server; by default the tests' own with these options.
+    /// Whether somebody listens at a socket; a connection would be the server's one and only.
+    private static func isListening(_ path: String) -> Bool {
+        let sockets = (try? String(contentsOfFile: "/proc/net/unix", encoding: .utf8)) ?? ""
+        // __SO_ACCEPTCON among the flags (proc(5)).
+        return sockets.split(separator: "\n").contains { $0.hasSuffix(" \(path)") && $0.contains(" 00010000 ") }
+    }
+
+    /// - Parameters:
+    ///   - server: the command of a server; by default the tests' own with these options.
+    ///   - kernel: another guest than that of the counting device.
     init(
         _ interrupts: Interrupts = .msix, options: [String] = [], server command: [String]? = nil,
-        memory: String? = nil, extra: [String] = ["-cpr-enable", "restart"]
+        memory: String? = nil, kernel: String? = nil, extra: [String] = ["-cpr-enable", "restart"]
     ) throws {
         directory = try TemporaryDirectory()
         server = try command.map { [directory] in try Self.serve($0, at: directory) }
             ?? Self.serve(options, in: directory)
-        arguments = try Self.arguments(interrupts, in: directory, memory: memory, extra: extra)
+        arguments = try Self.arguments(interrupts, in: directory, memory: memory, kernel: kernel, extra: extra)
         process = try ChildProcess(arguments)
         do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error): \(process.errors)") }
     }

@@ -26,6 +26,10 @@ public final class PCIBar {
     /// The index of the expansion ROM's BAR.
     public static let rom = 6
 
+    /// The largest I/O BAR: half of the bridge's window. PCI has no more than
+    /// 256 bytes for one, which not all devices keep to.
+    public static let mostIO: UInt64 = 0x8000
+
     /// 0 to 5, or `rom`.
     public let index: Int
     public let space: Space
@@ -46,7 +50,7 @@ public final class PCIBar {
         precondition((0...5).contains(index) && !(space == .memory64 && index == 5) || index == PCIBar.rom)
         precondition(index != PCIBar.rom || (space == .memory32 && size >= 2048 && !isPrefetchable))
         precondition(size >= least && size & (size - 1) == 0 && (space == .memory64 || size <= 1 << 31))
-        precondition(space != .io || size <= 256)
+        precondition(space != .io || size <= PCIBar.mostIO)
         self.index = index
         self.space = space
         self.size = size
