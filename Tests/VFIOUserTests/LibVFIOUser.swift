@@ -8,16 +8,24 @@ import TestSupport
 /// into `.build/libvfio-user`: from a mirror on this machine if there is one,
 /// else from GitHub. It needs json-c's header and library.
 enum LibVFIOUser {
-    private static let repository = SourceRepository(
-        name: "libvfio-user", commit: "efd091bce1c1c2da64a1a935911a7c2300c848b2",
-        places: ["/work/.mirror/nutanix+libvfio-user/repo", "https://github.com/nutanix/libvfio-user"])
+    private static func repository(_ commit: String) -> SourceRepository {
+        SourceRepository(
+            name: "libvfio-user", commit: commit,
+            places: ["/work/.mirror/nutanix+libvfio-user/repo", "https://github.com/nutanix/libvfio-user"])
+    }
+    private static let current = repository("efd091bce1c1c2da64a1a935911a7c2300c848b2")
+    /// Its own sample `server` does not start with the library since that
+    /// checks the sizes of BARs: before that.
+    private static let older = repository("7e7a0a6c4f210adfad07589452fd43d8a8478993")
 
     /// The programs, or why there are none.
     static let programs: Result<Programs, any Error> = Result {
-        let source =
-            try ProcessInfo.processInfo.environment["BATON_LIBVFIO_USER"]
-            ?? repository.checkout(in: try Products.cache("libvfio-user"), as: "source")
-        return try Programs(source)
+        let cache = try Products.cache("libvfio-user")
+        if let given = ProcessInfo.processInfo.environment["BATON_LIBVFIO_USER"] {
+            return try Programs(given, older: nil, in: cache)
+        }
+        return try Programs(
+            current.checkout(in: cache, as: "source"), older: older.checkout(in: cache, as: "older"), in: cache)
     }
 
     static var isAvailable: Bool { (try? programs.get()) != nil }
@@ -26,14 +34,14 @@ enum LibVFIOUser {
         /// The tests' device on the library.
         let device: String
         let gpio: String
-        let server: String
+        /// nil where there is no source of which it starts.
+        let server: String?
 
-        init(_ source: String) throws {
-            let directory = try Products.cache("libvfio-user")
-            let library = try FileManager.default.contentsOfDirectory(atPath: "\(source)/lib")
-                .filter { $0.hasSuffix(".c") && $0 != "tran_pipe.c" }.sorted().map { "\(source)/lib/\($0)" }
+        init(_ source: String, older: String?, in directory: String) throws {
             let tests = "\(Products.repository)/Tests"
-            func build(_ name: String, _ sources: [String]) throws -> String {
+            func build(_ name: String, _ sources: [String], in source: String) throws -> String {
+                let library = try FileManager.default.contentsOfDirectory(atPath: "\(source)/lib")
+                    .filter { $0.hasSuffix(".c") && $0 != "tran_pipe.c" }.sorted().map { "\(source)/lib/\($0)" }
                 let target = "\(directory)/\(name)"
                 try ChildProcess.run(
                     [
@@ -43,9 +51,9 @@ enum LibVFIOUser {
                 return target
             }
             device = try build(
-                "device", ["\(tests)/VFIOUserTests/Library/server.c", "\(tests)/VFIOUserServer/device.c"])
-            gpio = try build("gpio-pci-idio-16", ["\(source)/samples/gpio-pci-idio-16.c"])
-            server = try build("server", ["\(source)/samples/server.c"])
+                "device", ["\(tests)/VFIOUserTests/Library/server.c", "\(tests)/VFIOUserServer/device.c"], in: source)
+            gpio = try build("gpio-pci-idio-16", ["\(source)/samples/gpio-pci-idio-16.c"], in: source)
+            server = try older.map { older throws in try build("server", ["\(older)/samples/server.c"], in: older) }
         }
     }
 }

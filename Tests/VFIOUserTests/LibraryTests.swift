@@ -32,7 +32,9 @@ struct LibVFIOUserTests {
         }
         #expect(guest.server.errors == before, "no reset, no new connection, no mapping, no interrupt set up again")
         try guest.end()
-        try eventually("the library sees the end: \(guest.server.errors.suffix(500))") { guest.server.errors.contains("detached") }
+        try eventually("the library sees the end: \(guest.server.errors.suffix(500))") {
+            guest.server.errors.contains("dma_unregister 0x80000000")
+        }
     }
 
     /// How many rounds of 64 the guest has done.
@@ -69,6 +71,10 @@ struct LibVFIOUserTests {
     @Test("of the sample gpio-pci-idio-16, where each write counts, none is lost or done twice over ten updates")
     func gpio() throws { try sample(try LibVFIOUser.programs.get().gpio, "GPIO", sign: Self.signs) }
 
-    @Test("the sample server goes on over ten updates, whose I/O regions are no powers of two")
-    func server() throws { try sample(try LibVFIOUser.programs.get().server, "SERVER", sign: Self.signs) }
+    @Test(
+        "the sample server goes on over ten updates, whose I/O regions are no powers of two",
+        .enabled(if: (try? LibVFIOUser.programs.get().server) != nil, "needs the library of before its check of sizes"))
+    func server() throws {
+        try sample(try #require(LibVFIOUser.programs.get().server), "SERVER", sign: Self.signs)
+    }
 }

@@ -116,7 +116,7 @@ int main(int count, char **arguments) {
                 attached = vfu_attach_ctx(context) == 0;
                 if (attached) fprintf(stderr, "attached\n");
             } else if (vfu_run_ctx(context) < 0 && errno != EAGAIN && errno != EBUSY) {
-                fprintf(stderr, "detached: %s\n", strerror(errno));
+                /* It is not said again what the library has said of it. */
                 attached = false;
                 kind = -1;
             }
