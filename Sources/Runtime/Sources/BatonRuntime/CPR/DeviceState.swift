@@ -20,6 +20,7 @@ public struct StateWriter {
 
     /// Begins a field, whose payload of `length` bytes is to follow.
     private mutating func begin(_ name: String, _ type: StateFieldType, _ optional: Bool, _ length: Int) {
+        if bytes.isEmpty { bytes.reserveCapacity(512) }
         bytes.append(UInt8(name.utf8.count))
         bytes += name.utf8
         bytes.append(type.rawValue)
@@ -107,7 +108,7 @@ public struct StateReader {
         var cursor = ByteCursor(payload)
         while !cursor.isAtEnd {
             guard let nameLength = cursor.byte(), nameLength > 0, let nameBytes = cursor.take(Int(nameLength)),
-                let name = String(validating: nameBytes, as: UTF8.self),
+                let name = ByteCursor.text(nameBytes),
                 let rawType = cursor.byte(), let flags = cursor.byte(),
                 let length = cursor.unsigned(UInt32.self), let body = cursor.take(Int(length))
             else { throw VMMError("section '\(section)' is damaged") }
@@ -165,7 +166,7 @@ public struct StateReader {
     }
 
     public func string(_ name: String) throws(VMMError) -> String {
-        guard let value = String(validating: try field(name, .string), as: UTF8.self) else {
+        guard let value = ByteCursor.text(try field(name, .string)) else {
             throw VMMError("field '\(name)' of section '\(section)' is not UTF-8")
         }
         return value
@@ -199,7 +200,7 @@ public struct StateReader {
             guard let length = cursor.unsigned(UInt32.self), let bytes = cursor.take(Int(length)) else {
                 throw VMMError("field '\(name)' of section '\(section)' has the wrong length")
             }
-            guard let value = String(validating: bytes, as: UTF8.self) else {
+            guard let value = ByteCursor.text(bytes) else {
                 throw VMMError("field '\(name)' of section '\(section)' is not UTF-8")
             }
             result.append(value)
@@ -236,6 +237,15 @@ public struct ByteCursor {
     }
     public var isAtEnd: Bool { position == bytes.endIndex }
     public var remaining: Int { bytes.endIndex - position }
+
+    /// Bytes as UTF-8; nil when they are not.
+    static func text(_ bytes: ArraySlice<UInt8>) -> String? {
+        bytes.withUnsafeBufferPointer { bytes in
+            // Nearly all of it is names; `String(validating:)`, which is generic, is slower.
+            if bytes.allSatisfy({ $0 < 0x80 }) { return String(decoding: bytes, as: UTF8.self) }
+            return String(validating: bytes, as: UTF8.self)
+        }
+    }
 
     /// Up to `count` of the next bytes, which stay unread.
     public func peek(_ count: Int) -> ArraySlice<UInt8> { bytes[position...].prefix(count) }

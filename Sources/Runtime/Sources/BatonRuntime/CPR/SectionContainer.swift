@@ -150,13 +150,13 @@ public struct SectionContainer {
                 let sectionVersion = cursor.unsigned(UInt32.self), let payloadLength = cursor.unsigned(UInt32.self),
                 let checksum = cursor.unsigned(UInt32.self), (1...255).contains(nameLength),
                 let nameBytes = cursor.take(Int(nameLength)),
-                let sectionName = String(validating: nameBytes, as: UTF8.self),
+                let sectionName = ByteCursor.text(nameBytes),
                 let payload = cursor.take(Int(payloadLength))
             else { throw VMMError("\(name) has a damaged section table") }
             guard SectionContainer.checksum(rest.peek(12), sectionName, payload) == checksum else {
                 throw VMMError("\(name) has a damaged section '\(sectionName)' (checksum mismatch)")
             }
-            guard section(sectionName) == nil else {
+            guard places[sectionName] == nil else {
                 throw VMMError("\(name) has two sections '\(sectionName)'")
             }
             add(Section(name: sectionName, version: sectionVersion, optional: flags & 1 != 0, payload: payload))

@@ -88,7 +88,7 @@ public final class PCIBus: DeviceBus {
         }
         table[placement.slot.devfn] = function
         let devfn = placement.slot.devfn
-        let place = functions.firstIndex { ($0.slot?.devfn ?? 0) > devfn } ?? functions.endIndex
+        let place = functions.lastIndex { ($0.slot?.devfn ?? 0) < devfn }.map { $0 + 1 } ?? 0
         functions.insert(function, at: place)
     }
 
