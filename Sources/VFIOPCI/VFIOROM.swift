@@ -86,7 +86,8 @@ final class VFIOROM: MMIODevice {
         var bytes = [UInt8](repeating: 0xff, count: Int(truncatingIfNeeded: min(region.size, size)))
         let result = bytes.withUnsafeMutableBytes { device.transport.read(region, at: 0, into: $0) }
         if result != 0 {
-            Report.warning(VMMError.system("\(device.label): Device ROM contents are not available", errno: result).message)
+            let what = "\(device.label): Device ROM contents are not available"
+            Report.warning(VMMError.system(what, errno: result).message)
             bytes = []
         }
         contents = bytes

@@ -108,7 +108,8 @@ static int install_filter(void) {
     *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
     /* The notification is behind the check of ioctl, 5 instructions long. */
     for (unsigned i = 0; i < NAMED; i++) {
-        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, named[i], (unsigned char)(NAMED - 1 - i + 5), 0);
+        unsigned char distance = (unsigned char)(NAMED - 1 - i + 5);
+        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, named[i], distance, 0);
     }
     *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3);
     *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1]));

@@ -64,7 +64,7 @@ static int hot_reset(struct device *device, pid_t pid, uint64_t argument) {
     if (fetch(pid, argument, &reset, head)) return -EFAULT;
     if (reset.argsz < head || reset.flags) return refuse(pid, name, EINVAL, "size or flags");
     if (settings.lacks_hot_reset) return refuse(pid, name, ENODEV, "neither slot nor bus can be reset");
-    if (!!device->iommufd == !!reset.count) return refuse(pid, name, EINVAL, "groups, and none are needed, or vice versa");
+    if (!!device->iommufd == !!reset.count) return refuse(pid, name, EINVAL, "groups, or none of them");
     if (reset.count > MAX_DEVICES || reset.argsz < head + 4 * reset.count) return refuse(pid, name, EINVAL, "count");
     if (fetch(pid, argument + head, reset.groups, 4 * reset.count)) return -EFAULT;
     for (unsigned i = 0; i < reset.count; i++) {

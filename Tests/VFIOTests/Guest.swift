@@ -56,7 +56,8 @@ final class VFIOGuest {
         [
             Products.baton, "-machine", "\(interrupts.machine),memory-backend=ram", "-m", "16M",
             "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none",
-            "-kernel", try image(interrupts), "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
+            "-kernel", try image(interrupts), "-nodefaults", "-nographic",
+            "-serial", "file:\(directory.file("serial"))",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
         ] + (try devices ?? ["-device", "vfio-pci,sysfsdev=\(makeSysfs(directory))"]) + extra
     }

@@ -87,7 +87,8 @@ struct VFIOIOMMUFDTests {
             try guest.update()
             try guest.waitForProgress()
             // Asked before the exec, while nothing is lost; taken by the new one.
-            let since = guest.requests.dropFirst(before).map { $0.split(separator: " ").prefix(2).joined(separator: " ") }
+            let since = guest.requests.dropFirst(before)
+                .map { $0.split(separator: " ").prefix(2).joined(separator: " ") }
             #expect(since == ["change_process kept", "change_process moved"], "round \(round)")
         }
         #expect(Set(guest.log.map { $0.prefix { $0 != " " } }).count == 1)
@@ -244,9 +245,12 @@ struct VFIOIOMMUFDTests {
     }
 
     static let refusals = [
-        Refusal(options: ["--lack", "cdev"], error: "couldn't open directory /sys/bus/pci/devices/0000:06:0d.0/vfio-dev"),
+        Refusal(
+            options: ["--lack", "cdev"],
+            error: "couldn't open directory /sys/bus/pci/devices/0000:06:0d.0/vfio-dev: No such file or directory"),
         Refusal(options: ["--refuse", "open_cdev=16"], error: "Failed to open /dev/vfio/devices/vfio0"),
-        Refusal(options: ["--refuse", "open_iommufd=2"], error: "Could not open '/dev/iommu': No such file or directory"),
+        Refusal(
+            options: ["--refuse", "open_iommufd=2"], error: "Could not open '/dev/iommu': No such file or directory"),
         Refusal(options: ["--refuse", "bind_iommufd=16"], error: "to iommufd="),
         Refusal(options: ["--refuse", "ioas_alloc=12"], error: "Failed to allocate ioas: Cannot allocate memory"),
         Refusal(options: ["--refuse", "attach_pt=22"], error: "error attach device"),
@@ -295,6 +299,13 @@ struct VFIOIOMMUFDTests {
             "vfio 0000:06:0d.0: error bind device fd="
         ),
     ]
+
+    @Test("the object is in the list of what can be created")
+    func help() throws {
+        let process = try ChildProcess([Products.baton, "-object", "help"])
+        #expect(try process.waitForExit() == .status(0))
+        #expect(process.output.contains("  iommufd "), "\(process.output)")
+    }
 
     @Test("bad options are refused with QEMU's words", arguments: badValues)
     func badValue(_ devices: [String], _ error: String) throws {

@@ -148,7 +148,7 @@ struct VFIOUpdateTests {
         try guest.waitForProgress()
         let mapped = ranges(guest, "map_dma")
         try guest.update()
-        try guest.process.waitForErrors("vfio: vfio_dma_map_vaddr of RAM block 'virt.flash0' at 0x20000000: Bad address")
+        try guest.process.waitForErrors("vfio_dma_map_vaddr of RAM block 'virt.flash0' at 0x20000000: Bad address")
         try guest.waitForProgress()
         // The others have theirs.
         #expect(ranges(guest, "map_vaddr") == mapped.filter { !$0.hasPrefix("iova=0x20000000 ") })
