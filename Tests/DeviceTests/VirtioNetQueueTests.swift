@@ -318,7 +318,8 @@ import Virtio
 
         // Fewer queues are not the same card.
         let smaller = try Card(queues: 2, headers: true)
-        #expect(throws: VMMError.self) { try loadState(state, into: smaller.device) }
+        let error = #expect(throws: VMMError.self) { try loadState(state, into: smaller.device) }
+        #expect(error?.message.contains("has 7 queues, this device 5") == true)
         // Nor is one whose back end has no headers.
         let plain = try Card(queues: 3)
         #expect(throws: VMMError.self) { try loadState(state, into: plain.device) }

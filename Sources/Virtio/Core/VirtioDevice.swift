@@ -239,7 +239,12 @@ open class VirtioDevice: Device {
                     + "Allowed features: \(Hex(offeredFeatures))")
         }
         let generation = try reader.uint32("config-generation")
-        _ = try reader.unsigned("queues", in: UInt64(queues.count)...UInt64(queues.count))
+        let count = try reader.unsigned("queues")
+        guard count == UInt64(queues.count) else {
+            throw VMMError(
+                "section '\(reader.section)' has \(count) queues, this device \(queues.count)",
+                hint: "Give the device the properties that it had (a network card mq= and ctrl_vq=).")
+        }
         var states: [VirtQueue.Loaded] = []
         for queue in queues { states.append(try queue.loaded(from: reader, status: newStatus)) }
         let apply = try loadDevice(from: reader)

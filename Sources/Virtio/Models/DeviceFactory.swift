@@ -6,6 +6,8 @@ import BatonRuntime
 public final class DeviceFactory: DeviceContext {
     private var serials: [(id: String?, device: VirtioConsole)] = []
     private var backends: [(backend: NetBackend, isUsed: Bool)] = []
+    /// Where each back end is, by its id.
+    private var backendPlaces: [String: Int] = [:]
     private var networkCards: UInt8 = 0
     /// Finds the device types of modules; set by the command line.
     public var findType: (String) throws(VMMError) -> (any DeviceType)? = { _ in nil }
@@ -18,9 +20,8 @@ public final class DeviceFactory: DeviceContext {
 
     /// Makes a back end of `-netdev` known.
     public func add(_ backend: NetBackend) throws(VMMError) {
-        guard !backends.contains(where: { $0.backend.id == backend.id }) else {
-            throw VMMError("Duplicate ID '\(backend.id)' for netdev")
-        }
+        guard backendPlaces[backend.id] == nil else { throw VMMError("Duplicate ID '\(backend.id)' for netdev") }
+        backendPlaces[backend.id] = backends.count
         backends.append((backend, false))
     }
 
@@ -128,9 +129,7 @@ public final class DeviceFactory: DeviceContext {
 
     func addNet(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
         guard let name = try options.text("netdev") else { throw VMMError("netdev property not set") }
-        guard let index = backends.firstIndex(where: { $0.backend.id == name }) else {
-            throw options.notFound("netdev", name)
-        }
+        guard let index = backendPlaces[name] else { throw options.notFound("netdev", name) }
         guard !backends[index].isUsed else { throw options.inUse("netdev", name) }
         // QEMU's default addresses, counted up.
         var mac: [UInt8] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56 &+ networkCards]

@@ -48,7 +48,8 @@ public enum VirtioNetFeature {
     /// What the properties of a device ask for.
     static func requested(_ options: DeviceOptions) throws(VMMError) -> UInt64 {
         var features = standard
-        for (name, bit) in switches where options.options.has(name) {
+        for key in options.options.untakenKeys {
+            guard let (name, bit) = switches.first(where: { $0.name == key }) else { continue }
             if try options.options.bool(name) == true { features |= bit } else { features &= ~bit }
         }
         if features & multipleQueues != 0, features & controlQueue == 0 {
