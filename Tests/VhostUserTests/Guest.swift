@@ -23,18 +23,28 @@ final class VhostUserGuest {
         _ name: String, socket: String, in directory: TemporaryDirectory, queues: Int = 1, chardev: String = "",
         memory: String = "memory-backend-memfd", extra: [String]
     ) throws -> [String] {
-        let options = name == "fs" ? ",tag=share" : ",num-queues=\(queues)"
+        let device =
+            switch name {
+            case "net":
+                [
+                    "-netdev", "vhost-user,id=n,chardev=c,queues=\(queues)",
+                    "-device", "virtio-net-device,netdev=n,mq=\(queues > 1 ? "on" : "off")",
+                ]
+            case "fs": ["-device", "vhost-user-fs-device,chardev=c,tag=share"]
+            default: ["-device", "vhost-user-\(name)-device,chardev=c,num-queues=\(queues)"]
+            }
         return [
             Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
             "-object", "\(memory),id=ram,size=16M,share=on", "-bios", "none", "-kernel", try image(name, queues: queues),
             "-chardev", "socket,id=c,path=\(socket)\(chardev)",
-            "-device", "vhost-user-\(name)-device,chardev=c\(options)",
             "-nodefaults", "-nographic", "-d", "guest_errors", "-serial", "file:\(directory.file("serial"))",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-        ] + extra
+        ] + device + extra
     }
 
-    /// - Parameter name: `blk` or `fs`.
+    /// - Parameters:
+    ///   - name: `blk`, `fs` or `net`.
+    ///   - queues: of a disk; of a network card, pairs.
     init(
         _ name: String, socket: String, in directory: TemporaryDirectory, queues: Int = 1, chardev: String = "",
         memory: String = "memory-backend-memfd", extra: [String] = ["-cpr-enable", "restart"]
@@ -44,7 +54,12 @@ final class VhostUserGuest {
         arguments = try Self.arguments(
             name, socket: socket, in: directory, queues: queues, chardev: chardev, memory: memory, extra: extra)
         process = try ChildProcess(arguments)
-        do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error): \(process.errors)") }
+        do {
+            qmp = try QMPClient(path: directory.file("qmp"))
+        } catch {
+            let exit = try? process.waitForExit(by: .seconds(5))
+            throw TestError("\(error); the VMM \(exit.map { "ended with \($0)" } ?? "runs"): \(process.errors)")
+        }
     }
 
     deinit {
@@ -56,7 +71,7 @@ final class VhostUserGuest {
     /// What the guest has printed.
     var serial: String { (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "" }
 
-    /// Resets the guest, and waits until it is at work again.
+    /// Resets the guest, and waits until it is at work again. The number of queues must divide 256.
     func reset() throws {
         let starts = serial.components(separatedBy: "\n\(word)512\n").count
         try qmp.execute("system_reset")

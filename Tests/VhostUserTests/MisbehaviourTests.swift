@@ -11,7 +11,7 @@ struct MisbehaviourTests {
     /// Starts a VMM on a back end that it must refuse.
     /// - Returns: what it said.
     private func refusal(
-        extra: [String] = [], memory: String? = nil, _ intercept: @escaping (FakeDisk, WireMessage, Int32) -> Bool
+        extra: [String] = [], memory: String? = nil, _ intercept: @escaping (FakeBackEnd, WireMessage, Int32) -> Bool
     ) throws -> String {
         let directory = try TemporaryDirectory()
         let disk = try FakeDisk(directory, intercept: intercept)
@@ -202,7 +202,7 @@ struct MisbehaviourTests {
     func doesNotStop() throws {
         try withFakeDisk(intercept: { _, message, _ in message.request == Request.getVringBase }) { _, guest in
             try guest.qmp.execute("stop")
-            #expect(guest.process.errors.contains("(getVringBase) was not answered within 3000 ms"))
+            try guest.process.waitForErrors("(getVringBase) was not answered within 3000 ms", by: .seconds(10))
             try guest.end()
         }
     }

@@ -9,7 +9,7 @@ import TestSupport
 ///   - waits: begin when the guest is at work.
 func withFakeDisk(
     tracksRequests: Bool = false, connects: Bool = false, chardev: String = "", waits: Bool = true,
-    intercept: @escaping (FakeDisk, WireMessage, Int32) -> Bool = { _, _, _ in false },
+    intercept: @escaping (FakeBackEnd, WireMessage, Int32) -> Bool = { _, _, _ in false },
     _ body: (FakeDisk, VhostUserGuest) throws -> Void
 ) throws {
     let directory = try TemporaryDirectory()
