@@ -85,9 +85,14 @@ class FakeBackEnd: @unchecked Sendable {
         Thread { [self] in run() }.start()
     }
 
-    /// Ends the thread and every connection.
+    /// Ends the thread and every connection; once is enough.
     func end() {
-        lock.withLock { isEnding = true }
+        let isFirst = lock.withLock {
+            defer { isEnding = true }
+            return !isEnding
+        }
+        // The number is another file's by the second time.
+        guard isFirst else { return }
         if listener >= 0 { shutdown(listener, Int32(SHUT_RDWR)) }
         drop()
     }
