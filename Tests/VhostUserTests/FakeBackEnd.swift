@@ -54,6 +54,7 @@ class FakeBackEnd: @unchecked Sendable {
     private var log: [UInt32] = []
     private var connections = 0
     private var isEnding = false
+    private var isListening: Bool
     /// Is held while guest RAM is worked on.
     private let work = NSLock()
     private var isDropped = false
@@ -76,6 +77,7 @@ class FakeBackEnd: @unchecked Sendable {
         self.countedQueues = countedQueues
         self.intercept = intercept
         self.queues = [Queue](repeating: Queue(), count: queues)
+        isListening = !connects
         listener = connects ? -1 : socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
         if !connects {
             guard QMPClient.withAddress(path, { bind(listener, $0, $1) }) == 0, listen(listener, 4) == 0 else {
@@ -85,15 +87,13 @@ class FakeBackEnd: @unchecked Sendable {
         Thread { [self] in run() }.start()
     }
 
-    /// Ends the thread and every connection; once is enough.
+    /// Ends the thread and every connection.
     func end() {
-        let isFirst = lock.withLock {
-            defer { isEnding = true }
-            return !isEnding
+        lock.withLock {
+            isEnding = true
+            // Once closed, the number may be another file's.
+            if isListening { shutdown(listener, Int32(SHUT_RDWR)) }
         }
-        // The number is another file's by the second time.
-        guard isFirst else { return }
-        if listener >= 0 { shutdown(listener, Int32(SHUT_RDWR)) }
         drop()
     }
 
@@ -124,7 +124,10 @@ class FakeBackEnd: @unchecked Sendable {
             forget()
             if lock.withLock({ isEnding }) { break }
         }
-        if listener >= 0 { close(listener) }
+        lock.withLock {
+            isListening = false
+            if listener >= 0 { close(listener) }
+        }
     }
 
     /// - Returns: -1 when the disk is to end.
