@@ -25,7 +25,7 @@ final class BackEnds {
 
     private static var fileSystemDaemon: String? { fileSystemDaemons.first { Tool.find($0) != nil } }
 
-    init(directory: TemporaryDirectory) throws {
+    init(directory: TemporaryDirectory, diskQueues: Int) throws {
         diskSocket = directory.file("disk.sock")
         shareSocket = directory.file("share.sock")
         disk = directory.file("disk.img")
@@ -38,7 +38,8 @@ final class BackEnds {
             [
                 "qemu-storage-daemon", "--blockdev", "driver=file,node-name=file,filename=\(disk)",
                 "--blockdev", "driver=raw,node-name=disk,file=file", "--export",
-                "type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path=\(diskSocket)",
+                "type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues=\(diskQueues),"
+                    + "addr.type=unix,addr.path=\(diskSocket)",
             ], output: directory.file("storage.log"))
         files = try BackgroundProcess(
             [daemon, "--socket-path=\(shareSocket)"]

@@ -14,6 +14,9 @@ struct PeersCommand: ParsableCommand {
     @Option(help: "How often to replace the VMM.")
     var updates = 20
 
+    @Option(help: "Harts of the guest, each with a queue of the disk's.")
+    var harts = 1
+
     @Option(help: "Directory to keep downloads in.")
     var cache = ".cache"
 
@@ -40,16 +43,17 @@ struct PeersCommand: ParsableCommand {
 
         let directory = try TemporaryDirectory()
         defer { preserve(directory) }
-        let backEnds = try BackEnds(directory: directory)
+        let backEnds = try BackEnds(directory: directory, diskQueues: harts)
         let initrd = try Guest.debianInitrd(
             files: files, script: try GuestBuilder().initScript("peers"), directory: directory)
         let socketPath = directory.file("qmp.sock")
         let arguments = [
             try RunCommand.locate(vmm: vmm), "-name", "baton-demo",
-            "-machine", "virt,memory-backend=ram,aia=aplic-imsic", "-m", "512M",
+            "-machine", "virt,memory-backend=ram,aia=aplic-imsic", "-smp", "\(harts)", "-m", "512M",
             "-object", "memory-backend-memfd,id=ram,size=512M,share=on", "-cpr-enable", "restart", "-only-cpr-capable",
             "-kernel", files.kernel, "-initrd", initrd, "-append", "console=ttyS0 rdinit=/baton/init",
-            "-chardev", "socket,id=disk,path=\(backEnds.diskSocket)", "-device", "vhost-user-blk-pci,chardev=disk",
+            "-chardev", "socket,id=disk,path=\(backEnds.diskSocket)",
+            "-device", "vhost-user-blk-pci,chardev=disk,num-queues=\(harts)",
             "-chardev", "socket,id=share,path=\(backEnds.shareSocket)",
             "-device", "vhost-user-fs-pci,chardev=share,tag=share",
             "-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no",
