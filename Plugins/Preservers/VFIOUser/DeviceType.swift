@@ -30,6 +30,8 @@ final class VFIOUserDeviceType: DeviceType {
             let device = try open(path, id: options.id, vm: context.vm, timeLimit: timeLimit)
             try bus.plug(device.function, at: place)
             preserver.add(device)
+            // What was inherited may not be touched before the commit.
+            if context.vm.cpr?.inherited == nil { try device.connection.watch(context.vm.loop) }
         } catch {
             throw error.prefixed(label)
         }
@@ -68,7 +70,6 @@ final class VFIOUserDeviceType: DeviceType {
         let function = try VFIOPCIDevice(
             vm: vm, model: name, id: id, hostName: path, label: VFIOUserConnection.label(path), transport: connection,
             shape: shape, inherited: heritage?.interrupts, placement: preserver.placement)
-        if heritage == nil { try connection.watch(vm.loop) }
         return VFIOUserPreserver.Assignment(connection: connection, function: function)
     }
 }
