@@ -92,10 +92,7 @@ struct ConnectionTests {
     @Test("A serial line under traffic loses, repeats and reorders no byte")
     func serialLine() throws {
         let directory = try TemporaryDirectory()
-        let source = "\(Products.repository)/Tests/Guests"
-        let image = try GuestBuilder.build(
-            "echo", sources: ["echo.c": try String(contentsOfFile: "\(source)/echo/echo.c", encoding: .utf8)], flags: ["-fpie"],
-            linkerScript: try String(contentsOfFile: "\(source)/flat.ld", encoding: .utf8), binary: true)
+        let image = try GuestBuilder.flat("echo/echo.c")
         let arguments = [
             Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
             "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none", "-kernel", image,

@@ -19,11 +19,7 @@ final class CountingGuest {
 
     /// Builds one of the guests that keep such a page, or finds it in the cache.
     static func image(_ name: String = "counter") throws -> String {
-        let source = "\(Products.repository)/Tests/Guests/\(name)/\(name).c"
-        return try GuestBuilder.build(
-            name, sources: ["\(name).c": try String(contentsOfFile: source, encoding: .utf8)],
-            flags: ["-fpie"],
-            linkerScript: try String(contentsOfFile: "\(Products.repository)/Tests/Guests/flat.ld", encoding: .utf8), binary: true)
+        try GuestBuilder.flat("\(name)/\(name).c")
     }
 
     /// Starts the VMM and waits until the guest counts.

@@ -11,13 +11,7 @@ final class NetGuest {
     let qmp: QMPClient
     let arguments: [String]
 
-    static func image() throws -> String {
-        let guests = "\(Products.repository)/Tests/Guests"
-        func text(_ file: String) throws -> String { try String(contentsOfFile: "\(guests)/\(file)", encoding: .utf8) }
-        return try GuestBuilder.build(
-            "net", sources: ["virtio.h": try text("vhost/virtio.h"), "net.c": try text("net/net.c")],
-            flags: ["-fpie"], linkerScript: try text("flat.ld"), binary: true)
-    }
+    static func image() throws -> String { try GuestBuilder.flat("net/net.c") }
 
     /// - Parameters:
     ///   - netdev: the option's text, with the id `n`.

@@ -27,13 +27,15 @@ static inline void text(const char *s) {
     while (*s) put(*s++);
 }
 
-static inline void number(u64 value) {
-    char digits[20];
+static inline void number_in(u64 value, unsigned base) {
+    char digits[64];
     unsigned count = 0;
-    do digits[count++] = (char)('0' + value % 10);
-    while (value /= 10);
+    do digits[count++] = "0123456789abcdef"[value % base];
+    while (value /= base);
     while (count) put(digits[--count]);
 }
+
+static inline void number(u64 value) { number_in(value, 10); }
 
 _Noreturn static inline void fail(const char *what, u64 a, u64 b) {
     text("FAIL ");
@@ -45,5 +47,16 @@ _Noreturn static inline void fail(const char *what, u64 a, u64 b) {
     text("\n");
     for (;;) __asm__ volatile("wfi");
 }
+
+// Where the image is entered: the first hart goes on in `run`, with a stack.
+#define ENTER_RUN                                                                                                   \
+    __asm__(".section .text.entry, \"ax\"\n"                                                                       \
+            ".global _start\n"                                                                                      \
+            "_start:\n"                                                                                             \
+            "bnez a0, 1f\n"                                                                                         \
+            "lla sp, stack_top\n"                                                                                   \
+            "j run\n"                                                                                               \
+            "1: wfi\n"                                                                                              \
+            "j 1b\n")
 
 #endif

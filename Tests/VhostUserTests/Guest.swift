@@ -11,12 +11,7 @@ final class VhostUserGuest {
     private let word: String
 
     static func image(_ name: String, queues: Int = 1) throws -> String {
-        let guests = "\(Products.repository)/Tests/Guests"
-        func text(_ file: String) throws -> String { try String(contentsOfFile: "\(guests)/\(file)", encoding: .utf8) }
-        return try GuestBuilder.build(
-            "vhost-\(name)",
-            sources: ["virtio.h": try text("vhost/virtio.h"), "\(name).c": try text("vhost/\(name).c")],
-            flags: ["-fpie", "-DQUEUES=\(queues)"], linkerScript: try text("flat.ld"), binary: true)
+        try GuestBuilder.flat("vhost/\(name).c", flags: ["-DQUEUES=\(queues)"])
     }
 
     static func arguments(

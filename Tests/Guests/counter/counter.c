@@ -8,7 +8,7 @@
 //   0x80400010  the checksum if the counter is even, at 0x80400018 if it is odd
 // The checksum is a linear congruential sequence, one element a step, so what
 // it must be at any count can be computed without counting.
-typedef unsigned long u64;
+#include "bare.h"
 
 #define PAGE ((volatile u64 *)0x80400000UL)
 #define MAGIC 0x544e434e4f544142UL
@@ -16,35 +16,13 @@ typedef unsigned long u64;
 #define INCREMENT 1442695040888963407UL
 #define STEPS_PER_LINE (1UL << 23)
 
-#define UART ((volatile unsigned char *)0x10000000UL)
-
-static void put(char c) {
-    while (!(UART[5] & 0x20)) {}
-    UART[0] = (unsigned char)c;
-}
-
-static void text(const char *s) {
-    while (*s) put(*s++);
-}
-
-static void number(u64 value, unsigned base) {
-    char digits[20];
-    unsigned count = 0;
-    do {
-        unsigned digit = (unsigned)(value % base);
-        digits[count++] = (char)(digit < 10 ? '0' + digit : 'a' + digit - 10);
-        value /= base;
-    } while (value);
-    while (count) put(digits[--count]);
-}
-
-_Noreturn static void fail(const char *what, u64 found, u64 expected) {
+_Noreturn static void mismatch(const char *what, u64 found, u64 expected) {
     text("\r\nbaton-demo: FAIL ");
     text(what);
     text(" found=");
-    number(found, 16);
+    number_in(found, 16);
     text(" expected=");
-    number(expected, 16);
+    number_in(expected, 16);
     text("\r\n");
     for (;;) __asm__ volatile("wfi");
 }
@@ -58,18 +36,18 @@ _Noreturn void run(void) {
     for (;;) {
         for (u64 left = STEPS_PER_LINE; left; left--) {
             // What is in RAM must be what this hart put there one step ago.
-            if (PAGE[1] != count) fail("counter", PAGE[1], count);
+            if (PAGE[1] != count) mismatch("counter", PAGE[1], count);
             count += 1;
             sum = sum * MULTIPLIER + INCREMENT;
             PAGE[2 + (count & 1)] = sum;
             PAGE[1] = count;
         }
         text("baton-demo: count=");
-        number(count, 10);
+        number(count);
         text(" sum=");
-        number(sum, 16);
+        number_in(sum, 16);
         text(" mem=ok line=");
-        number(++lines, 10);
+        number(++lines);
         text("\r\n");
     }
 }

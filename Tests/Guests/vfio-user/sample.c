@@ -70,11 +70,4 @@ static void run_sample(void) {
 
 __attribute__((used)) static void run(void) { run_sample(); }
 
-__asm__(".section .text.entry, \"ax\"\n"
-        ".global _start\n"
-        "_start:\n"
-        "bnez a0, 1f\n"
-        "lla sp, stack_top\n"
-        "j run\n"
-        "1: wfi\n"
-        "j 1b\n");
+ENTER_RUN;

@@ -1,18 +1,12 @@
-// What the vhost-user guests share: the serial port, the PLIC, and a driver
-// for split queues of the first virtio-mmio device that QEMU's command line
-// order gives (the highest slot).
+// What guests of virtio devices share: a driver for split queues of the first
+// virtio-mmio device that QEMU's command line order gives (the highest slot).
 #ifndef BATON_GUEST_VIRTIO_H
 #define BATON_GUEST_VIRTIO_H
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long u64;
+#include "bare.h"
 
-#define UART ((volatile u8 *)0x10000000UL)
 #define DEVICE ((volatile u32 *)0x10008000UL)  // virtio-mmio-bus.7
 #define DEVICE_IRQ 8
-#define PLIC(offset) (*(volatile u32 *)(0x0c000000UL + (offset)))
 
 enum { QUEUE_SIZE = 64 };
 enum { NEXT = 1, WRITE = 2 };  // descriptor flags
@@ -28,34 +22,6 @@ struct queue {
     u32 number;
     u16 seen;  // of the used ring
 };
-
-static void put(char c) {
-    while (!(UART[5] & 0x20)) {}
-    UART[0] = (u8)c;
-}
-
-static void text(const char *s) {
-    while (*s) put(*s++);
-}
-
-static void number(u64 value) {
-    char digits[20];
-    unsigned count = 0;
-    do digits[count++] = (char)('0' + value % 10);
-    while (value /= 10);
-    while (count) put(digits[--count]);
-}
-
-_Noreturn static void fail(const char *what, u64 a, u64 b) {
-    text("FAIL ");
-    text(what);
-    text(" ");
-    number(a);
-    text(" ");
-    number(b);
-    text("\n");
-    for (;;) __asm__ volatile("wfi");
-}
 
 static inline void fence(void) { __asm__ volatile("fence rw, rw" ::: "memory"); }
 
@@ -152,13 +118,6 @@ static u16 take_used(struct queue *q) { return (u16)q->used.ring[q->seen++ % QUE
 
 static u16 wait_used(struct queue *q) { return take_used(wait_any(q, 1, 0)); }
 
-__asm__(".section .text.entry, \"ax\"\n"
-        ".global _start\n"
-        "_start:\n"
-        "bnez a0, 1f\n"
-        "lla sp, stack_top\n"
-        "j run\n"
-        "1: wfi\n"
-        "j 1b\n");
+ENTER_RUN;
 
 #endif
