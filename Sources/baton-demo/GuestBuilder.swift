@@ -38,7 +38,8 @@ struct GuestBuilder {
         var arguments = [
             try compiler(), "--target=riscv64-unknown-elf", "-march=rv64imac", "-mabi=lp64", "-mcmodel=medany",
             "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-nostdlib", "-nostdinc", "-O2", "-Wall",
-            "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-o", output, "\(directory)/\(guest.rawValue).c",
+            "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-I\(sources)", "-o", output,
+            "\(directory)/\(guest.rawValue).c",
         ]
         switch guest {
         case .demo: arguments += ["-fno-pic", "-Wl,-z,max-page-size=4096"]

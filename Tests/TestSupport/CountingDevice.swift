@@ -1,7 +1,7 @@
 import Foundation
 
-/// The bare-metal guest of Tests/Guests/vfio, which drives a device that counts
-/// into its memory and interrupts it for ever.
+/// The bare-metal guest of Tests/Guests/vfio, which drives devices that count
+/// into its memory and interrupt it for ever.
 public enum CountingDevice {
     /// How the guest wants to be interrupted.
     public enum Interrupts: String, CaseIterable, Sendable {
@@ -19,12 +19,13 @@ public enum CountingDevice {
         try GuestBuilder.flat("vfio/vfio.c", flags: ["-D\(interrupts.rawValue)"])
     }
 
-    /// From what the guest has printed: how many interrupts it has had, and how
-    /// far the device has counted.
-    public static func progress(_ serial: String) throws -> (interrupts: Int, count: Int) {
+    /// From what the guest has printed: how many interrupts of a device it has
+    /// had, and how far that has counted.
+    public static func progress(_ serial: String, of device: Int = 0) throws -> (interrupts: Int, count: Int) {
+        let name = device == 0 ? "vfio: " : "vfio\(device): "
         guard !serial.contains("FAIL") else { throw TestError("the guest says \(serial.suffix(200))") }
         let complete = serial.split(separator: "\n", omittingEmptySubsequences: false).dropLast()
-        guard let line = complete.last(where: { $0.hasPrefix("vfio: ") }) else { return (0, 0) }
+        guard let line = complete.last(where: { $0.hasPrefix(name) }) else { return (0, 0) }
         let numbers = line.split(separator: " ").dropFirst().compactMap { Int($0) }
         guard numbers.count == 2 else { throw TestError("the guest says \(line)") }
         return (numbers[0], numbers[1])

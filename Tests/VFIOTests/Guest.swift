@@ -5,17 +5,7 @@ import Testing
 /// A real `baton` with the devices of `vfio-simulator` and the bare-metal guest
 /// for them.
 final class VFIOGuest {
-    /// How the guest wants to be interrupted.
-    enum Interrupts: String, CaseIterable {
-        case msix = "MSIX"
-        case msi = "MSI"
-        case intx = "INTX"
-
-        var machine: String { self == .intx ? "virt" : "virt,aia=aplic-imsic" }
-        /// The kernel's number of the kind.
-        var index: Int { self == .intx ? 0 : self == .msi ? 1 : 2 }
-        var count: Int { self == .intx ? 1 : 4 }
-    }
+    typealias Interrupts = CountingDevice.Interrupts
 
     static let device = "0000:06:0d.0"
 
@@ -25,15 +15,6 @@ final class VFIOGuest {
     let arguments: [String]
     /// How many devices the guest has.
     let deviceCount: Int
-
-    static func image(_ interrupts: Interrupts) throws -> String {
-        let guests = "\(Products.repository)/Tests/Guests"
-        return try GuestBuilder.build(
-            "vfio-\(interrupts.rawValue)",
-            sources: ["vfio.c": try String(contentsOfFile: "\(guests)/vfio/vfio.c", encoding: .utf8)],
-            flags: ["-fpie", "-D\(interrupts.rawValue)"],
-            linkerScript: try String(contentsOfFile: "\(guests)/flat.ld", encoding: .utf8), binary: true)
-    }
 
     /// What sysfs would have of the device.
     static func makeSysfs(_ directory: TemporaryDirectory) throws -> String {
@@ -56,7 +37,7 @@ final class VFIOGuest {
         [
             Products.baton, "-machine", "\(interrupts.machine),memory-backend=ram", "-m", "16M",
             "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none",
-            "-kernel", try image(interrupts), "-nodefaults", "-nographic",
+            "-kernel", try CountingDevice.image(interrupts), "-nodefaults", "-nographic",
             "-serial", "file:\(directory.file("serial"))",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
         ] + (try devices ?? ["-device", "vfio-pci,sysfsdev=\(makeSysfs(directory))"]) + extra
@@ -99,14 +80,7 @@ final class VFIOGuest {
     /// How many interrupts of a device the guest has had, and how far the
     /// device has counted in its memory.
     func progress(_ device: Int = 0) throws -> (interrupts: Int, count: Int) {
-        let name = device == 0 ? "vfio: " : "vfio\(device): "
-        let text = serial
-        guard !text.contains("FAIL") else { throw TestError("the guest says \(text.suffix(200))") }
-        let complete = text.split(separator: "\n", omittingEmptySubsequences: false).dropLast()
-        guard let line = complete.last(where: { $0.hasPrefix(name) }) else { return (0, 0) }
-        let numbers = line.split(separator: " ").dropFirst().compactMap { Int($0) }
-        guard numbers.count == 2 else { throw TestError("the guest says \(line)") }
-        return (numbers[0], numbers[1])
+        try CountingDevice.progress(serial, of: device)
     }
 
     /// Waits until the guest has had at least 128 more interrupts of each device.

@@ -117,19 +117,19 @@ struct VFIOIOMMUFDTests {
         try guest.end()
     }
 
-    @Test("a new VMM that fails leaves the device at work in the old one", arguments: VFIOUpdateTests.failures.indices)
-    func rollback(_ index: Int) throws {
+    @Test("a new VMM that fails leaves the device at work in the old one", arguments: BrokenSuccessor.allCases)
+    func rollback(_ successor: BrokenSuccessor) throws {
         let guest = try guest()
         try guest.waitForProgress()
-        let argv = VFIOUpdateTests.failures[index].1(guest.arguments)
+        let argv = successor.arguments(guest.arguments)
         for _ in 0..<2 {
-            #expect(throws: QMPClient.Refusal.self, "\(VFIOUpdateTests.failures[index].0)") {
+            #expect(throws: QMPClient.Refusal.self) {
                 try guest.update(argv, ["preflight": false, "timeout-ms": 1500])
             }
             try guest.waitForProgress()
             // Whoever has the guest has its memory.
             let last = try #require(guest.requests("change_process").last)
-            #expect(last.contains(index == 0 ? "kept" : "moved"))
+            #expect(last.contains(successor == .doesNotExist ? "kept" : "moved"))
         }
         try guest.update()
         try guest.waitForProgress()
@@ -168,13 +168,13 @@ struct VFIOIOMMUFDTests {
         try guest.end()
     }
 
-    @Test("a preflight that fails has not touched the device", arguments: VFIOUpdateTests.failures.indices)
-    func preflight(_ index: Int) throws {
+    @Test("a preflight that fails has not touched the device", arguments: BrokenSuccessor.allCases)
+    func preflight(_ successor: BrokenSuccessor) throws {
         let guest = try guest()
         try guest.waitForProgress()
         let before = guest.log.count
         #expect(throws: QMPClient.Refusal.self) {
-            try guest.update(VFIOUpdateTests.failures[index].1(guest.arguments), ["timeout-ms": 1500])
+            try guest.update(successor.arguments(guest.arguments), ["timeout-ms": 1500])
         }
         #expect(guest.log.count == before)
         try guest.waitForProgress()

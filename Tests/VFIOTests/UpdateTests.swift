@@ -65,35 +65,15 @@ struct VFIOUpdateTests {
         try guest.end()
     }
 
-    /// New VMMs that come less and less far.
-    static let failures: [(String, ([String]) -> [String])] = [
-        ("does not exist", { _ in ["/nonexistent"] }),
-        ("ends at once", { _ in ["/bin/false"] }),
-        ("hangs", { _ in ["/bin/sleep", "600"] }),
-        ("lacks the device", { arguments in without("-device", arguments) }),
-        ("has another device in its place", { arguments in
-            without("-device", arguments) + ["-device", "virtio-rng-pci"]
-        }),
-        ("has less memory", { arguments in
-            arguments.map { $0 == "16M" ? "8M" : $0.replacingOccurrences(of: "size=16M", with: "size=8M") }
-        }),
-        ("has one device more", { arguments in arguments + ["-device", "virtio-rng-device"] }),
-    ]
-
-    private static func without(_ option: String, _ arguments: [String]) -> [String] {
-        guard let at = arguments.firstIndex(of: option) else { return arguments }
-        return Array(arguments[..<at] + arguments[(at + 2)...])
-    }
-
-    @Test("a new VMM that fails leaves the device at work in the old one", arguments: failures.indices)
-    func rollback(_ index: Int) throws {
+    @Test("a new VMM that fails leaves the device at work in the old one", arguments: BrokenSuccessor.allCases)
+    func rollback(_ successor: BrokenSuccessor) throws {
         let guest = try VFIOGuest()
         try guest.waitForProgress()
         let mapped = ranges(guest, "map_dma")
-        let argv = Self.failures[index].1(guest.arguments)
+        let argv = successor.arguments(guest.arguments)
         for _ in 0..<2 {
             let before = guest.log.count
-            #expect(throws: QMPClient.Refusal.self, "\(Self.failures[index].0)") {
+            #expect(throws: QMPClient.Refusal.self) {
                 try guest.update(argv, ["preflight": false, "timeout-ms": 1500])
             }
             try guest.waitForProgress()
@@ -103,7 +83,7 @@ struct VFIOUpdateTests {
             let asked = names.filter { $0 == "refused" }.count
             let question = Array(repeating: "refused", count: asked)
             #expect(names == ["unmap_vaddr"] + question + mapped.map { _ in "map_vaddr" })
-            #expect(asked == (index == 0 ? 0 : 1))
+            #expect(asked == (successor == .doesNotExist ? 0 : 1))
             #expect(ranges(guest, "map_vaddr").suffix(mapped.count) == mapped[...])
         }
         // It can still be updated.
@@ -117,13 +97,13 @@ struct VFIOUpdateTests {
         #expect(guest.requests.last?.contains("faults=0") == true)
     }
 
-    @Test("a preflight that fails has not touched the device", arguments: failures.indices)
-    func preflight(_ index: Int) throws {
+    @Test("a preflight that fails has not touched the device", arguments: BrokenSuccessor.allCases)
+    func preflight(_ successor: BrokenSuccessor) throws {
         let guest = try VFIOGuest()
         try guest.waitForProgress()
         let before = guest.log.count
         #expect(throws: QMPClient.Refusal.self) {
-            try guest.update(Self.failures[index].1(guest.arguments), ["timeout-ms": 1500])
+            try guest.update(successor.arguments(guest.arguments), ["timeout-ms": 1500])
         }
         #expect(guest.log.count == before)
         try guest.waitForProgress()

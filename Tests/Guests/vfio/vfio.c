@@ -6,18 +6,7 @@
 // every 64 interrupts of device D (0 is left out), and FAIL for what must not
 // be. How is one of MSIX, MSI (both need -machine aia=aplic-imsic) and INTX
 // (which needs the PLIC).
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long u64;
-
-#define UART ((volatile u8 *)0x10000000UL)
-#define PLIC(offset) (*(volatile u32 *)(0x0c000000UL + (offset)))
-#define CONFIG(slot, offset) (0x30000000UL + ((u64)(slot) << 15) + (offset))
-#define R8(address) (*(volatile u8 *)(u64)(address))
-#define R16(address) (*(volatile u16 *)(u64)(address))
-#define R32(address) (*(volatile u32 *)(u64)(address))
-#define R64(address) (*(volatile u64 *)(u64)(address))
+#include "bare.h"
 
 enum { IMSIC = 0x24000000, BARS = 0x40000000, SIZE = 0x10000, VECTORS = 4, LINE = 64, DEVICES = 4 };
 // Each device has 1 MiB: BAR 0, BAR 2 and the ROM.
@@ -31,31 +20,6 @@ struct device {
 static u64 pages[DEVICES][512] __attribute__((aligned(4096)));
 static struct device devices[DEVICES];
 static u32 device_count;
-
-static void put(char c) {
-    while (!(UART[5] & 0x20)) {}
-    UART[0] = (u8)c;
-}
-static void text(const char *s) {
-    while (*s) put(*s++);
-}
-static void number(u64 value) {
-    char digits[20];
-    unsigned count = 0;
-    do digits[count++] = (char)('0' + value % 10);
-    while (value /= 10);
-    while (count) put(digits[--count]);
-}
-_Noreturn static void fail(const char *what, u64 a, u64 b) {
-    text("FAIL ");
-    text(what);
-    text(" ");
-    number(a);
-    text(" ");
-    number(b);
-    text("\n");
-    for (;;) __asm__ volatile("wfi");
-}
 
 static void find(void) {
     // A reset leaves memory as it was.
@@ -295,11 +259,4 @@ __attribute__((used)) static void run(void) {
     }
 }
 
-__asm__(".section .text.entry, \"ax\"\n"
-        ".global _start\n"
-        "_start:\n"
-        "bnez a0, 1f\n"
-        "lla sp, stack_top\n"
-        "j run\n"
-        "1: wfi\n"
-        "j 1b\n");
+ENTER_RUN;
