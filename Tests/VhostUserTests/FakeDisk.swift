@@ -5,7 +5,7 @@ import TestSupport
 ///
 /// With `tracksRequests` it notes what it has in hand in the in-flight memory,
 /// by a format of its own: a byte a descriptor.
-final class FakeDisk: FakeBackEnd {
+final class FakeDisk: FakeBackEnd, @unchecked Sendable {
     private var inflight: UnsafeMutablePointer<UInt8>?
     private var disk = [UInt8](repeating: 0, count: 4 << 20)
     /// Requests that are taken and never answered.

@@ -3,7 +3,7 @@ import TestSupport
 
 /// A vhost-user-net back end of the tests' own: what is sent on a pair of
 /// queues comes back on it.
-final class FakeNet: FakeBackEnd {
+final class FakeNet: FakeBackEnd, @unchecked Sendable {
     init(_ directory: TemporaryDirectory, pairs: Int) throws {
         // MRG_RXBUF and MQ.
         try super.init(
