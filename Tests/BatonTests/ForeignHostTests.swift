@@ -12,6 +12,37 @@ struct ForeignHostTests {
         directory = try TemporaryDirectory()
         let source = """
             #include <baton-module.h>
+            #include <stdio.h>
+            #include <unistd.h>
+            static int watched = -1;
+            static int32_t watch(struct baton_host *host, int32_t fd) {
+                if (watched >= 0) return baton_fail(host, "one is watched already");
+                if (baton_watch(host, fd, BATON_FD_READABLE)) return 1;
+                watched = fd;
+                return 0;
+            }
+            static int32_t watch_badly(struct baton_host *host, int32_t fd, uint32_t events) {
+                return baton_watch(host, fd, events);
+            }
+            static int32_t keep(struct baton_host *host) {
+                return watched < 0 ? 0 : baton_resave_fd(host, "watched", 0, watched);
+            }
+            static void commit(struct baton_host *host) {
+                watched = baton_find_fd(host, "watched", 0);
+                if (watched >= 0 && baton_watch(host, watched, BATON_FD_READABLE))
+                    baton_report(host, BATON_WARNING, "cannot watch");
+            }
+            static void ready(struct baton_host *host, int32_t fd, uint32_t events) {
+                char text[64] = {0}, data[128];
+                ssize_t count = read(fd, text, sizeof text - 1);
+                snprintf(data, sizeof data, "{\\"text\\": \\"%s\\", \\"count\\": %u}", text, events);
+                baton_emit_event(host, "HOST_SAID", data);
+                if (count > 0) return;
+                baton_unwatch(host, fd);
+                baton_delete_fd(host, "watched", 0);
+                close(fd);
+                watched = -1;
+            }
             static int32_t ok(struct baton_host *host) { (void)host; return 0; }
             static int32_t emit(struct baton_host *host, const char *name, bool has, const char *data) {
                 return baton_emit_event(host, name, has ? data : NULL);
@@ -32,16 +63,19 @@ struct ForeignHostTests {
                 return handover ? baton_handover(host) : baton_option_size(host, "size", &size);
             }
             static const struct baton_method methods[] = {
-                BATON_METHOD("save", "i(h)", ok), BATON_METHOD("load", "i(h)", ok),
+                BATON_METHOD("save", "i(h)", keep), BATON_METHOD("survey", "i(h)", keep), BATON_METHOD("load", "i(h)", ok),
+                BATON_METHOD("commit", "v(h)", commit), BATON_METHOD("ready", "v(hiI)", ready),
             };
             static const struct baton_parameter emit_names[] = {{"name"}, {"data"}}, block_names[] = {{"reason"}, {"number"}},
-                number[] = {{"number"}}, save_names[] = {{"name"}, {"number"}}, place[] = {{"handover"}},
+                number[] = {{"number"}}, watch_names[] = {{"number"}, {"events"}}, fd[] = {{"fd"}}, save_names[] = {{"name"}, {"number"}}, place[] = {{"handover"}},
                 event_names[] = {{"text"}, {"count"}};
             static const struct baton_command commands[] = {
                 BATON_COMMAND("host-emit", "i(hs?s)", emit, emit_names),
                 BATON_COMMAND("host-block", "i(hs>I)", block, block_names),
                 BATON_COMMAND("host-unblock", "i(hI)", unblock, number),
                 BATON_COMMAND("host-save", "i(hsi)", save, save_names),
+                BATON_COMMAND("host-watch", "i(hf)", watch, fd),
+                BATON_COMMAND("host-watch-badly", "i(hiI)", watch_badly, watch_names),
                 BATON_COMMAND("host-misuse", "i(hb)", out_of_place, place),
             };
             static const struct baton_event events[] = {{"HOST_SAID", "s?L", event_names}, {"HOST_NOTHING", "", 0}};
@@ -120,5 +154,60 @@ struct ForeignHostTests {
         #expect(
             refusal { try qmp.execute("host-misuse", ["handover": false]) }
                 == "preserver-host: options are for a memory backend's check and make only")
+    }
+
+    @Test("A descriptor that it watches has its method called, over updates too")
+    func watches() throws {
+        let guest = try self.guest()
+        let qmp = guest.qmp
+        var ends: [Int32] = [-1, -1]
+        try #require(pipe(&ends) == 0)
+        try qmp.execute("getfd", ["fdname": "given"], passing: ends[0])
+        close(ends[0])
+        try qmp.execute("host-watch", ["fd": "given"])
+        func say(_ text: String) throws {
+            #expect(write(ends[1], text, text.utf8.count) == text.utf8.count)
+            let event = try qmp.waitForEvent("HOST_SAID")
+            #expect(event["text"] as? String == text && event["count"] as? Int == 1)
+        }
+        try say("before")
+        for round in 1...2 {
+            try qmp.execute("cpr-update", ["argv": guest.arguments])
+            try say("round \(round)")
+        }
+        // The one that takes its guest back has its watches.
+        #expect(refusal { try qmp.execute("cpr-update", ["argv": ["/bin/false"], "preflight": false]) } != "accepted")
+        try say("after")
+        close(ends[1])
+        let last = try qmp.waitForEvent("HOST_SAID")
+        #expect(last["text"] as? String == "" && last["count"] as? Int == 4)
+        // It is not watched any more, or this would not be taken.
+        var more: [Int32] = [-1, -1]
+        try #require(pipe(&more) == 0)
+        defer { for end in more { close(end) } }
+        try qmp.execute("getfd", ["fdname": "given"], passing: more[0])
+        try qmp.execute("host-watch", ["fd": "given"])
+        try qmp.execute("quit")
+    }
+
+    @Test("What cannot be watched is refused")
+    func watchesBadly() throws {
+        let guest = try self.guest()
+        defer { withExtendedLifetime(guest) {} }
+        func watch(_ fd: Int, _ events: Int) -> String {
+            refusal { try guest.qmp.execute("host-watch-badly", ["number": fd, "events": events]) }
+        }
+        #expect(watch(12345, 1) == "preserver-host: 12345 is not a descriptor that can be watched")
+        #expect(watch(0, 1) == "preserver-host: 0 is not a descriptor that can be watched")
+        // Somebody else's: those of the monitor are among them. Nothing is watched for, should one be nobody's.
+        let others = (3..<64).map { watch($0, 0) }.filter { $0.contains("another part's descriptor") }
+        #expect(others.count >= 2)
+        let null = open("/dev/null", O_RDONLY | O_CLOEXEC)
+        defer { close(null) }
+        try guest.qmp.execute("getfd", ["fdname": "null"], passing: null)
+        // epoll(7) knows no such files.
+        #expect(refusal { try guest.qmp.execute("host-watch", ["fd": "null"]) }.contains("Operation not permitted"))
+        #expect(watch(3, 12).contains("12 are no events to watch for"))
+        #expect(try guest.qmp.status() == "running")
     }
 }

@@ -28,6 +28,7 @@ final class FFIBridge: ForeignBridge {
             try registrar.addEvent(event.name, data: .object(name: event.name, members: event.members))
             module.events[event.name] = event.members
         }
+        ForeignPreserver.listen(module, methods)
         try methods.call("init")
         switch kind {
         case "preserver": try registrar.add(ForeignPreserver(name: name, module: module, methods: methods))

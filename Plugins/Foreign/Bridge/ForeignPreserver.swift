@@ -13,6 +13,17 @@ final class ForeignPreserver: FdPreserver {
         self.methods = methods
     }
 
+    /// Has the module's method called for the descriptors that it watches,
+    /// which it may do from its first call on.
+    static func listen(_ module: ForeignModule, _ methods: MethodTable) {
+        guard let ready = methods["ready"] else { return }
+        module.ready = { fd, events in
+            do throws(VMMError) { try ready.callChecked([.int32(fd), .uint32(events)]) } catch {
+                Report.warning(error.message)
+            }
+        }
+    }
+
     func blockers(mode: String) -> [String] {
         do throws(VMMError) {
             let promises = module.promises(ofMode: mode).rawValue

@@ -15,7 +15,7 @@ struct MethodTable {
             "check": Known(signature: "i(hsI)"), "save": Known(signature: "i(h)", isMandatory: true),
             "survey": Known(signature: "i(h)"), "exec": Known(signature: "i(h)"), "save-failed": Known(signature: "v(h)"),
             "load": Known(signature: "i(h)", isMandatory: true), "load-failed": Known(signature: "v(h)"),
-            "commit": Known(signature: "v(h)"),
+            "commit": Known(signature: "v(h)"), "ready": Known(signature: "v(hiI)"),
         ],
         "mode": [
             "promises": Known(signature: "I(h)", isMandatory: true), "summary": Known(signature: "s(h)"),

@@ -95,6 +95,18 @@ public func foreignDeleteFD(_ host: OpaquePointer?, _ name: UnsafePointer<CChar>
     module.cpr?.fds.delete(name, id: Int(id))
 }
 
+@_cdecl("baton_watch")
+public func foreignWatch(_ host: OpaquePointer?, _ fd: Int32, _ events: UInt32) -> Int32 {
+    guard let module = ForeignModule.find(host) else { return 1 }
+    return module.attempt { () throws(VMMError) in
+        guard fd > 2, FD.isOpen(fd) else { throw VMMError("\(fd) is not a descriptor that can be watched") }
+        try module.watch(fd, events)
+    }
+}
+
+@_cdecl("baton_unwatch")
+public func foreignUnwatch(_ host: OpaquePointer?, _ fd: Int32) { ForeignModule.find(host)?.unwatch(fd) }
+
 // MARK: State
 
 @_cdecl("baton_put_number")

@@ -22,6 +22,13 @@ public final class ForeignModule {
     private var blockers: [UInt32: CprBlocker] = [:]
     private var lastBlocker: UInt32 = 0
 
+    /// Called when a watched descriptor has BATON_FD_* events; nil for a module
+    /// that has no method for it.
+    public var ready: ((_ fd: Int32, _ events: UInt32) -> Void)?
+    private var watched: Set<Int32> = []
+    /// Descriptors that a module can watch at a time.
+    private static let watchLimit = 1024
+
     /// The events of the module's table.
     public var events: [String: [QMPMember]] = [:]
     /// In a memory backend's `check` and `make`: the object's own options.
@@ -178,5 +185,39 @@ public final class ForeignModule {
 
     func removeBlocker(_ number: UInt32) {
         if let blocker = blockers.removeValue(forKey: number) { cpr?.removeBlocker(blocker) }
+    }
+
+    // MARK: Watched descriptors
+
+    func watch(_ fd: Int32, _ events: UInt32) throws(VMMError) {
+        guard let cpr else { throw VMMError("there is no VM whose event loop could watch it") }
+        guard ready != nil else { throw VMMError("a module that watches descriptors needs the method 'ready'") }
+        guard !cpr.isTrial else { throw VMMError("a trial run must not touch descriptors") }
+        guard events & ~UInt32(BATON_FD_READABLE | BATON_FD_WRITABLE) == 0 else {
+            throw VMMError("\(events) are no events to watch for", hint: "Use BATON_FD_READABLE and BATON_FD_WRITABLE.")
+        }
+        let isNew = !watched.contains(fd)
+        guard !isNew || !cpr.vm.loop.isWatched(fd) else {
+            throw VMMError("\(fd) is another part's descriptor, which watches it")
+        }
+        guard !isNew || watched.count < ForeignModule.watchLimit else {
+            throw VMMError("\(watched.count) descriptors are watched already")
+        }
+        var wanted: IOEvents = []
+        if events & UInt32(BATON_FD_READABLE) != 0 { wanted.formUnion([.readable, .readHangup]) }
+        if events & UInt32(BATON_FD_WRITABLE) != 0 { wanted.insert(.writable) }
+        try cpr.vm.loop.watch(fd, wanted) { [unowned self] events in
+            var happened: UInt32 = 0
+            if events.contains(.readable) { happened |= UInt32(BATON_FD_READABLE) }
+            if events.contains(.writable) { happened |= UInt32(BATON_FD_WRITABLE) }
+            if !events.isDisjoint(with: [.hangup, .readHangup]) { happened |= UInt32(BATON_FD_CLOSED) }
+            if events.contains(.error) { happened |= UInt32(BATON_FD_FAILED) }
+            ready?(fd, happened)
+        }
+        watched.insert(fd)
+    }
+
+    func unwatch(_ fd: Int32) {
+        if watched.remove(fd) != nil { cpr?.vm.loop.unwatch(fd) }
     }
 }

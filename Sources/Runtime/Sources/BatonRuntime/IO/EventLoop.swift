@@ -81,6 +81,8 @@ public final class EventLoop {
         if epoll_ctl(epoll, EPOLL_CTL_MOD, fd, &event) == 0 { watches[fd]?.events = events }
     }
 
+    public func isWatched(_ fd: Int32) -> Bool { watches[fd] != nil }
+
     public func unwatch(_ fd: Int32) {
         guard watches.removeValue(forKey: fd) != nil else { return }
         epoll_ctl(epoll, EPOLL_CTL_DEL, fd, nil)

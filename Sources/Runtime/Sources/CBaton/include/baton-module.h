@@ -139,6 +139,7 @@ typedef const struct baton_module_descriptor *(*baton_module_query_fn)(void);
  *                 load       * i(h)    in the new process: take fds and state back, change nothing else yet
  *                 load-failed  v(h)
  *                 commit       v(h)    the guest is this process'
+ *                 ready        v(hiI)  an fd of baton_watch, and the BATON_FD_* events that it has
  * mode:           promises   * I(h)    BATON_MODE_* bits; asked once, at load
  *                 summary      s(h)    a line for -cpr-enable help
  *                 check        i(h)    could the VM be saved now?
@@ -192,6 +193,19 @@ int32_t baton_resave_fd(struct baton_host *host, const char *name, int32_t id, i
 int32_t baton_find_fd(struct baton_host *host, const char *name, int32_t id);
 /* Forgets an fd without closing it; does nothing if there is none. */
 void baton_delete_fd(struct baton_host *host, const char *name, int32_t id);
+
+/* For preservers with the method "ready": has that called, between the guest's
+ * instructions and the VMM's other work, whenever the fd has one of the events,
+ * for as long as it has it. The fd is the module's own, and stays it; watching
+ * it again changes the events. It has to be given up before it is closed. A
+ * process that takes over a guest watches nothing: begin in "commit". */
+#define BATON_FD_READABLE 1u
+#define BATON_FD_WRITABLE 2u
+#define BATON_FD_CLOSED 4u /* the other side has closed it; comes unasked */
+#define BATON_FD_FAILED 8u /* it is in error; comes unasked */
+int32_t baton_watch(struct baton_host *host, int32_t fd, uint32_t events);
+/* Does nothing for an fd that the module does not watch. */
+void baton_unwatch(struct baton_host *host, int32_t fd);
 
 /* State for the next process, by a name (1 to 200 bytes): to be put in "save"
  * or "exec", to be got from "init" on in the process that follows (modes: put
