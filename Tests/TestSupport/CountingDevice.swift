@@ -30,4 +30,11 @@ public enum CountingDevice {
         guard numbers.count == 2 else { throw TestError("the guest says \(line)") }
         return (numbers[0], numbers[1])
     }
+
+    /// What the guest has found out about its first device: a complete line that begins so.
+    public static func finding(_ name: String, _ serial: String) -> String? {
+        serial.split(separator: "\n", omittingEmptySubsequences: false).dropLast()
+            .first { $0.hasPrefix("\(name):") }?
+            .dropFirst(name.utf8.count + 1).trimmingCharacters(in: .whitespaces)
+    }
 }

@@ -29,6 +29,12 @@ final class VFIOGuest {
     /// One device of an iommufd.
     static let iommufd = ["-object", "iommufd,id=iommufd0", "-device", "vfio-pci,host=\(device),iommufd=iommufd0"]
 
+    /// Which of the kernel's interfaces the one device is given by.
+    enum Interface: CaseIterable {
+        case container, iommufd
+        var devices: [String]? { self == .iommufd ? VFIOGuest.iommufd : nil }
+    }
+
     /// - Parameter devices: the options of the devices; by default one, in a container.
     static func arguments(
         _ interrupts: Interrupts, in directory: TemporaryDirectory, devices: [String]? = nil,
@@ -97,14 +103,12 @@ final class VFIOGuest {
 
     /// What the guest has found out about its first device: a line that begins so.
     func finding(_ name: String) throws -> String {
-        var found: Substring?
+        var found: String?
         try eventually("the guest says what it has of \(name): \(serial)") {
-            // A line that is complete.
-            found = serial.split(separator: "\n", omittingEmptySubsequences: false).dropLast()
-                .first { $0.hasPrefix("\(name):") }
+            found = CountingDevice.finding(name, serial)
             return found != nil
         }
-        return try #require(found).dropFirst(name.utf8.count + 1).trimmingCharacters(in: .whitespaces)
+        return try #require(found)
     }
 
     func update(_ argv: [String]? = nil, _ options: [String: Any] = [:]) throws {

@@ -168,19 +168,6 @@ struct VFIOIOMMUFDTests {
         try guest.end()
     }
 
-    @Test("a preflight that fails has not touched the device", arguments: BrokenSuccessor.allCases)
-    func preflight(_ successor: BrokenSuccessor) throws {
-        let guest = try guest()
-        try guest.waitForProgress()
-        let before = guest.log.count
-        #expect(throws: QMPClient.Refusal.self) {
-            try guest.update(successor.arguments(guest.arguments), ["timeout-ms": 1500])
-        }
-        #expect(guest.log.count == before)
-        try guest.waitForProgress()
-        try guest.end()
-    }
-
     @Test("a new VMM must have the device the same way")
     func otherBackend() throws {
         let guest = try guest()
@@ -225,24 +212,9 @@ struct VFIOIOMMUFDTests {
         #expect(errors.contains(text) && errors.contains("-only-cpr-capable"), "\(errors)")
     }
 
-    @Test("reboot mode would lose the device")
-    func reboot() throws {
-        let guest = try guest(extra: ["-cpr-enable", "reboot"])
-        try guest.waitForProgress()
-        let error = #expect(throws: QMPClient.Refusal.self) {
-            try guest.qmp.execute("cpr-save", ["filename": guest.directory.file("checkpoint"), "mode": "reboot"])
-        }
-        #expect(error?.text.contains("VFIO device only supports cpr-reboot for runstate suspended") == true)
-        try guest.end()
-    }
-
     // MARK: What cannot be
 
-    struct Refusal: CustomTestStringConvertible {
-        let options: [String]
-        let error: String
-        var testDescription: String { options.joined(separator: " ") }
-    }
+    typealias Refusal = VFIODeviceTests.Refusal
 
     static let refusals = [
         Refusal(

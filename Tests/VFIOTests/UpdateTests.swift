@@ -97,9 +97,11 @@ struct VFIOUpdateTests {
         #expect(guest.requests.last?.contains("faults=0") == true)
     }
 
-    @Test("a preflight that fails has not touched the device", arguments: BrokenSuccessor.allCases)
-    func preflight(_ successor: BrokenSuccessor) throws {
-        let guest = try VFIOGuest()
+    @Test(
+        "a preflight that fails has not touched the device", arguments: BrokenSuccessor.allCases,
+        VFIOGuest.Interface.allCases)
+    func preflight(_ successor: BrokenSuccessor, _ interface: VFIOGuest.Interface) throws {
+        let guest = try VFIOGuest(devices: interface.devices)
         try guest.waitForProgress()
         let before = guest.log.count
         #expect(throws: QMPClient.Refusal.self) {
@@ -168,9 +170,9 @@ struct VFIOUpdateTests {
         #expect(process.errors.contains(text) && process.errors.contains("-only-cpr-capable"), "\(process.errors)")
     }
 
-    @Test("reboot mode would lose the device")
-    func reboot() throws {
-        let guest = try VFIOGuest(extra: ["-cpr-enable", "reboot"])
+    @Test("reboot mode would lose the device", arguments: VFIOGuest.Interface.allCases)
+    func reboot(_ interface: VFIOGuest.Interface) throws {
+        let guest = try VFIOGuest(devices: interface.devices, extra: ["-cpr-enable", "reboot"])
         try guest.waitForProgress()
         let error = #expect(throws: QMPClient.Refusal.self) {
             try guest.qmp.execute("cpr-save", ["filename": guest.directory.file("checkpoint"), "mode": "reboot"])

@@ -14,14 +14,14 @@ enum {
     VERSION = 1, DMA_MAP, DMA_UNMAP, GET_INFO, GET_REGION_INFO, GET_REGION_IO_FDS, GET_IRQ_INFO, SET_IRQS,
     REGION_READ, REGION_WRITE, DMA_READ, DMA_WRITE, DEVICE_RESET
 };
-enum { CONFIG_SIZE = 256, REGIONS = 9, IRQS = 5, RANGES = 16, ROOM = 1 << 16 };
+enum { CONFIG_SIZE = 256, ROM_SIZE = 0x8000, REGIONS = 9, IRQS = 5, RANGES = 16, ROOM = 1 << 16 };
 
 struct dma_map { uint32_t argsz, flags; uint64_t offset, address, size; };
 struct access { uint64_t offset; uint32_t region, count; uint8_t data[]; };
 struct dma_access { uint64_t address, count; };
 
 static int connection, twin = -1, bar2_file;
-static uint8_t config[CONFIG_SIZE];
+static uint8_t config[CONFIG_SIZE], rom[ROM_SIZE];
 static struct range { uint64_t start, size; uint8_t *host; bool writable; } ranges[RANGES];
 static unsigned range_count;
 static int kind = -1, events[VECTORS];
@@ -55,6 +55,10 @@ void server_start(int file) {
     put32(0x58, 0x8002);
     put16(0x60, 0x0005); /* MSI: 64 bits, no masks */
     put16(0x62, 0x0080 | 2 << 1);
+    for (unsigned i = 0; i < ROM_SIZE; i++) rom[i] = (uint8_t)(i * 7);
+    rom[0] = 0x55;
+    rom[1] = 0xaa;
+    rom[2] = ROM_SIZE / 512;
 }
 
 static void drop_events(void) {
@@ -205,6 +209,9 @@ static bool region_info(size_t size) {
     if (info->index == VFIO_PCI_CONFIG_REGION_INDEX) {
         info->flags = both;
         info->size = strcmp(what, "config") ? CONFIG_SIZE : 64;
+    } else if (info->index == VFIO_PCI_ROM_REGION_INDEX) {
+        info->flags = VFIO_REGION_INFO_FLAG_READ;
+        info->size = ROM_SIZE;
     } else if (info->index == 0 || info->index == 2) {
         info->flags = both;
         info->size = BAR_SIZE;
@@ -286,6 +293,10 @@ static bool access_region(size_t size, bool writing) {
             return refuse(EINVAL, "configuration space access");
         uint8_t *at = config + access->offset;
         memcpy(writing ? at : access->data, writing ? access->data : at, access->count);
+    } else if (access->region == VFIO_PCI_ROM_REGION_INDEX) {
+        if (writing || access->offset > ROM_SIZE || access->count > ROM_SIZE - access->offset)
+            return refuse(EINVAL, "ROM access");
+        memcpy(access->data, rom + access->offset, access->count);
     } else if (!device_access(access->region, access->offset, access->data, access->count, writing)) {
         return refuse(EINVAL, "region access outside of it");
     }

@@ -76,6 +76,33 @@ struct VFIOUserDeviceTests {
         #expect(try process.waitForExit() == .status(0))
     }
 
+    @Test("the expansion ROM is the server's, or a file's, or none", arguments: ["", "rombar=0", "romfile="])
+    func rom(_ options: String) throws {
+        let directory = try TemporaryDirectory()
+        let server = try VFIOUserGuest.serve([], in: directory)
+        defer { withExtendedLifetime(server) {} }
+        let file = options == "romfile=" ? try directory.write("rom", String(repeating: "r", count: 3000)) : ""
+        let arguments = try VFIOUserGuest.arguments(
+            .msix, in: directory,
+            device: "vfio-user-pci,socket.type=unix,socket.path=\(VFIOUserGuest.socket(directory)),\(options)\(file)")
+        let process = try ChildProcess(arguments)
+        let qmp = try QMPClient(path: directory.file("qmp"))
+        let bytes = (0..<0x8000).map { [0x55, 0xaa, 64].indices.contains($0) ? [0x55, 0xaa, 64][$0] : $0 * 7 & 0xff }
+        let expected = [
+            "": "32768 43605 \(bytes.reduce(0, +))", "rombar=0": "0",
+            "romfile=": "4096 29298 \(3000 * 0x72 + 1096 * 0xff)",
+        ]
+        func found() -> String? {
+            CountingDevice.finding("rom", (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "")
+        }
+        try eventually("the guest says what ROM it has: \(process.errors)") { found() != nil }
+        #expect(found() == expected[options])
+        #expect(VFIOUserGuest.log(directory).filter { $0.hasPrefix("refused") } == [])
+        try qmp.execute("cpr-update", ["argv": arguments])
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
+    }
+
     static let refusals: [(device: String, error: String)] = [
         ("vfio-user-pci", "No socket specified"),
         ("vfio-user-pci,socket.path=/x", "Parameter 'socket.type' is missing"),

@@ -36,16 +36,7 @@ struct StorageDaemonTests {
 
     @Test("serves a guest that is reset, before and after an update, on the same connection", arguments: [1, 4])
     func reset(_ queues: Int) throws {
-        try withDisk(queues: queues) { daemon, guest in
-            let connections = try daemon.sockets()
-            for _ in 0..<3 {
-                try guest.reset()
-                try guest.update()
-                try guest.waitForProgress()
-            }
-            #expect(try daemon.sockets() == connections)
-            try guest.end()
-        }
+        try withDisk(queues: queues, servesAfterReset)
     }
 
     @Test(
@@ -155,28 +146,28 @@ struct FileSystemDaemonTests {
         }
     }
 
-    private func servesAfterReset(_ kind: Kind) throws {
-        try withShare(kind) { daemon, guest in
-            let connections = try daemon.sockets()
-            for _ in 0..<3 {
-                try guest.reset()
-                try guest.update()
-                try guest.waitForProgress()
-            }
-            #expect(try daemon.sockets() == connections)
-            try guest.end()
-        }
-    }
 
     @Test("in C serves on over updates under load", .enabled(if: Daemon.virtiofsdInC != nil, "needs QEMU's virtiofsd"))
     func updatesInC() throws { try servesOn(.inC) }
 
     @Test("in C serves a guest that is reset", .enabled(if: Daemon.virtiofsdInC != nil, "needs QEMU's virtiofsd"))
-    func resetInC() throws { try servesAfterReset(.inC) }
+    func resetInC() throws { try withShare(.inC, servesAfterReset) }
 
     @Test("in Rust serves on over updates under load", .enabled(if: Daemon.virtiofsdInRust != nil, "needs virtiofsd"))
     func updatesInRust() throws { try servesOn(.inRust) }
 
     @Test("in Rust serves a guest that is reset", .enabled(if: Daemon.virtiofsdInRust != nil, "needs virtiofsd"))
-    func resetInRust() throws { try servesAfterReset(.inRust) }
+    func resetInRust() throws { try withShare(.inRust, servesAfterReset) }
+}
+
+/// Has a guest reset and updated in turn, which its back end must not notice in its connections.
+private func servesAfterReset(_ daemon: Daemon, _ guest: VhostUserGuest) throws {
+    let connections = try daemon.sockets()
+    for _ in 0..<3 {
+        try guest.reset()
+        try guest.update()
+        try guest.waitForProgress()
+    }
+    #expect(try daemon.sockets() == connections)
+    try guest.end()
 }

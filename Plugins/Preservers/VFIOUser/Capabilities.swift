@@ -26,9 +26,10 @@ struct VFIOUserCapabilities {
             throw VMMError("its version has \(answer.count) bytes")
         }
         guard major == VFIOUser.majorVersion, minor <= VFIOUser.minorVersion else {
+            let ours = "\(VFIOUser.majorVersion).\(VFIOUser.minorVersion)"
             throw VMMError(
-                "its version is \(major).\(minor), ours \(VFIOUser.majorVersion).\(VFIOUser.minorVersion)",
-                hint: "The server must speak vfio-user \(VFIOUser.majorVersion).\(VFIOUser.minorVersion) or an older minor version.")
+                "its version is \(major).\(minor), ours \(ours)",
+                hint: "The server must speak vfio-user \(ours) or an older minor version.")
         }
         let text = answer.dropFirst(4)
         guard !text.isEmpty else {
@@ -70,7 +71,9 @@ struct VFIOUserCapabilities {
         return object
     }
 
-    private static func number(_ members: JSONObject, _ key: String, in range: ClosedRange<Int64>) throws(VMMError) -> Int? {
+    private static func number(
+        _ members: JSONObject, _ key: String, in range: ClosedRange<Int64>
+    ) throws(VMMError) -> Int? {
         guard let value = members[key] else { return nil }
         guard let number = value.intValue, range.contains(number) else {
             throw VMMError("its capability '\(key)' is not a number from \(range.lowerBound) on")

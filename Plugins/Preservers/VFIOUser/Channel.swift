@@ -128,7 +128,9 @@ final class VFIOUserChannel {
         guard fds.count == 0 else {
             throw .broken(VMMError("message \(header.command) came with \(fds.count) file descriptors"))
         }
-        guard header.isCommand else { throw .broken(VMMError("message \(header.command) is neither command nor reply")) }
+        guard header.isCommand else {
+            throw .broken(VMMError("message \(header.command) is neither command nor reply"))
+        }
         let result = onRequest?(header.command, payload) ?? .failure(VFIOUserErrno(code: EINVAL))
         guard header.flags & VFIOUser.Flag.noReply == 0 else { return }
         var flags = VFIOUser.Flag.reply
@@ -153,9 +155,8 @@ final class VFIOUserChannel {
         do throws(PeerFailure) {
             let head = try peer.receive(VFIOUserHeader.size, fds)
             let limit = VFIOUserHeader.size + VFIOUser.maxTransfer + VFIOUser.maxOverhead
-            guard let header = VFIOUserHeader(head[...]), (VFIOUserHeader.size...limit).contains(Int(header.size)) else {
-                throw PeerFailure.system(EMSGSIZE)
-            }
+            guard let header = VFIOUserHeader(head[...]), (VFIOUserHeader.size...limit).contains(Int(header.size))
+            else { throw PeerFailure.system(EMSGSIZE) }
             return (header, try peer.receive(Int(header.size) - VFIOUserHeader.size, fds), fds)
         } catch {
             throw .broken(problem(error, waiting))

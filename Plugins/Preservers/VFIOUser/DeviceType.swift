@@ -11,7 +11,7 @@ final class VFIOUserDeviceType: DeviceType {
         DeviceProperty("socket.type", "str", "unix"),
         DeviceProperty("socket.path", "str", "socket of the vfio-user server"),
         DeviceProperty("x-msg-timeout", "uint32", "milliseconds that the server has for one message"),
-    ]
+    ] + VFIOROMSource.properties
     private let preserver: VFIOUserPreserver
 
     init(_ preserver: VFIOUserPreserver) { self.preserver = preserver }
@@ -20,6 +20,7 @@ final class VFIOUserDeviceType: DeviceType {
         let path = try path(options)
         let milliseconds = try options.options.number("x-msg-timeout", in: 1...600_000)
         let timeLimit = milliseconds.map { Int64($0) * 1_000_000 } ?? VFIOUserConnection.timeLimit
+        let rom = try VFIOROMSource(options)
         let bus = try context.bus(PCIBus.self, for: options)
         let place = try bus.place(options)
         let label = VFIOUserConnection.label(path)
@@ -27,7 +28,7 @@ final class VFIOUserDeviceType: DeviceType {
             throw VMMError("\(label): device is already attached")
         }
         do throws(VMMError) {
-            let device = try open(path, id: options.id, vm: context.vm, timeLimit: timeLimit)
+            let device = try open(path, rom, id: options.id, vm: context.vm, timeLimit: timeLimit)
             try bus.plug(device.function, at: place)
             preserver.add(device)
             // What was inherited may not be touched before the commit.
@@ -55,7 +56,7 @@ final class VFIOUserDeviceType: DeviceType {
     }
 
     private func open(
-        _ path: String, id: String?, vm: VirtualMachine, timeLimit: Int64
+        _ path: String, _ rom: VFIOROMSource, id: String?, vm: VirtualMachine, timeLimit: Int64
     ) throws(VMMError) -> VFIOUserPreserver.Assignment {
         let heritage = try VFIOUserHeritage.find(path, vm: vm, timeLimit: timeLimit)
         let connection: VFIOUserConnection
@@ -69,7 +70,7 @@ final class VFIOUserDeviceType: DeviceType {
         }
         let function = try VFIOPCIDevice(
             vm: vm, model: name, id: id, hostName: path, label: VFIOUserConnection.label(path), transport: connection,
-            shape: shape, inherited: heritage?.interrupts, placement: preserver.placement)
+            shape: shape, inherited: heritage?.interrupts, placement: preserver.placement, romSource: rom)
         return VFIOUserPreserver.Assignment(connection: connection, function: function)
     }
 }

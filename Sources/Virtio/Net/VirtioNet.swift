@@ -52,7 +52,7 @@ public final class VirtioNet: VirtioDevice {
     }
 
     public override func handle(_ queue: VirtQueue) {
-        if queue.index == controlIndex { return control(queue) }
+        if queue.index == controlIndex { return serveControl(queue, carryOut) }
         let pair = queue.index / 2
         // Of a pair that is not in use the driver may fill queues beforehand.
         guard pair < activePairs else { return }

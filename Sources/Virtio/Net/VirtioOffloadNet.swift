@@ -29,7 +29,7 @@ final class VirtioOffloadNet: VirtioOffloadDevice {
     }
 
     override func handle(_ queue: VirtQueue) {
-        if queue.index == controlIndex { return control(queue) }
+        if queue.index == controlIndex { return serveControl(queue, carryOut) }
         if isServedOutside(queue) { super.handle(queue) }
     }
 
@@ -38,32 +38,15 @@ final class VirtioOffloadNet: VirtioOffloadDevice {
         super.resetDevice()
     }
 
-    private func control(_ queue: VirtQueue) {
-        repeat {
-            while let chain = queue.next() {
-                guard chain.readableBytes >= 2, chain.writableBytes >= 1 else {
-                    return fail("control request of \(chain.readableBytes) bytes")
-                }
-                var request: (kind: UInt8, command: UInt8, pairs: UInt16) = (0, 0, 0)
-                _ = withUnsafeMutableBytes(of: &request) { queue.copyOut(chain, offset: 0, to: $0) }
-                let pairs = Int(UInt16(littleEndian: request.pairs))
-                // VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET is all that was offered.
-                let isDone =
-                    request.kind == 4 && request.command == 0 && chain.readableBytes == 4
-                    && has(VirtioNetFeature.multipleQueues) && (1...pairCount).contains(pairs)
-                if isDone {
-                    activePairs = pairs
-                    net.usePairs(pairs)
-                } else {
-                    Log.guestError("\(stateName): refused the control command \(request.kind)/\(request.command)")
-                }
-                let reply: UInt8 = isDone ? 0 : 1
-                withUnsafeBytes(of: reply) { _ = queue.copyIn(chain, offset: 0, from: $0) }
-                queue.consume()
-                queue.push(chain, written: 1)
-            }
-        } while queue.enableNotifications()
-        queue.signal()
+    /// VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET is all that was offered.
+    private func carryOut(_ request: inout NetControlRequest) -> Bool {
+        guard request.kind == NetControlRequest.Class.queues, request.command == 0, request.remaining == 2,
+            has(VirtioNetFeature.multipleQueues), let pairs = request.number(UInt16.self),
+            (1...pairCount).contains(Int(pairs))
+        else { return false }
+        activePairs = Int(pairs)
+        net.usePairs(activePairs)
+        return true
     }
 
     // MARK: State
