@@ -5,17 +5,20 @@ public final class DeviceModel: DeviceType {
     public let name: String
     public let bus: String
     public let category: DeviceCategory
-    public let properties: [DeviceProperty]
+    /// Made when somebody asks: most types are not used in any one machine.
+    public private(set) lazy var properties = makeProperties()
+    private let makeProperties: () -> [DeviceProperty]
     private let build: (DeviceFactory, DeviceOptions) throws(VMMError) -> Void
 
     init(
-        name: String, bus: String, category: DeviceCategory, properties: [String],
+        name: String, bus: String, category: DeviceCategory,
+        properties: @escaping @autoclosure () -> [DeviceProperty],
         make: @escaping (DeviceFactory, DeviceOptions) throws(VMMError) -> Void
     ) {
         self.name = name
         self.bus = bus
         self.category = category
-        self.properties = properties.map { DeviceProperty($0) }
+        makeProperties = properties
         build = make
     }
 
@@ -28,13 +31,14 @@ public final class DeviceModel: DeviceType {
 
     public static let all: [DeviceModel] = [
         DeviceModel(
-            name: "virtconsole", bus: "virtio-serial-bus", category: .input, properties: ["chardev"],
+            name: "virtconsole", bus: "virtio-serial-bus", category: .input,
+            properties: [DeviceProperty("chardev", "str", "where the console's bytes go and come from")],
             make: { factory, options throws(VMMError) in try factory.addConsolePort(options) })
     ]
-        + onBothBuses("virtio-blk", .storage, ["drive", "serial"]) { factory, options, bus throws(VMMError) in
+        + onBothBuses("virtio-blk", .storage, disk) { factory, options, bus throws(VMMError) in
             try factory.addBlock(options, bus)
         }
-        + onBothBuses("virtio-net", .network, ["netdev", "mac"] + VirtioNetFeature.properties) { factory, options, bus throws(VMMError) in
+        + onBothBuses("virtio-net", .network, card) { factory, options, bus throws(VMMError) in
             try factory.addNet(options, bus)
         }
         + onBothBuses("virtio-rng", .misc, []) { factory, options, bus throws(VMMError) in
@@ -44,17 +48,34 @@ public final class DeviceModel: DeviceType {
             try factory.addSerial(options, bus)
         }
 
+    private static let disk = [
+        DeviceProperty("drive", "str", "id of the -drive or -blockdev behind it"),
+        DeviceProperty("serial", "str", "serial number, at most 20 bytes of which the guest sees"),
+    ]
+    private static let card =
+        [
+            DeviceProperty("netdev", "str", "id of the -netdev behind it"),
+            DeviceProperty("mac", "str", "Ethernet address, as 52:54:00:12:34:56"),
+        ] + VirtioNetFeature.properties
+
     /// Properties of a virtio device on PCI, besides those of every PCI device.
-    public static let virtioPCIProperties = ["vectors", "disable-legacy", "disable-modern"]
+    private static let virtioPCIProperties = [
+        DeviceProperty("vectors", "uint32", "how many MSI-X vectors; 0 for none"),
+        DeviceProperty("disable-legacy", "OnOffAuto", "on, as there is only virtio 1"),
+        DeviceProperty("disable-modern", "bool", "off, as there is only virtio 1"),
+    ]
 
     /// `NAME-device` for virtio-mmio and `NAME-pci`.
     private static func onBothBuses(
-        _ name: String, _ category: DeviceCategory, _ properties: [String],
+        _ name: String, _ category: DeviceCategory, _ properties: @escaping @autoclosure () -> [DeviceProperty],
         _ make: @escaping (DeviceFactory, DeviceOptions, _ busType: String) throws(VMMError) -> Void
     ) -> [DeviceModel] {
-        [(VirtioMMIO.busType, "device", []), (PCIBus.busType, "pci", virtioPCIProperties)].map { bus, suffix, more in
+        let variants: [(bus: String, suffix: String, more: () -> [DeviceProperty])] = [
+            (VirtioMMIO.busType, "device", { [] }), (PCIBus.busType, "pci", { virtioPCIProperties }),
+        ]
+        return variants.map { bus, suffix, more in
             DeviceModel(
-                name: "\(name)-\(suffix)", bus: bus, category: category, properties: properties + more,
+                name: "\(name)-\(suffix)", bus: bus, category: category, properties: properties() + more(),
                 make: { factory, options throws(VMMError) in try make(factory, options, bus) })
         }
     }

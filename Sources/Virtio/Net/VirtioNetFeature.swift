@@ -39,8 +39,9 @@ public enum VirtioNetFeature {
         ("ctrl_guest_offloads", controlGuestOffloads), ("mq", multipleQueues),
     ]
 
-    /// The names of the properties.
-    static let properties = switches.map(\.name)
+    static let properties = switches.map { name, bit in
+        DeviceProperty(name, "bool", "on/off (default: \(standard & bit != 0 ? "on" : "off"))")
+    }
 
     /// What is offered when no property is given.
     public static let standard = switches.reduce(mac | status) { $0 | $1.bit } & ~multipleQueues
