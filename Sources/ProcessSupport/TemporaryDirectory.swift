@@ -1,6 +1,7 @@
 import Foundation
 
-/// A directory of its owner's own, removed with everything in it when this goes.
+/// A directory of its owner's own, removed with everything in it when this goes,
+/// or at the latest when the process ends.
 public final class TemporaryDirectory: Sendable {
     /// Short enough that sockets in it have a path that fits.
     public let path: String
@@ -9,9 +10,30 @@ public final class TemporaryDirectory: Sendable {
         var template = Array("/tmp/baton-test.XXXXXX".utf8CString)
         guard mkdtemp(&template) != nil else { throw Failure.system("mkdtemp") }
         path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        Self.leftovers.add(path)
     }
 
-    deinit { try? FileManager.default.removeItem(atPath: path) }
+    deinit {
+        // A process that ends just now may still make or remove a file in it.
+        do { try FileManager.default.removeItem(atPath: path) } catch { return }
+        Self.leftovers.remove(path)
+    }
+
+    /// The directories that are there: those that nothing releases, as what is
+    /// static, go at the end.
+    private final class Leftovers: @unchecked Sendable {
+        private let lock = NSLock()
+        private var paths: Set<String> = []
+
+        init() { atexit { TemporaryDirectory.leftovers.removeAll() } }
+
+        func add(_ path: String) { lock.withLock { _ = paths.insert(path) } }
+        func remove(_ path: String) { lock.withLock { _ = paths.remove(path) } }
+        func removeAll() {
+            for path in lock.withLock({ paths }) { try? FileManager.default.removeItem(atPath: path) }
+        }
+    }
+    private static let leftovers = Leftovers()
 
     /// The path of a file in the directory.
     public func file(_ name: String) -> String { "\(path)/\(name)" }
