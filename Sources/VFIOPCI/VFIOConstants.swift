@@ -16,7 +16,6 @@ public enum VFIO {
 
     public enum RegionCapability {
         public static let sparseMmap: UInt16 = 1
-        public static let mappableMSIX: UInt16 = 3
     }
 
     /// Of `struct vfio_irq_set`, and its size without data.

@@ -4,7 +4,7 @@ import Testing
 
 /// A real `baton` with the devices of `vfio-simulator` and the bare-metal guest
 /// for them.
-final class VFIOGuest {
+final class VFIOGuest: CountingDeviceGuest {
     typealias Interrupts = CountingDevice.Interrupts
 
     static let device = "0000:06:0d.0"
@@ -13,7 +13,6 @@ final class VFIOGuest {
     let process: ChildProcess
     let qmp: QMPClient
     let arguments: [String]
-    /// How many devices the guest has.
     let deviceCount: Int
 
     /// What sysfs would have of the device.
@@ -80,27 +79,6 @@ final class VFIOGuest {
         for _ in 0..<3000 where process.isRunning { usleep(1000) }
     }
 
-    /// What the guest has printed.
-    var serial: String { (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "" }
-
-    /// How many interrupts of a device the guest has had, and how far the
-    /// device has counted in its memory.
-    func progress(_ device: Int = 0) throws -> (interrupts: Int, count: Int) {
-        try CountingDevice.progress(serial, of: device)
-    }
-
-    /// Waits until the guest has had at least 128 more interrupts of each device.
-    func waitForProgress() throws {
-        let before = try (0..<deviceCount).map { try progress($0) }
-        let what = "the guest's interrupts go on past \(before): \(process.errors)\(log.suffix(12))"
-        try eventually(what, by: .seconds(30)) {
-            try before.indices.allSatisfy { device in
-                let now = try progress(device)
-                return now.interrupts >= before[device].interrupts + 128 && now.count > before[device].count
-            }
-        }
-    }
-
     /// What the guest has found out about its first device: a line that begins so.
     func finding(_ name: String) throws -> String {
         var found: String?
@@ -111,26 +89,9 @@ final class VFIOGuest {
         return try #require(found)
     }
 
-    func update(_ argv: [String]? = nil, _ options: [String: Any] = [:]) throws {
-        try qmp.execute("cpr-update", options.merging(["argv": argv ?? arguments]) { $1 })
-    }
-
-    func end() throws {
-        try qmp.execute("quit")
-        #expect(try process.waitForExit() == .status(0))
-    }
-
     // MARK: What the simulator saw
 
-    /// The simulator's log, a line a request.
-    var log: [String] { Self.log(directory) }
-
-    static func log(_ directory: TemporaryDirectory) -> [String] {
-        ((try? String(contentsOfFile: directory.file("log"), encoding: .utf8)) ?? "")
-            .split(separator: "\n").map(String.init)
-    }
-
-    /// The same without the process.
+    /// The log without the process: a line a request.
     var requests: [String] { log.map { String($0.drop { $0 != " " }.dropFirst()) } }
 
     func requests(_ prefix: String) -> [String] { requests.filter { $0.hasPrefix(prefix) } }

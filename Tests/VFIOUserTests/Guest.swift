@@ -4,7 +4,7 @@ import Testing
 
 /// A real `baton` with the device of a vfio-user server and the bare-metal
 /// guest for it.
-final class VFIOUserGuest {
+final class VFIOUserGuest: CountingDeviceGuest {
     typealias Interrupts = CountingDevice.Interrupts
 
     let directory: TemporaryDirectory
@@ -12,6 +12,8 @@ final class VFIOUserGuest {
     let process: ChildProcess
     let qmp: QMPClient
     let arguments: [String]
+    let deviceCount = 1
+    var deviceErrors: String { server.errors }
 
     static func socket(_ directory: TemporaryDirectory) -> String { directory.file("device") }
 
@@ -65,35 +67,6 @@ final class VFIOUserGuest {
         do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error): \(process.errors)") }
     }
 
-    /// What the guest has printed.
-    var serial: String { (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "" }
-
-    /// Waits until the guest has had at least 128 more interrupts.
-    func waitForProgress() throws {
-        let before = try CountingDevice.progress(serial)
-        let what = "the guest's interrupts go on past \(before): \(process.errors)\(server.errors)\(log.suffix(12))"
-        try eventually(what, by: .seconds(30)) {
-            let now = try CountingDevice.progress(serial)
-            return now.interrupts >= before.interrupts + 128 && now.count > before.count
-        }
-    }
-
-    func update(_ argv: [String]? = nil, _ options: [String: Any] = [:]) throws {
-        try qmp.execute("cpr-update", options.merging(["argv": argv ?? arguments]) { $1 })
-    }
-
-    func end() throws {
-        try qmp.execute("quit")
-        #expect(try process.waitForExit() == .status(0))
-    }
-
-    /// What the server has noted, a line a message.
-    var log: [String] { Self.log(directory) }
-
-    static func log(_ directory: TemporaryDirectory) -> [String] {
-        ((try? String(contentsOfFile: directory.file("log"), encoding: .utf8)) ?? "")
-            .split(separator: "\n").map(String.init)
-    }
-
+    /// What the server has noted.
     func log(_ prefix: String) -> [String] { log.filter { $0.hasPrefix(prefix) } }
 }

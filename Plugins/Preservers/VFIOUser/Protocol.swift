@@ -9,7 +9,6 @@ enum VFIOUser {
     enum Command: UInt16 {
         case version = 1
         case dmaMap = 2
-        case dmaUnmap = 3
         case deviceGetInfo = 4
         case deviceGetRegionInfo = 5
         case deviceGetIRQInfo = 7
