@@ -80,7 +80,7 @@ final class Machine {
             let (process, socket) = (process, directory.file("qmp"))
             try eventually("the VMM listens", by: configuration.deadline) {
                 guard process.isRunning else { throw Failure("the VMM ended") }
-                return FileManager.default.fileExists(atPath: socket)
+                return try ListeningSocket.exists(at: socket)
             }
             qmp = try QMPClient(path: socket, by: configuration.deadline)
             if !options.volatileMemory && configuration.memoryBackend == nil { memory = try SharedMemory(path: directory.file("ram")) }

@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// The processes that the peers' demonstration gives its guest: a disk and a shared directory by
 /// vhost-user, as Debian has them.
@@ -50,7 +51,7 @@ final class BackEnds {
             ("qemu-storage-daemon", diskSocket, storage), ("virtiofsd", shareSocket, files),
         ] {
             let deadline = Clock.now + 20
-            while !FileManager.default.fileExists(atPath: socket) {
+            while try !ListeningSocket.exists(at: socket) {
                 guard process.isRunning, Clock.now < deadline else { throw Failure("\(name) does not listen: \(process.said)") }
                 usleep(10_000)
             }

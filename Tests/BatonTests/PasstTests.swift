@@ -48,7 +48,10 @@ struct PasstTests {
                 "--socket", directory.file("net"), "--address", NetGuest.address, "--netmask", "24",
                 "--gateway", "10.77.0.1", "--udp-ports", "127.0.0.1/\(port):7",
             ])
-        try eventually("passt's socket: \(passt.errors)") { access(directory.file("net"), F_OK) == 0 || !passt.isRunning }
+        try eventually("passt listens") {
+            guard passt.isRunning else { throw TestError("passt has ended: \(passt.errors)") }
+            return try ListeningSocket.exists(at: directory.file("net"))
+        }
         let guest = try NetGuest(netdev: netdev, in: directory, extra: ["-cpr-enable", "restart"] + extra)
 
         let fd = socket(AF_INET, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)

@@ -34,7 +34,7 @@ final class Daemon {
         do {
             try eventually("\(arguments[0]) listens", by: .seconds(20)) {
                 guard process.isRunning else { throw TestError("\(arguments[0]) has ended: \(process.errors)") }
-                return FileManager.default.fileExists(atPath: socket)
+                return try ListeningSocket.exists(at: socket)
             }
         } catch {
             process.signal(SIGKILL)
