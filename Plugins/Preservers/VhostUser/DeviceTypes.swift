@@ -24,11 +24,9 @@ final class VhostUserDeviceType: DeviceType {
 
     /// The types of this module, each for virtio-mmio and for PCI.
     static func all(_ preserver: VhostUserPreserver) -> [VhostUserDeviceType] {
-        let pci = [
-            DeviceProperty("vectors", "uint32"), DeviceProperty("disable-legacy", "OnOffAuto"),
-            DeviceProperty("disable-modern", "bool"),
-        ]
-        return [(suffix: "device", bus: "virtio-bus", more: []), (suffix: "pci", bus: "PCI", more: pci)].flatMap { variant in
+        [
+            (suffix: "device", bus: "virtio-bus", more: []), (suffix: "pci", bus: "PCI", more: DeviceProperty.virtioPCI),
+        ].flatMap { variant in
             [
                 VhostUserDeviceType(
                     name: "vhost-user-blk-\(variant.suffix)", summary: "disk of a vhost-user process",

@@ -58,20 +58,13 @@ public final class DeviceModel: DeviceType {
             DeviceProperty("mac", "str", "Ethernet address, as 52:54:00:12:34:56"),
         ] + VirtioNetFeature.properties
 
-    /// Properties of a virtio device on PCI, besides those of every PCI device.
-    private static let virtioPCIProperties = [
-        DeviceProperty("vectors", "uint32", "how many MSI-X vectors; 0 for none"),
-        DeviceProperty("disable-legacy", "OnOffAuto", "on, as there is only virtio 1"),
-        DeviceProperty("disable-modern", "bool", "off, as there is only virtio 1"),
-    ]
-
     /// `NAME-device` for virtio-mmio and `NAME-pci`.
     private static func onBothBuses(
         _ name: String, _ category: DeviceCategory, _ properties: @escaping @autoclosure () -> [DeviceProperty],
         _ make: @escaping (DeviceFactory, DeviceOptions, _ busType: String) throws(VMMError) -> Void
     ) -> [DeviceModel] {
         let variants: [(bus: String, suffix: String, more: () -> [DeviceProperty])] = [
-            (VirtioMMIO.busType, "device", { [] }), (PCIBus.busType, "pci", { virtioPCIProperties }),
+            (VirtioMMIO.busType, "device", { [] }), (PCIBus.busType, "pci", { DeviceProperty.virtioPCI }),
         ]
         return variants.map { bus, suffix, more in
             DeviceModel(

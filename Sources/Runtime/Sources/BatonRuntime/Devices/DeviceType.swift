@@ -74,6 +74,15 @@ public struct DeviceProperty {
     var help: String { "  \(name)=<\(type)>" + (summary.isEmpty ? "" : " - \(summary)") + "\n" }
 }
 
+extension DeviceProperty {
+    /// Those of a virtio device on PCI, besides those of every PCI device.
+    public static let virtioPCI = [
+        DeviceProperty("vectors", "uint32", "how many MSI-X vectors; 0 for none"),
+        DeviceProperty("disable-legacy", "OnOffAuto", "on, as there is only virtio 1"),
+        DeviceProperty("disable-modern", "bool", "off, as there is only virtio 1"),
+    ]
+}
+
 /// The properties that every PCI device has.
 enum PCIProperties {
     static let busType = "PCI"
