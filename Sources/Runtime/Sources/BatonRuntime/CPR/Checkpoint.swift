@@ -11,7 +11,9 @@ enum Checkpoint {
 
     /// Collects the state of a stopped VM.
     /// - Parameter runState: what it was in before it was stopped for this.
-    static func collect(_ vm: VirtualMachine, memory: GuestMemory, runState: RunState, mode: String) -> SectionContainer {
+    static func collect(
+        _ vm: VirtualMachine, memory: GuestMemory, runState: RunState, mode: String
+    ) -> SectionContainer {
         var container = SectionContainer(kind: .checkpoint)
         var global = StateWriter()
         global.put("run-state", runState.rawValue)
@@ -55,11 +57,9 @@ enum Checkpoint {
         progress: RAMContents.Progress
     ) throws(VMMError) {
         let temporary = "\(path).\(getpid()).tmp"
-        let bytes = container.encoded()
         do throws(VMMError) {
             let fd = try FD.open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode: 0o600)
-            try FD.writeAll(fd.raw, bytes, to: "'\(path)'")
-            try RAMContents.write(contents, to: fd.raw, after: bytes.count, name: path, progress: progress)
+            try write(container, contents: contents, to: fd.raw, name: "'\(path)'", progress: progress)
             if durable, retryingInterrupts({ fsync(fd.raw) }) != 0 { throw .system("Could not write '\(path)'") }
             guard rename(temporary, path) == 0 else { throw .system("Could not write '\(path)'") }
         } catch {
@@ -82,9 +82,17 @@ enum Checkpoint {
     /// Borrowed.
     static func write(_ container: SectionContainer, contents: [RAMBlock], toMemfd fd: Int32) throws(VMMError) {
         guard fd >= 0 else { throw .system("cannot write the checkpoint") }
+        try write(container, contents: contents, to: fd, name: "the checkpoint")
+    }
+
+    /// - Parameter name: the file, as messages have it.
+    private static func write(
+        _ container: SectionContainer, contents: [RAMBlock], to fd: Int32, name: String,
+        progress: RAMContents.Progress = { _, _ in }
+    ) throws(VMMError) {
         let bytes = container.encoded()
-        try FD.writeAll(fd, bytes, to: "the checkpoint")
-        try RAMContents.write(contents, to: fd, after: bytes.count, name: "the checkpoint")
+        try FD.writeAll(fd, bytes, to: name)
+        try RAMContents.write(contents, to: fd, after: bytes.count, name: name, progress: progress)
     }
 
     /// Reads the sections from a borrowed descriptor.
@@ -110,7 +118,9 @@ enum Checkpoint {
         var failure: VMMError?
         let result = [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
             while filled < count {
-                let n = retryingInterrupts { pread(fd, buffer.baseAddress.map { $0 + filled }, count - filled, off_t(filled)) }
+                let n = retryingInterrupts {
+                    pread(fd, buffer.baseAddress.map { $0 + filled }, count - filled, off_t(filled))
+                }
                 guard n > 0 else {
                     failure = n == 0 ? VMMError("\(name) is truncated") : .system("Could not read '\(name)'")
                     return
@@ -137,7 +147,8 @@ enum Checkpoint {
             }
             guard (1...version).contains(section.version) else {
                 throw VMMError(
-                    "section '\(sectionName)' of \(name) has version \(section.version), this VMM knows up to \(version)")
+                    "section '\(sectionName)' of \(name) has version \(section.version), "
+                        + "this VMM knows up to \(version)")
             }
             return try container.reader(section)
         }
@@ -183,7 +194,8 @@ enum Checkpoint {
             // The contents are in that file, and in no other of its name.
             guard FileIdentity(block.fd)?.inode == inode else {
                 throw VMMError(
-                    "RAM block '\(blockName)' is not in the file that \(name) was saved with ('\(file)', inode \(inode))")
+                    "RAM block '\(blockName)' is not in the file that \(name) was saved with ('\(file)', "
+                        + "inode \(inode))")
             }
         }
         try ram.finish()
@@ -191,7 +203,8 @@ enum Checkpoint {
         for section in container.sections where !section.optional && !known.contains(section.name) {
             throw VMMError(
                 "Unknown savevm section or instance '\(section.name)'. "
-                    + "Make sure that your current VM setup matches your saved VM setup, including any hotplugged devices")
+                    + "Make sure that your current VM setup matches your saved VM setup, "
+                    + "including any hotplugged devices")
         }
         var readers: [StateReader] = []
         for device in vm.devices { readers.append(try reader(device.stateName, upTo: device.stateVersion)) }

@@ -65,7 +65,7 @@ enum RAMContents {
             start += block.usedLength
         }
         guard retryingInterrupts({ ftruncate(fd, off_t(start)) }) == 0 else {
-            throw .system("Could not write '\(name)'")
+            throw .system("Could not write \(name)")
         }
     }
 
@@ -86,7 +86,7 @@ enum RAMContents {
             var done = position
             while done < end {
                 let n = retryingInterrupts { pwrite(fd, block.host + done, end - done, off_t(start + done)) }
-                guard n > 0 else { throw .system("Could not write '\(name)'") }
+                guard n > 0 else { throw .system("Could not write \(name)") }
                 done += n
             }
             position = end
@@ -126,7 +126,8 @@ enum RAMContents {
     {
         guard let section = container.section(sectionName) else { return nil }
         guard section.version == 1 else {
-            throw VMMError("section '\(sectionName)' of \(name) has version \(section.version), this VMM knows version 1")
+            throw VMMError(
+                "section '\(sectionName)' of \(name) has version \(section.version), this VMM knows version 1")
         }
         let reader = try container.reader(section)
         let fileLength = try Mapping.fileLength(fd)
