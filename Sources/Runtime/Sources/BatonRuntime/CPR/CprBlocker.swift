@@ -63,5 +63,7 @@ extension CprController {
         onlyCapable = true
     }
 
-    private static func notCapable(_ reason: VMMError) -> VMMError { reason.prefixed("-only-cpr-capable specified, but") }
+    private static func notCapable(_ reason: VMMError) -> VMMError {
+        reason.prefixed("-only-cpr-capable specified, but")
+    }
 }

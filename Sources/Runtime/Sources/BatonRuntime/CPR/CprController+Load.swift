@@ -50,7 +50,8 @@ extension CprController {
             if !isTrial { try notify(.load) }
             contents?.copy()
             let own = try mode.load(from: container, cpr: self)
-            runState = try Checkpoint.apply(container, to: vm, memory: memory, mode: mode.name, ownSections: own, name: name)
+            runState = try Checkpoint.apply(
+                container, to: vm, memory: memory, mode: mode.name, ownSections: own, name: name)
         } catch {
             if !isTrial { announce(.loadFailed) }
             throw error

@@ -87,7 +87,9 @@ public final class CprController {
         vm.onRunStateChange { [unowned self] state in if state == .running { guestStarted() } }
         vm.startBlocker = { [unowned self] in
             awaitsLoad
-                ? VMMError("the VM waits for cpr-load", hint: "This process took over a guest; give it its state with cpr-load.")
+                ? VMMError(
+                    "the VM waits for cpr-load",
+                    hint: "This process took over a guest; give it its state with cpr-load.")
                 : nil
         }
     }
@@ -150,7 +152,8 @@ public final class CprController {
         }
         if let record = memory.records.inherited.first {
             throw VMMError(
-                "the CPR state has the RAM block '\(record.name)' (\(record.usedLength) bytes), which this command line lacks",
+                "the CPR state has the RAM block '\(record.name)' (\(record.usedLength) bytes), "
+                    + "which this command line lacks",
                 hint: "Start the new VMM with the memory and device arguments of the old one.")
         }
     }
@@ -181,7 +184,11 @@ public final class CprController {
     func notify(_ phase: CprPhase) throws(VMMError) {
         if phase == .survey || phase == .exec { outgoingParts = [] }
         for preserver in registry.preservers {
-            do throws(VMMError) { try preserver.notify(phase, cpr: self) } catch { throw error.prefixed(preserver.name) }
+            do throws(VMMError) {
+                try preserver.notify(phase, cpr: self)
+            } catch {
+                throw error.prefixed(preserver.name)
+            }
         }
         for observer in observers { try observer(phase) }
         tell(phase)
@@ -190,7 +197,11 @@ public final class CprController {
     /// Tells of a phase that nobody can object to.
     func announce(_ phase: CprPhase) {
         for preserver in registry.preservers {
-            do throws(VMMError) { try preserver.notify(phase, cpr: self) } catch { Report.warning("\(preserver.name): \(error.message)") }
+            do throws(VMMError) {
+                try preserver.notify(phase, cpr: self)
+            } catch {
+                Report.warning("\(preserver.name): \(error.message)")
+            }
         }
         for observer in observers {
             do throws(VMMError) { try observer(phase) } catch { Report.warning(error.message) }

@@ -81,7 +81,8 @@ public struct CprState {
         guard let raw = Int32(text), raw > 2, FD.isOpen(raw) else {
             throw VMMError(
                 "\(environmentVariable)=\(text) does not name an open file descriptor",
-                hint: "This variable is set by cpr-exec only. If a prefix command closes file descriptors, leave it out.")
+                hint:
+                    "This variable is set by cpr-exec only. If a prefix command closes file descriptors, leave it out.")
         }
         let fd = OwnedFD(adopting: raw)
         guard lseek(fd.raw, 0, SEEK_SET) == 0 else {
@@ -159,7 +160,9 @@ public struct CprState {
         var path = [CChar](repeating: 0, count: Int(PATH_MAX))
         let length = readlink("/proc/self/fd/\(fd)", &path, path.count)
         guard length > 0 else { return }
-        writer.put(prefix + "file", String(decoding: path.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self), optional: true)
+        writer.put(
+            prefix + "file", String(decoding: path.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self),
+            optional: true)
     }
 
     /// Parses and checks a state.

@@ -74,7 +74,9 @@ public final class Migration {
         case .postmigrate: throw VMMError("Can't migrate the vm that was paused due to previous migration")
         default: break
         }
-        guard status != .setup, vm.runState != .saveVM else { throw VMMError("There's a migration process in progress") }
+        guard status != .setup, vm.runState != .saveVM else {
+            throw VMMError("There's a migration process in progress")
+        }
         guard let module = mode.module else {
             throw VMMError(
                 "migration mode 'normal' is not supported", hint: "Set the parameter 'mode' to cpr-exec or cpr-reboot.")
@@ -173,7 +175,8 @@ public final class Migration {
         guard isDeferred else {
             throw VMMError(
                 hasBegun
-                    ? "The incoming migration has already been started" : "'-incoming' was not specified on the command line")
+                    ? "The incoming migration has already been started"
+                    : "'-incoming' was not specified on the command line")
         }
         let fd = try FD.open(address.path, O_RDONLY | O_NONBLOCK).release()
         isDeferred = false

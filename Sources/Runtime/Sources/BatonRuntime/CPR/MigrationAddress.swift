@@ -64,7 +64,8 @@ struct MigrationAddress {
 
     private static func check(offset: UInt64) throws(VMMError) {
         guard offset == 0 else {
-            throw VMMError("the offset in a migration file must be 0, not \(offset)", hint: "Give each state a file of its own.")
+            throw VMMError(
+                "the offset in a migration file must be 0, not \(offset)", hint: "Give each state a file of its own.")
         }
     }
 }

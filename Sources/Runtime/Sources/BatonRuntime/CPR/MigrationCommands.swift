@@ -6,7 +6,8 @@ extension Migration {
         try addCapabilities()
         try addQuery(status)
         try addActions()
-        vm.commands.addEvent("MIGRATION", data: .object(name: "q_obj_MIGRATION-arg", members: [QMPMember("status", status)]))
+        vm.commands.addEvent(
+            "MIGRATION", data: .object(name: "q_obj_MIGRATION-arg", members: [QMPMember("status", status)]))
     }
 
     // MARK: Parameters
@@ -27,7 +28,9 @@ extension Migration {
                 [self] _ in .object(parameters)
             })
         try vm.commands.add(
-            HMPCommand("migrate_set_parameter", parameters: "parameter value", help: "Set the parameter for migration") {
+            HMPCommand(
+                "migrate_set_parameter", parameters: "parameter value", help: "Set the parameter for migration"
+            ) {
                 [self] line throws(VMMError) in
                 try set(line: line)
                 return ""
@@ -100,11 +103,14 @@ extension Migration {
 
     private func addCapabilities() throws(VMMError) {
         let list = QMPType.array(
-            .object(name: "MigrationCapabilityStatus", members: [
-                QMPMember(
-                    "capability", .enumeration(name: "MigrationCapability", values: Migration.capabilities.map(\.name))),
-                QMPMember("state", .bool),
-            ]))
+            .object(
+                name: "MigrationCapabilityStatus",
+                members: [
+                    QMPMember(
+                        "capability",
+                        .enumeration(name: "MigrationCapability", values: Migration.capabilities.map(\.name))),
+                    QMPMember("state", .bool),
+                ]))
         try vm.commands.add(
             QMPCommand("migrate-set-capabilities", arguments: [QMPMember("capabilities", list)]) { [self] arguments in
                 for item in arguments["capabilities"]?.arrayValue ?? [] {
@@ -116,7 +122,10 @@ extension Migration {
             })
         try vm.commands.add(
             QMPCommand("query-migrate-capabilities", returns: list) { [self] _ in
-                .array(Migration.capabilities.map { ["capability": .string($0.name), "state": .bool(self[keyPath: $0.path])] })
+                .array(
+                    Migration.capabilities.map {
+                        ["capability": .string($0.name), "state": .bool(self[keyPath: $0.path])]
+                    })
             })
         try vm.commands.add(
             HMPCommand(
@@ -150,7 +159,9 @@ extension Migration {
             name: "MigrationInfo",
             members: [
                 QMPMember("status", statusType, optional: true),
-                QMPMember("ram", .object(name: "MigrationStats", members: counts.map { QMPMember($0, .int) }), optional: true),
+                QMPMember(
+                    "ram", .object(name: "MigrationStats", members: counts.map { QMPMember($0, .int) }),
+                    optional: true),
                 QMPMember("total-time", .int, optional: true), QMPMember("downtime", .int, optional: true),
                 QMPMember("setup-time", .int, optional: true), QMPMember("error-desc", .string, optional: true),
                 QMPMember("blocked-reasons", .array(.string), optional: true),
@@ -198,7 +209,9 @@ extension Migration {
                 QMPMember("channel-type", .enumeration(name: "MigrationChannelType", values: ["main", "cpr"])),
                 QMPMember("addr", .any),
             ])
-        let address = [QMPMember("uri", .string, optional: true), QMPMember("channels", .array(channel), optional: true)]
+        let address = [
+            QMPMember("uri", .string, optional: true), QMPMember("channels", .array(channel), optional: true),
+        ]
         // `detach` is ignored, as in QEMU.
         let flags = [QMPMember("detach", .bool, optional: true), QMPMember("resume", .bool, optional: true)]
         try vm.commands.add(
@@ -222,7 +235,9 @@ extension Migration {
                 return [:]
             })
         try vm.commands.add(
-            HMPCommand("migrate", parameters: "[-d] [-r] uri", help: "migrate to URI (using -d to not wait for completion)") {
+            HMPCommand(
+                "migrate", parameters: "[-d] [-r] uri", help: "migrate to URI (using -d to not wait for completion)"
+            ) {
                 [self] line throws(VMMError) in
                 var words = try ShellWords.split(line)
                 var resume = false

@@ -76,7 +76,9 @@ private struct CopiedDescriptors {
     /// For a connected socket one that is connected to nobody: nothing that is
     /// done to it reaches the peer. Any other descriptor stands for itself.
     mutating func standIn(_ fd: Int32) throws(VMMError) -> Int32 {
-        guard let type = DescriptorKind.option(fd, SO_TYPE), DescriptorKind.option(fd, SO_ACCEPTCONN) == 0 else { return fd }
+        guard let type = DescriptorKind.option(fd, SO_TYPE), DescriptorKind.option(fd, SO_ACCEPTCONN) == 0 else {
+            return fd
+        }
         var pair: [Int32] = [0, 0]
         guard socketpair(AF_UNIX, type | Int32(SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0, &pair) == 0 else {
             throw .system("cannot make a stand-in for a connection")

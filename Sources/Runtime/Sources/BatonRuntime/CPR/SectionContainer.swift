@@ -134,7 +134,9 @@ public struct SectionContainer {
             let length = cursor.unsigned(UInt64.self), let headerCRC = cursor.unsigned(UInt32.self),
             let reserved = cursor.unsigned(UInt32.self)
         else { throw VMMError("\(name) is truncated") }
-        guard SectionContainer.crc(bytes[..<24]) == headerCRC, reserved == 0 else { throw VMMError("\(name) has a damaged header") }
+        guard SectionContainer.crc(bytes[..<24]) == headerCRC, reserved == 0 else {
+            throw VMMError("\(name) has a damaged header")
+        }
         guard version == SectionContainer.formatVersion else {
             throw VMMError(
                 "\(name) has format version \(version), this VMM reads version \(SectionContainer.formatVersion)",

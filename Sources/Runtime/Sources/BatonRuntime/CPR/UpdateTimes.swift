@@ -53,8 +53,8 @@ public struct UpdateTimes {
     /// The names in `report`, in order; all but the first are the parts that
     /// the first is made of.
     static let reportNames = [
-        "pause-us", "stop-us", "drain-us", "save-us", "wait-exec-us", "exec-us", "start-up-us", "map-us", "wait-load-us",
-        "load-us", "resume-us",
+        "pause-us", "stop-us", "drain-us", "save-us", "wait-exec-us", "exec-us", "start-up-us", "map-us",
+        "wait-load-us", "load-us", "resume-us",
     ]
 
     /// The pause and its phases in microseconds, for `query-cpr`; nil until the

@@ -33,7 +33,9 @@ open class DeviceContext {
     /// - Throws: QEMU's errors when there is none.
     public func bus<Bus>(_ type: Bus.Type, for options: DeviceOptions) throws(VMMError) -> Bus where Bus: DeviceBus {
         if let name = options.bus {
-            guard let bus = buses.first(where: { $0.busName == name }) else { throw VMMError("Bus '\(name)' not found") }
+            guard let bus = buses.first(where: { $0.busName == name }) else {
+                throw VMMError("Bus '\(name)' not found")
+            }
             guard let bus = bus as? Bus else {
                 throw VMMError("Device '\(options.model)' can't go on \(Swift.type(of: bus).busType) bus")
             }

@@ -120,7 +120,8 @@ public final class EventLoop {
             timeout = timeout < 0 ? left : min(timeout, left)
         }
         var wait = timespec(tv_sec: Int(timeout / 1_000_000_000), tv_nsec: Int(timeout % 1_000_000_000))
-        let count = timeout < 0 ? epoll_pwait2(epoll, buffer, 64, nil, nil) : epoll_pwait2(epoll, buffer, 64, &wait, nil)
+        let count =
+            timeout < 0 ? epoll_pwait2(epoll, buffer, 64, nil, nil) : epoll_pwait2(epoll, buffer, 64, &wait, nil)
         if count > 0 {
             for index in 0..<Int(count) {
                 let event = buffer[index]

@@ -43,7 +43,9 @@ public final class GuestMemory {
         type: any MemoryBackendType, id: String, request: RAMRequest, properties: MemoryBackendProperties,
         options: KeyValueOptions
     ) throws(VMMError) {
-        guard backend(id) == nil else { throw VMMError("attempt to add duplicate property '\(id)' to object (type 'container')") }
+        guard backend(id) == nil else {
+            throw VMMError("attempt to add duplicate property '\(id)' to object (type 'container')")
+        }
         let block = try type.makeBlock(request, common: properties, options: options, memory: self)
         try adopt(block, merge: properties.merge && merge, dump: properties.dump && dumpGuestCore)
         if properties.prealloc { try populate(block) }

@@ -13,7 +13,8 @@ public final class MemfdAllocator: AllocatorHook {
         }
         Log.trace(
             "anon_memfd_alloc",
-            "\(request.name) size \(Hex(request.maxLength)) ptr \(Hex(UInt64(UInt(bitPattern: block.host)))) fd \(block.fd)")
+            "\(request.name) size \(Hex(request.maxLength)) ptr \(Hex(UInt64(UInt(bitPattern: block.host)))) "
+                + "fd \(block.fd)")
         return block
     }
 }

@@ -37,10 +37,13 @@ struct ModuleImage {
         }
         guard let machine = file.word16(18), machine == ModuleImage.machine else {
             throw VMMError(
-                "module '\(path)' is for another architecture (ELF machine \(file.word16(18) ?? 0), this is \(ModuleImage.machine))",
+                "module '\(path)' is for another architecture (ELF machine \(file.word16(18) ?? 0), "
+                    + "this is \(ModuleImage.machine))",
                 hint: "Build the module for the architecture of this host.")
         }
-        guard file.word16(16) == 3 else { throw VMMError("'\(path)' is not a shared object, so it is not a Baton module") }
+        guard file.word16(16) == 3 else {
+            throw VMMError("'\(path)' is not a shared object, so it is not a Baton module")
+        }
         try ModuleImage.checkSegments(file, path)
         guard let sections = file.word64(40), let entrySize = file.word16(58), let count = file.word16(60),
             entrySize >= 64, file.contains(sections, UInt64(entrySize) * UInt64(count))

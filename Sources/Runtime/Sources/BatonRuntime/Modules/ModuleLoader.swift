@@ -45,7 +45,8 @@ public final class ModuleLoader {
                 if directory.hasPrefix("/") {
                     result.append(String(directory))
                 } else {
-                    Report.warning("\(environmentVariable): '\(directory)' is not an absolute path, so it is not searched")
+                    Report.warning(
+                        "\(environmentVariable): '\(directory)' is not an absolute path, so it is not searched")
                 }
             }
         }
@@ -160,11 +161,13 @@ public final class ModuleLoader {
     public func load(path given: String) throws(VMMError) {
         let path = try ModuleTrust.canonicalPath(given)
         if loaded.contains(where: { $0.path == path }) { return }
-        let fileName = String(path[(path.utf8.lastIndex(of: UInt8(ascii: "/")).map { path.utf8.index(after: $0) } ?? path.startIndex)...])
+        let fileName = String(
+            path[(path.utf8.lastIndex(of: UInt8(ascii: "/")).map { path.utf8.index(after: $0) } ?? path.startIndex)...])
         guard let (kind, name) = ModuleLoader.parse(fileName: fileName) else {
             throw VMMError(
                 "'\(given)' is not named as a module",
-                hint: "A module's file is named KIND-NAME.so or libKIND-NAME.so; the kinds are \(ModuleLoader.kinds.joined(separator: ", ")).")
+                hint: "A module's file is named KIND-NAME.so or libKIND-NAME.so; "
+                    + "the kinds are \(ModuleLoader.kinds.joined(separator: ", ")).")
         }
         let fd = try ModuleTrust.open(path)
         let image = try ModuleImage(fd: fd.raw, path: path)
@@ -242,7 +245,8 @@ public final class ModuleLoader {
                 hint: "Rebuild the module against this Baton.")
         }
         guard size >= ModuleLoader.headSize else {
-            throw VMMError("module '\(path)' has a descriptor of \(size) bytes, at least \(ModuleLoader.headSize) are needed")
+            throw VMMError(
+                "module '\(path)' has a descriptor of \(size) bytes, at least \(ModuleLoader.headSize) are needed")
         }
         withUnsafeMutableBytes(of: &descriptor) { target in
             target.copyMemory(from: UnsafeRawBufferPointer(start: pointer, count: min(size, target.count)))
@@ -252,11 +256,13 @@ public final class ModuleLoader {
         }
         guard text(descriptor.kind) == kind, text(descriptor.name) == name else {
             throw VMMError(
-                "module '\(path)' provides \(text(descriptor.kind))-\(text(descriptor.name)), which is not what its file name says")
+                "module '\(path)' provides \(text(descriptor.kind))-\(text(descriptor.name)), "
+                    + "which is not what its file name says")
         }
         let known = descriptor.fingerprint == nil ? UInt64(BATON_NEEDS_ALL_METHODS) : 0
         guard descriptor.capabilities & ~known == 0 else {
-            throw VMMError("module '\(path)' needs capabilities that this Baton lacks (\(Hex(descriptor.capabilities & ~known)))")
+            throw VMMError(
+                "module '\(path)' needs capabilities that this Baton lacks (\(Hex(descriptor.capabilities & ~known)))")
         }
         return descriptor
     }

@@ -75,7 +75,8 @@ public final class ModuleRegistry {
         }
         for event in registrar.events {
             guard let other = events.first(where: { $0.name == event.name }) else { continue }
-            throw VMMError("module '\(registrar.module)' registers the QMP event '\(event.name)', which \(other.module) has")
+            throw VMMError(
+                "module '\(registrar.module)' registers the QMP event '\(event.name)', which \(other.module) has")
         }
         modes += registrar.modes
         memoryBackends += registrar.memoryBackends

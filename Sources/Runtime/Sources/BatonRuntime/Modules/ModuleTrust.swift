@@ -47,7 +47,8 @@ enum ModuleTrust {
         // A sticky directory lets nobody replace what another user put there.
         if isDirectory && status.st_mode & S_ISVTX != 0 { return }
         if status.st_mode & S_IWOTH != 0 {
-            throw VMMError("\(what) is writable by everyone, so no module is loaded from there", hint: "chmod o-w \(path)")
+            throw VMMError(
+                "\(what) is writable by everyone, so no module is loaded from there", hint: "chmod o-w \(path)")
         }
         // A group of the user's own, as most systems make it, is no one else.
         let isPrivateGroup = status.st_gid == 0 || (status.st_gid == getegid() && status.st_gid == geteuid())

@@ -45,7 +45,9 @@ open class NetBackend {
     ///   - header: all zeroes unless `carriesHeaders`; the guest's, so it may
     ///     contradict the frame.
     ///   - queue: below what `useQueues` was last called with.
-    open func send(_ parts: UnsafeBufferPointer<UnsafeRawBufferPointer>, header: FrameHeader, queue: Int) { send(parts) }
+    open func send(_ parts: UnsafeBufferPointer<UnsafeRawBufferPointer>, header: FrameHeader, queue: Int) {
+        send(parts)
+    }
     open func send(_ parts: UnsafeBufferPointer<UnsafeRawBufferPointer>) {}
     /// The guest has room for frames of a queue again; first called when it
     /// begins to run, before which no frame may be taken from the host.

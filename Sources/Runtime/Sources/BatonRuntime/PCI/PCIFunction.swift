@@ -37,7 +37,8 @@ open class PCIFunction: Device {
         config.set(PCIRegister.subsystemVendorID, identity.subsystemVendor)
         config.set(PCIRegister.subsystemID, identity.subsystem)
         config.set(PCIRegister.interruptPin, min(identity.interruptPin, 4))
-        config.setWritable(PCIRegister.command, PCICommand.busMaster | PCICommand.serrEnable | PCICommand.interruptDisable)
+        config.setWritable(
+            PCIRegister.command, PCICommand.busMaster | PCICommand.serrEnable | PCICommand.interruptDisable)
         config.setClearable(PCIRegister.status, PCIStatus.clearable)
         config.setOwned(PCIRegister.status, PCIStatus.interrupt | PCIStatus.clearable)
         config.setWritable(PCIRegister.cacheLineSize, 0xff as UInt8)
@@ -83,7 +84,8 @@ open class PCIFunction: Device {
     ///   - offset: where the capability is to be; by default behind the last.
     @discardableResult
     public func addMSIX(
-        vectors: Int, table: (bar: PCIBar, offset: UInt64), pending: (bar: PCIBar, offset: UInt64), at offset: Int? = nil
+        vectors: Int, table: (bar: PCIBar, offset: UInt64), pending: (bar: PCIBar, offset: UInt64),
+        at offset: Int? = nil
     ) -> PCIMSIX {
         precondition(msix == nil && slot == nil)
         let msix = PCIMSIX(function: self, vectors: vectors, table: table, pending: pending, at: offset)

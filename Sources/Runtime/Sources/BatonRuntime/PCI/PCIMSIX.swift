@@ -141,7 +141,11 @@ public final class PCIMSIX {
                 let byte = UInt8(truncatingIfNeeded: value >> UInt64(8 * index))
                 // Of the control word only the mask can be written.
                 let field = at % 16 + index
-                if field < 12 { msix.tableBytes[at + index] = byte } else if field == 12 { msix.tableBytes[at + index] = byte & 1 }
+                if field < 12 {
+                    msix.tableBytes[at + index] = byte
+                } else if field == 12 {
+                    msix.tableBytes[at + index] = byte & 1
+                }
             }
             msix.onVectorChange?(vector)
             msix.fire(vector)

@@ -23,8 +23,8 @@ public enum QMPArguments {
 
     private static func check(_ value: JSON, is type: QMPType, path: String) throws(VMMError) {
         switch (type, value) {
-        case (.any, _), (.bool, .bool), (.int, .int), (.uint, .int), (.uint, .uint), (.number, .int), (.number, .uint), (.number, .double),
-            (.string, .string), (.null, .null):
+        case (.any, _), (.bool, .bool), (.int, .int), (.uint, .int), (.uint, .uint), (.number, .int), (.number, .uint),
+            (.number, .double), (.string, .string), (.null, .null):
             return
         case (.enumeration(_, let values), .string(let text)):
             guard values.contains(text) else {

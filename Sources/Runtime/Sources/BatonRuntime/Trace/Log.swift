@@ -15,7 +15,10 @@ public struct LogMask: OptionSet {
 
     /// Name, mask and help text of each item, for `-d help`.
     public static let items: [(name: String, mask: LogMask, help: String)] = [
-        ("guest_errors", .guestErrors, "log when the guest OS does something invalid (eg accessing a non-existent register)"),
+        (
+            "guest_errors", .guestErrors,
+            "log when the guest OS does something invalid (eg accessing a non-existent register)"
+        ),
         ("unimp", .unimp, "log unimplemented functionality"),
         ("int", .int, "show interrupts/exceptions in short format"),
         ("trace:PATTERN", .trace, "enable trace events"),
