@@ -26,19 +26,31 @@ struct HangingModuleTests {
                 if (file) { if (!fgets(line, sizeof line, file)) line[0] = 0; fclose(file); }
                 snprintf(want, sizeof want, "%s hang", step);
                 if (strcmp(line, want) == 0) for (;;) pause();
+                snprintf(want, sizeof want, "%s spin", step);
+                if (strcmp(line, want) == 0) for (volatile int turn = 0;; turn++) {}
                 snprintf(want, sizeof want, "%s crash", step);
                 if (strcmp(line, want) == 0) abort();
                 snprintf(want, sizeof want, "%s fail", step);
                 if (strcmp(line, want) == 0) return baton_fail(host, "as ordered");
                 return 0;
             }
+            static int32_t check(struct baton_host *host, const char *mode, uint32_t promises) {
+                return act(host, "check");
+            }
+            static int32_t survey(struct baton_host *host) { return act(host, "survey"); }
+            static void commit(struct baton_host *host) { act(host, "commit"); }
+            static void save_failed(struct baton_host *host) { act(host, "save-failed"); }
             static int32_t init(struct baton_host *host) { return act(host, "init"); }
             static int32_t save(struct baton_host *host) { return act(host, "save"); }
             static int32_t exec(struct baton_host *host) { return act(host, "exec"); }
             static int32_t load(struct baton_host *host) { return act(host, "load"); }
+            static int32_t ping(struct baton_host *host) { (void)host; return 0; }
+            static const struct baton_command commands[] = { BATON_COMMAND("rogue-ping", "i(h)", ping, NULL) };
             static const struct baton_method methods[] = {
                 BATON_METHOD("init", "i(h)", init), BATON_METHOD("save", "i(h)", save),
                 BATON_METHOD("exec", "i(h)", exec), BATON_METHOD("load", "i(h)", load),
+                BATON_METHOD("check", "i(hsI)", check), BATON_METHOD("survey", "i(h)", survey),
+                BATON_METHOD("commit", "v(h)", commit), BATON_METHOD("save-failed", "v(h)", save_failed),
             };
             const struct baton_module_descriptor *baton_module_query(void);
             const struct baton_module_descriptor *baton_module_query(void) {
@@ -46,6 +58,7 @@ struct HangingModuleTests {
                     .magic = BATON_MODULE_MAGIC, .size = sizeof descriptor, .abi = BATON_MODULE_ABI,
                     .kind = "preserver", .name = "rogue", .version = "1",
                     .methods = methods, .method_count = BATON_COUNT(methods),
+                    .commands = commands, .command_count = BATON_COUNT(commands),
                 };
                 return &descriptor;
             }
@@ -76,5 +89,64 @@ struct HangingModuleTests {
         try directory.write("orders", "")
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments, "preflight": false])
         try guest.waitForProgress(past: guest.count)
+    }
+
+    // MARK: Where no lifeboat waits
+
+    @Test(
+        "A step before the update that does not come back refuses it, and the guest goes on",
+        arguments: ["check", "survey"], ["hang", "spin"])
+    func refusesTheUpdate(_ step: String, _ deed: String) throws {
+        let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-module", module])
+        try guest.qmp.execute("rogue-ping")
+        try directory.write("orders", "\(step) \(deed)")
+        let text = refusal { try guest.qmp.execute("cpr-update", ["argv": guest.arguments, "timeout-ms": 700]) }
+        #expect(text.contains("rogue: '\(step)' did not come back within 700 ms"), "\(text)")
+        try expectLeftBehind(guest, step)
+    }
+
+    @Test("A commit that does not come back costs the guest no more than the time limit", arguments: ["hang", "spin"])
+    func goesOnWithoutTheCommit(_ deed: String) throws {
+        let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-module", module])
+        try directory.write("orders", "commit \(deed)")
+        let before = guest.count
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments, "preflight": false, "timeout-ms": 700])
+        try guest.waitForProgress(past: before)
+        try expectLeftBehind(guest, "commit")
+    }
+
+    @Test("A step back that does not come back leaves the guest running", arguments: ["hang", "spin"])
+    func goesOnWithoutTheStepBack(_ deed: String) throws {
+        let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-module", module])
+        try directory.write("orders", "save-failed \(deed)")
+        let before = guest.count
+        let text = refusal {
+            try guest.qmp.execute("cpr-update", ["argv": ["false"], "preflight": false, "timeout-ms": 700])
+        }
+        #expect(text.contains("the new VMM ended during its start"), "\(text)")
+        try guest.waitForProgress(past: before)
+        try expectLeftBehind(guest, "save-failed")
+    }
+
+    /// The guest runs; nothing of the module is called or uses the CPU any
+    /// more, although it would behave now; updates are refused, and say why.
+    private func expectLeftBehind(_ guest: CountingGuest, _ step: String) throws {
+        try directory.write("orders", "")
+        #expect(try guest.qmp.status() == "running")
+        try guest.waitForProgress(past: guest.count)
+        let reason = "rogue: '\(step)' did not come back within 700 ms"
+        #expect(refusal { try guest.qmp.execute("cpr-update", ["argv": guest.arguments]) }.contains(reason))
+        let query = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
+        let pid = try #require(query["pid"] as? Int)
+        let modes = query["modes"] as? [[String: Any]]
+        let blockers = try #require(modes?.first?["blockers"] as? [String])
+        #expect(blockers.contains { $0.contains(reason) })
+        #expect(refusal { try guest.qmp.execute("rogue-ping") }.contains("did not come back"))
+        let states = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/task").filter { $0 != "\(pid)" }
+            .map { try String(contentsOfFile: "/proc/\(pid)/task/\($0)/stat", encoding: .utf8) }
+            .map { $0.split(separator: ")").last?.first { $0 != " " } }
+        #expect(states == ["S"])
+        try guest.qmp.execute("quit")
+        try eventually("the VMM ends") { kill(pid_t(pid), 0) != 0 }
     }
 }

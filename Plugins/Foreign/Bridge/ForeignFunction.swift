@@ -58,9 +58,16 @@ struct ForeignFunction {
     /// - Parameter read: reads what the function returned, while what was lent
     ///   to it is still there.
     /// - Returns: what `read` made of it, and the text that `baton_fail` was given.
+    /// - Throws: why nothing was called.
     func call<T>(
         _ arguments: [Value], _ read: (foreign_value) -> T
     ) throws(VMMError) -> (value: T, failure: VMMError?) {
+        guard !module.isLeft else {
+            _ = module.callEnded()
+            throw VMMError(
+                "\(module.name): '\(name)' is not called, as a call of the module did not come back",
+                hint: "Shut the VM down, and start it again when that suits.")
+        }
         let all = [Value.pointer(UnsafeRawPointer(module.handle))] + arguments
         var raw = all.map(\.raw)
         let letters = all.map { CChar(bitPattern: $0.letter) }

@@ -31,6 +31,8 @@ final class ForeignMode: CprMode {
         module.mode = self
     }
 
+    func leftBehind() { module.leave() }
+
     func blockers(cpr: CprController) -> [VMMError] {
         do throws(VMMError) { try methods.call("check") } catch { return [error] }
         return []

@@ -24,6 +24,8 @@ final class ForeignPreserver: FdPreserver {
         }
     }
 
+    func leftBehind() { module.leave() }
+
     func blockers(mode: String) -> [String] {
         do throws(VMMError) {
             let promises = module.promises(ofMode: mode).rawValue

@@ -45,10 +45,14 @@ extension CprController {
 
     /// Why the VM could not be saved in a mode now; empty when it could.
     public func blockers(_ mode: any CprMode) -> [VMMError] {
-        mode.blockers(cpr: self)
-            + registry.preservers.flatMap { preserver in
-                preserver.blockers(mode: mode.name).map { VMMError($0).prefixed(preserver.name) }
-            }
+        let asked: [any ModulePart] = (mode.neverWaits ? [] : [mode]) + registry.preservers
+        let answers = calls.call(asked, "check", limit: callLimit) { [unowned self] part -> [VMMError] in
+            guard let preserver = part as? any FdPreserver else { return mode.blockers(cpr: self) }
+            return preserver.blockers(mode: mode.name).map { VMMError($0).prefixed(preserver.name) }
+        }
+        return calls.late.map(\.error)
+            + (mode.neverWaits ? mode.blockers(cpr: self) : [])
+            + answers.flatMap { (try? $0.answer.get()) ?? [] }
             + addedBlockers.filter { $0.scope.covers(mode) }.map(\.reason)
     }
 

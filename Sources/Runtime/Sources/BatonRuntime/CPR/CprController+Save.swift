@@ -47,7 +47,7 @@ extension CprController {
         modeOfSave = mode
         // What modules do may take for ever; what this VMM's own parts do
         // does not, and the watch over it is spared.
-        if !registry.preservers.isEmpty { try launchGuardian() }
+        if !registry.preservers.isEmpty || !mode.neverWaits { try launchGuardian() }
         try notify(.save)
         return try collect(mode, stateBefore: stateBefore)
     }
@@ -55,11 +55,20 @@ extension CprController {
     /// Collects the state of everything, of a guest that is not between its
     /// instructions now.
     func collect(_ mode: any CprMode, stateBefore: RunState) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
-        var container = Checkpoint.collect(vm, memory: memory, runState: stateBefore, mode: mode.name)
-        let contents = mode.volatileBlocks(cpr: self)
-        RAMContents.describe(contents, in: &container)
-        try mode.save(to: &container, cpr: self)
-        return (container, contents)
+        let common = Checkpoint.collect(vm, memory: memory, runState: stateBefore, mode: mode.name)
+        func complete() throws(VMMError) -> (SectionContainer, [RAMBlock]) {
+            var container = common
+            let contents = mode.volatileBlocks(cpr: self)
+            RAMContents.describe(contents, in: &container)
+            try mode.save(to: &container, cpr: self)
+            return (container, contents)
+        }
+        if mode.neverWaits || guardian != nil { return try complete() }
+        let answers = calls.call([mode], "save", limit: callLimit) { _ in
+            Result { () throws(VMMError) in try complete() }
+        }
+        guard let answer = answers.first?.answer else { throw VMMError("the mode '\(mode.name)' has been left behind") }
+        return try answer.get().get()
     }
 
     /// Puts the VM back into the state that it was stopped in.

@@ -41,6 +41,11 @@ public final class CprController {
     var isInPreflight = false
     /// Nanoseconds that each stage of the step in hand may take; nil outside of one.
     var stepLimit: Int64?
+    /// Nanoseconds that each call into a module may take in the update that
+    /// has been asked for.
+    var updateLimit = CprController.defaultStartLimit
+    /// Calls of which nobody but this process sees that they hang.
+    let calls = BoundedCalls()
     /// What watches over the step in hand.
     var guardian: (link: Lifeboat.Link, pid: pid_t)?
     /// The checkpoint that the next successor loads without being asked.
@@ -78,6 +83,7 @@ public final class CprController {
         history = inherited?.history ?? UpdateHistory()
         awaitsLoad = inherited != nil
         if let inherited {
+            updateLimit = inherited.callLimit ?? updateLimit
             fds.inherit(inherited.fds)
             memory.records.inherit(inherited.ram)
             memory.isTrial = inherited.isTrial
@@ -171,6 +177,8 @@ public final class CprController {
     /// The VMM was told to end. One that still waits for its guest's state
     /// ends the guest too: no lifeboat takes it back.
     public func ending() {
+        // Destructors of a module may wait for what a stopped call of it holds.
+        if !calls.late.isEmpty { alarm(2) }
         guard let link = CprState.lifeboatOfThisProcess else { return }
         _ = Lifeboat.take(token: link.token)
     }
@@ -181,13 +189,19 @@ public final class CprController {
     /// error ends what is in hand.
     public func onPhase(_ observer: @escaping (CprPhase) throws(VMMError) -> Void) { observers.append(observer) }
 
+    /// Tells of a phase in which anybody may object.
     func notify(_ phase: CprPhase) throws(VMMError) {
         if phase == .survey || phase == .exec { outgoingParts = [] }
-        for preserver in registry.preservers {
-            do throws(VMMError) {
-                try preserver.notify(phase, cpr: self)
-            } catch {
-                throw error.prefixed(preserver.name)
+        if phase == .survey {
+            if let error = tellPreservers(phase).first { throw error }
+        } else {
+            // A lifeboat sees it when one does not come back.
+            for preserver in registry.preservers {
+                do throws(VMMError) {
+                    try preserver.notify(phase, cpr: self)
+                } catch {
+                    throw error.prefixed(preserver.name)
+                }
             }
         }
         for observer in observers { try observer(phase) }
@@ -196,18 +210,33 @@ public final class CprController {
 
     /// Tells of a phase that nobody can object to.
     func announce(_ phase: CprPhase) {
-        for preserver in registry.preservers {
-            do throws(VMMError) {
-                try preserver.notify(phase, cpr: self)
-            } catch {
-                Report.warning("\(preserver.name): \(error.message)")
-            }
-        }
+        for error in tellPreservers(phase) { Report.warning(error.message) }
         for observer in observers {
             do throws(VMMError) { try observer(phase) } catch { Report.warning(error.message) }
         }
         tell(phase)
     }
+
+    /// Tells the preservers of a phase in which no lifeboat waits.
+    /// - Returns: what went wrong in them.
+    private func tellPreservers(_ phase: CprPhase) -> [VMMError] {
+        let answers = calls.call(registry.preservers, phase.rawValue, limit: callLimit) {
+            [unowned self] part -> VMMError? in
+            do throws(VMMError) { try (part as? any FdPreserver)?.notify(phase, cpr: self) } catch {
+                return error.prefixed(part.name)
+            }
+            return nil
+        }
+        return answers.compactMap { answer in
+            switch answer.answer {
+            case .success(let error): error
+            case .failure(let late): late
+            }
+        }
+    }
+
+    /// Nanoseconds that each call into a module may take now.
+    var callLimit: Int64 { stepLimit ?? updateLimit }
 
     /// The monitors' clients.
     private func tell(_ phase: CprPhase) {
@@ -230,6 +259,7 @@ public final class CprController {
         var state = CprState(mode: mode.name, fds: fds.entries, ram: memory.records.current, times: next)
         state.checkpointFD = checkpointFD
         state.lifeboat = guardian?.link
+        state.callLimit = callLimit
         state.history = history
         for part in outgoingParts { state.addPart(part.name, version: part.version, part.writer) }
         return state

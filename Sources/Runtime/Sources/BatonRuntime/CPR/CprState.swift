@@ -26,6 +26,8 @@ public struct CprState {
     public var times: UpdateTimes
     /// The lifeboat that watches over this process until it commits.
     var lifeboat: Lifeboat.Link?
+    /// Nanoseconds that each call into a module may take.
+    var callLimit: Int64?
     /// A descriptor to load the checkpoint from without being asked to:
     /// the process was started by one command that does everything.
     public var checkpointFD: Int32?
@@ -125,6 +127,7 @@ public struct CprState {
             general.put("lifeboat-token-fd", UInt64(lifeboat.token), optional: true)
             general.put("lifeboat-watch-fd", UInt64(lifeboat.watch), optional: true)
         }
+        if let callLimit { general.put("call-limit-ns", UInt64(bitPattern: callLimit), optional: true) }
         if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
         if isTrial { general.put("trial", true) }
         container.add("cpr", version: 1, general)
@@ -189,6 +192,9 @@ public struct CprState {
             lifeboat = Lifeboat.Link(
                 token: Int32(try general.unsigned("lifeboat-token-fd", in: fdNumbers)),
                 watch: Int32(try general.unsigned("lifeboat-watch-fd", in: fdNumbers)))
+        }
+        if general.has("call-limit-ns") {
+            callLimit = Int64(try general.unsigned("call-limit-ns", in: 1...UInt64(Int64.max / 2)))
         }
         if general.has("checkpoint-fd") {
             checkpointFD = Int32(try general.unsigned("checkpoint-fd", in: fdNumbers))

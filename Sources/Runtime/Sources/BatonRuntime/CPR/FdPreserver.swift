@@ -23,9 +23,11 @@ public enum CprPhase: String {
 
 /// Keeps one kind of file descriptor, and what lies behind it, alive over an
 /// update. Implemented by modules named `preserver-NAME`.
-public protocol FdPreserver: AnyObject {
-    /// As in the module's file name.
-    var name: String { get }
+///
+/// While one of its methods runs, nothing else does. `.save`, `.exec` and
+/// `.load` come on the main thread, where the lifeboat ends what hangs; the
+/// others in a thread that the main one waits for (`BoundedCalls`).
+public protocol FdPreserver: ModulePart {
     /// Reasons why this preserver's fds could not be kept by `mode` now; empty
     /// when they can. Called while the guest runs.
     func blockers(mode: String) -> [String]

@@ -2,7 +2,7 @@ import CBaton
 import Glibc
 
 /// A loaded foreign module, as the runtime sees it: what `struct baton_host`
-/// stands for in the module's code. Main thread only; never freed.
+/// stands for in the module's code. Never freed. Used by one thread at a time.
 public final class ForeignModule {
     /// For error texts and as the owner of what it saves: `preserver-fd`.
     public let name: String
@@ -26,6 +26,8 @@ public final class ForeignModule {
     /// that has no method for it.
     public var ready: ((_ fd: Int32, _ events: UInt32) -> Void)?
     private var watched: Set<Int32> = []
+    /// A call of the module did not come back, and there is to be no other.
+    public private(set) var isLeft = false
     /// Descriptors that a module can watch at a time.
     private static let watchLimit = 1024
 
@@ -75,6 +77,12 @@ public final class ForeignModule {
         lent = []
         defer { failure = nil }
         return failure
+    }
+
+    /// No call of the module is to follow: one has not come back.
+    public func leave() {
+        isLeft = true
+        for fd in watched { unwatch(fd) }
     }
 
     func fail(_ error: VMMError) -> Int32 {

@@ -67,8 +67,20 @@ int cbaton_daemonize(void);
  * and error go to /dev/null. */
 void cbaton_daemon_ready(int fd, int status);
 
-/* fork(2) for a process with one thread; Swift has no name for it. */
+/* fork(2), of the calling thread only; Swift has no name for it. */
 pid_t cbaton_fork(void);
+
+/* The stack of the thread that cbaton_call_bounded makes, in bytes. */
+#define CBATON_BOUNDED_STACK (1 << 20)
+
+/* Calls BODY with CONTEXT and each index from FIRST up to COUNT, one after the
+ * other, in a thread that the caller waits for, each for LIMIT nanoseconds or a
+ * little more. A call that takes longer is left behind: its thread is stopped
+ * wherever it is and never goes on, and CONTEXT must stay as long as the process.
+ * Without memory for a thread the calls are made in the caller's, without limit.
+ * Returns the index of the call that was left behind, or COUNT. */
+uint32_t cbaton_call_bounded(
+    void (*body)(void *context, uint32_t index), void *context, uint32_t first, uint32_t count, int64_t limit);
 
 /* Starts argv[0], searched in PATH, which inherits FDS, an empty standard input
  * and output, and STANDARD_ERROR, whatever their FD_CLOEXEC. It is to be waited

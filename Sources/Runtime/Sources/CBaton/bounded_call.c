@@ -1,0 +1,129 @@
+#define _GNU_SOURCE
+#include "cbaton.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* What caller and callee know of each other. Freed by the caller when all
+ * calls are done, and by nobody when it has gone on without one. */
+struct bounded {
+    void (*body)(void *, uint32_t);
+    void *context;
+    uint32_t first, count;
+    /* Twice the index of the call under way; plus one when the caller has gone
+     * on without it. A futex. */
+    uint32_t progress;
+};
+
+/* Whether the thread that was last left behind has stopped. A futex. */
+static uint32_t stopped;
+
+#define STOPPING_SIGNAL SIGRTMAX
+
+static void wake(uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0); }
+
+/* Waits until *WORD is no longer VALUE, for NANOSECONDS at most; may return
+ * earlier. */
+static void wait_while(uint32_t *word, uint32_t value, int64_t nanoseconds) {
+    struct timespec time = {.tv_sec = nanoseconds / 1000000000, .tv_nsec = nanoseconds % 1000000000};
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, &time, NULL, 0);
+}
+
+static void stop_for_ever(void) {
+    sigset_t all;
+    sigfillset(&all);
+    __atomic_store_n(&stopped, 1, __ATOMIC_RELEASE);
+    wake(&stopped);
+    for (;;) sigsuspend(&all);
+}
+
+static void on_stop(int number) {
+    (void)number;
+    stop_for_ever();
+}
+
+static void *run(void *argument) {
+    struct bounded *calls = argument;
+    for (uint32_t index = calls->first; index < calls->count; index++) {
+        calls->body(calls->context, index);
+        uint32_t expected = index << 1;
+        if (!__atomic_compare_exchange_n(&calls->progress, &expected, (index + 1) << 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            stop_for_ever();
+    }
+    wake(&calls->progress);
+    return NULL;
+}
+
+/* Starts THREAD with every signal blocked that is not its own fault, and is
+ * not the one that stops it. */
+static int start(pthread_t *thread, struct bounded *calls) {
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    const int own[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS, STOPPING_SIGNAL};
+    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++) sigdelset(&blocked, own[i]);
+    pthread_attr_t attributes;
+    int code = pthread_attr_init(&attributes);
+    if (code) return code;
+    pthread_attr_setstacksize(&attributes, CBATON_BOUNDED_STACK);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    code = pthread_create(thread, &attributes, run, calls);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return code;
+}
+
+/* Stops a thread where it is. One that cannot be interrupted now, in the
+ * kernel, is stopped when it comes out of it. */
+static void stop(pthread_t thread) {
+    struct sigaction action = {.sa_handler = on_stop};
+    sigfillset(&action.sa_mask);
+    sigaction(STOPPING_SIGNAL, &action, NULL);
+    __atomic_store_n(&stopped, 0, __ATOMIC_RELEASE);
+    if (pthread_kill(thread, STOPPING_SIGNAL)) return;
+    int64_t deadline = cbaton_monotonic_ns() + 100000000;
+    while (!__atomic_load_n(&stopped, __ATOMIC_ACQUIRE)) {
+        int64_t left = deadline - cbaton_monotonic_ns();
+        if (left <= 0) return;
+        wait_while(&stopped, 0, left);
+    }
+}
+
+uint32_t cbaton_call_bounded(
+    void (*body)(void *context, uint32_t index), void *context, uint32_t first, uint32_t count, int64_t limit) {
+    struct bounded *calls = malloc(sizeof *calls);
+    pthread_t thread;
+    if (calls) *calls = (struct bounded){body, context, first, count, first << 1};
+    if (!calls || start(&thread, calls)) {
+        free(calls);
+        for (uint32_t index = first; index < count; index++) body(context, index);
+        return count;
+    }
+    uint32_t seen = first << 1;
+    int64_t deadline = cbaton_monotonic_ns() + limit;
+    for (;;) {
+        uint32_t progress = __atomic_load_n(&calls->progress, __ATOMIC_ACQUIRE);
+        if (progress == count << 1) {
+            pthread_join(thread, NULL);
+            free(calls);
+            return count;
+        }
+        int64_t left = deadline - cbaton_monotonic_ns();
+        if (left > 0) {
+            wait_while(&calls->progress, progress, left);
+        } else if (progress != seen) {
+            seen = progress;
+            deadline = cbaton_monotonic_ns() + limit;
+        } else if (__atomic_compare_exchange_n(
+                       &calls->progress, &progress, progress | 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+            stop(thread);
+            pthread_detach(thread);
+            return progress >> 1;
+        }
+    }
+}
