@@ -31,7 +31,7 @@ final class FFIBridge: ForeignBridge {
         ForeignPreserver.listen(module, methods)
         try methods.call("init")
         switch kind {
-        case "preserver": try registrar.add(ForeignPreserver(name: name, module: module, methods: methods))
+        case "preserver": try registrar.add(try ForeignPreserver(name: name, module: module, methods: methods))
         case "mode": try registrar.add(try ForeignMode(name: name, module: module, methods: methods))
         default: try registrar.add(ForeignMemoryBackend(name: name, module: module, methods: methods))
         }

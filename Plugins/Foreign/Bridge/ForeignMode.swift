@@ -6,6 +6,7 @@ final class ForeignMode: CprMode {
     let name: String
     let summary: String
     let promises: CprModePromises
+    let neverHangs: Bool
     let allocatorHook: (any AllocatorHook)?
     private let module: ForeignModule
     private let methods: MethodTable
@@ -19,10 +20,12 @@ final class ForeignMode: CprMode {
         summary = methods["summary"]?.callForText() ?? "(a foreign module)"
         let bits = try methods["promises"]?.call([]) { $0.I }.value ?? 0
         let known = UInt32(BATON_MODE_SAME_PID | BATON_MODE_SURVIVES_HOST_REBOOT | BATON_MODE_KEEPS_CONNECTIONS)
-        let memfds = UInt32(BATON_MODE_MEMFD_RAM)
-        guard bits & ~(known | memfds) == 0 else {
-            throw VMMError("the mode promises what is unknown to this Baton (\(Hex(UInt64(bits & ~(known | memfds)))))")
+        let memfds = UInt32(BATON_MODE_MEMFD_RAM), hangs = UInt32(BATON_MODE_NEVER_HANGS)
+        let unknown = bits & ~(known | memfds | hangs)
+        guard unknown == 0 else {
+            throw VMMError("the mode promises what is unknown to this Baton (\(Hex(UInt64(unknown))))")
         }
+        neverHangs = bits & hangs != 0
         promises = CprModePromises(rawValue: bits & known)
         if promises.contains(.samePID), methods["exec"] == nil {
             throw VMMError("the mode promises to replace the process, and has no 'exec'")

@@ -1,16 +1,25 @@
 import BatonRuntime
+import CBaton
 
 /// A preserver whose methods are a foreign module's. Its name is put before its
 /// errors by who tells it of steps.
 final class ForeignPreserver: FdPreserver {
     let name: String
+    let neverHangs: Bool
     private let module: ForeignModule
     private let methods: MethodTable
 
-    init(name: String, module: ForeignModule, methods: MethodTable) {
+    /// - Throws: an error when the module promises what is unknown.
+    init(name: String, module: ForeignModule, methods: MethodTable) throws(VMMError) {
         self.name = name
         self.module = module
         self.methods = methods
+        let bits = try methods["promises"]?.call([]) { $0.I }.value ?? 0
+        let known = UInt32(BATON_PRESERVER_NEVER_HANGS)
+        guard bits & ~known == 0 else {
+            throw VMMError("the preserver promises what is unknown to this Baton (\(Hex(UInt64(bits & ~known))))")
+        }
+        neverHangs = bits & known != 0
     }
 
     /// Has the module's method called for the descriptors that it watches,

@@ -18,7 +18,7 @@ final class RebootMode: CprMode {
     let name = "reboot"
     let summary = "write a checkpoint that survives the VMM and a reboot of the host"
     let promises: CprModePromises = [.survivesHostReboot]
-    let neverWaits = true
+    let neverHangs = true
     /// Volatile RAM above this many bytes makes the guest's pause long.
     private static let warningSize = 1 << 20
 

@@ -17,7 +17,7 @@ final class RestartMode: CprMode {
     let name = "restart"
     let summary = "execute the new VMM in this process; guest RAM and descriptors stay in place"
     let promises: CprModePromises = [.samePID, .keepsConnections]
-    let neverWaits = true
+    let neverHangs = true
     let allocatorHook: (any AllocatorHook)? = MemfdAllocator(hookName: "restart")
 
     /// Only memory behind a shared descriptor is still there after the exec.

@@ -86,6 +86,11 @@ static int32_t init(struct baton_host *host) {
     return 0;
 }
 
+static uint32_t promises(struct baton_host *host) {
+    (void)host;
+    return BATON_PRESERVER_NEVER_HANGS;
+}
+
 /* An open descriptor lives in a process. */
 static int32_t check(struct baton_host *host, const char *mode, uint32_t promises) {
     (void)mode;
@@ -132,6 +137,7 @@ static int32_t load(struct baton_host *host) {
 
 static const struct baton_method methods[] = {
     BATON_METHOD("init", "i(h)", init),
+    BATON_METHOD("promises", "I(h)", promises),
     BATON_METHOD("check", "i(hsI)", check),
     BATON_METHOD("survey", "i(h)", save), /* saving changes nothing else */
     BATON_METHOD("save", "i(h)", save),

@@ -15,6 +15,7 @@ public func batonModuleQuery() -> UnsafeRawPointer {
 /// interfaces opened anew.
 final class TapPreserver: FdPreserver {
     let name = "tap"
+    let neverHangs = true
     private var backends: [TapBackend] = []
 
     func add(_ backend: TapBackend) { backends.append(backend) }

@@ -23,6 +23,7 @@ final class VFIOUserPreserver: FdPreserver {
     }
 
     let name = "vfio-user"
+    let neverHangs = true
     let placement = VFIOPlacement()
     private(set) var devices: [Assignment] = []
 

@@ -16,6 +16,7 @@ public func batonModuleQuery() -> UnsafeRawPointer {
 /// that does not keep connections has them stopped before the checkpoint.
 final class VhostUserPreserver: FdPreserver {
     let name = "vhost-user"
+    let neverHangs = true
     private(set) var devices: [VhostUserDevice] = []
 
     func add(_ device: VhostUserDevice) { devices.append(device) }

@@ -101,7 +101,10 @@ extension ModuleProject {
 
         static uint32_t promises(struct baton_host *host) {
             (void)host;
-            return BATON_MODE_SAME_PID | BATON_MODE_KEEPS_CONNECTIONS | BATON_MODE_MEMFD_RAM;
+            /* The last: no method waits for anything. For a mode that does, leave it out: then Baton
+             * watches over it. */
+            return BATON_MODE_SAME_PID | BATON_MODE_KEEPS_CONNECTIONS | BATON_MODE_MEMFD_RAM |
+                   BATON_MODE_NEVER_HANGS;
         }
 
         static const char *summary(struct baton_host *host) {

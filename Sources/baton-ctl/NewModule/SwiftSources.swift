@@ -93,7 +93,7 @@ extension ModuleProject {
             let promises: CprModePromises = [.samePID, .keepsConnections]
             /// `blockers` looks only at what is in memory. For a mode that reads files or
             /// asks others, leave this out: then Baton watches over it.
-            let neverWaits = true
+            let neverHangs = true
             /// Gives RAM without a backend of its own a memfd, so that it can stay.
             let allocatorHook: (any AllocatorHook)? = MemfdAllocator(hookName: "\(name)")
 

@@ -4,12 +4,17 @@ import CBaton
 public protocol ModulePart: AnyObject {
     /// As in the module's file name.
     var name: String { get }
+    /// Whether each step is done soon, whatever happens: all that it may wait
+    /// for has a time limit of its own. No time is then spent on watching it,
+    /// some 0.5 ms of the pause. Constant.
+    var neverHangs: Bool { get }
     /// A step of this part has not come back, and was stopped where it was:
     /// nothing of it is called any more. Called on the main thread.
     func leftBehind()
 }
 
 extension ModulePart {
+    public var neverHangs: Bool { false }
     public func leftBehind() {}
 }
 
@@ -17,8 +22,8 @@ extension ModulePart {
 /// lifeboat waits for this process: while the guest runs, and after the point
 /// from which there is no way back.
 ///
-/// The calls are made in a thread, while the main thread waits and does nothing
-/// else. One that is late is stopped for good, with its thread, so that it
+/// What may hang is called in a thread, while the main thread waits and does
+/// nothing else. A call that is late is stopped for good, with its thread, so that it
 /// cannot wake up later beside the main thread; its part is not called again.
 final class BoundedCalls {
     /// What has been left behind, and why nothing can be updated since.
@@ -30,35 +35,52 @@ final class BoundedCalls {
     /// - Parameters:
     ///   - step: the step's name, for the error of one that is late.
     ///   - limit: nanoseconds that each call may take.
-    /// - Returns: for each part what `body` returned, or the error that it was late.
+    ///   - body: gets the index of the part.
+    /// - Returns: for each that was called what `body` returned, or the error that it was late.
     func call<Answer>(
-        _ parts: [any ModulePart], _ step: String, limit: Int64, _ body: @escaping (any ModulePart) -> Answer
-    ) -> [(part: any ModulePart, answer: Result<Answer, VMMError>)] {
-        let called = parts.filter { !isLate($0) }
-        guard !called.isEmpty else { return [] }
-        let round = Round(called.count) { body(called[$0]) }
+        _ parts: [any ModulePart], _ step: String, limit: Int64, _ body: @escaping (Int) -> Answer
+    ) -> [Result<Answer, VMMError>] {
+        var answers: [Result<Answer, VMMError>] = []
+        var rest = parts.indices.filter { late.isEmpty || !isLate(parts[$0]) }[...]
+        while let index = rest.first {
+            if parts[index].neverHangs {
+                answers.append(.success(body(index)))
+                rest = rest.dropFirst()
+            } else {
+                let watched = rest.prefix { !parts[$0].neverHangs }
+                answers += callInThread(watched.map { (index: $0, part: parts[$0]) }, step, limit: limit, body)
+                rest = rest.dropFirst(watched.count)
+            }
+        }
+        return answers
+    }
+
+    private func callInThread<Answer>(
+        _ called: [(index: Int, part: any ModulePart)], _ step: String, limit: Int64,
+        _ body: @escaping (Int) -> Answer
+    ) -> [Result<Answer, VMMError>] {
+        let round = Round(called.count) { body(called[$0].index) }
         // Balanced when all calls are done; one that is left behind keeps it for ever.
         let context = Unmanaged.passRetained(round)
+        var errors: [Int: VMMError] = [:]
         var next: UInt32 = 0
-        var lateNow: Set<Int> = []
         while next < called.count {
-            let index = cbaton_call_bounded(
+            let late = cbaton_call_bounded(
                 { context, index in
                     if let context { Unmanaged<AnyRound>.fromOpaque(context).takeUnretainedValue().call(Int(index)) }
                 }, context.toOpaque(), next, UInt32(called.count), limit)
-            next = index + 1
-            guard index < called.count else { break }
-            lateNow.insert(Int(index))
-            let part = called[Int(index)]
-            late.append((part, BoundedCalls.error(part, step, limit)))
+            next = late + 1
+            guard late < called.count else { break }
+            let part = called[Int(late)].part
+            let error = BoundedCalls.error(part, step, limit)
+            errors[Int(late)] = error
+            self.late.append((part, error))
             part.leftBehind()
         }
-        if lateNow.isEmpty { context.release() }
-        return called.enumerated().map { index, part in
-            guard !lateNow.contains(index), let answer = round.answers[index] else {
-                return (part, .failure(BoundedCalls.error(part, step, limit)))
-            }
-            return (part, .success(answer))
+        if errors.isEmpty { context.release() }
+        return called.indices.map { index in
+            if let answer = round.answers[index], errors[index] == nil { return .success(answer) }
+            return .failure(errors[index] ?? BoundedCalls.error(called[index].part, step, limit))
         }
     }
 

@@ -45,14 +45,14 @@ extension CprController {
 
     /// Why the VM could not be saved in a mode now; empty when it could.
     public func blockers(_ mode: any CprMode) -> [VMMError] {
-        let asked: [any ModulePart] = (mode.neverWaits ? [] : [mode]) + registry.preservers
-        let answers = calls.call(asked, "check", limit: callLimit) { [unowned self] part -> [VMMError] in
-            guard let preserver = part as? any FdPreserver else { return mode.blockers(cpr: self) }
+        let preservers = registry.preservers
+        let answers = calls.call([mode] + preservers, "check", limit: callLimit) { [unowned self] index -> [VMMError] in
+            guard index > 0 else { return mode.blockers(cpr: self) }
+            let preserver = preservers[index - 1]
             return preserver.blockers(mode: mode.name).map { VMMError($0).prefixed(preserver.name) }
         }
         return calls.late.map(\.error)
-            + (mode.neverWaits ? mode.blockers(cpr: self) : [])
-            + answers.flatMap { (try? $0.answer.get()) ?? [] }
+            + answers.flatMap { (try? $0.get()) ?? [] }
             + addedBlockers.filter { $0.scope.covers(mode) }.map(\.reason)
     }
 

@@ -80,7 +80,7 @@ extension CprController {
     }
 
     private func replaceProcess(_ argv: [String], _ mode: any CprMode) throws(VMMError) {
-        if !registry.preservers.isEmpty { try launchGuardian() }
+        if mayHang(mode) { try launchGuardian() }
         try notify(.exec)
         try launchGuardian()
         if let guardian { Lifeboat.report(guardian.link, .starting) }

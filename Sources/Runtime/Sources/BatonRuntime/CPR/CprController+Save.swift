@@ -45,9 +45,7 @@ extension CprController {
         times.drained = EventLoop.now
         times.stopped = stateBefore == .running ? vm.stoppedAt : times.drained
         modeOfSave = mode
-        // What modules do may take for ever; what this VMM's own parts do
-        // does not, and the watch over it is spared.
-        if !registry.preservers.isEmpty || !mode.neverWaits { try launchGuardian() }
+        if mayHang(mode) { try launchGuardian() }
         try notify(.save)
         return try collect(mode, stateBefore: stateBefore)
     }
@@ -63,11 +61,11 @@ extension CprController {
             try mode.save(to: &container, cpr: self)
             return (container, contents)
         }
-        if mode.neverWaits || guardian != nil { return try complete() }
+        if guardian != nil { return try complete() }
         let answers = calls.call([mode], "save", limit: callLimit) { _ in
             Result { () throws(VMMError) in try complete() }
         }
-        guard let answer = answers.first?.answer else { throw VMMError("the mode '\(mode.name)' has been left behind") }
+        guard let answer = answers.first else { throw VMMError("the mode '\(mode.name)' has been left behind") }
         return try answer.get().get()
     }
 
@@ -121,6 +119,12 @@ extension CprController {
             }
             throw error
         }
+    }
+
+    /// Whether modules do something in an update that may take for ever. What
+    /// this VMM's own parts do does not, and the watch over it is spared.
+    func mayHang(_ mode: any CprMode) -> Bool {
+        !mode.neverHangs || registry.preservers.contains { !$0.neverHangs }
     }
 
     /// Makes the copy that takes the guest back, unless there is one.

@@ -220,15 +220,15 @@ public final class CprController {
     /// Tells the preservers of a phase in which no lifeboat waits.
     /// - Returns: what went wrong in them.
     private func tellPreservers(_ phase: CprPhase) -> [VMMError] {
-        let answers = calls.call(registry.preservers, phase.rawValue, limit: callLimit) {
-            [unowned self] part -> VMMError? in
-            do throws(VMMError) { try (part as? any FdPreserver)?.notify(phase, cpr: self) } catch {
-                return error.prefixed(part.name)
+        let preservers = registry.preservers
+        let answers = calls.call(preservers, phase.rawValue, limit: callLimit) { [unowned self] index -> VMMError? in
+            do throws(VMMError) { try preservers[index].notify(phase, cpr: self) } catch {
+                return error.prefixed(preservers[index].name)
             }
             return nil
         }
         return answers.compactMap { answer in
-            switch answer.answer {
+            switch answer {
             case .success(let error): error
             case .failure(let late): late
             }

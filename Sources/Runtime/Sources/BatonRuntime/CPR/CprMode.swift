@@ -19,10 +19,6 @@ public protocol CprMode: ModulePart {
     /// One line for `-cpr-enable help`.
     var summary: String { get }
     var promises: CprModePromises { get }
-    /// Whether all but `exec` is done at once, whatever happens: looking at
-    /// what is in memory. For any other mode a lifeboat is made before `save`,
-    /// which costs some 0.1 ms of the pause.
-    var neverWaits: Bool { get }
     /// The hook that is put into the allocator chain when the mode is enabled.
     var allocatorHook: (any AllocatorHook)? { get }
     /// Reasons why the VM could not be saved in this mode now. Called while
@@ -43,7 +39,6 @@ public protocol CprMode: ModulePart {
 }
 
 extension CprMode {
-    public var neverWaits: Bool { false }
     public var allocatorHook: (any AllocatorHook)? { nil }
     public func blockers(cpr: CprController) -> [VMMError] { [] }
     public func volatileBlocks(cpr: CprController) -> [RAMBlock] { [] }

@@ -130,7 +130,8 @@ typedef const struct baton_module_descriptor *(*baton_module_query_fn)(void);
 /* ---- Methods by kind. All are optional but those marked *.
  *
  * every kind:     init         i(h)    once, when the module is loaded
- * preserver:      check        i(hsI)  could a mode of this name, with these BATON_MODE_* promises, keep
+ * preserver:      promises     I(h)    BATON_PRESERVER_* bits; asked once, at load
+ *                 check        i(hsI)  could a mode of this name, with these BATON_MODE_* promises, keep
  *                                      everything now? a failure says why not
  *                 survey       i(h)    save what would be kept, and change nothing else; the guest may run
  *                 save       * i(h)    the guest is stopped; save fds and state
@@ -156,6 +157,10 @@ typedef const struct baton_module_descriptor *(*baton_module_query_fn)(void);
 #define BATON_MODE_SURVIVES_HOST_REBOOT 2u /* the checkpoint does not need the process before */
 #define BATON_MODE_KEEPS_CONNECTIONS 4u    /* connections of clients and devices stay open */
 #define BATON_MODE_MEMFD_RAM 256u          /* RAM without a backend of its own gets a memfd */
+/* Each method is done soon, whatever happens: all that it may wait for has a
+ * time limit of its own. Then the runtime spends no time on watching it. */
+#define BATON_MODE_NEVER_HANGS 512u
+#define BATON_PRESERVER_NEVER_HANGS 1u
 
 /* ---- What the runtime offers. Functions that return int32_t return 0, or
  * another value after they have set the text of baton_fail, so that a method
