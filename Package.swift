@@ -122,11 +122,16 @@ let package = Package(
             cSettings: [.unsafeFlags(["-frounding-math", "-ftrapping-math", "-ffp-contract=off"])]),
         .testTarget(name: "SoftFloatTests", dependencies: ["SoftFloat", "HostFloat"], path: "Tests/SoftFloatTests"),
         .testTarget(name: "RISCVTests", dependencies: ["RISCV", "TestSupport", runtime], path: "Tests/RISCVTests"),
-        .testTarget(name: "DeviceTests", dependencies: ["RISCV", "PCI", "Virtio", "VirtBoard", "TestSupport", runtime], path: "Tests/DeviceTests"),
+        .testTarget(
+            name: "DeviceTests", dependencies: ["RISCV", "PCI", "Virtio", "VirtBoard", "TestSupport", runtime],
+            path: "Tests/DeviceTests"),
         .testTarget(name: "RuntimeTests", dependencies: ["TestSupport", runtime], path: "Tests/RuntimeTests"),
-        .testTarget(name: "MonitorTests", dependencies: ["Monitor", "Chardev", "TestSupport", runtime], path: "Tests/MonitorTests"),
+        .testTarget(
+            name: "MonitorTests", dependencies: ["Monitor", "Chardev", "TestSupport", runtime],
+            path: "Tests/MonitorTests"),
         .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),
-        .testTarget(name: "HarnessTests", dependencies: ["Harness", "TestSupport", runtime], path: "Tests/HarnessTests"),
+        .testTarget(
+            name: "HarnessTests", dependencies: ["Harness", "TestSupport", runtime], path: "Tests/HarnessTests"),
         .testTarget(name: "BatonTests", dependencies: ["TestSupport"], path: "Tests/BatonTests"),
         // Answers the VMM's VFIO system calls, for a machine without such devices.
         .executableTarget(name: "vfio-simulator", path: "Tests/VFIOSimulator"),

@@ -26,7 +26,9 @@ public enum ChardevUpdate {
                 for chardev in vm.chardevs { try chardev.handOver(to: cpr) }
                 for chardev in vm.chardevs { chardev.prepareForExec() }
             case .saveFailed:
-                for entry in cpr.fds.entries where entry.name.hasPrefix(prefix) { cpr.fds.delete(entry.name, id: entry.id) }
+                for entry in cpr.fds.entries where entry.name.hasPrefix(prefix) {
+                    cpr.fds.delete(entry.name, id: entry.id)
+                }
                 for chardev in vm.chardevs { chardev.execFailed() }
             case .commit:
                 for chardev in vm.chardevs { chardev.committed() }
@@ -77,7 +79,9 @@ struct ChardevHeritage {
     /// - Returns: nil when the process before had no such chardev, or it is to
     ///   be opened anew.
     /// - Throws: an error when it was another kind of chardev.
-    static func find(_ id: String, backend: String, reopen: Bool, vm: VirtualMachine) throws(VMMError) -> ChardevHeritage? {
+    static func find(
+        _ id: String, backend: String, reopen: Bool, vm: VirtualMachine
+    ) throws(VMMError) -> ChardevHeritage? {
         guard let cpr = vm.cpr, let state = try cpr.inherited?.part("chardev/\(id)") else { return nil }
         let heritage = ChardevHeritage(cpr: cpr, id: id, state: state)
         if reopen {

@@ -19,7 +19,8 @@ public final class PTYChardev: StreamChardev {
         let master = path.withUnsafeMutableBufferPointer { cbaton_open_pty($0.baseAddress, $0.count) }
         guard master >= 0 else { throw .system("Failed to create PTY") }
         let bytes = path.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }
-        try self.init(id: id, loop: loop, adopting: master, slavePath: String(decoding: bytes, as: UTF8.self), held: held)
+        try self.init(
+            id: id, loop: loop, adopting: master, slavePath: String(decoding: bytes, as: UTF8.self), held: held)
     }
 
     /// Takes over the pseudo-terminal of the process before.

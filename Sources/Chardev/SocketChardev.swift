@@ -146,7 +146,8 @@ public final class SocketChardev: StreamChardev {
             }
         }
         try adopt(
-            listener: listener ?? -1, connection: connection ?? -1, unsent: try heritage.bytes("unsent"), inherited: true)
+            listener: listener ?? -1, connection: connection ?? -1, unsent: try heritage.bytes("unsent"),
+            inherited: true)
         if connection == nil, !configuration.isServer { abandonAttempt() }
     }
 

@@ -61,6 +61,8 @@ final class Descriptors {
     func expectKept(by pid: pid_t) throws {
         let links = try Self.links(of: pid)
         let lost = try held.filter { try !Self.has(pid, $0, in: links) }
-        try require(lost.isEmpty, "no longer the same open file: \(lost.map { "fd \($0.number) (\($0.link))" }.joined(separator: ", "))")
+        try require(
+            lost.isEmpty,
+            "no longer the same open file: \(lost.map { "fd \($0.number) (\($0.link))" }.joined(separator: ", "))")
     }
 }

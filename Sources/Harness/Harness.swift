@@ -45,7 +45,8 @@ public final class Harness: Sendable {
 
     /// Every row that applies: those of preservers only when one is named.
     public static func rows(for configuration: HarnessConfiguration) -> [Row] {
-        generalRows + roundTripRows + identityRows + connectionRows + refusalRows + preflightRows + failureRows + killRows
+        generalRows + roundTripRows + identityRows + connectionRows + refusalRows + preflightRows + failureRows
+            + killRows
             + survivalRows + (configuration.preservers.isEmpty ? [] : preserverRows)
     }
 
@@ -68,7 +69,8 @@ public final class Harness: Sendable {
     /// The way by which rows go that are not about the ways: the first.
     func anyWay() throws -> Way {
         guard let way = ways.first else {
-            throw Failure("the mode promises neither to execute its successor nor to survive it, so it takes no guest anywhere")
+            throw Failure(
+                "the mode promises neither to execute its successor nor to survive it, so it takes no guest anywhere")
         }
         return way
     }

@@ -91,7 +91,8 @@ extension Machine {
         let count = try stop()
         let sum = try word(CountingProgram.page + (count & 1 == 0 ? 16 : 24))
         try require(
-            sum == CountingProgram.checksum(after: count), "the guest's checksum is not that of its count \(count): steps were lost")
+            sum == CountingProgram.checksum(after: count),
+            "the guest's checksum is not that of its count \(count): steps were lost")
         try execute("cont")
     }
 
@@ -135,7 +136,9 @@ extension Machine {
     /// it has the guest.
     func expectOneProcess() throws -> pid_t {
         let pid = try statedPID()
-        try eventually("of the processes \(processes()) only \(pid), which the PID file names, is left", by: configuration.deadline) {
+        try eventually(
+            "of the processes \(processes()) only \(pid), which the PID file names, is left", by: configuration.deadline
+        ) {
             self.processes() == [pid]
         }
         return pid

@@ -83,11 +83,15 @@ final class Machine {
                 return try ListeningSocket.exists(at: socket)
             }
             qmp = try QMPClient(path: socket, by: configuration.deadline)
-            if !options.volatileMemory && configuration.memoryBackend == nil { memory = try SharedMemory(path: directory.file("ram")) }
+            if !options.volatileMemory && configuration.memoryBackend == nil {
+                memory = try SharedMemory(path: directory.file("ram"))
+            }
             try connectOthers(fromStart: true)
             if options.starts {
                 try execute("cont")
-                try eventually("the guest counts", by: configuration.deadline) { try self.isPrepared() && self.count() > 0 }
+                try eventually("the guest counts", by: configuration.deadline) {
+                    try self.isPrepared() && self.count() > 0
+                }
             }
         } catch {
             _ = try? process.waitForExit(by: .seconds(0.1))
@@ -123,7 +127,9 @@ final class Machine {
         let mark = Data("\(marker)=\(directory)\0".utf8)
         let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
         return names.compactMap { pid_t($0) }.filter { pid in
-            guard let environment = try? Data(contentsOf: URL(fileURLWithPath: "/proc/\(pid)/environ")) else { return false }
+            guard let environment = try? Data(contentsOf: URL(fileURLWithPath: "/proc/\(pid)/environ")) else {
+                return false
+            }
             return environment.range(of: mark) != nil
         }
     }

@@ -74,7 +74,8 @@ struct RAMSnapshot {
             let different = Set(pages.keys).union(now.keys).filter { pages[$0] != now[$0] }
             guard let first = different.min() else { continue }
             throw Failure(
-                "\(different.count) page(s) of RAM block '\(name)' changed, the first at 0x\(String(first * Self.pageSize, radix: 16))")
+                "\(different.count) page(s) of RAM block '\(name)' changed, "
+                    + "the first at 0x\(String(first * Self.pageSize, radix: 16))")
         }
     }
 }

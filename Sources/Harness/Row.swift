@@ -42,7 +42,9 @@ public struct Row: Sendable {
     /// Does it. Returns what was seen; throws what was wrong.
     let check: @Sendable (Harness) throws -> String
 
-    init(_ name: String, _ subject: String, _ promises: Promise..., check: @escaping @Sendable (Harness) throws -> String) {
+    init(
+        _ name: String, _ subject: String, _ promises: Promise..., check: @escaping @Sendable (Harness) throws -> String
+    ) {
         self.name = name
         self.subject = subject
         self.promises = promises

@@ -32,7 +32,8 @@ public enum Tampering: String, CaseIterable, Sendable {
         case .truncated: return Array(bytes.prefix(bytes.count / 2))
         case .foreign: return Array("#!/bin/sh\nexit 1\n".utf8)
         case .olderState, .newerState, .unknownSection:
-            let container = try SectionContainer(kind: .checkpoint, parsing: Array(bytes[..<end]), name: "the checkpoint")
+            let container = try SectionContainer(
+                kind: .checkpoint, parsing: Array(bytes[..<end]), name: "the checkpoint")
             var changed = SectionContainer(kind: .checkpoint)
             for var section in container.sections {
                 if section.name == Self.hart, self == .olderState { section.version = 0 }
@@ -40,7 +41,8 @@ public enum Tampering: String, CaseIterable, Sendable {
                 changed.add(section)
             }
             if self == .unknownSection { changed.add("harness-unknown", version: 1, StateWriter()) }
-            return Self.aligned(changed.encoded(), whenFollowed: end < bytes.count) + bytes.dropFirst(Self.alignedEnd(end))
+            return Self.aligned(changed.encoded(), whenFollowed: end < bytes.count)
+                + bytes.dropFirst(Self.alignedEnd(end))
         }
     }
 

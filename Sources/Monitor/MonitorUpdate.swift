@@ -55,7 +55,9 @@ public enum MonitorUpdate {
     }
 
     /// The number of the next monitor on a chardev.
-    static func nextNumber(on chardev: Chardev, vm: VirtualMachine) -> Int { monitors(vm).count { $0.chardev === chardev } }
+    static func nextNumber(on chardev: Chardev, vm: VirtualMachine) -> Int {
+        monitors(vm).count { $0.chardev === chardev }
+    }
 
     /// The session of the process before on the connection that `chardev` has;
     /// nil when there is none.

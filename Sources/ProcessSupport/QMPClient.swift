@@ -118,7 +118,8 @@ public final class QMPClient {
             }
             var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
             guard poll(&state, 1, deadline.milliseconds) == 1 else {
-                throw Failure("no answer from the QMP server; half a message: '\(String(decoding: buffer, as: UTF8.self))'")
+                throw Failure(
+                    "no answer from the QMP server; half a message: '\(String(decoding: buffer, as: UTF8.self))'")
             }
             var bytes = [UInt8](repeating: 0, count: 1 << 16)
             let count = recv(fd, &bytes, bytes.count, 0)
@@ -141,9 +142,9 @@ public final class QMPClient {
     /// - Returns: the `return` member.
     /// - Throws: `Refusal` when the server answers with an error.
     @discardableResult
-    public func execute(_ command: String, _ arguments: [String: Any] = [:], by deadline: Deadline = .seconds(30)) throws
-        -> Any
-    {
+    public func execute(
+        _ command: String, _ arguments: [String: Any] = [:], by deadline: Deadline = .seconds(30)
+    ) throws -> Any {
         lastID += 1
         var request: [String: Any] = ["execute": command, "id": lastID]
         if !arguments.isEmpty { request["arguments"] = arguments }

@@ -93,7 +93,8 @@ public final class VirtBoard {
         try vm.add(uart)
         for slot in slots { try vm.add(slot) }
         pci = try ECAMHostBridge(
-            vm: vm, windows: VirtBoard.pciWindows(memorySize), lines: (0..<4).map { interrupts.line(MemoryMap.pciInterrupt + $0) })
+            vm: vm, windows: VirtBoard.pciWindows(memorySize),
+            lines: (0..<4).map { interrupts.line(MemoryMap.pciInterrupt + $0) })
         devices.add(pci.bus)
         try vm.add(clint)
         for device in interrupts.devices { try vm.add(device) }

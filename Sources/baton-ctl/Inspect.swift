@@ -26,7 +26,10 @@ struct Inspect: ParsableCommand {
         let chosen = container.sections.filter { section == nil || $0.name == section }
         if let section, chosen.isEmpty { throw ValidationError("\(file) has no section '\(section)'") }
         let sections = try chosen.map { section in
-            (section, try container.reader(section).dump.map { FieldText(name: $0.name, type: $0.type, payload: $0.payload) })
+            (
+                section,
+                try container.reader(section).dump.map { FieldText(name: $0.name, type: $0.type, payload: $0.payload) }
+            )
         }
         let blocks = section == nil ? try MemoryBlock.all(in: container) : []
         if json {

@@ -29,11 +29,15 @@ struct MemoryBlock: CustomStringConvertible {
         return blocks
     }
 
-    private static func names(_ section: SectionContainer.Section?, _ container: SectionContainer) throws(VMMError) -> Set<String> {
+    private static func names(
+        _ section: SectionContainer.Section?, _ container: SectionContainer
+    ) throws(VMMError) -> Set<String> {
         guard let section else { return [] }
         let reader = try container.reader(section)
         var names: Set<String> = []
-        for index in 0..<(try reader.unsigned("count", in: 0...1_000_000)) { names.insert(try reader.string("\(index).name")) }
+        for index in 0..<(try reader.unsigned("count", in: 0...1_000_000)) {
+            names.insert(try reader.string("\(index).name"))
+        }
         return names
     }
 

@@ -49,7 +49,9 @@ struct Update: ParsableCommand {
             if event == "CPR", let phase = data["phase"]?.stringValue { Progress.show(phase) }
             if event == "CPR_UPDATED" { report = data }
         }
-        guard let before = try monitor.execute("query-cpr").objectValue else { throw VMMError("no answer to query-cpr") }
+        guard let before = try monitor.execute("query-cpr").objectValue else {
+            throw VMMError("no answer to query-cpr")
+        }
         var arguments: JSONObject = ["argv": .array(try commandLine(before).map { .string($0) })]
         if let mode { arguments["mode"] = .string(mode) }
         arguments["timeout-ms"] = .int(timeoutMs)
@@ -67,7 +69,9 @@ struct Update: ParsableCommand {
             try monitor.execute("cpr-update", arguments)
         } catch let error as VMMError {
             let pid = try? monitor.execute("query-cpr").objectValue?["pid"]?.intValue
-            throw VMMError(error.message, hint: "The guest is still with the old VMM (process \(pid.map(String.init) ?? "unknown")).")
+            throw VMMError(
+                error.message,
+                hint: "The guest is still with the old VMM (process \(pid.map(String.init) ?? "unknown")).")
         }
         if report == nil { try monitor.drainEvents(milliseconds: 1000) }
         Progress.end()
@@ -78,7 +82,9 @@ struct Update: ParsableCommand {
     private func commandLine(_ now: JSONObject) throws -> [String] {
         var result = argv
         if result.isEmpty { result = (now["argv"]?.arrayValue ?? []).compactMap(\.stringValue) }
-        guard !result.isEmpty else { throw VMMError("the VMM does not tell its command line; give the new one after --") }
+        guard !result.isEmpty else {
+            throw VMMError("the VMM does not tell its command line; give the new one after --")
+        }
         if let binary { result[0] = binary }
         return result
     }

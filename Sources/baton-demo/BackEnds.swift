@@ -52,7 +52,9 @@ final class BackEnds {
         ] {
             let deadline = Clock.now + 20
             while try !ListeningSocket.exists(at: socket) {
-                guard process.isRunning, Clock.now < deadline else { throw Failure("\(name) does not listen: \(process.said)") }
+                guard process.isRunning, Clock.now < deadline else {
+                    throw Failure("\(name) does not listen: \(process.said)")
+                }
                 usleep(10_000)
             }
         }

@@ -7,7 +7,10 @@ struct BatonDemo: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "baton-demo",
         abstract: "Runs a guest under baton and replaces the VMM process under it.",
-        subcommands: [RunCommand.self, PeersCommand.self, BenchCommand.self, FetchCommand.self, PeerCommand.self, GuestCommand.self],
+        subcommands: [
+            RunCommand.self, PeersCommand.self, BenchCommand.self, FetchCommand.self, PeerCommand.self,
+            GuestCommand.self,
+        ],
         defaultSubcommand: RunCommand.self)
 }
 

@@ -58,7 +58,9 @@ struct BenchCommand: ParsableCommand {
         }
         let other = try ComputeRun(vmm: qemu, image: image, directory: directory)
         show("qemu-system-riscv64", other)
-        guard other.check == own.check else { throw Failure("the guests' results differ: \(own.check), \(other.check)") }
+        guard other.check == own.check else {
+            throw Failure("the guests' results differ: \(own.check), \(other.check)")
+        }
     }
 }
 

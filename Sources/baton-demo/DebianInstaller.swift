@@ -48,7 +48,8 @@ struct DebianInstaller {
         let release = try kernelRelease(of: "\(scratch)/linux")
         progress("downloading the virtio_blk module of Linux \(release)")
         try extract(
-            try moduleArchive(release: release, apt: apt, archive: archive, keyring: keyring, into: scratch), pattern: "*/virtio_blk.ko*",
+            try moduleArchive(release: release, apt: apt, archive: archive, keyring: keyring, into: scratch),
+            pattern: "*/virtio_blk.ko*",
             to: "\(scratch)/virtio_blk.ko.xz")
         for name in try FileManager.default.contentsOfDirectory(atPath: scratch) where name.hasSuffix("deb") {
             try FileManager.default.removeItem(atPath: "\(scratch)/\(name)")

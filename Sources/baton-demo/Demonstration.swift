@@ -61,8 +61,9 @@ final class Demonstration {
         try awaitReports(2)
         let records = try verifyDisk()
         let disk = records.map { "disk intact (\($0) records)" } ?? "no disk"
+        let pause = session.pause() ?? String(format: "pause %.1f ms (from outside)", outside)
         progress.say(
-            "restart \(number): PID \(pidBefore) -> \(pidAfter) (same), \(session.pause() ?? String(format: "pause %.1f ms (from outside)", outside)), "
+            "restart \(number): PID \(pidBefore) -> \(pidAfter) (same), \(pause), "
                 + "guest count \(before?.count ?? 0) -> \(session.console.report?.count ?? 0), \(disk), memory intact")
         try? FileManager.default.removeItem(atPath: checkpoint)
     }

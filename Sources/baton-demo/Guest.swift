@@ -25,7 +25,8 @@ struct Guest {
             name: "Debian's riscv64 kernel",
             arguments: [
                 "-kernel", files.kernel, "-initrd", path, "-append", "console=ttyS0 rdinit=/baton/init",
-                "-drive", "file=\(disk.path),format=raw,if=none,id=hd", "-device", "virtio-blk-\(pci ? "pci" : "device"),drive=hd",
+                "-drive", "file=\(disk.path),format=raw,if=none,id=hd",
+                "-device", "virtio-blk-\(pci ? "pci" : "device"),drive=hd",
             ],
             model: DemoModel(), disk: disk, hasShell: true)
     }

@@ -29,11 +29,15 @@ struct LaterDebian {
     /// What to execute, before the options; nil if it is not in the cache.
     var command: [String]? {
         let libraries = "\(root)/usr/lib"
-        let directories = ((try? FileManager.default.contentsOfDirectory(atPath: libraries)) ?? []).map { "\(libraries)/\($0)" }
+        let directories = ((try? FileManager.default.contentsOfDirectory(atPath: libraries)) ?? []).map {
+            "\(libraries)/\($0)"
+        }
         guard FileManager.default.isExecutableFile(atPath: "\(root)/\(program)") else { return nil }
         for directory in directories {
             let names = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
-            guard names.contains("libc.so.6"), let loader = names.first(where: { $0.hasPrefix("ld-linux-") }) else { continue }
+            guard names.contains("libc.so.6"), let loader = names.first(where: { $0.hasPrefix("ld-linux-") }) else {
+                continue
+            }
             return ["\(directory)/\(loader)", "--library-path", directory, "\(root)/\(program)"]
         }
         return nil

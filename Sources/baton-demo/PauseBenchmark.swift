@@ -109,7 +109,8 @@ struct PauseBenchmark {
     private func baton(_ memory: Memory, _ steps: Steps, descriptors: Int = 0, extra: [String] = []) throws -> Summary {
         let socket = directory.file("pause.sock")
         let arguments =
-            [vmm, "-machine", "virt,memory-backend=ram", "-cpr-enable", "restart"] + memory.arguments(socket: socket) + extra
+            [vmm, "-machine", "virt,memory-backend=ram", "-cpr-enable", "restart"] + memory.arguments(socket: socket)
+            + extra
         let probe = try PauseProbe(arguments, page: memory.page, socketPath: socket, log: directory.file("vmm.log"))
         for number in 0..<descriptors {
             let fd = open("/dev/null", O_RDONLY | O_CLOEXEC)

@@ -109,7 +109,9 @@ final class PauseProbe {
         let seen = page.count, answered = Clock.now
         while page.count == seen || Clock.now < answered + 0.005 {
             sample()
-            guard process.isRunning, Clock.now < deadline else { throw Failure("the guest stands still: \(process.epitaph())") }
+            guard process.isRunning, Clock.now < deadline else {
+                throw Failure("the guest stands still: \(process.epitaph())")
+            }
             usleep(10)
         }
         sample()

@@ -61,7 +61,8 @@ struct PeersCommand: ParsableCommand {
             "-nodefaults", "-nographic", "-serial", "stdio", "-monitor", "none",
             "-qmp", "unix:\(socketPath),server=on,wait=off",
         ]
-        progress.say("booting Debian's riscv64 kernel under \(arguments[0]), on qemu-storage-daemon, virtiofsd and a tap")
+        progress.say(
+            "booting Debian's riscv64 kernel under \(arguments[0]), on qemu-storage-daemon, virtiofsd and a tap")
         let session = try Session(arguments: arguments, socketPath: socketPath, directory: directory.path)
         let demonstration = PeersDemonstration(
             session: session, arguments: arguments, backEnds: backEnds,

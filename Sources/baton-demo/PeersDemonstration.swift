@@ -51,7 +51,9 @@ final class PeersDemonstration {
             throw Failure("the PID was \(pid) and is \(try session.peerProcess())")
         }
         try awaitRounds(1)
-        guard try backEnds.connections() == connections else { throw Failure("a back end has other connections than before") }
+        guard try backEnds.connections() == connections else {
+            throw Failure("a back end has other connections than before")
+        }
         progress.say(
             "update \(number): PID \(pid) (same), \(session.pause() ?? "pause unknown"), disk block "
                 + "\(before.0) -> \(work.diskRounds), file \(before.1) -> \(work.shareRounds), same connections")
@@ -66,12 +68,15 @@ final class PeersDemonstration {
         let compared = try work.verify(backEnds, scratch: try TemporaryDirectory())
         try session.command("cont")
         try awaitRounds(1)
-        guard try backEnds.connections() == connections else { throw Failure("a back end has other connections than before") }
+        guard try backEnds.connections() == connections else {
+            throw Failure("a back end has other connections than before")
+        }
         try session.command("quit")
         try session.waitForEnd()
         progress.say(
-            "\(updates) updates, nothing lost: \(work.diskRounds) blocks written and read back and \(work.shareRounds) files "
-                + "copied, of which \(compared.blocks) and \(compared.files) were compared on the host, "
+            "\(updates) updates, nothing lost: \(work.diskRounds) blocks written and read back "
+                + "and \(work.shareRounds) files copied, "
+                + "of which \(compared.blocks) and \(compared.files) were compared on the host, "
                 + "\(flood.answered) pings, each answered once")
     }
 

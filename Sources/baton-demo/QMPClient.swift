@@ -34,7 +34,9 @@ final class QMPClient {
 
     deinit { close(descriptor) }
 
-    func send(_ command: String, _ arguments: [String: Any]? = nil) throws { try send(try Self.encode(command, arguments)) }
+    func send(_ command: String, _ arguments: [String: Any]? = nil) throws {
+        try send(try Self.encode(command, arguments))
+    }
 
     /// A command as it is sent.
     static func encode(_ command: String, _ arguments: [String: Any]?) throws -> Data {
@@ -80,7 +82,9 @@ final class QMPClient {
                 }
             }
         }
-        guard sent == bytes.count else { throw Failure("QMP: cannot pass a descriptor: \(String(cString: strerror(errno)))") }
+        guard sent == bytes.count else {
+            throw Failure("QMP: cannot pass a descriptor: \(String(cString: strerror(errno)))")
+        }
     }
 
     /// The next message that is not an event, if it is there.

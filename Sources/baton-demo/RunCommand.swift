@@ -63,8 +63,8 @@ struct RunCommand: ParsableCommand {
         for number in 0..<max(restarts, 0) { try demonstration.restart(number: number + 1) }
         try demonstration.tryShell()
         progress.say(
-            "\(restarts) restart\(restarts == 1 ? "" : "s"), nothing lost: \(demonstration.reportsChecked) reports of the guest, all in order "
-                + "and with the right checksum")
+            "\(restarts) restart\(restarts == 1 ? "" : "s"), nothing lost: \(demonstration.reportsChecked) "
+                + "reports of the guest, all in order and with the right checksum")
 
         if batch {
             try session.command("quit")

@@ -88,7 +88,8 @@ private enum Table {
                 text += ": " + cell.replacingOccurrences(of: "\n", with: " ")
             } else {
                 let width = index < widths.count && index < cells.count - 1 ? widths[index] : 0
-                text += cell.padding(toLength: max(width, cell.count + (width > 0 ? 1 : 0)), withPad: " ", startingAt: 0)
+                text += cell.padding(
+                    toLength: max(width, cell.count + (width > 0 ? 1 : 0)), withPad: " ", startingAt: 0)
             }
         }
         return text

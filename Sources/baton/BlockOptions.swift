@@ -22,7 +22,9 @@ enum BlockOptions {
         _ = try options.string("media")
         _ = try options.string("cache")
         _ = try options.string("aio")
-        if try options.bool("snapshot") == true { throw VMMError("snapshot=on is not supported; use a copy of the image") }
+        if try options.bool("snapshot") == true {
+            throw VMMError("snapshot=on is not supported; use a copy of the image")
+        }
         let id = try options.identifier("id") ?? "\(interface)\(index)"
         let backend = try open(options, id: id, file: try options.requiredString("file"), readOnlyKey: "readonly")
         try options.finish()
@@ -39,7 +41,8 @@ enum BlockOptions {
     {
         let format = try options.string("format") ?? "raw"
         guard format == "raw" else {
-            throw VMMError("Unknown driver '\(format)'", hint: "Only raw images are supported: convert it with qemu-img.")
+            throw VMMError(
+                "Unknown driver '\(format)'", hint: "Only raw images are supported: convert it with qemu-img.")
         }
         let discard = try options.enumeration("discard", ["unmap", "ignore", "on", "off"]) ?? "unmap"
         return try BlockBackend(

@@ -108,7 +108,8 @@ final class Launcher {
         }
         if let text = invocation.last("uuid") {
             guard isUUID(text) else {
-                throw VMMError("failed to parse UUID string: wrong format", hint: "A UUID is written 8-4-4-4-12 in hex digits.")
+                throw VMMError(
+                    "failed to parse UUID string: wrong format", hint: "A UUID is written 8-4-4-4-12 in hex digits.")
             }
             vm.uuid = text
         }

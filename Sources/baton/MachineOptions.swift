@@ -16,7 +16,8 @@ struct MachineOptions {
         for text in invocation.all("machine") {
             let options = try KeyValueOptions(text, impliedKey: "type")
             if let type = try options.string("type"), type != "virt" {
-                throw VMMError("unsupported machine type: \"\(type)\"", hint: "Use -machine help to list supported machines")
+                throw VMMError(
+                    "unsupported machine type: \"\(type)\"", hint: "Use -machine help to list supported machines")
             }
             memoryBackend = try options.string("memory-backend") ?? memoryBackend
             dumpDTB = try options.string("dumpdtb") ?? dumpDTB
@@ -33,7 +34,8 @@ struct MachineOptions {
             }
             if let text = try options.string("aia-guests"), SizeText.unsignedNumber(text) != 0 {
                 throw VMMError(
-                    "Invalid number of AIA IMSIC guests", hint: "Valid values be between 0 and 0: there is no hypervisor extension.")
+                    "Invalid number of AIA IMSIC guests",
+                    hint: "Valid values be between 0 and 0: there is no hypervisor extension.")
             }
             _ = try options.enumeration("usb", ["off"])
             try options.finish()

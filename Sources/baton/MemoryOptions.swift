@@ -33,7 +33,8 @@ enum MemoryOptions {
             dump: try options.bool("dump") ?? true, prealloc: try options.bool("prealloc") ?? false)
         let alignment = try options.size("align") ?? UInt64(Mapping.pageSize)
         guard alignment >= UInt64(Mapping.pageSize), alignment <= 1 << 40, alignment & (alignment - 1) == 0 else {
-            throw VMMError("property 'align' of \(type) must be a power of two of at least the page size, not \(alignment)")
+            throw VMMError(
+                "property 'align' of \(type) must be a power of two of at least the page size, not \(alignment)")
         }
         try memory.createBackend(
             type: backend, id: id,

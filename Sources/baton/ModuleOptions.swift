@@ -74,7 +74,11 @@ enum ModuleOptions {
     private static func loadAll(_ loader: ModuleLoader, _ isWanted: (String) -> Bool) -> [String: String] {
         var broken: [String: String] = [:]
         for candidate in loader.discover() where isWanted(candidate.kind) {
-            do throws(VMMError) { try loader.load(path: candidate.path) } catch { broken[candidate.path] = error.message }
+            do throws(VMMError) {
+                try loader.load(path: candidate.path)
+            } catch {
+                broken[candidate.path] = error.message
+            }
         }
         return broken
     }
@@ -92,7 +96,8 @@ enum ModuleOptions {
         case .type(let name):
             if let model = DeviceModel.all.first(where: { $0.name == name }) { return model.help }
             guard let type = try loader.deviceType(name) else {
-                throw VMMError("'\(name)' is not a valid device model name", hint: "Use -device help to list the models.")
+                throw VMMError(
+                    "'\(name)' is not a valid device model name", hint: "Use -device help to list the models.")
             }
             return type.help
         }

@@ -3,7 +3,9 @@ import TestSupport
 import Testing
 
 /// Chardevs and monitor sessions over updates of a real VMM.
-@Suite("Connections over an update", .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
+@Suite(
+    "Connections over an update",
+    .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
 struct ConnectionTests {
     private func request(_ command: String, id: Int, _ arguments: [String: Any] = [:]) throws -> String {
         let object: [String: Any] = ["execute": command, "id": id, "arguments": arguments]
@@ -220,9 +222,11 @@ struct ConnectionTests {
     func clientChardev() throws {
         let directory = try TemporaryDirectory()
         let listener = try QMPClient.Listener(path: directory.file("server"))
-        let guest = try CountingGuest(extra: Self.more + [
-            "-chardev", "socket,id=out,path=\(directory.file("server")),reconnect-ms=20", "-mon", "chardev=out,mode=control",
-        ])
+        let guest = try CountingGuest(
+            extra: Self.more + [
+                "-chardev", "socket,id=out,path=\(directory.file("server")),reconnect-ms=20", "-mon",
+                "chardev=out,mode=control",
+            ])
         var peer: QMPClient? = try listener.accept()
         for _ in 1...3 {
             try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
@@ -257,9 +261,11 @@ struct ConnectionTests {
     func reopened() throws {
         let directory = try TemporaryDirectory()
         let path = directory.file("again")
-        let guest = try CountingGuest(extra: Self.more + [
-            "-chardev", "socket,id=again,path=\(path),server=on,wait=off,reopen-on-cpr=on", "-mon", "chardev=again,mode=control",
-        ])
+        let guest = try CountingGuest(
+            extra: Self.more + [
+                "-chardev", "socket,id=again,path=\(path),server=on,wait=off,reopen-on-cpr=on", "-mon",
+                "chardev=again,mode=control",
+            ])
         let old = try QMPClient(path: path)
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
         while let message = try old.receive() { #expect(["STOP", "CPR"].contains(message["event"] as? String)) }

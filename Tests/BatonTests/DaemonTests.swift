@@ -33,7 +33,9 @@ struct DaemonTests {
 
     @Test func aPIDFileInUseIsRefused() throws {
         let guest = try CountingGuest(extra: ["-pidfile", "/tmp/baton-test-\(getpid()).pid"])
-        let second = try ChildProcess([Products.baton, "-S", "-pidfile", "/tmp/baton-test-\(getpid()).pid", "-nodefaults"])
+        let second = try ChildProcess([
+            Products.baton, "-S", "-pidfile", "/tmp/baton-test-\(getpid()).pid", "-nodefaults",
+        ])
         #expect(try second.waitForExit() == .status(1))
         #expect(second.errors.contains("Cannot lock pid file"))
         try guest.qmp.execute("quit")

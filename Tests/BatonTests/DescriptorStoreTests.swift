@@ -38,7 +38,9 @@ struct DescriptorStoreTests {
             #expect(try entry("supervisor", guest).updates == round)
             #expect(isOpenElsewhere(reader))
         }
-        #expect(throws: QMPClient.Refusal.self) { try guest.qmp.execute("cpr-update", ["argv": ["/bin/false"], "preflight": false]) }
+        #expect(throws: QMPClient.Refusal.self) {
+            try guest.qmp.execute("cpr-update", ["argv": ["/bin/false"], "preflight": false])
+        }
         #expect(try entry("supervisor", guest).updates == 3)
         #expect(isOpenElsewhere(reader))
         try guest.qmp.execute("fd-store-remove", ["name": "supervisor"])
@@ -56,12 +58,22 @@ struct DescriptorStoreTests {
         let null = Foundation.open("/dev/null", O_RDONLY | O_CLOEXEC)
         defer { close(null) }
         try qmp.execute("getfd", ["fdname": "given"], passing: null)
-        #expect(refusal { try qmp.execute("fd-store-add", ["name": "a", "fd": "given"]) } == "preserver-fd: the store has a descriptor of that name")
-        #expect(refusal { try qmp.execute("fd-store-add", ["name": "", "fd": "given"]) } == "preserver-fd: 'name' must have 1 to 64 bytes")
-        #expect(refusal { try qmp.execute("fd-store-add", ["name": "b", "fd": "none"]) } == "File descriptor named 'none' has not been found")
+        #expect(
+            refusal { try qmp.execute("fd-store-add", ["name": "a", "fd": "given"]) }
+                == "preserver-fd: the store has a descriptor of that name")
+        #expect(
+            refusal { try qmp.execute("fd-store-add", ["name": "", "fd": "given"]) }
+                == "preserver-fd: 'name' must have 1 to 64 bytes")
+        #expect(
+            refusal { try qmp.execute("fd-store-add", ["name": "b", "fd": "none"]) }
+                == "File descriptor named 'none' has not been found")
         #expect(refusal { try qmp.execute("fd-store-add", ["name": "b"]) } == "Parameter 'fd' is missing")
-        #expect(refusal { try qmp.execute("fd-store-add", ["name": 1, "fd": "given"]) } == "Invalid parameter type for 'name', expected: string")
-        #expect(refusal { try qmp.execute("fd-store-remove", ["name": "b"]) } == "preserver-fd: there is no descriptor 'b' in the store")
+        #expect(
+            refusal { try qmp.execute("fd-store-add", ["name": 1, "fd": "given"]) }
+                == "Invalid parameter type for 'name', expected: string")
+        #expect(
+            refusal { try qmp.execute("fd-store-remove", ["name": "b"]) }
+                == "preserver-fd: there is no descriptor 'b' in the store")
         try qmp.execute("closefd", ["fdname": "given"])
         #expect(try guest.openDescriptors() == open)
     }

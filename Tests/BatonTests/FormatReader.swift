@@ -78,8 +78,10 @@ struct FormatReader {
             var inner = Cursor(data: payload)
             while !inner.isAtEnd {
                 let name = String(decoding: try inner.take(try inner.number(1)), as: UTF8.self)
-                let type = UInt8(try inner.number(1)), flags = try inner.number(1)
-                fields.append(Field(name: name, type: type, optional: flags & 1 == 1, value: try inner.take(try inner.number(4))))
+                let type = UInt8(try inner.number(1))
+                let flags = try inner.number(1)
+                fields.append(
+                    Field(name: name, type: type, optional: flags & 1 == 1, value: try inner.take(try inner.number(4))))
             }
             sections.append(
                 Section(
@@ -105,7 +107,8 @@ struct FormatReader {
             var payload = Data()
             for field in section.fields {
                 payload += Self.bytes(UInt64(field.name.utf8.count), 1) + Data(field.name.utf8)
-                payload += Data([field.type, field.optional ? 1 : 0]) + Self.bytes(UInt64(field.value.count), 4) + field.value
+                payload +=
+                    Data([field.type, field.optional ? 1 : 0]) + Self.bytes(UInt64(field.value.count), 4) + field.value
             }
             var head = Self.bytes(UInt64(section.name.utf8.count), 2) + Self.bytes(section.optional ? 1 : 0, 2)
             head += Self.bytes(UInt64(section.version), 4) + Self.bytes(UInt64(payload.count), 4)

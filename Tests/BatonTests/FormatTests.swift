@@ -83,7 +83,9 @@ struct FormatTests {
         let tool = "\(Products.directory)/baton-ctl"
         let table = try ChildProcess.run([tool, "inspect", file])
         #expect(table.contains("\(file): CPR state, "))
-        #expect(table.contains("memory ram: 16777216 bytes, \(guest.ramFile), inode \(try inode(guest.ramFile)), fd "), "\(table)")
+        #expect(
+            table.contains("memory ram: 16777216 bytes, \(guest.ramFile), inode \(try inode(guest.ramFile)), fd "),
+            "\(table)")
         let text = try ChildProcess.run([tool, "inspect", "--json", file])
         let object = try #require(try JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any])
         let memory = (object["memory"] as? [[String: Any]])?.first { $0["name"] as? String == "ram" }
@@ -116,7 +118,8 @@ struct FormatTests {
             later = good
             later.sections[try index(name)].version = 99
             let text = try load(later)
-            #expect(text.contains("section '\(name)'") && text.contains("has version 99, this VMM knows up to \(known)"))
+            #expect(
+                text.contains("section '\(name)'") && text.contains("has version 99, this VMM knows up to \(known)"))
         }
         later = good
         later.sections[try index("cpu0")].fields.removeAll { $0.name == "pc" }

@@ -11,7 +11,9 @@ struct GuestTimeTests {
     private static let pause = 1.5
     private static let tolerance = 0.7
 
-    private func guest(_ clock: String? = nil, mode: String = "restart", _ more: [String] = []) throws -> CountingGuest {
+    private func guest(
+        _ clock: String? = nil, mode: String = "restart", _ more: [String] = []
+    ) throws -> CountingGuest {
         try CountingGuest(
             extra: ["-cpr-enable", mode] + (clock.map { ["-rtc", "clock=\($0)"] } ?? []) + more, guest: "clock")
     }

@@ -25,7 +25,9 @@ struct InstallTests {
 
     private var installedFiles: [String] {
         (FileManager.default.enumerator(atPath: prefix)?.compactMap { $0 as? String } ?? [])
-            .map { "\(prefix)/\($0)" }.filter { (try? FileManager.default.attributesOfItem(atPath: $0)[.type] as? FileAttributeType) == .typeRegular }
+            .map { "\(prefix)/\($0)" }.filter {
+                (try? FileManager.default.attributesOfItem(atPath: $0)[.type] as? FileAttributeType) == .typeRegular
+            }
     }
 
     @Test("Nothing that is installed refers to the build tree")
@@ -72,7 +74,8 @@ struct InstallTests {
         [
             "\(prefix)/bin/baton", "-module", module, "-nodefaults", "-nographic", "-S", "-bios", "none", "-m", "16M",
             "-machine", "virt,memory-backend=ram", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-            "-object", "\(kind == "memory-backend" ? "memory-backend-probe,label=here" : "memory-backend-memfd"),id=ram,size=16M",
+            "-object",
+            "\(kind == "memory-backend" ? "memory-backend-probe,label=here" : "memory-backend-memfd"),id=ram,size=16M",
             "-cpr-enable", kind == "mode" ? "probe" : "restart",
         ]
     }
@@ -90,7 +93,9 @@ struct InstallTests {
             try qmp.execute("cpr-update", ["argv": arguments])
             #expect(try updates() ?? round == round)
         }
-        #expect(throws: QMPClient.Refusal.self) { try qmp.execute("cpr-update", ["argv": ["/bin/false"], "preflight": false]) }
+        #expect(throws: QMPClient.Refusal.self) {
+            try qmp.execute("cpr-update", ["argv": ["/bin/false"], "preflight": false])
+        }
         #expect(try updates() ?? 3 == 3)
         try qmp.execute("cpr-update", ["argv": arguments])
         #expect(try updates() ?? 4 == 4)
@@ -113,10 +118,13 @@ struct InstallTests {
         try directory.write("file", "")
         for (name, path, expected) in [
             ("probe", directory.path, "is not empty"), ("Probe", directory.file("new"), "is not a module's name"),
-            ("a/b", directory.file("new"), "is not a module's name"), ("-x", directory.file("new"), "Missing expected argument"),
+            ("a/b", directory.file("new"), "is not a module's name"),
+            ("-x", directory.file("new"), "Missing expected argument"),
             ("x-", directory.file("new"), "is not a module's name"),
         ] {
-            let process = try ChildProcess([tool, "new-module", "--kind", "mode", "--lang", "c", "--directory", path, name])
+            let process = try ChildProcess([
+                tool, "new-module", "--kind", "mode", "--lang", "c", "--directory", path, name,
+            ])
             #expect(try process.waitForExit() != .status(0))
             #expect(process.errors.contains(expected), "\(name): \(process.errors)")
         }
@@ -131,7 +139,8 @@ struct InstallTests {
             "failed to register: no luck", nil
         ),
         (
-            "try registrar.add(Mode(\"probe\")); try? registrar.add(Mode(\"probe\")); try? registrar.add(Mode(\"other\"))",
+            "try registrar.add(Mode(\"probe\")); try? registrar.add(Mode(\"probe\")); "
+                + "try? registrar.add(Mode(\"other\"))",
             "registers the mode 'probe' twice", nil
         ),
         (

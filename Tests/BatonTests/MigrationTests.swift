@@ -169,7 +169,9 @@ struct MigrationTests {
             refusal { try guest.qmp.execute(command, arguments) }
         }
         let uri = "file:" + guest.directory.file("state")
-        #expect(refused("migrate-set-parameters", ["mode": "cpr-transfer"]) == "Parameter 'mode' does not accept value 'cpr-transfer'")
+        #expect(
+            refused("migrate-set-parameters", ["mode": "cpr-transfer"])
+                == "Parameter 'mode' does not accept value 'cpr-transfer'")
         #expect(refused("migrate-set-parameters", ["multifd": 1]) == "Parameter 'multifd' is unexpected")
         #expect(refused("migrate", ["uri": uri]) == "migration mode 'normal' is not supported")
         try set(guest, mode: "cpr-exec")
@@ -182,7 +184,8 @@ struct MigrationTests {
         #expect(refused("migrate", ["uri": uri, "resume": true]) == "Cannot resume if there is no paused migration")
         #expect(refused("migrate", ["uri": "\(uri),offset=4096"]).hasPrefix("the offset in a migration file must be 0"))
         #expect(
-            refused("migrate", ["uri": "file:/nonexistent/x"]) == "Could not create '/nonexistent/x': No such file or directory")
+            refused("migrate", ["uri": "file:/nonexistent/x"])
+                == "Could not create '/nonexistent/x': No such file or directory")
         #expect(refused("migrate-incoming", ["uri": uri]) == "'-incoming' was not specified on the command line")
         #expect(try status(guest) == "none")
         try guest.waitForProgress(past: guest.count)
@@ -267,7 +270,10 @@ struct MigrationTests {
         #expect(try line("migrate_set_parameter bogus 1").contains("invalid parameter value: bogus"))
         #expect(try line("migrate_set_parameter mode cpr-exec") == "")
         let state = "file:" + guest.directory.file("state")
-        #expect(try line("migrate_set_parameter cpr-exec-command " + guest.arguments.joined(separator: " ") + " -incoming \(state)") == "")
+        #expect(
+            try line(
+                "migrate_set_parameter cpr-exec-command " + guest.arguments.joined(separator: " ")
+                    + " -incoming \(state)") == "")
         #expect(try line("info migrate_parameters").contains("mode: cpr-exec"))
         #expect(try line("migrate_set_capability events on") == "")
         #expect(try line("info migrate_capabilities").contains("events: on"))

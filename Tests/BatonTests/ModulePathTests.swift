@@ -33,7 +33,8 @@ import Testing
 
     @Test(
         "It is ignored by a process that has privileges which its parent had not",
-        .enabled(if: geteuid() == 0 && FileManager.default.fileExists(atPath: loader), "needs root, and an x86-64 glibc"))
+        .enabled(
+            if: geteuid() == 0 && FileManager.default.fileExists(atPath: loader), "needs root, and an x86-64 glibc"))
     func isIgnoredWhenPrivileged() throws {
         // A dynamic linker that is set-uid: what it runs is privileged.
         let linker = directory.file("ld.so")

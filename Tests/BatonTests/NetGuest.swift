@@ -19,7 +19,8 @@ final class NetGuest {
     ///   - prefix: a command that executes the VMM.
     ///   - descriptors: open fds of this process, by their number in the VMM.
     init(
-        netdev: String, card: String = "", in directory: TemporaryDirectory, prefix: [String] = [], extra: [String] = ["-cpr-enable", "restart"],
+        netdev: String, card: String = "", in directory: TemporaryDirectory, prefix: [String] = [],
+        extra: [String] = ["-cpr-enable", "restart"],
         descriptors: [Int32: Int32] = [:]
     ) throws {
         self.directory = directory
@@ -60,7 +61,9 @@ enum EchoFrame {
         return ~UInt16(total)
     }
 
-    static func bigEndian<T: FixedWidthInteger>(_ value: T) -> [UInt8] { withUnsafeBytes(of: value.bigEndian) { Array($0) } }
+    static func bigEndian<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
+        withUnsafeBytes(of: value.bigEndian) { Array($0) }
+    }
 
     /// An ICMP message that carries the number, with `padding` bytes behind it.
     static func message(_ number: UInt32, identifier: UInt16 = 0x77, padding: Int = 0) -> [UInt8] {
@@ -87,7 +90,9 @@ enum EchoFrame {
 
     /// The number of a frame that is an intact reply; nil for any other frame.
     static func number(ofFrame frame: [UInt8]) -> UInt32? {
-        guard frame.count >= 34, Array(frame[..<6]) == mac, frame[12] == 8, frame[13] == 0, frame[23] == 1 else { return nil }
+        guard frame.count >= 34, Array(frame[..<6]) == mac, frame[12] == 8, frame[13] == 0, frame[23] == 1 else {
+            return nil
+        }
         return number(ofReply: frame[34...])
     }
 }

@@ -20,7 +20,9 @@ struct NetworkUpdateTests {
 
         static func connect(_ path: String) throws -> Wire {
             let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
-            try eventually("a server on \(path)") { QMPClient.withAddress(path) { Foundation.connect(fd, $0, $1) } == 0 }
+            try eventually("a server on \(path)") {
+                QMPClient.withAddress(path) { Foundation.connect(fd, $0, $1) } == 0
+            }
             return Wire(fd)
         }
 
@@ -197,7 +199,8 @@ struct NetworkUpdateTests {
         defer { close(fd) }
         try #require(QMPClient.withAddress(here, { bind(fd, $0, $1) }) == 0)
         let guest = try NetGuest(
-            netdev: "dgram,id=n,local.type=unix,local.path=\(there),remote.type=unix,remote.path=\(here)", in: directory)
+            netdev: "dgram,id=n,local.type=unix,local.path=\(there),remote.type=unix,remote.path=\(here)", in: directory
+        )
         var expected: UInt32 = 0
         for round in UInt32(0)..<20 {
             for number in round * 8..<round * 8 + 8 {

@@ -57,7 +57,8 @@ struct PassedDescriptorTests {
     func refusals() throws {
         let guest = try CountingGuest()
         let open = try guest.openDescriptors()
-        #expect(refusal { try guest.qmp.execute("getfd", ["fdname": "p"]) } == "No file descriptor supplied via SCM_RIGHTS")
+        #expect(
+            refusal { try guest.qmp.execute("getfd", ["fdname": "p"]) } == "No file descriptor supplied via SCM_RIGHTS")
         #expect(refusal { try guest.qmp.execute("closefd", ["fdname": "p"]) } == "File descriptor named 'p' not found")
         let null = Foundation.open("/dev/null", O_RDONLY | O_CLOEXEC)
         defer { close(null) }

@@ -105,6 +105,8 @@ private enum HostNetwork {
     /// Whether the host has a default route.
     static let hasRoute: Bool = {
         let routes = (try? String(contentsOfFile: "/proc/net/route", encoding: .utf8)) ?? ""
-        return routes.split(separator: "\n").dropFirst().contains { $0.split(separator: "\t").dropFirst().first == "00000000" }
+        return routes.split(separator: "\n").dropFirst().contains {
+            $0.split(separator: "\t").dropFirst().first == "00000000"
+        }
     }()
 }

@@ -18,7 +18,8 @@ struct PreflightTests {
         defer { _ = try? guest.qmp.execute("quit") }
         let descriptors = try guest.openDescriptors()
         for _ in 1...5 {
-            let report = try #require(try guest.qmp.execute("cpr-preflight", ["argv": guest.arguments]) as? [String: Any])
+            let report = try #require(
+                try guest.qmp.execute("cpr-preflight", ["argv": guest.arguments]) as? [String: Any])
             #expect(try #require(report["time-us"] as? Int) > 0)
             #expect(report["output"] as? String == "")
         }
@@ -68,7 +69,9 @@ struct PreflightTests {
             #expect(text.contains(reason), "\(text)")
         }
         expect(guest.arguments + ["-bogus"], "the new VMM refused: -bogus: invalid option")
-        expect(guest.arguments.map { $0.replacingOccurrences(of: "16M", with: "32M") }, "has length 16777216 in the CPR state")
+        expect(
+            guest.arguments.map { $0.replacingOccurrences(of: "16M", with: "32M") },
+            "has length 16777216 in the CPR state")
         // Found only while the devices take their state.
         expect(guest.arguments + ["-smp", "2"], "the checkpoint has no section 'cpu1'")
         expect(guest.arguments + ["-qmp", "unix:/nonexistent/socket,server=on,wait=off"], "/nonexistent/socket")

@@ -20,7 +20,11 @@ struct RebootTests {
                     "-serial", "file:\(directory.file("serial"))", "-cpr-enable", "reboot",
                     "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
                 ] + (paused ? ["-S"] : []))
-            do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error) \(process.errors)") }
+            do {
+                qmp = try QMPClient(path: directory.file("qmp"))
+            } catch {
+                throw TestError("\(error) \(process.errors)")
+            }
         }
 
         /// A word of guest memory, by the monitor.
@@ -47,7 +51,9 @@ struct RebootTests {
         let file = directory.file("checkpoint")
         try old.qmp.execute("cpr-save", ["filename": file, "mode": "reboot"])
         let stopped = try old.count()
-        #expect(refusal { try old.qmp.execute("cpr-exec", ["argv": ["true"]]) } == "cpr-exec requires cpr-save with restart mode")
+        #expect(
+            refusal { try old.qmp.execute("cpr-exec", ["argv": ["true"]]) }
+                == "cpr-exec requires cpr-save with restart mode")
         try old.end()
         #expect(old.process.errors.contains("RAM block 'riscv_virt_board.ram' (16 MiB) is volatile"))
         // Pages of zeroes are not stored: flash alone has 64 MiB of them.
@@ -75,7 +81,10 @@ struct RebootTests {
         let words = vm.qmp.events.filter { $0["event"] as? String == "CPR_PROGRESS" }
             .compactMap { $0["data"] as? [String: Int] }
         #expect(!words.isEmpty)
-        #expect(words.allSatisfy { $0["written"] ?? 0 > 0 && $0["written"] ?? 0 <= $0["total"] ?? 0 && $0["total"] ?? 0 >= 3 << 30 })
+        #expect(
+            words.allSatisfy {
+                $0["written"] ?? 0 > 0 && $0["written"] ?? 0 <= $0["total"] ?? 0 && $0["total"] ?? 0 >= 3 << 30
+            })
         #expect(words.map { $0["written"] ?? 0 } == words.map { $0["written"] ?? 0 }.sorted())
         try vm.qmp.execute("cont")
         try vm.end()
@@ -121,7 +130,10 @@ struct RebootTests {
         }
         let directory = try TemporaryDirectory()
         func memory(_ path: String) -> [String] {
-            ["-machine", "virt,memory-backend=ram", "-object", "memory-backend-file,id=ram,size=16M,mem-path=\(path),share=on"]
+            [
+                "-machine", "virt,memory-backend=ram", "-object",
+                "memory-backend-file,id=ram,size=16M,mem-path=\(path),share=on",
+            ]
         }
         let old = try VolatileVM(directory, memory: memory(place))
         try eventually("the guest counts") { try old.count() > 0 }

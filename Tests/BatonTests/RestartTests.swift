@@ -121,7 +121,8 @@ struct RestartTests {
         let guest = try CountingGuest()
         try guest.save()
         let argv = guest.arguments.map { $0.replacingOccurrences(of: "16M", with: "32M") } + ["-S"]
-        try expectRollback(guest, argv, "RAM block 'ram' has length 16777216 in the CPR state, but 33554432 on the command line")
+        try expectRollback(
+            guest, argv, "RAM block 'ram' has length 16777216 in the CPR state, but 33554432 on the command line")
     }
 
     @Test func aMissingBlockLeadsBackAndSaysWhich() throws {
@@ -181,9 +182,12 @@ struct RestartTests {
     }
 
     @Test func volatileMemoryIsRefusedBeforeTheGuestStops() throws {
-        let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-object", "memory-backend-ram,id=scratch,size=1M"])
-        #expect(refusal { try guest.save() } == "Memory region scratch is volatile. "
-            + "A memory-backend-memfd or memory-backend-file with share=on is required.")
+        let guest = try CountingGuest(extra: [
+            "-cpr-enable", "restart", "-object", "memory-backend-ram,id=scratch,size=1M",
+        ])
+        #expect(
+            refusal { try guest.save() } == "Memory region scratch is volatile. "
+                + "A memory-backend-memfd or memory-backend-file with share=on is required.")
         #expect(try guest.qmp.status() == "running")
     }
 

@@ -7,14 +7,18 @@ import Testing
 @Suite(.enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
 struct RulesTests {
     private func start(_ arguments: [String]) throws -> (exit: ChildProcess.Exit, errors: String) {
-        let process = try ChildProcess([Products.baton, "-machine", "virt", "-nodefaults", "-display", "none"] + arguments)
+        let process = try ChildProcess(
+            [Products.baton, "-machine", "virt", "-nodefaults", "-display", "none"] + arguments)
         return (try process.waitForExit(), process.errors)
     }
 
     @Test(arguments: [
         ([], "-only-cpr-capable requires -cpr-enable"),
         (
-            ["-cpr-enable", "restart", "-m", "16M", "-object", "memory-backend-ram,id=ram,size=16M", "-machine", "memory-backend=ram"],
+            [
+                "-cpr-enable", "restart", "-m", "16M", "-object", "memory-backend-ram,id=ram,size=16M", "-machine",
+                "memory-backend=ram",
+            ],
             "-only-cpr-capable specified, but: Memory region ram is volatile. "
                 + "A memory-backend-memfd or memory-backend-file with share=on is required."
         ),
@@ -42,7 +46,8 @@ struct RulesTests {
         defer { _ = try? guest.qmp.execute("quit") }
         let info = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
         let modes = try #require(info["modes"] as? [[String: Any]])
-        let text = "Memory region other is volatile. A memory-backend-memfd or memory-backend-file with share=on is required."
+        let text =
+            "Memory region other is volatile. A memory-backend-memfd or memory-backend-file with share=on is required."
         #expect(modes.map { $0["name"] as? String } == ["restart", "reboot"])
         #expect(modes.map { $0["blockers"] as? [String] } == [[text], []])
         #expect(modes.map { $0["same-pid"] as? Bool } == [true, false])
@@ -51,7 +56,8 @@ struct RulesTests {
         #expect(refusal { try guest.qmp.execute("cpr-update", ["argv": guest.arguments]) }.contains(text))
         #expect(try guest.qmp.status() == "running")
         #expect(!guest.qmp.events.contains { $0["event"] as? String == "STOP" })
-        let human = try #require(try guest.qmp.execute("human-monitor-command", ["command-line": "info cpr"]) as? String)
+        let human = try #require(
+            try guest.qmp.execute("human-monitor-command", ["command-line": "info cpr"]) as? String)
         #expect(human.contains("restart is blocked: \(text)"))
     }
 
@@ -63,7 +69,10 @@ struct RulesTests {
         #expect(info["argv"] as? [String] == guest.arguments)
         let fds = try #require(info["fds"] as? [[String: Any]])
         let names = Set(fds.compactMap { $0["name"] as? String })
-        #expect(names.isSuperset(of: ["chardev-serial0-file", "chardev-compat_monitor0-listener", "chardev-compat_monitor0-connection"]))
+        #expect(
+            names.isSuperset(of: [
+                "chardev-serial0-file", "chardev-compat_monitor0-listener", "chardev-compat_monitor0-connection",
+            ]))
         // They are open in that process, under that number.
         for fd in fds {
             let number = try #require(fd["fd"] as? Int)
@@ -72,7 +81,8 @@ struct RulesTests {
         let ram = try #require(info["ram"] as? [[String: Any]])
         #expect(ram.contains { $0["name"] as? String == "ram" && $0["used-length"] as? Int == 16 << 20 })
         // Asking changes nothing: it can be asked again, and updated.
-        #expect((try guest.qmp.execute("query-cpr") as? [String: Any])?["fds"] as? [NSDictionary] == fds as [NSDictionary])
+        #expect(
+            (try guest.qmp.execute("query-cpr") as? [String: Any])?["fds"] as? [NSDictionary] == fds as [NSDictionary])
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
     }
 
@@ -85,7 +95,9 @@ struct RulesTests {
         }
         #expect(try history().isEmpty)
         for _ in 1...2 { try guest.qmp.execute("cpr-update", ["argv": guest.arguments]) }
-        #expect(refusal { try guest.qmp.execute("cpr-update", ["argv": ["false"], "preflight": false]) }.contains("taken back"))
+        #expect(
+            refusal { try guest.qmp.execute("cpr-update", ["argv": ["false"], "preflight": false]) }.contains(
+                "taken back"))
         let records = try history()
         #expect(records.count == 3)
         #expect(records.map { $0["failure"] != nil } == [false, false, true])

@@ -201,7 +201,8 @@ struct TapTests {
         ])
     func wrongOptions(_ option: String, _ message: String) throws {
         let namespace = try NetworkNamespace()
-        let process = try ChildProcess(namespace.prefix + [Products.baton, "-nodefaults", "-nographic", "-netdev", option])
+        let process = try ChildProcess(
+            namespace.prefix + [Products.baton, "-nodefaults", "-nographic", "-netdev", option])
         #expect(try process.waitForExit() == .status(1))
         #expect(process.errors.contains(message), "\(process.errors)")
     }

@@ -120,7 +120,9 @@ struct TerminalTests {
             try terminal.expect("(baton) ")
             let image = terminal.imageAddresses
             terminal.type("cpr-exec \(([Products.baton] + arguments).joined(separator: " "))\r")
-            try eventually("the exec and raw mode; \(terminal.transcript)") { terminal.imageAddresses != image && !terminal.echoes }
+            try eventually("the exec and raw mode; \(terminal.transcript)") {
+                terminal.imageAddresses != image && !terminal.echoes
+            }
             // The new process' focus is on the monitor as before, and its session goes on.
             try terminal.expect("(baton) ")
             terminal.type("cpr-load \(directory.file("state")) restart\r")

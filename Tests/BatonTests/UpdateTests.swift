@@ -16,7 +16,9 @@ struct UpdateTests {
     }
 
     /// The guest must be running here, in order, and be able to try again.
-    private func expectTakenBack(_ guest: CountingGuest, _ argv: [String], timeout: Int = 10_000, _ reason: String) throws {
+    private func expectTakenBack(
+        _ guest: CountingGuest, _ argv: [String], timeout: Int = 10_000, _ reason: String
+    ) throws {
         let before = guest.count
         let text = try update(guest, argv, timeout: timeout)
         #expect(text.contains(reason), "\(text)")
@@ -61,7 +63,8 @@ struct UpdateTests {
         try expectTakenBack(
             guest, guest.arguments.filter { $0 != "-cpr-enable" && $0 != "restart" }, "which is not enabled")
         try expectTakenBack(guest, guest.arguments + ["-smp", "2"], "the checkpoint has no section 'cpu1'")
-        try expectTakenBack(guest, guest.arguments + ["-module", "/nonexistent.so"], "'/nonexistent.so' cannot be opened")
+        try expectTakenBack(
+            guest, guest.arguments + ["-module", "/nonexistent.so"], "'/nonexistent.so' cannot be opened")
         // After all of that a good one still works.
         let stopped = guest.count
         #expect(try update(guest, guest.arguments) == "updated")
@@ -106,7 +109,9 @@ struct UpdateTests {
         // Nobody has taken the guest back: the monitor does not answer.
         #expect(throws: (any Error).self) { try QMPClient(path: guest.directory.file("qmp"), by: .seconds(1)) }
         let count = guest.count
-        #expect(throws: (any Error).self) { try eventually("the guest counts", by: .seconds(1)) { guest.count > count } }
+        #expect(throws: (any Error).self) {
+            try eventually("the guest counts", by: .seconds(1)) { guest.count > count }
+        }
     }
 
     @Test func badArgumentsAreRefusedBeforeTheGuestStops() throws {

@@ -50,7 +50,9 @@ struct UpdateToolTests {
         let count = guest.count
         let refused = try tool(["--binary", "/bin/false"])
         #expect(try refused.waitForExit() == .status(1))
-        #expect(refused.errors.contains("preflight failed: the new VMM ended during its start, with status 1"), "\(refused.errors)")
+        #expect(
+            refused.errors.contains("preflight failed: the new VMM ended during its start, with status 1"),
+            "\(refused.errors)")
         #expect(refused.errors.contains("still with the old VMM (process \(guest.process.pid))"))
         let back = try tool(["--no-preflight", "--binary", "/bin/false"])
         #expect(try back.waitForExit() == .status(1))

@@ -65,7 +65,8 @@ import VirtBoard
         // The root's own registers as the place of the machine level's files.
         let aplic: UInt64 = 0xc00_0000
         for (offset, value) in [
-            (0x1bc0, aplic >> 12 + 2), (0x1bc4, 4 << 12), (200, 4), (0x30c8, 50), (0x1edc, 50), (0, 0x100), (0x1cdc, 50),
+            (0x1bc0, aplic >> 12 + 2), (0x1bc4, 4 << 12), (200, 4), (0x30c8, 50), (0x1edc, 50), (0, 0x100),
+            (0x1cdc, 50),
         ] as [(UInt64, UInt64)] {
             #expect(space.mmioWrite(aplic + offset, width: 4, value: value))
         }
@@ -96,7 +97,9 @@ import VirtBoard
         #expect(wired.board.accelerator.harts[0].aia == nil)
         #expect(wired.vm.addressSpace.mmioRead(0x2800_0000, width: 4) == nil)
         let aplic: UInt64 = 0xd00_0000
-        for (offset, value) in [(40, 6), (0x3028, 1 << 18 | 1), (0x1edc, 10), (0x4020, 1), (0, 0x100)] as [(UInt64, UInt64)] {
+        for (offset, value) in [(40, 6), (0x3028, 1 << 18 | 1), (0x1edc, 10), (0x4020, 1), (0, 0x100)]
+            as [(UInt64, UInt64)]
+        {
             #expect(wired.vm.addressSpace.mmioWrite(aplic + offset, width: 4, value: value))
         }
         #expect(wired.vm.addressSpace.mmioWrite(0x1000_0001, width: 1, value: 2))

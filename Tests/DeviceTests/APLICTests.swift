@@ -258,6 +258,7 @@ final class APLICBench {
         fresh.write(fresh.child, 0x1edc, 33)
         fresh.write(fresh.child, 0, 0x100)
         let messages = fresh.takeMessages()
-        #expect(messages.map(\.address) == [0x2800_1000] && messages.map(\.identity) == [9], "a wire that was up before")
+        #expect(
+            messages.map(\.address) == [0x2800_1000] && messages.map(\.identity) == [9], "a wire that was up before")
     }
 }

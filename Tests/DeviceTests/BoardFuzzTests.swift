@@ -69,7 +69,8 @@ import Virtio
         for offset in stride(from: 0, to: 1 << 20, by: 8) {
             let value = random.next()
             board.ram.host.storeBytes(
-                of: value % 3 == 0 ? 0x8000_0000 + value % (1 << 20) : value & 0x0003_0007_0000_0fff, toByteOffset: offset,
+                of: value % 3 == 0 ? 0x8000_0000 + value % (1 << 20) : value & 0x0003_0007_0000_0fff,
+                toByteOffset: offset,
                 as: UInt64.self)
         }
         for step in 0..<200_000 {
@@ -81,7 +82,9 @@ import Virtio
             var value = random.next()
             if isVirtio, Int.random(in: 0..<4, using: &random) > 0 {
                 // Mostly what a driver would write.
-                value = [0, 1, 3, 8, 11, 15, 0x8000_0000 + value % (1 << 20) & ~15, 4][Int.random(in: 0..<8, using: &random)]
+                value =
+                    [0, 1, 3, 8, 11, 15, 0x8000_0000 + value % (1 << 20) & ~15, 4][
+                        Int.random(in: 0..<8, using: &random)]
             }
             if Bool.random(using: &random) {
                 _ = space.mmioRead(region.start + offset, width: width)
@@ -121,7 +124,9 @@ import Virtio
             for _ in 0..<400 {
                 let before = savedState(device)
                 var bad = state
-                for _ in 0..<2 { bad[Int.random(in: 0..<bad.count, using: &random)] = UInt8.random(in: 0...255, using: &random) }
+                for _ in 0..<2 {
+                    bad[Int.random(in: 0..<bad.count, using: &random)] = UInt8.random(in: 0...255, using: &random)
+                }
                 do {
                     try loadState(bad, into: device)
                 } catch {

@@ -87,7 +87,10 @@ let haveQEMU = FileManager.default.isExecutableFile(atPath: "/usr/bin/qemu-syste
         let ours = try DeviceTree(flattened: Array(Data(contentsOf: URL(fileURLWithPath: directory.file("board.dtb")))))
         var compared = 0
         func compare(_ a: DeviceTreeNode, _ b: DeviceTreeNode, _ path: String) {
-            for name in ["reg", "compatible", "interrupts", "clock-frequency", "value", "ranges", "mmu-type", "interrupt-map-mask", "bus-range"] {
+            for name in [
+                "reg", "compatible", "interrupts", "clock-frequency", "value", "ranges", "mmu-type",
+                "interrupt-map-mask", "bus-range",
+            ] {
                 guard let value = a.value(name) else { continue }
                 #expect(b.value(name) == value, "\(path) \(name)")
                 compared += 1
@@ -116,7 +119,9 @@ extension DeviceTreeTests {
 
     private func cells(_ node: DeviceTreeNode?, _ property: String) -> [UInt32]? {
         guard let bytes = node?.value(property) else { return nil }
-        return stride(from: 0, to: bytes.count, by: 4).map { at in bytes[at..<at + 4].reduce(0) { $0 << 8 | UInt32($1) } }
+        return stride(from: 0, to: bytes.count, by: 4).map { at in
+            bytes[at..<at + 4].reduce(0) { $0 << 8 | UInt32($1) }
+        }
     }
 
     @Test func messagesGoFromPCIAndTheAPLICToTheSupervisorsFiles() throws {

@@ -8,7 +8,9 @@ import VirtBoard
     let directory: TemporaryDirectory
     init() throws { directory = try TemporaryDirectory() }
 
-    private static func bytes<T: FixedWidthInteger>(_ value: T) -> Data { withUnsafeBytes(of: value.littleEndian) { Data($0) } }
+    private static func bytes<T: FixedWidthInteger>(_ value: T) -> Data {
+        withUnsafeBytes(of: value.littleEndian) { Data($0) }
+    }
 
     /// A Linux `Image`: a header that asks for `memory` bytes, and `size` bytes.
     private func linuxImage(size: Int = 4096, memory: UInt64) -> Data {
@@ -43,7 +45,9 @@ import VirtBoard
         return error?.message ?? ""
     }
 
-    private func started(hartCount: Int = 1, memory: Int = 64 << 20, _ setUp: (inout BootFiles) -> Void) throws -> TestBoard {
+    private func started(
+        hartCount: Int = 1, memory: Int = 64 << 20, _ setUp: (inout BootFiles) -> Void
+    ) throws -> TestBoard {
         let board = try TestBoard(hartCount: hartCount, memory: memory, setUp)
         try board.board.prepareImages()
         board.vm.resetDevices()
@@ -137,16 +141,25 @@ import VirtBoard
         let other = try TestBoard { $0.kernel = "/nonexistent/kernel" }
         for (device, state) in zip(other.vm.devices, states) { try loadState(state, into: device) }
         #expect(other.word(0x1000, UInt64.self) == 0)
-        for address in stride(from: UInt64(0x8000_0000), to: 0x8400_0000, by: 4096) where other.word(address, UInt64.self) != 0 {
+        for address in stride(from: UInt64(0x8000_0000), to: 0x8400_0000, by: 4096)
+        where other.word(address, UInt64.self) != 0 {
             Issue.record("guest memory was touched at \(Hex(address))")
         }
     }
 
     @Test func refusesFilesThatAreNotThere() throws {
-        #expect(try failure { $0.kernel = "/nonexistent" } == "could not load kernel '/nonexistent': Could not open '/nonexistent': No such file or directory")
-        #expect(try failure { $0.firmware = .file("/nonexistent") }.hasPrefix("Unable to load the RISC-V firmware \"/nonexistent\": "))
+        #expect(
+            try failure { $0.kernel = "/nonexistent" }
+                == "could not load kernel '/nonexistent': Could not open '/nonexistent': No such file or directory")
+        #expect(
+            try failure { $0.firmware = .file("/nonexistent") }.hasPrefix(
+                "Unable to load the RISC-V firmware \"/nonexistent\": "))
         let kernel = try file(linuxImage(memory: 4096))
-        #expect(try failure { $0.kernel = kernel; $0.initrd = "/nonexistent" }.hasPrefix("could not load ramdisk '/nonexistent': "))
+        #expect(
+            try failure {
+                $0.kernel = kernel
+                $0.initrd = "/nonexistent"
+            }.hasPrefix("could not load ramdisk '/nonexistent': "))
         #expect(try failure { $0.initrd = kernel } == "-initrd only allowed with -kernel option")
         #expect(try failure { $0.commandLine = "x" } == "-append only allowed with -kernel option")
         #expect(try failure { $0.kernel = "/tmp" }.contains("Is a directory"))
@@ -204,7 +217,9 @@ import VirtBoard
         }
         for _ in 0..<500 {
             var bad = whole
-            for _ in 0..<3 { bad[Int.random(in: 4..<whole.count, using: &random)] = UInt8.random(in: 0...255, using: &random) }
+            for _ in 0..<3 {
+                bad[Int.random(in: 4..<whole.count, using: &random)] = UInt8.random(in: 0...255, using: &random)
+            }
             let path = try file(bad)
             let board = try TestBoard(memory: 4 << 20) { $0.kernel = path }
             if (try? board.board.prepareImages()) != nil { board.vm.resetDevices() }
@@ -234,7 +249,9 @@ import VirtBoard
         var image = Data(count: 32 << 20)
         image[0] = 0x6f
         let path = try directory.write("flash", image)
-        let board = try TestBoard(flash: [try BlockBackend(id: "p", filename: path, readOnly: true)]) { $0.firmware = .none }
+        let board = try TestBoard(flash: [try BlockBackend(id: "p", filename: path, readOnly: true)]) {
+            $0.firmware = .none
+        }
         try board.board.prepareImages()
         board.vm.resetDevices()
         #expect(board.word(0x2000_0000, UInt32.self) == 0x6f)

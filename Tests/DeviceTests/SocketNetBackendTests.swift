@@ -41,12 +41,16 @@ import Virtio
         withUnsafeBytes(of: UInt32(frame.count).bigEndian) { Array($0) } + frame
     }
 
-    private func send(_ bytes: [UInt8], to fd: Int32) throws { try bytes.withUnsafeBytes { try FD.writeAll(fd, $0, to: "peer") } }
+    private func send(_ bytes: [UInt8], to fd: Int32) throws {
+        try bytes.withUnsafeBytes { try FD.writeAll(fd, $0, to: "peer") }
+    }
 
     private func send(_ frame: [UInt8], by backend: NetBackend) {
         frame.withUnsafeBytes { bytes in
             let half = bytes.count / 2
-            let parts = [UnsafeRawBufferPointer(rebasing: bytes[..<half]), UnsafeRawBufferPointer(rebasing: bytes[half...])]
+            let parts = [
+                UnsafeRawBufferPointer(rebasing: bytes[..<half]), UnsafeRawBufferPointer(rebasing: bytes[half...]),
+            ]
             parts.withUnsafeBufferPointer { backend.send($0) }
         }
     }
@@ -129,7 +133,8 @@ import Virtio
         let directory = try TemporaryDirectory()
         let path = directory.file("net")
         let server = try NetBackendFactory.make(
-            KeyValueOptions("stream,id=s,server=on,addr.type=unix,addr.path=\(path)", impliedKey: "type", style: .keyval),
+            KeyValueOptions(
+                "stream,id=s,server=on,addr.type=unix,addr.path=\(path)", impliedKey: "type", style: .keyval),
             vm: machine.vm)
         let atServer = collect(server)
         server.receiveReady()
@@ -192,7 +197,8 @@ import Virtio
             }
         }
         let backends = try (0..<2).map { index in
-            let options = "dgram,id=n\(index),\(end("local", index))" + (kind == "fd" ? "" : ",\(end("remote", 1 - index))")
+            let options =
+                "dgram,id=n\(index),\(end("local", index))" + (kind == "fd" ? "" : ",\(end("remote", 1 - index))")
             return try NetBackendFactory.make(
                 KeyValueOptions(options, impliedKey: "type", style: .keyval), vm: machine.vm)
         }
@@ -220,7 +226,9 @@ import Virtio
     @Test func aMulticastGroupIsASegmentOfItsOwn() throws {
         let machine = try TestMachine()
         let port = 40_000 + Int(getpid() % 10_000)
-        func member(_ group: String, local: String = ",local.type=inet,local.host=127.0.0.1,local.port=0") throws -> NetBackend {
+        func member(
+            _ group: String, local: String = ",local.type=inet,local.host=127.0.0.1,local.port=0"
+        ) throws -> NetBackend {
             let options = "dgram,id=n,remote.type=inet,remote.host=\(group),remote.port=\(port)\(local)"
             return try NetBackendFactory.make(
                 KeyValueOptions(options, impliedKey: "type", style: .keyval), vm: machine.vm)
@@ -251,7 +259,10 @@ import Virtio
         ("socket,id=a,fd=9999", "netdev 'a': fd 9999 is not an open stream socket"),
         ("stream,id=a,addr.type=unix", "Parameter 'path' is missing"),
         ("stream,id=a,addr.type=vsock", "Parameter 'addr.type' does not accept value 'vsock'"),
-        ("stream,id=a,addr.type=unix,addr.path=/nonexistent/s", "Failed to connect to '/nonexistent/s': No such file or directory"),
+        (
+            "stream,id=a,addr.type=unix,addr.path=/nonexistent/s",
+            "Failed to connect to '/nonexistent/s': No such file or directory"
+        ),
         (
             "stream,id=a,server=on,reconnect-ms=1,addr.type=unix,addr.path=/x",
             "'reconnect-ms' option is incompatible with socket in server mode"

@@ -29,7 +29,8 @@ import Virtio
     @Test func fillsTheWholeOfAChainAndInterrupts() {
         let queue = start()
         queue.submit([
-            .init(address: Self.data, length: 32, writable: true), .init(address: Self.data + 64, length: 32, writable: true),
+            .init(address: Self.data, length: 32, writable: true),
+            .init(address: Self.data + 64, length: 32, writable: true),
         ])
         let used = queue.reap()
         #expect(used.count == 1 && used[0].head == 0 && used[0].length == 64)
@@ -157,7 +158,8 @@ import Virtio
     @Test func refusesReadableBehindWritable() throws {
         try expectFailure("order") {
             $0.submit([
-                .init(address: Self.data, length: 4, writable: true), .init(address: Self.data, length: 4, writable: false),
+                .init(address: Self.data, length: 4, writable: true),
+                .init(address: Self.data, length: 4, writable: false),
             ])
         }
     }

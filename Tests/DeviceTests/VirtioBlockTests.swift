@@ -82,7 +82,8 @@ import Virtio
         machine.store(UInt64(5), at: Self.header + 8)
         machine.store(UInt8(0xee), at: Self.data + 512)
         driver.queues[0].submit([
-            .init(address: Self.header, length: 16, writable: false), .init(address: Self.data, length: 513, writable: true),
+            .init(address: Self.header, length: 16, writable: false),
+            .init(address: Self.data, length: 513, writable: true),
         ])
         #expect(machine.bytes(Self.data, 513) == Array(repeating: 5, count: 512) + [0])
     }
@@ -113,9 +114,15 @@ import Virtio
     @Test func refusesSectorsBeyondTheEnd() throws {
         let driver = try makeDriver()
         let last = UInt64(Self.size / 512)
-        for (sector, length) in [(last, UInt32(512)), (last - 1, 1024), (UInt64.max, 512), (UInt64.max / 512, 512), (1 << 55, 512)] {
-            #expect(request(driver, 0, sector: sector, [.init(address: Self.data, length: length, writable: true)]).status == 1)
-            #expect(request(driver, 1, sector: sector, [.init(address: Self.data, length: length, writable: false)]).status == 1)
+        for (sector, length) in [
+            (last, UInt32(512)), (last - 1, 1024), (UInt64.max, 512), (UInt64.max / 512, 512), (1 << 55, 512),
+        ] {
+            #expect(
+                request(driver, 0, sector: sector, [.init(address: Self.data, length: length, writable: true)]).status
+                    == 1)
+            #expect(
+                request(driver, 1, sector: sector, [.init(address: Self.data, length: length, writable: false)]).status
+                    == 1)
         }
         #expect(request(driver, 0, sector: 0, [.init(address: Self.data, length: 100, writable: true)]).status == 1)
         #expect(!driver.needsReset)

@@ -196,7 +196,8 @@ import Virtio
         #expect(!accepts(own))
         for wrong: [UInt8] in [
             [0, 6, 1], [0, 0], [0, 0, 1, 1], [1, 0, 2, 0, 0, 0] + Self.other + [0, 0, 0, 0],
-            [1, 0, 0xff, 0xff, 0xff, 0xff], [1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [2, 0, 1, 0], [9, 9, 9],
+            [1, 0, 0xff, 0xff, 0xff, 0xff], [1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [2, 0, 1, 0],
+            [9, 9, 9],
         ] {
             #expect(card.command(wrong) == 1, "\(wrong)")
         }
@@ -248,7 +249,9 @@ import Virtio
         let whole = header(flags: 1, segmentation: 1)
         card.transmit(1, whole)
         #expect(card.backend.sent.map(\.header) == [whole])
-        for wrong in [header(segmentation: 4), header(segmentation: 0x81), header(segmentation: 3), header(segmentation: 0x80)] {
+        for wrong in [
+            header(segmentation: 4), header(segmentation: 0x81), header(segmentation: 3), header(segmentation: 0x80),
+        ] {
             card.transmit(1, wrong)
         }
         #expect(card.backend.sent.count == 1)
@@ -305,7 +308,8 @@ import Virtio
         next.machine.vm.stop()
         // The rings are in RAM.
         for offset in stride(from: UInt64(0), to: 0x9_0000, by: 8) {
-            next.machine.store(card.machine.load(TestMachine.ramBase + offset) as UInt64, at: TestMachine.ramBase + offset)
+            next.machine.store(
+                card.machine.load(TestMachine.ramBase + offset) as UInt64, at: TestMachine.ramBase + offset)
         }
         try loadState(state, into: next.device)
         #expect(savedState(next.device) == state)

@@ -7,7 +7,9 @@ import Virtio
         var sent: [[UInt8]] = []
         var ready = 0
         init() { super.init(id: "n", backend: "test") }
-        override func send(_ parts: UnsafeBufferPointer<UnsafeRawBufferPointer>) { sent.append(parts.flatMap { Array($0) }) }
+        override func send(_ parts: UnsafeBufferPointer<UnsafeRawBufferPointer>) {
+            sent.append(parts.flatMap { Array($0) })
+        }
         override func receiveReady() { ready += 1 }
         func deliver(_ frame: [UInt8]) -> Bool { frame.withUnsafeBytes { deliver($0) } }
     }
@@ -37,7 +39,8 @@ import Virtio
         driver.start(queues: 2)
         machine.store(bytes: Array(repeating: 0xee, count: 12) + Array(0..<60), at: Self.data)
         driver.queues[1].submit([
-            .init(address: Self.data, length: 8, writable: false), .init(address: Self.data + 8, length: 30, writable: false),
+            .init(address: Self.data, length: 8, writable: false),
+            .init(address: Self.data + 8, length: 30, writable: false),
             .init(address: Self.data + 38, length: 34, writable: false),
         ])
         #expect(backend.sent == [Array(0..<60)])
@@ -85,7 +88,8 @@ import Virtio
         #expect(driver.queues[0].reap().map(\.length) == [100, 100, 62])
         #expect(machine.load(Self.data + 10, as: UInt16.self) == 3)
         #expect(
-            machine.bytes(Self.data + 12, 88) + machine.bytes(Self.data + 0x1000, 100) + machine.bytes(Self.data + 0x2000, 62)
+            machine.bytes(Self.data + 12, 88) + machine.bytes(Self.data + 0x1000, 100)
+                + machine.bytes(Self.data + 0x2000, 62)
                 == frame)
     }
 

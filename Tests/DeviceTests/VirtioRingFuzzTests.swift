@@ -25,7 +25,9 @@ import Virtio
     private static let base = TestMachine.ramBase
     private static let end = TestMachine.ramBase + UInt64(TestMachine.ramSize)
 
-    private func descriptor(_ random: inout Randomness) -> (address: UInt64, length: UInt32, flags: UInt16, next: UInt16) {
+    private func descriptor(_ random: inout Randomness) -> (
+        address: UInt64, length: UInt32, flags: UInt16, next: UInt16
+    ) {
         let address: UInt64
         switch Int.random(in: 0..<16, using: &random) {
         case 0: address = random.next()
@@ -52,7 +54,8 @@ import Virtio
         machine.store(random.next() >> UInt64.random(in: 48..<64, using: &random), at: header + 8)
         queue.descriptor(0, header, 16, flags: 1, next: 1)
         let writable: UInt16 = Bool.random(using: &random) ? 2 : 0
-        queue.descriptor(1, header + 0x1000, UInt32.random(in: 1..<5, using: &random) * 512, flags: writable | 1, next: 2)
+        queue.descriptor(
+            1, header + 0x1000, UInt32.random(in: 1..<5, using: &random) * 512, flags: writable | 1, next: 2)
         queue.descriptor(2, header + 0x3000, 1, flags: 2)
         if Int.random(in: 0..<24, using: &random) == 0 {
             let wrong = descriptor(&random)
@@ -82,7 +85,8 @@ import Virtio
                 device = console
             case .net:
                 device = VirtioNet(
-                    vm: machine.vm, backend: host, mac: [2, 0, 0, 0, 0, 1], features: VirtioNetFeature.standard | 1 << 22)
+                    vm: machine.vm, backend: host, mac: [2, 0, 0, 0, 0, 1],
+                    features: VirtioNetFeature.standard | 1 << 22)
             }
             try slot.plug(device)
             try machine.vm.add(slot)
@@ -102,7 +106,9 @@ import Virtio
                         queue.descriptor(slot, d.address, d.length, flags: d.flags, next: d.next)
                         // Tables for indirect descriptors, and requests.
                         let inner = descriptor(&random)
-                        queue.descriptor(slot, in: Self.base + 0x10_0000 + UInt64(slot) * 64, inner.address, inner.length, flags: inner.flags, next: inner.next)
+                        queue.descriptor(
+                            slot, in: Self.base + 0x10_0000 + UInt64(slot) * 64, inner.address, inner.length,
+                            flags: inner.flags, next: inner.next)
                     }
                     if round % 4 < 2 {
                         mild(queue, &random)

@@ -91,11 +91,14 @@ struct ChardevTests {
     func contradictions() throws {
         let machine = try TestMachine()
         func refusal(_ text: String) -> String { errorText { _ = try ChardevFactory.make(text, vm: machine.vm) } }
-        #expect(refusal("socket,id=a,path=/nowhere/x") == "Failed to connect to '/nowhere/x': No such file or directory")
-        #expect(refusal("socket,id=a,path=/x,wait=on")
-            == "'wait' option is incompatible with socket in client connect mode")
-        #expect(refusal("socket,id=a,path=/x,server=on,reconnect=1")
-            == "'reconnect' option is incompatible with socket in server listen mode")
+        #expect(
+            refusal("socket,id=a,path=/nowhere/x") == "Failed to connect to '/nowhere/x': No such file or directory")
+        #expect(
+            refusal("socket,id=a,path=/x,wait=on")
+                == "'wait' option is incompatible with socket in client connect mode")
+        #expect(
+            refusal("socket,id=a,path=/x,server=on,reconnect=1")
+                == "'reconnect' option is incompatible with socket in server listen mode")
         #expect(refusal("socket,id=a,path=/\(String(repeating: "x", count: 200)),server=on").contains("is too long"))
         #expect(refusal("socket,id=a,fd=99999") == "File descriptor '99999' is not open")
         #expect(refusal("null") == "chardev: no id specified")

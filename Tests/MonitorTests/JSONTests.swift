@@ -41,16 +41,19 @@ struct JSONTests {
         #expect(errorText { _ = try JSON(parsing: "1e999") } == "JSON parse error, number out of range '1e999'")
     }
 
-    @Test("What is not JSON is refused", arguments: [
-        ("", "expecting value"), ("{", "premature EOI"), ("[1,]", "expecting value"), ("{\"a\"}", "missing : in object pair"),
-        ("{1: 2}", "key is not a string in object"), ("[1 2]", "expected separator in list"),
-        ("{\"a\": 1 \"b\": 2}", "expected separator in dict"), ("{\"a\": 1, \"a\": 2}", "duplicate key"),
-        ("01", "stray '01'"), ("1.", "stray '1.'"), ("-", "stray '-'"), ("1e", "stray '1e'"), ("+1", "stray '+'"),
-        ("nul", "invalid keyword 'nul'"), ("]", "stray ']'"), ("[}", "stray '}'"), (",", "expecting value"),
-        ("\"a\nb\"", "stray '\"a"), (#""\x""#, "invalid escape sequence '\\x'"),
-        (#""\uD800""#, "invalid escape sequence '\\uD800'"), (#""\u0000""#, "invalid escape sequence '\\u0000'"),
-        (#""\uDC00""#, "invalid escape sequence '\\uDC00'"), (#""\u12"#, "stray '"),
-    ])
+    @Test(
+        "What is not JSON is refused",
+        arguments: [
+            ("", "expecting value"), ("{", "premature EOI"), ("[1,]", "expecting value"),
+            ("{\"a\"}", "missing : in object pair"),
+            ("{1: 2}", "key is not a string in object"), ("[1 2]", "expected separator in list"),
+            ("{\"a\": 1 \"b\": 2}", "expected separator in dict"), ("{\"a\": 1, \"a\": 2}", "duplicate key"),
+            ("01", "stray '01'"), ("1.", "stray '1.'"), ("-", "stray '-'"), ("1e", "stray '1e'"), ("+1", "stray '+'"),
+            ("nul", "invalid keyword 'nul'"), ("]", "stray ']'"), ("[}", "stray '}'"), (",", "expecting value"),
+            ("\"a\nb\"", "stray '\"a"), (#""\x""#, "invalid escape sequence '\\x'"),
+            (#""\uD800""#, "invalid escape sequence '\\uD800'"), (#""\u0000""#, "invalid escape sequence '\\u0000'"),
+            (#""\uDC00""#, "invalid escape sequence '\\uDC00'"), (#""\u12"#, "stray '"),
+        ])
     func refused(text: String, message: String) {
         let error = errorText { _ = try JSON(parsing: text) }
         // A stray string is quoted without its opening quote.

@@ -36,7 +36,8 @@ struct OptionTests {
     @Test("JSON is flattened to dotted keys and keeps its types")
     func json() throws {
         let options = try KeyValueOptions(
-            #"{"qom-type": "memory-backend-memfd", "size": 4096, "share": true, "addr": {"type": "unix", "l": [1, 2]}}"#)
+            #"{"qom-type": "memory-backend-memfd", "size": 4096, "share": true, "addr": {"type": "unix", "l": [1, 2]}}"#
+        )
         #expect(try options.string("qom-type") == "memory-backend-memfd")
         #expect(try options.size("size") == 4096)
         #expect(try options.bool("share") == true)

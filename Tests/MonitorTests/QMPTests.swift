@@ -54,7 +54,8 @@ struct QMPTests {
     @Test("Nested arguments are checked to their depth")
     func nestedArguments() throws {
         let (machine, peer) = try TestMachine.session()
-        let inner = QMPType.object(name: "Inner", members: [QMPMember("a", .int), QMPMember("b", .bool, optional: true)])
+        let inner = QMPType.object(
+            name: "Inner", members: [QMPMember("a", .int), QMPMember("b", .bool, optional: true)])
         try machine.vm.commands.add(
             QMPCommand("nested", arguments: [QMPMember("list", .array(inner))]) { _ in [:] })
         func refusal(_ list: String) throws -> String {
@@ -227,19 +228,27 @@ struct QMPTests {
         let (machine, peer) = try TestMachine.session()
         let ring = try ChardevFactory.make("ringbuf,id=r,size=16", vm: machine.vm)
         ring.write("0123456789abcdefXYZ")
-        #expect(try peer.ask(#"{"execute": "ringbuf-read", "arguments": {"device": "r", "size": 4}}"#)["return"] == "3456")
-        #expect(try peer.ask(
-            #"{"execute": "ringbuf-write", "arguments": {"device": "r", "data": "AAH/", "format": "base64"}}"#)["return"]
-            == [:])
-        #expect(try peer.ask(
-            #"{"execute": "ringbuf-read", "arguments": {"device": "r", "size": 100, "format": "base64"}}"#)["return"]
-            == .string(Data(Array("789abcdefXYZ".utf8) + [0, 1, 255]).base64EncodedString()))
-        #expect(try peer.refusal(#"{"execute": "ringbuf-read", "arguments": {"device": "r", "size": 0}}"#)
-            == "size must be greater than zero")
-        #expect(try peer.refusal(#"{"execute": "ringbuf-read", "arguments": {"device": "no", "size": 1}}"#)
-            == "Device 'no' not found")
-        #expect(errorText { _ = try ChardevFactory.make("ringbuf,id=s,size=17", vm: machine.vm) }
-            == "size of ringbuf chardev must be power of two")
+        #expect(
+            try peer.ask(#"{"execute": "ringbuf-read", "arguments": {"device": "r", "size": 4}}"#)["return"] == "3456")
+        #expect(
+            try peer.ask(
+                #"{"execute": "ringbuf-write", "arguments": {"device": "r", "data": "AAH/", "format": "base64"}}"#)[
+                    "return"]
+                == [:])
+        #expect(
+            try peer.ask(
+                #"{"execute": "ringbuf-read", "arguments": {"device": "r", "size": 100, "format": "base64"}}"#)[
+                    "return"]
+                == .string(Data(Array("789abcdefXYZ".utf8) + [0, 1, 255]).base64EncodedString()))
+        #expect(
+            try peer.refusal(#"{"execute": "ringbuf-read", "arguments": {"device": "r", "size": 0}}"#)
+                == "size must be greater than zero")
+        #expect(
+            try peer.refusal(#"{"execute": "ringbuf-read", "arguments": {"device": "no", "size": 1}}"#)
+                == "Device 'no' not found")
+        #expect(
+            errorText { _ = try ChardevFactory.make("ringbuf,id=s,size=17", vm: machine.vm) }
+                == "size of ringbuf chardev must be power of two")
     }
 
     @Test("Random bytes never stop the monitor from answering")

@@ -25,14 +25,18 @@ struct AIATests {
         7:
         """
 
-    @Test("is not there unless it was asked for", arguments: [0x350, 0x351, 0x35c, 0xfb0, 0x150, 0x151, 0x15c, 0xdb0, 0x308, 0x309])
+    @Test(
+        "is not there unless it was asked for",
+        arguments: [0x350, 0x351, 0x35c, 0xfb0, 0x150, 0x151, 0x15c, 0xdb0, 0x308, 0x309])
     func absent(_ number: Int) throws {
         let machine = try TestMachine(
             assembly: Self.trapped + "\n csrr a0, \(number)\n li a0, 77\n" + TestMachine.finish("a0"))
         #expect(try machine.runUntilDone() == 2)
     }
 
-    @Test("has no registers at reserved numbers", arguments: [0x00, 0x2f, 0x31, 0x40, 0x6f, 0x71, 0x73, 0x81, 0xc1, 0x100, 0xfff])
+    @Test(
+        "has no registers at reserved numbers",
+        arguments: [0x00, 0x2f, 0x31, 0x40, 0x6f, 0x71, 0x73, 0x81, 0xc1, 0x100, 0xfff])
     func reserved(_ select: Int) throws {
         for (selectCSR, registerCSR) in [(0x350, 0x351), (0x150, 0x151)] {
             let (machine, _) = try machine(
@@ -108,7 +112,9 @@ struct AIATests {
     }
 
     /// SSI and STI pending and enabled, with the given priorities.
-    private func top(_ priorities: UInt64, message: UInt64? = nil, delegated: Bool = false, csr: Int = 0xfb0) throws -> UInt64 {
+    private func top(
+        _ priorities: UInt64, message: UInt64? = nil, delegated: Bool = false, csr: Int = 0xfb0
+    ) throws -> UInt64 {
         let (machine, aia) = try machine(
             """
                 li t0, 0x30

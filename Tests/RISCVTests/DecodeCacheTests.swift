@@ -98,7 +98,9 @@ struct DecodeCacheTests {
         // Find the routine as a device would be told its address.
         let word = UInt32(0x0015_0513)
         let offset = try #require(
-            stride(from: 0, to: 4096, by: 4).first { machine.ram.host.load(fromByteOffset: $0, as: UInt32.self) == word })
+            stride(from: 0, to: 4096, by: 4).first {
+                machine.ram.host.load(fromByteOffset: $0, as: UInt32.self) == word
+            })
         withUnsafeBytes(of: UInt32(0x0105_0513)) { bytes in
             try? machine.vm.addressSpace.write(bytes, at: TestMachine.base + UInt64(offset), what: "DMA")
         }

@@ -128,7 +128,8 @@ struct MemoryAccessTests {
     func misalignedSuperpage() throws {
         let machine = try TestMachine(
             assembly: paged(
-                [], body: "li t0, \(Self.frame) | 1 << 10 | 0xc7\n sd t0, 8(s1)\n li t0, 0x40200000\n ld t0, (t0)\n nop",
+                [],
+                body: "li t0, \(Self.frame) | 1 << 10 | 0xc7\n sd t0, 8(s1)\n li t0, 0x40200000\n ld t0, (t0)\n nop",
                 handler: "csrr a0, mcause \(TestMachine.finish("a0"))"))
         #expect(try machine.runUntilDone() == 13)
     }

@@ -9,7 +9,9 @@ struct OfficialRISCVTests {
         let elf = try ELFFile(path: OfficialTests.build(test))
         let tohost = try #require(elf.symbol("tohost"))
         let machine = try TestMachine(megabytes: 32)
-        for segment in elf.segments where !segment.bytes.isEmpty { try machine.load(segment.bytes, at: segment.address) }
+        for segment in elf.segments where !segment.bytes.isEmpty {
+            try machine.load(segment.bytes, at: segment.address)
+        }
         machine.hart.setResetVector(pc: elf.entry, a0: 0, a1: 0)
         machine.reset()
         try machine.run(until: "a store to tohost") { machine[tohost] != 0 }

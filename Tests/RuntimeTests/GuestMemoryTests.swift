@@ -75,7 +75,8 @@ struct PreservedFDsTests {
             try fds.resave("vfio", id: 3, 11)
             Issue.record("no conflict")
         } catch {
-            #expect(error.message == "internal error: cpr fd 'vfio' id 3 value 11 already saved with a different value 10")
+            #expect(
+                error.message == "internal error: cpr fd 'vfio' id 3 value 11 already saved with a different value 10")
         }
         #expect(throws: VMMError.self) { try fds.save("vfio", id: 3, 10) }
     }

@@ -109,7 +109,9 @@ import Testing
     }
 
     @Test func aFileThatIsNotAModuleIsRefused() throws {
-        #expect(refusal(try directory.write("mode-text.so", String(repeating: "text ", count: 100))).contains("is not a 64-bit little-endian ELF file"))
+        #expect(
+            refusal(try directory.write("mode-text.so", String(repeating: "text ", count: 100))).contains(
+                "is not a 64-bit little-endian ELF file"))
         #expect(refusal(try directory.write("mode-empty.so", "")).contains("is not a Baton module"))
         #expect(refusal(try compile("mode-other.so", "int x;")).contains("does not export baton_module_query"))
         #expect(refusal(try compile("notes.so", source())).contains("is not named as a module"))
@@ -126,10 +128,15 @@ import Testing
 
     @Test func aModuleWithAnotherABIOrUnknownNeedsIsRefused() throws {
         #expect(refusal(try compile("mode-probe.so", source(abi: 99))).contains("module ABI 99"))
-        #expect(refusal(try compile("mode-needy.so", source(name: "needy", capabilities: 4))).contains("needs capabilities"))
+        #expect(
+            refusal(try compile("mode-needy.so", source(name: "needy", capabilities: 4))).contains("needs capabilities")
+        )
         #expect(refusal(try compile("mode-nameless.so", source(name: "other"))).contains("not what its file name says"))
-        #expect(refusal(try compile("mode-null.so", source(name: "null", register: "0"))).contains("no register function"))
-        #expect(refusal(try compile("mode-fails.so", source(name: "fails", register: "failing"))).contains("failed to register (status 7)"))
+        #expect(
+            refusal(try compile("mode-null.so", source(name: "null", register: "0"))).contains("no register function"))
+        #expect(
+            refusal(try compile("mode-fails.so", source(name: "fails", register: "failing"))).contains(
+                "failed to register (status 7)"))
         #expect(loader.loaded.isEmpty)
     }
 

@@ -59,9 +59,11 @@ import Testing
         let folder = directory.file("mode-folder.so")
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: false)
         #expect(refusal(folder).contains("is not a regular file"))
-        try FileManager.default.createSymbolicLink(atPath: directory.file("mode-null.so"), withDestinationPath: "/dev/null")
+        try FileManager.default.createSymbolicLink(
+            atPath: directory.file("mode-null.so"), withDestinationPath: "/dev/null")
         #expect(refusal(directory.file("mode-null.so")).contains("is not named as a module"))
-        try FileManager.default.createSymbolicLink(atPath: directory.file("mode-loop.so"), withDestinationPath: "mode-loop.so")
+        try FileManager.default.createSymbolicLink(
+            atPath: directory.file("mode-loop.so"), withDestinationPath: "mode-loop.so")
         #expect(refusal(directory.file("mode-loop.so")).contains("Too many levels of symbolic links"))
     }
 

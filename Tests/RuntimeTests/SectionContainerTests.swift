@@ -72,7 +72,9 @@ struct SectionContainerTests {
 
     @Test func everyTruncationIsRefused() {
         let bytes = sample().encoded()
-        for length in 0..<bytes.count { #expect(error(parsing: Array(bytes[..<length])) != "parsed", "cut at \(length)") }
+        for length in 0..<bytes.count {
+            #expect(error(parsing: Array(bytes[..<length])) != "parsed", "cut at \(length)")
+        }
         #expect(error(parsing: bytes + [0]).contains("bytes after its last section"))
     }
 

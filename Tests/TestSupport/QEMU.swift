@@ -11,9 +11,12 @@ public enum QEMU {
         let libraries = "\(root)/usr/lib"
         for name in (try? FileManager.default.contentsOfDirectory(atPath: libraries)) ?? [] {
             let files = (try? FileManager.default.contentsOfDirectory(atPath: "\(libraries)/\(name)")) ?? []
-            guard files.contains("libc.so.6"), let loader = files.first(where: { $0.hasPrefix("ld-linux-") }) else { continue }
+            guard files.contains("libc.so.6"), let loader = files.first(where: { $0.hasPrefix("ld-linux-") }) else {
+                continue
+            }
             candidates.append([
-                "\(libraries)/\(name)/\(loader)", "--library-path", "\(libraries)/\(name)", "\(root)/usr/bin/\(program)",
+                "\(libraries)/\(name)/\(loader)", "--library-path", "\(libraries)/\(name)",
+                "\(root)/usr/bin/\(program)",
                 "-L", "\(root)/usr/share/qemu",
             ])
         }

@@ -4,7 +4,8 @@ import Testing
 
 @Suite("vfio-user-pci", .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld"))
 struct VFIOUserDeviceTests {
-    @Test("BARs, DMA and interrupts of the server's device reach the guest", arguments: VFIOUserGuest.Interrupts.allCases)
+    @Test(
+        "BARs, DMA and interrupts of the server's device reach the guest", arguments: VFIOUserGuest.Interrupts.allCases)
     func works(_ interrupts: VFIOUserGuest.Interrupts) throws {
         let guest = try VFIOUserGuest(interrupts)
         try guest.waitForProgress()
@@ -18,13 +19,19 @@ struct VFIOUserDeviceTests {
         let last = log.split { $0.hasPrefix("set_irqs") && $0.hasSuffix("off") }.last ?? []
         let sets = last.filter { $0.hasPrefix("set_irqs") }
         let starts = stride(from: 0, to: interrupts.count, by: 2)
-        #expect(sets == starts.map { "set_irqs index=\(interrupts.index) start=\($0) count=\(min(2, interrupts.count - $0))" })
+        #expect(
+            sets
+                == starts.map {
+                    "set_irqs index=\(interrupts.index) start=\($0) count=\(min(2, interrupts.count - $0))"
+                })
         #expect(guest.log("refused") == [] && guest.log("fault") == [])
         try guest.end()
         try eventually("the server sees the end") { guest.log.last?.hasPrefix("disconnect") == true }
     }
 
-    @Test("a server that does DMA by message reaches guest memory", arguments: [["--ask"], ["--ask", "--twin"], ["--twin"]])
+    @Test(
+        "a server that does DMA by message reaches guest memory",
+        arguments: [["--ask"], ["--ask", "--twin"], ["--twin"]])
     func messages(_ options: [String]) throws {
         let guest = try VFIOUserGuest(options: options)
         try guest.waitForProgress()
@@ -67,7 +74,8 @@ struct VFIOUserDeviceTests {
         defer { withExtendedLifetime(server) {} }
         let arguments = try VFIOUserGuest.arguments(
             .msix, in: directory,
-            device: "vfio-user-pci,id=d,socket.type=unix,socket.path=\(VFIOUserGuest.socket(directory)),x-msg-timeout=900")
+            device:
+                "vfio-user-pci,id=d,socket.type=unix,socket.path=\(VFIOUserGuest.socket(directory)),x-msg-timeout=900")
         let process = try ChildProcess(arguments)
         let qmp = try QMPClient(path: directory.file("qmp"))
         let answer = "\(try qmp.execute("query-pci"))"
@@ -93,7 +101,8 @@ struct VFIOUserDeviceTests {
             "romfile=": "4096 29298 \(3000 * 0x72 + 1096 * 0xff)",
         ]
         func found() -> String? {
-            CountingDevice.finding("rom", (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "")
+            CountingDevice.finding(
+                "rom", (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "")
         }
         try eventually("the guest says what ROM it has: \(process.errors)") { found() != nil }
         #expect(found() == expected[options])
@@ -109,7 +118,8 @@ struct VFIOUserDeviceTests {
         ("vfio-user-pci,socket.type=unix", "Parameter 'socket.path' is missing"),
         ("vfio-user-pci,socket.type=inet,socket.path=/x", "Unsupported socket type inet"),
         ("vfio-user-pci,socket.type=unix,socket.path=/nonexistent/socket",
-            "vfio vfio-user:/nonexistent/socket: Failed to connect to '/nonexistent/socket': No such file or directory"),
+            "vfio vfio-user:/nonexistent/socket: Failed to connect to '/nonexistent/socket': "
+                + "No such file or directory"),
         ("vfio-user-pci,socket.type=unix,socket.path=/etc/passwd", "Connection refused"),
         ("vfio-user-pci,socket.type=unix,socket.path=/x,x-msg-timeout=0", "x-msg-timeout"),
         ("vfio-user-pci,sockets=1", "Property 'vfio-user-pci.sockets' not found"),

@@ -3,7 +3,8 @@ import TestSupport
 import Testing
 
 /// Servers that say what cannot be.
-@Suite("vfio-user servers that misbehave", .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld"))
+@Suite(
+    "vfio-user servers that misbehave", .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld"))
 struct VFIOUserMisbehaviourTests {
     struct Start: CustomTestStringConvertible, Sendable {
         let options: [String]
@@ -87,7 +88,9 @@ struct VFIOUserMisbehaviourTests {
         #expect(process.errors.contains(start.error), "\(process.errors)")
     }
 
-    @Test("regions that cannot be mapped are reached by message", arguments: ["areas", "outside", "loop", "short", "pipe"])
+    @Test(
+        "regions that cannot be mapped are reached by message",
+        arguments: ["areas", "outside", "loop", "short", "pipe"])
     func unmappable(_ what: String) throws {
         let guest = try VFIOUserGuest(options: ["--region", what])
         // A file that is too short ends the server's own accesses.
@@ -116,10 +119,13 @@ struct VFIOUserMisbehaviourTests {
         }
     }
 
-    @Test("what ends the connection leaves the VM running", arguments: [
-        ("fds", "came with 1 file descriptors"), ("reply", "that nobody waits for"), ("end", "it has closed the connection"),
-        ("stall", "was not answered or completed within"),
-    ])
+    @Test(
+        "what ends the connection leaves the VM running",
+        arguments: [
+            ("fds", "came with 1 file descriptors"), ("reply", "that nobody waits for"),
+            ("end", "it has closed the connection"),
+            ("stall", "was not answered or completed within"),
+        ])
     func ends(_ what: String, _ text: String) throws {
         let guest = try VFIOUserGuest(options: ["--request", what])
         try eventually("the VMM gives the server up: \(guest.process.errors)", by: .seconds(20)) {
@@ -140,7 +146,9 @@ struct VFIOUserMisbehaviourTests {
         try eventually("the server has done it") { guest.log.contains("shrunk") }
         // The guest starts again and tries the memory that is gone.
         try guest.qmp.execute("system_reset")
-        try eventually("the guest finds all ones or its own: \(guest.serial)") { guest.serial.contains("vfio: ") || guest.serial.contains("FAIL") }
+        try eventually("the guest finds all ones or its own: \(guest.serial)") {
+            guest.serial.contains("vfio: ") || guest.serial.contains("FAIL")
+        }
         #expect("\(try guest.qmp.execute("query-status"))".contains("running"))
         try guest.end()
     }

@@ -9,7 +9,8 @@ import Testing
 struct StorageDaemonTests {
     /// Has `body` test a guest that works on a disk of the daemon's.
     private func withDisk(
-        queues: Int = 1, program: [String]? = Daemon.storageProgram, chardev: String = "", memory: String = "memory-backend-memfd",
+        queues: Int = 1, program: [String]? = Daemon.storageProgram, chardev: String = "",
+        memory: String = "memory-backend-memfd",
         extra: [String] = ["-cpr-enable", "restart"], _ body: (Daemon, VhostUserGuest) throws -> Void
     ) throws {
         let directory = try TemporaryDirectory()
@@ -139,7 +140,9 @@ struct FileSystemDaemonTests {
                 try guest.qmp.execute("cpr-save", ["filename": guest.directory.file("checkpoint"), "mode": "reboot"])
                 Issue.record("the save was not refused")
             } catch let refusal as QMPClient.Refusal {
-                #expect(refusal.text.contains("State blocked by non-migratable device 'virtio-mmio.7/vhost-user-fs'"), "\(refusal)")
+                #expect(
+                    refusal.text.contains("State blocked by non-migratable device 'virtio-mmio.7/vhost-user-fs'"),
+                    "\(refusal)")
             }
             try guest.waitForProgress()
             try guest.end()

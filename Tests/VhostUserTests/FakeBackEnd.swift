@@ -260,7 +260,8 @@ class FakeBackEnd: @unchecked Sendable {
     /// The head of the next request; nil when there is none.
     func nextAvailable(_ index: Int) -> UInt16? {
         let queue = queues[index]
-        guard let available = at(queue.rings.available), queue.base != available.load(fromByteOffset: 2, as: UInt16.self)
+        guard let available = at(queue.rings.available),
+            queue.base != available.load(fromByteOffset: 2, as: UInt16.self)
         else { return nil }
         return available.load(fromByteOffset: 4 + 2 * Int(queue.base % queue.size), as: UInt16.self)
     }

@@ -30,7 +30,8 @@ final class VhostUserGuest {
             }
         return [
             Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
-            "-object", "\(memory),id=ram,size=16M,share=on", "-bios", "none", "-kernel", try image(name, queues: queues),
+            "-object", "\(memory),id=ram,size=16M,share=on", "-bios", "none", "-kernel",
+            try image(name, queues: queues),
             "-chardev", "socket,id=c,path=\(socket)\(chardev)",
             "-nodefaults", "-nographic", "-d", "guest_errors", "-serial", "file:\(directory.file("serial"))",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
@@ -79,7 +80,9 @@ final class VhostUserGuest {
     /// How many requests the guest says it has done.
     func count() throws -> Int {
         let text = serial
-        guard !text.contains("FAIL") else { throw TestError("the guest says \(text.suffix(200)), the VMM: \(process.errors)") }
+        guard !text.contains("FAIL") else {
+            throw TestError("the guest says \(text.suffix(200)), the VMM: \(process.errors)")
+        }
         let complete = text.split(separator: "\n", omittingEmptySubsequences: false).dropLast()
         return complete.last { $0.hasPrefix(word) }.flatMap { Int($0.dropFirst(word.count)) } ?? 0
     }

@@ -4,7 +4,9 @@ import Testing
 
 /// Back ends are not trusted: whatever they send, the VMM says what was wrong
 /// and goes on, or refuses to start.
-@Suite("vhost-user back ends that misbehave", .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld"))
+@Suite(
+    "vhost-user back ends that misbehave", .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld")
+)
 struct MisbehaviourTests {
     private typealias Request = FakeDisk.Request
 
@@ -120,7 +122,9 @@ struct MisbehaviourTests {
     @Test("guest memory that is not shared ends the start with QEMU's error")
     func privateMemory() throws {
         let errors = try refusal(memory: "memory-backend-ram,id=ram,size=16M") { _, _, _ in false }
-        #expect(errors.contains("Failed initializing vhost-user memory map, consider using -object memory-backend-file share=on"))
+        #expect(
+            errors.contains(
+                "Failed initializing vhost-user memory map, consider using -object memory-backend-file share=on"))
     }
 
     // MARK: While the guest runs

@@ -30,7 +30,9 @@ struct VhostUserNetTests {
     @Test("a reset begins with one pair again, a stop ends with none", arguments: [1, 4])
     func reset(_ pairs: Int) throws {
         try withNet(pairs) { net, guest in
-            func switches(_ messages: ArraySlice<UInt32>) -> Int { messages.count { $0 == FakeBackEnd.Request.setVringEnable } }
+            func switches(_ messages: ArraySlice<UInt32>) -> Int {
+                messages.count { $0 == FakeBackEnd.Request.setVringEnable }
+            }
             var before = net.messages.count
             try guest.reset()
             // Off all, on the first pair, and what the driver asks for on the control queue.

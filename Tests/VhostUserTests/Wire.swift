@@ -35,7 +35,9 @@ enum Wire {
             raw.storeBytes(of: headerSize + fds.count * 4, as: Int.self)
             raw.storeBytes(of: SOL_SOCKET, toByteOffset: 8, as: Int32.self)
             raw.storeBytes(of: Int32(SCM_RIGHTS), toByteOffset: 12, as: Int32.self)
-            for (index, fd) in fds.enumerated() { raw.storeBytes(of: fd, toByteOffset: headerSize + 4 * index, as: Int32.self) }
+            for (index, fd) in fds.enumerated() {
+                raw.storeBytes(of: fd, toByteOffset: headerSize + 4 * index, as: Int32.self)
+            }
         }
         data.withUnsafeMutableBytes { body in
             control.withUnsafeMutableBytes { ancillary in

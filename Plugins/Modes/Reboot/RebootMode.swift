@@ -30,7 +30,8 @@ final class RebootMode: CprMode {
             // Flash that nobody wrote to is large, and nothing of it is written.
             guard block.origin.hasPrefix("memory-backend-") || block.name.hasSuffix(".ram") else { continue }
             Report.warning(
-                "RAM block '\(block.name)' (\(block.usedLength >> 20) MiB) is volatile and is written to the checkpoint; "
+                "RAM block '\(block.name)' (\(block.usedLength >> 20) MiB) "
+                    + "is volatile and is written to the checkpoint; "
                     + "a memory-backend-file with share=on on a disk would stay in place")
         }
     }

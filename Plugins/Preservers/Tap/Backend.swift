@@ -120,7 +120,9 @@ final class TapBackend: NetBackend {
 
     override func send(_ parts: UnsafeBufferPointer<UnsafeRawBufferPointer>, header: FrameHeader, queue: Int) {
         let frame = NetBackend.scratch
-        guard fds.indices.contains(queue), let end = NetBackend.gather(parts, into: frame, at: headerSize) else { return }
+        guard fds.indices.contains(queue), let end = NetBackend.gather(parts, into: frame, at: headerSize) else {
+            return
+        }
         for index in 0..<headerSize { frame[index] = 0 }
         if carriesHeaders { header.store(to: frame) }
         let fd = fds[queue]
@@ -160,7 +162,8 @@ final class TapBackend: NetBackend {
             // One that goes on without being read would swallow frames, but it
             // is the kernel that has no reason to refuse.
             guard TapInterface.use(fds[usedQueues], false) else {
-                Report.warning("netdev \(id): \(VMMError.system("could not put a queue of \(interface) aside").message)")
+                Report.warning(
+                    "netdev \(id): \(VMMError.system("could not put a queue of \(interface) aside").message)")
                 continue
             }
         }
@@ -170,7 +173,8 @@ final class TapBackend: NetBackend {
     private func applyOffloads() {
         guard isCommitted, carriesHeaders, offloads != wantedOffloads, let fd = fds.first else { return }
         guard TapInterface.allow(wantedOffloads, fd) else {
-            return Report.warning("netdev \(id): \(VMMError.system("could not set the offloads of \(interface)").message)")
+            return Report.warning(
+                "netdev \(id): \(VMMError.system("could not set the offloads of \(interface)").message)")
         }
         offloads = wantedOffloads
     }
@@ -205,14 +209,17 @@ final class TapBackend: NetBackend {
         // Processes that knew nothing of it used all queues, and no offloads.
         usedQueues = state.has("used-queues") ? Int(try state.unsigned("used-queues", in: 1...UInt64(count))) : count
         wantedQueues = usedQueues
-        if state.has("offloads") { offloads = NetOffloads(rawValue: UInt32(try state.unsigned("offloads", in: 0...15))) }
+        if state.has("offloads") {
+            offloads = NetOffloads(rawValue: UInt32(try state.unsigned("offloads", in: 0...15)))
+        }
         wantedOffloads = offloads
         var held: [(frame: [UInt8], header: FrameHeader)] = []
         for index in 0..<count {
             let frame = try state.bytes("held\(index)", count: 0...NetBackend.maxFrame)
             var header = FrameHeader()
             if state.has("header\(index)") {
-                header = FrameHeader(bytes: try state.bytes("header\(index)", count: FrameHeader.size...FrameHeader.size))
+                header = FrameHeader(
+                    bytes: try state.bytes("header\(index)", count: FrameHeader.size...FrameHeader.size))
             }
             held.append((frame, header))
         }
@@ -224,7 +231,8 @@ final class TapBackend: NetBackend {
             fds.append(fd)
         }
         guard count == configuration.queues else {
-            throw heritage.mismatch("has \(count) queues in the CPR state, but \(configuration.queues) on the command line")
+            throw heritage.mismatch(
+                "has \(count) queues in the CPR state, but \(configuration.queues) on the command line")
         }
         if let name = configuration.interface, name != interface, !name.utf8.contains(UInt8(ascii: "%")) {
             throw heritage.mismatch("is interface '\(interface)' in the CPR state, but '\(name)' on the command line")

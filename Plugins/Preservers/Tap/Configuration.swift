@@ -25,14 +25,17 @@ struct TapConfiguration {
         }
         let others = ["ifname", "script", "downscript", "queues"] + (list == nil ? ["vnet_hdr"] : [])
         if !descriptors.isEmpty, others.contains(where: options.has) {
+            // QEMU's words.
             throw VMMError(
-                list == nil
-                    ? "ifname=, script=, downscript=, vnet_hdr=, helper=, queues=, fds=, and vhostfds= are invalid with fd="
-                    : "ifname=, script=, downscript=, helper=, queues=, and vhostfds= are invalid with fds=")
+                "ifname=, script=, downscript=, "
+                    + (list == nil
+                        ? "vnet_hdr=, helper=, queues=, fds=, and vhostfds= are invalid with fd="
+                        : "helper=, queues=, and vhostfds= are invalid with fds="))
         }
         interface = try options.string("ifname")
         if let interface, !TapConfiguration.isName(interface) {
-            throw VMMError("ifname '\(interface)' is not an interface's name", hint: "At most 15 bytes, without '/' and spaces.")
+            throw VMMError(
+                "ifname '\(interface)' is not an interface's name", hint: "At most 15 bytes, without '/' and spaces.")
         }
         queues = Int(try options.number("queues", in: 1...UInt64(TapConfiguration.maxQueues)) ?? 1)
         if !descriptors.isEmpty { queues = descriptors.count }

@@ -39,7 +39,9 @@ enum TapInterface {
         guard control(fd.raw, setInterface, &request) else {
             let code = errno
             var hint: String?
-            if code == EPERM { hint = "Have root make it for this user: ip tuntap add \(name ?? "NAME") mode tap user USER" }
+            if code == EPERM {
+                hint = "Have root make it for this user: ip tuntap add \(name ?? "NAME") mode tap user USER"
+            }
             if code == EINVAL {
                 hint = isMulti
                     ? "An interface for several queues is made with: ip tuntap add NAME mode tap multi_queue"

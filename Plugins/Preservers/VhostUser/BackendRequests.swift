@@ -47,7 +47,9 @@ extension VhostUserDevice {
         }
         guard fdCount == 0 else { return disconnect("its request has file descriptors") }
         pendingRequest += bytes.prefix(count)
-        guard let missing = VhostUserDevice.missingBytes(after: pendingRequest) else { return disconnect("its request is too long") }
+        guard let missing = VhostUserDevice.missingBytes(after: pendingRequest) else {
+            return disconnect("its request is too long")
+        }
         guard missing == 0, let header = VhostUserHeader(pendingRequest[...]) else { return }
         pendingRequest = []
         handle(header)

@@ -44,7 +44,8 @@ extension VhostUserDevice: ChardevFrontend {
         do throws(VMMError) {
             let found = try fresh.negotiate(queues: kind.countedQueues, configSize: kind.backendConfigSize)
             guard features & ~kind.offered(found) == 0 else {
-                throw VMMError("it lacks the features \(Hex(features & ~kind.offered(found))), which the guest was offered")
+                throw VMMError(
+                    "it lacks the features \(Hex(features & ~kind.offered(found))), which the guest was offered")
             }
             guard inflight == nil || found.has(VhostUser.ProtocolFeature.inflight) else {
                 throw VMMError("it cannot track requests in hand, of which there may be some")

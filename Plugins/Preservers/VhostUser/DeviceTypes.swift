@@ -25,7 +25,8 @@ final class VhostUserDeviceType: DeviceType {
     /// The types of this module, each for virtio-mmio and for PCI.
     static func all(_ preserver: VhostUserPreserver) -> [VhostUserDeviceType] {
         [
-            (suffix: "device", bus: "virtio-bus", more: []), (suffix: "pci", bus: "PCI", more: DeviceProperty.virtioPCI),
+            (suffix: "device", bus: "virtio-bus", more: []),
+            (suffix: "pci", bus: "PCI", more: DeviceProperty.virtioPCI),
         ].flatMap { variant in
             [
                 VhostUserDeviceType(

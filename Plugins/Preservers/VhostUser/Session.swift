@@ -26,7 +26,8 @@ extension VhostUserChannel {
         acknowledges = false
         var backend = BackendProperties(features: try getNumber(.getFeatures), protocolFeatures: 0)
         guard backend.features & 1 << 32 != 0 else {
-            throw VMMError("the vhost-user back end does not have VIRTIO_F_VERSION_1 (features \(Hex(backend.features)))")
+            throw VMMError(
+                "the vhost-user back end does not have VIRTIO_F_VERSION_1 (features \(Hex(backend.features)))")
         }
         if backend.features & VhostUser.hasProtocolFeatures != 0 {
             backend.protocolFeatures =

@@ -35,7 +35,8 @@ struct VhostUserHeritage {
         let model = try state.string("model")
         guard model == kind.model else {
             throw VMMError(
-                "chardev '\(chardev.id)' served a '\(model)' in the CPR state, but a '\(kind.model)' on the command line",
+                "chardev '\(chardev.id)' served a '\(model)' in the CPR state, "
+                    + "but a '\(kind.model)' on the command line",
                 hint: "Give the new VMM the devices of the old one.")
         }
         return try VhostUserHeritage(state, chardev: chardev, kind: kind, cpr: cpr)
@@ -93,7 +94,9 @@ struct VhostUserHeritage {
     }
 
     /// Takes over a descriptor, which is the device's from now on.
-    private static func claim(_ what: String, _ id: Int, _ chardev: Chardev, _ cpr: CprController) throws(VMMError) -> Int32 {
+    private static func claim(
+        _ what: String, _ id: Int, _ chardev: Chardev, _ cpr: CprController
+    ) throws(VMMError) -> Int32 {
         let name = fd(chardev, what)
         guard let found = cpr.fds.find(name, id: id) else {
             throw VMMError("the CPR state lacks the descriptor '\(name)' id \(id)")

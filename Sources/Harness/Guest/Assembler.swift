@@ -132,7 +132,9 @@ struct Assembler {
         slli(rd, rd, 12)
         if low != 0 { addi(rd, rd, Int(low)) }
     }
-    private mutating func addi32(_ rd: Register, _ rs1: Register, _ immediate: Int) { iType(0x1b, 0, rd, rs1, immediate) }
+    private mutating func addi32(_ rd: Register, _ rs1: Register, _ immediate: Int) {
+        iType(0x1b, 0, rd, rs1, immediate)
+    }
 
     // MARK: The end
 
@@ -150,7 +152,8 @@ struct Assembler {
             } else {
                 precondition((-1_048_576...1_048_574).contains(offset))
                 result[at] |=
-                    (bits >> 20 & 1) << 31 | (bits >> 1 & 0x3ff) << 21 | (bits >> 11 & 1) << 20 | (bits >> 12 & 0xff) << 12
+                    (bits >> 20 & 1) << 31 | (bits >> 1 & 0x3ff) << 21 | (bits >> 11 & 1) << 20
+                    | (bits >> 12 & 0xff) << 12
             }
         }
         return result.flatMap { word in (0..<4).map { UInt8(truncatingIfNeeded: word >> (8 * $0)) } }

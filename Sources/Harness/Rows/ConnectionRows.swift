@@ -3,7 +3,10 @@ import ProcessSupport
 
 extension Harness {
     static let connectionRows = [
-        Row("qmp-connection", "the QMP connection stays open, with half a command over each update", .samePID, .keepsConnections) {
+        Row(
+            "qmp-connection", "the QMP connection stays open, with half a command over each update", .samePID,
+            .keepsConnections
+        ) {
             harness in
             let machine = try harness.machine()
             for way in harness.ways where way != .newProcess {
@@ -15,8 +18,8 @@ extension Harness {
             }
             let argv = String(decoding: try JSONEncoder().encode(machine.arguments), as: UTF8.self)
             let mode = harness.configuration.mode
-            try machine.qmp.send(
-                #"{"execute": "cpr-update", "arguments": {"argv": \#(argv), "mode": "\#(mode)"}, "id": 71}{"execute": "query-na"#)
+            let update = #"{"execute": "cpr-update", "arguments": {"argv": \#(argv), "mode": "\#(mode)"}, "id": 71}"#
+            try machine.qmp.send(update + #"{"execute": "query-na"#)
             try require(try machine.nextAnswer() == 71, "the update was not answered first")
             try machine.qmp.send(#"me", "id": 72}"#)
             try require(try machine.nextAnswer() == 72, "half a command was lost over the update")
@@ -51,7 +54,10 @@ extension Harness {
             }
             return "\(held.held.count) of them"
         },
-        Row("accepted-connection", "an accepted connection keeps what neither side has read", .samePID, .keepsConnections) {
+        Row(
+            "accepted-connection", "an accepted connection keeps what neither side has read", .samePID,
+            .keepsConnections
+        ) {
             harness in
             let machine = try harness.machine()
             guard let serial = machine.serial else { throw Failure("there is no serial line") }
@@ -69,12 +75,16 @@ extension Harness {
                     try require(!serial.isClosed, "the connection was closed")
                     return serial.echoed.count >= before + bytes.count
                 }
-                try require(Array(serial.echoed[before...]) == bytes, "\(way.text): what was sent did not arrive as it was")
+                try require(
+                    Array(serial.echoed[before...]) == bytes, "\(way.text): what was sent did not arrive as it was")
             }
             try require(serial.line > 0, "the guest wrote nothing")
             return "\(serial.echoed.count) bytes to the guest, \(serial.line) lines from it"
         },
-        Row("listening-socket", "a listening socket keeps the client that waits in it, and takes it later", .samePID, .keepsConnections) {
+        Row(
+            "listening-socket", "a listening socket keeps the client that waits in it, and takes it later", .samePID,
+            .keepsConnections
+        ) {
             harness in
             let machine = try harness.machine()
             // One client at a time: the second waits in the socket that must be kept.

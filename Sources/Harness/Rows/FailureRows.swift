@@ -21,7 +21,9 @@ extension Harness {
             let closing = (3...9).map { "exec \($0)>&-" }.joined(separator: "; ")
             return [try machine.script("\(closing); exec \"$@\"")] + machine.arguments
         },
-        failure("fails-module", "the new VMM lacks a module") { $0.arguments + ["-module", "/nonexistent/libmode-none.so"] },
+        failure("fails-module", "the new VMM lacks a module") {
+            $0.arguments + ["-module", "/nonexistent/libmode-none.so"]
+        },
         failure("fails-mode", "the new VMM has the mode not enabled") { machine in
             var rest = machine.arguments
             guard let at = rest.lastIndex(of: "-cpr-enable") else { throw Failure("no mode to leave out") }

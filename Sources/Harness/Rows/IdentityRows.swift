@@ -41,7 +41,10 @@ extension Harness {
             }
             return "2 harts"
         },
-        Row("devices", "a second checkpoint has the state of every device that the first had, and the guest finds its own") {
+        Row(
+            "devices",
+            "a second checkpoint has the state of every device that the first had, and the guest finds its own"
+        ) {
             harness in
             var options = Machine.Options()
             options.harts = 2
@@ -83,7 +86,8 @@ extension Harness {
             try require(access(machine.pidFile, F_OK) != 0, "after quit the PID file is still there")
             return "true and locked after each way, gone after quit"
         },
-        Row("repeated", "many updates in a row leave no descriptor, no thread, no memory and no process behind") { harness in
+        Row("repeated", "many updates in a row leave no descriptor, no thread, no memory and no process behind") {
+            harness in
             let machine = try harness.machine()
             let way = try harness.anyWay()
             let rounds = way == .newProcess ? 5 : harness.configuration.repetitions
@@ -100,11 +104,13 @@ extension Harness {
             let late = try machine.memoryAndThreads()
             if let early, way != .newProcess {
                 try require(late.threads == early.threads, "threads: \(early.threads) became \(late.threads)")
-                try require(late.kilobytes <= early.kilobytes + 512, "memory: \(early.kilobytes) KiB became \(late.kilobytes)")
+                try require(
+                    late.kilobytes <= early.kilobytes + 512, "memory: \(early.kilobytes) KiB became \(late.kilobytes)")
             }
             try machine.expectProgress(past: try machine.count())
             _ = try machine.expectOneProcess()
-            return "\(rounds) updates, \(descriptors.values.reduce(0, +)) descriptors, \(late.kilobytes) KiB, \(late.threads) thread(s)"
+            return "\(rounds) updates, \(descriptors.values.reduce(0, +)) descriptors, \(late.kilobytes) KiB, "
+                + "\(late.threads) thread(s)"
         },
     ]
 
@@ -124,7 +130,8 @@ extension Harness {
             let others = try new.reader(b).dump.map { ($0.name, comparable($0.name, $0.payload)) }
             let changed = others.first { field in !fields.contains { $0 == field } }
             guard let changed else {
-                try require(a.version == b.version && fields.count == others.count, "section '\(name)' changed its fields")
+                try require(
+                    a.version == b.version && fields.count == others.count, "section '\(name)' changed its fields")
                 continue
             }
             throw Failure("section '\(name)' changed, the first field '\(changed.0)'")

@@ -8,30 +8,44 @@ extension Harness {
             [try machine.script("kill -KILL $$")]
         },
         failure("kill-modules", "SIGKILL while the new VMM loads its modules", probe: "register kill") { $0.arguments },
-        failure("segfault-modules", "a segfault while the new VMM loads its modules", probe: "register segv") { $0.arguments },
-        failure("exit-modules", "the new VMM exits while it loads its modules", probe: "register exit") { $0.arguments },
-        failure("refused-modules", "a module of the new VMM refuses to register", probe: "register throw") { $0.arguments },
+        failure("segfault-modules", "a segfault while the new VMM loads its modules", probe: "register segv") {
+            $0.arguments
+        },
+        failure("exit-modules", "the new VMM exits while it loads its modules", probe: "register exit") {
+            $0.arguments
+        },
+        failure("refused-modules", "a module of the new VMM refuses to register", probe: "register throw") {
+            $0.arguments
+        },
         failure("hang-modules", "the new VMM hangs while it loads its modules", probe: "register stop", timeout: 500) {
             $0.arguments
         },
         failure("kill-load", "SIGKILL before the devices take their state", probe: "load kill") { $0.arguments },
         failure("segfault-load", "a segfault before the devices take their state", probe: "load segv") { $0.arguments },
         failure("refused-load", "a preserver of the new VMM refuses the state", probe: "load throw") { $0.arguments },
-        failure("hang-load", "the new VMM hangs before the devices take their state", probe: "load stop", timeout: 500) {
+        failure(
+            "hang-load", "the new VMM hangs before the devices take their state", probe: "load stop", timeout: 500
+        ) {
             $0.arguments
         },
         Row("hang-load-three-steps", "the new VMM hangs in cpr-load", .samePID) { harness in
             try failDuringLoad(harness, "load stop")
         },
-        failure("kill-load-failed", "SIGKILL while the new VMM tells that it refused the state", probe: "load-failed kill") {
+        failure(
+            "kill-load-failed", "SIGKILL while the new VMM tells that it refused the state", probe: "load-failed kill"
+        ) {
             $0.successor(["--checkpoint", Tampering.olderState.rawValue])
         },
-        failure("refused-save", "a preserver refuses while the guest is being saved", probe: "save throw") { $0.arguments },
+        failure("refused-save", "a preserver refuses while the guest is being saved", probe: "save throw") {
+            $0.arguments
+        },
         failure("refused-exec", "a preserver refuses just before the exec", probe: "exec throw") { $0.arguments },
         failure("hang-save", "a preserver blocks while the guest is being saved", probe: "save block", timeout: 500) {
             $0.arguments
         },
-        failure("hang-exec", "a preserver blocks just before the exec", probe: "exec block", timeout: 500) { $0.arguments },
+        failure("hang-exec", "a preserver blocks just before the exec", probe: "exec block", timeout: 500) {
+            $0.arguments
+        },
         Row("kill-waiting", "SIGKILL while the new VMM waits for cpr-load", .samePID) { harness in
             let machine = try harness.machine()
             let state = try machine.stateBeforeFailure()
@@ -43,7 +57,9 @@ extension Harness {
         Row("kill-load-three-steps", "SIGKILL during cpr-load", .samePID) { harness in
             try failDuringLoad(harness, "load kill")
         },
-        Row("kill-any-time", "SIGKILL of the new VMM at times spread over its start, until it owns the guest", .samePID) {
+        Row(
+            "kill-any-time", "SIGKILL of the new VMM at times spread over its start, until it owns the guest", .samePID
+        ) {
             harness in try killAtAnyTime(harness)
         },
     ]
@@ -101,7 +117,8 @@ extension Harness {
             try machine.expectProgress(past: now)
         }
         try machine.expectConnections()
-        return "killed \(steps) times; last heard of in " + seen.sorted { $0.key < $1.key }.map { "\($0.key): \($0.value)" }.joined(separator: ", ")
+        return "killed \(steps) times; last heard of in "
+            + seen.sorted { $0.key < $1.key }.map { "\($0.key): \($0.value)" }.joined(separator: ", ")
     }
 }
 

@@ -4,12 +4,16 @@ import ProcessSupport
 /// A successor is tried beside the running guest, which must not notice.
 extension Harness {
     static let preflightRows = [
-        Row("preflight-passes", "a preflight of a good command passes, and neither guest nor client notices", .samePID) { harness in
+        Row(
+            "preflight-passes", "a preflight of a good command passes, and neither guest nor client notices", .samePID
+        ) { harness in
             let machine = try harness.machine()
             let state = try machine.stateBeforeFailure()
             let report = try machine.expectUnnoticed { try machine.preflight(machine.arguments) }
             try machine.expectDescriptors(state.descriptors)
-            if let reason = try machine.update(preflight: true) { throw Failure("an update with preflight fails: \(reason)") }
+            if let reason = try machine.update(preflight: true) {
+                throw Failure("an update with preflight fails: \(reason)")
+            }
             try machine.expectProgress(past: state.count)
             try machine.expectConnections()
             return report
@@ -25,7 +29,10 @@ extension Harness {
             try machine.expectLooksFine()
             return report
         },
-        Row("preflight-refuses", "a preflight tells what would fail, and an update with it fails before the guest stops", .samePID) {
+        Row(
+            "preflight-refuses",
+            "a preflight tells what would fail, and an update with it fails before the guest stops", .samePID
+        ) {
             harness in
             let machine = try harness.machine()
             let state = try machine.stateBeforeFailure()

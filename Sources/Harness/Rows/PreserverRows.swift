@@ -12,7 +12,10 @@ extension Harness {
             }
             return names.joined(separator: " ")
         },
-        Row("preserver-descriptors", "its descriptors are in query-cpr during the update, and stay the same open files", .samePID) {
+        Row(
+            "preserver-descriptors", "its descriptors are in query-cpr during the update, and stay the same open files",
+            .samePID
+        ) {
             harness in
             let machine = try harness.machine()
             try machine.save()
@@ -25,9 +28,11 @@ extension Harness {
             try machine.load()
             try held.expectKept(by: try machine.statedPID())
             try machine.expectProgress(past: try machine.count())
-            return old.isEmpty ? "it preserves none in this VM (give it devices: arguments behind --)" : "\(old.keys.sorted())"
+            return old.isEmpty
+                ? "it preserves none in this VM (give it devices: arguments behind --)" : "\(old.keys.sorted())"
         },
-        Row("preserver-leaks", "updates open, lose and close no descriptor, its own or another's", .samePID) { harness in
+        Row("preserver-leaks", "updates open, lose and close no descriptor, its own or another's", .samePID) {
+            harness in
             let machine = try harness.machine()
             let held = try Descriptors(of: try machine.statedPID()) { $0.hasPrefix("socket:") || $0.hasSuffix("/ptmx") }
             try machine.go(.oneStep)
@@ -41,8 +46,10 @@ extension Harness {
             try machine.expectConnections()
             return "\(descriptors.values.reduce(0, +)) descriptors before and after 10 updates"
         },
-        preserverFailure("preserver-after-failed-save", "a save that another preserver ends leaves it as it was", "save throw"),
-        preserverFailure("preserver-after-failed-exec", "an exec that another preserver ends leaves it as it was", "exec throw"),
+        preserverFailure(
+            "preserver-after-failed-save", "a save that another preserver ends leaves it as it was", "save throw"),
+        preserverFailure(
+            "preserver-after-failed-exec", "an exec that another preserver ends leaves it as it was", "exec throw"),
         preserverFailure("preserver-after-rollback", "a new VMM that dies leaves it as it was", "load kill"),
         Row("preserver-save-taken-back", "cont after cpr-save leaves it as it was", .samePID) { harness in
             let machine = try harness.machine()
@@ -66,6 +73,7 @@ extension Machine {
     fileprivate func preservedDescriptors() throws -> [String: Int32] {
         let list = try query("query-cpr")["fds"] as? [[String: Any]] ?? []
         return Dictionary(
-            list.map { ("\($0["name"] ?? "") \($0["id"] ?? "")", Int32($0["fd"] as? Int ?? -1)) }, uniquingKeysWith: { first, _ in first })
+            list.map { ("\($0["name"] ?? "") \($0["id"] ?? "")", Int32($0["fd"] as? Int ?? -1)) },
+            uniquingKeysWith: { first, _ in first })
     }
 }

@@ -35,7 +35,10 @@ extension Harness {
             let machine = try harness.machine()
             return try machine.expectRefusals(stopping: false) { [try machine.loadRefusal(machine.checkpoint)] }
         },
-        Row("refuses-volatile-ram", "RAM that ends with the process is refused before the guest stops, or carried over whole") {
+        Row(
+            "refuses-volatile-ram",
+            "RAM that ends with the process is refused before the guest stops, or carried over whole"
+        ) {
             harness in
             var options = Machine.Options()
             options.volatileMemory = true
@@ -52,20 +55,27 @@ extension Harness {
             }
             return try machine.expectRefusals(stopping: false) { [try machine.saveRefusal(), try machine.update()] }
         },
-        Row("refuses-unwritable-file", "a checkpoint that cannot be written leaves the guest running and no file behind") {
+        Row(
+            "refuses-unwritable-file", "a checkpoint that cannot be written leaves the guest running and no file behind"
+        ) {
             harness in
             let machine = try harness.machine()
             let place = machine.directory.file("place")
             try FileManager.default.createDirectory(atPath: place + "/in", withIntermediateDirectories: true)
             let files = try FileManager.default.contentsOfDirectory(atPath: machine.directory.path).sorted()
             let text = try machine.expectRefusals(stopping: true) {
-                try ["/nonexistent-directory/checkpoint", place, "/proc/checkpoint", ""].map { try machine.saveRefusal(to: $0) }
+                try ["/nonexistent-directory/checkpoint", place, "/proc/checkpoint", ""].map {
+                    try machine.saveRefusal(to: $0)
+                }
             }
             let left = try FileManager.default.contentsOfDirectory(atPath: machine.directory.path).sorted()
             try require(left == files, "left behind: \(left.filter { !files.contains($0) })")
             return text
         },
-        Row("refuses-bad-checkpoints", "cpr-load refuses every bad checkpoint, changes nothing, and then takes the good one") {
+        Row(
+            "refuses-bad-checkpoints",
+            "cpr-load refuses every bad checkpoint, changes nothing, and then takes the good one"
+        ) {
             harness in
             var texts: [String] = []
             for way in harness.ways where way != .oneStep {
@@ -125,7 +135,9 @@ extension Machine {
         for tampering in Tampering.allCases {
             let path = try directory.write("bad-\(tampering.rawValue)", good)
             try tampering.apply(toFile: path)
-            guard let text = try loadRefusal(path) else { throw Failure("a checkpoint that is '\(tampering.rawValue)' was taken") }
+            guard let text = try loadRefusal(path) else {
+                throw Failure("a checkpoint that is '\(tampering.rawValue)' was taken")
+            }
             texts.append(text)
         }
         for path in [directory.file("not-there"), directory.path, "/dev/null", arguments[0]] {

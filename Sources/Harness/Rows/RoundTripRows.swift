@@ -20,7 +20,8 @@ extension Harness {
             try machine.expectConnections()
             return "saved and taken back twice"
         },
-        Row("guest-time", "the guest's clock never goes back, its pending timer fires, and nothing is skipped") { harness in
+        Row("guest-time", "the guest's clock never goes back, its pending timer fires, and nothing is skipped") {
+            harness in
             let machine = try harness.machine()
             for way in harness.ways {
                 try machine.go(way)
@@ -28,7 +29,8 @@ extension Harness {
             }
             return "clock and timer looked at after each way"
         },
-        Row("phases", "preservers are told save, exec, load and commit, each once and in that order", .samePID) { harness in
+        Row("phases", "preservers are told save, exec, load and commit, each once and in that order", .samePID) {
+            harness in
             var options = Machine.Options()
             options.probe = true
             let machine = try harness.machine(options)
@@ -40,7 +42,8 @@ extension Harness {
             }
             return "save exec load commit"
         },
-        Row("pause-report", "CPR_UPDATED and query-cpr tell the pause by phases, and count the updates", .samePID) { harness in
+        Row("pause-report", "CPR_UPDATED and query-cpr tell the pause by phases, and count the updates", .samePID) {
+            harness in
             let machine = try harness.machine()
             var pauses: [Int] = []
             for round in 1...3 {
@@ -56,7 +59,8 @@ extension Harness {
                 let parts = times.filter { $0.key != "pause-us" }.values.reduce(0, +)
                 try require((1...limit).contains(pause), "a pause of \(pause) us in an update that took \(limit) us")
                 try require(abs(pause - parts) <= 20, "the phases make \(parts) us, and the pause is \(pause) us")
-                try require(report["generation"] as? Int == round, "generation is not \(round): \(report["generation"] ?? "")")
+                try require(
+                    report["generation"] as? Int == round, "generation is not \(round): \(report["generation"] ?? "")")
                 pauses.append(pause)
             }
             return "pauses of \(pauses.map(String.init).joined(separator: ", ")) us"

@@ -6,7 +6,8 @@ import ProcessSupport
 /// What a mode must hold whose checkpoint survives its process.
 extension Harness {
     static let survivalRows = [
-        Row("survives-volatile-ram", "RAM that ends with the process is in the checkpoint", .survivesHostReboot) { harness in
+        Row("survives-volatile-ram", "RAM that ends with the process is in the checkpoint", .survivesHostReboot) {
+            harness in
             var options = Machine.Options()
             options.volatileMemory = true
             let machine = try harness.machine(options)
@@ -40,7 +41,8 @@ extension Harness {
             // As a full disk does, this ends a write in the middle.
             guard harness_limit_file_size(pid, 2048) == 0 else { throw Failure.system("prlimit") }
             let text = try machine.expectRefusals(stopping: true) { [try machine.saveRefusal()] }
-            try require(try Data(contentsOf: URL(fileURLWithPath: machine.checkpoint)) == before, "the file before was changed")
+            try require(
+                try Data(contentsOf: URL(fileURLWithPath: machine.checkpoint)) == before, "the file before was changed")
             let left = try machine.files().subtracting(files)
             try require(left.isEmpty, "left behind: \(left.sorted())")
             _ = harness_limit_file_size(pid, UInt64.max)
@@ -48,9 +50,13 @@ extension Harness {
             try machine.expectProgress(past: try machine.count())
             return text
         },
-        Row("survives-kill-during-save", "SIGKILL in the middle of a save leaves the file before or the new one, whole",
-            .survivesHostReboot) { harness in try killDuringSaves(harness) },
-        Row("survives-other-ram-size", "a VM with another size of RAM does not take the checkpoint", .survivesHostReboot) {
+        Row(
+            "survives-kill-during-save", "SIGKILL in the middle of a save leaves the file before or the new one, whole",
+            .survivesHostReboot
+        ) { harness in try killDuringSaves(harness) },
+        Row(
+            "survives-other-ram-size", "a VM with another size of RAM does not take the checkpoint", .survivesHostReboot
+        ) {
             harness in
             var options = Machine.Options()
             options.volatileMemory = true
@@ -61,7 +67,10 @@ extension Harness {
             guard let text = try machine.loadRefusal(machine.checkpoint) else { throw Failure("it was taken") }
             return text
         },
-        Row("survives-fewer-devices", "a VM without a device that was saved does not take the checkpoint", .survivesHostReboot) {
+        Row(
+            "survives-fewer-devices", "a VM without a device that was saved does not take the checkpoint",
+            .survivesHostReboot
+        ) {
             harness in
             let machine = try harness.machine()
             try machine.save()

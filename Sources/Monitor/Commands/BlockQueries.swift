@@ -14,7 +14,8 @@ func registerBlockQueries(_ vm: VirtualMachine) throws(VMMError) {
         members: [
             QMPMember("file", .string), QMPMember("node-name", .string, optional: true), QMPMember("ro", .bool),
             QMPMember("drv", .string), QMPMember("backing_file_depth", .int), QMPMember("encrypted", .bool),
-            QMPMember("detect_zeroes", .enumeration(name: "BlockdevDetectZeroesOptions", values: ["off", "on", "unmap"])),
+            QMPMember(
+                "detect_zeroes", .enumeration(name: "BlockdevDetectZeroesOptions", values: ["off", "on", "unmap"])),
         ] + limits.map { QMPMember($0, .int) } + [
             QMPMember("image", image), QMPMember("cache", cache), QMPMember("write_threshold", .int),
         ])

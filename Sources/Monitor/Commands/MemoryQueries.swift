@@ -41,7 +41,9 @@ func registerMemoryQueries(_ vm: VirtualMachine, _ memory: GuestMemory) throws(V
                 members: [QMPMember("base-memory", .int), QMPMember("plugged-memory", .int, optional: true)])
         ) { [unowned vm] in ["base-memory": JSON(vm.ramSize), "plugged-memory": 0] })
     try commands.add(
-        HMPCommand.info("memory_size_summary", "show the amount of initially allocated and present hotpluggable memory") {
+        HMPCommand.info(
+            "memory_size_summary", "show the amount of initially allocated and present hotpluggable memory"
+        ) {
             [unowned vm] in "base memory: \(vm.ramSize)\nplugged memory: 0\n"
         })
 

@@ -48,7 +48,8 @@ func registerRunControl(_ vm: VirtualMachine) throws(VMMError) {
             "none", "host-error", "host-qmp-quit", "host-qmp-system-reset", "host-signal", "host-ui",
             "guest-shutdown", "guest-reset", "guest-panic", "subsystem-reset", "snapshot-load",
         ])
-    let ended = QMPType.object(name: "q_obj_SHUTDOWN-arg", members: [QMPMember("guest", .bool), QMPMember("reason", cause)])
+    let ended = QMPType.object(
+        name: "q_obj_SHUTDOWN-arg", members: [QMPMember("guest", .bool), QMPMember("reason", cause)])
     commands.addEvent("SHUTDOWN", data: ended)
     commands.addEvent("RESET", data: ended)
     for name in ["POWERDOWN", "STOP", "RESUME"] { commands.addEvent(name) }

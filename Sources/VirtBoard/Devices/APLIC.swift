@@ -326,13 +326,17 @@ public final class APLIC: MMIODevice, Device {
     public func save(to writer: inout StateWriter) {
         writer.put("enabled-domain", isEnabled)
         writer.put("messages", sendsMessages)
-        for (name, words) in [("inputs", inputs), ("sources", sourceConfig), ("targets", targets), ("pending", pending), ("enabled", enabled)] {
+        for (name, words) in [
+            ("inputs", inputs), ("sources", sourceConfig), ("targets", targets), ("pending", pending),
+            ("enabled", enabled),
+        ] {
             writer.put(name, words.map(UInt64.init))
         }
         let addresses = messageAddress
         writer.put(
             "message-addresses",
-            [addresses.machineLow, addresses.machineHigh, addresses.supervisorLow, addresses.supervisorHigh].map(UInt64.init))
+            [addresses.machineLow, addresses.machineHigh, addresses.supervisorLow, addresses.supervisorHigh].map(
+                UInt64.init))
         writer.put("genmsi", UInt64(generated))
         writer.put("idcs", idcs.flatMap { [$0.delivers ? 1 : 0, $0.forced ? 1 : 0, UInt64($0.threshold)] })
     }
@@ -365,7 +369,9 @@ public final class APLIC: MMIODevice, Device {
         try reader.finish()
         // Source 0 and those above the last do not exist.
         let none: UInt32 = ~0 << UInt32(APLIC.maxSource % 32 + 1)
-        let noBits = [newInputs, newPending, newEnables].allSatisfy { $0[0] & 1 == 0 && $0[APLIC.words - 1] & none == 0 }
+        let noBits = [newInputs, newPending, newEnables].allSatisfy {
+            $0[0] & 1 == 0 && $0[APLIC.words - 1] & none == 0
+        }
         guard noBits, newSources[0] == 0, newTargets[0] == 0,
             newSources.allSatisfy({ $0 <= 7 && $0 != 2 && $0 != 3 || $0 == APLIC.delegated && child != nil }),
             newIDCs.indices.allSatisfy({ newIDCs[$0] <= ($0 % 3 == 2 ? 0xff : 1) })

@@ -50,7 +50,8 @@ extension APLIC {
         }
         if offset == Register.domainConfig {
             return UInt64(
-                DomainConfig.fixed | (isEnabled ? DomainConfig.enable : 0) | (sendsMessages ? DomainConfig.messages : 0))
+                DomainConfig.fixed | (isEnabled ? DomainConfig.enable : 0) | (sendsMessages ? DomainConfig.messages : 0)
+            )
         }
         if let source = source(offset, Register.sourceConfig) {
             return source <= APLIC.maxSource ? UInt64(sourceConfig[source]) : 0
@@ -119,7 +120,8 @@ extension APLIC {
         }
         for (base, set) in [
             (Register.setPending, { self.setPending($0, true) }), (Register.input, { self.setPending($0, false) }),
-            (Register.setEnabled, { self.setEnabled($0, true) }), (Register.clearEnabled, { self.setEnabled($0, false) }),
+            (Register.setEnabled, { self.setEnabled($0, true) }),
+            (Register.clearEnabled, { self.setEnabled($0, false) }),
         ] as [(UInt64, (Int) -> Void)] {
             guard let word = word(offset, base) else { continue }
             for source in word * 32..<word * 32 + 32 where value & APLIC.bit(source) != 0 { each(UInt32(source), set) }

@@ -41,7 +41,8 @@ extension BoardTree {
         node.set("#msi-cells", 0)
         node.set("riscv,num-ids", UInt32(IMSICFile.identities))
         node.set(
-            "interrupts-extended", cells: allHarts(isMachine ? BoardTree.machineExternal : BoardTree.supervisorExternal))
+            "interrupts-extended", cells: allHarts(isMachine ? BoardTree.machineExternal : BoardTree.supervisorExternal)
+        )
         if isMachine && !hasFirmware { node.set("status", "disabled") }
     }
 

@@ -90,7 +90,9 @@ struct BoardTree {
 
         let clint = device(soc, "clint", MemoryMap.clint, CLINT.size, "sifive,clint0", "riscv,clint0")
         // Software (3) and timer (7) interrupts of M-mode.
-        clint.set("interrupts-extended", cells: (0..<hartCount).flatMap { [controllerHandle($0), 3, controllerHandle($0), 7] })
+        clint.set(
+            "interrupts-extended",
+            cells: (0..<hartCount).flatMap { [controllerHandle($0), 3, controllerHandle($0), 7] })
         return tree
     }
 

@@ -169,7 +169,8 @@ struct BootPlan {
         for (index, a) in taken.enumerated() {
             for b in taken[(index + 1)...] where a.what != b.what && a.start < b.end && b.start < a.end {
                 throw VMMError(
-                    "\(a.what) (\(Hex(a.start)) to \(Hex(a.end))) and \(b.what) (\(Hex(b.start)) to \(Hex(b.end))) overlap")
+                    "\(a.what) (\(Hex(a.start)) to \(Hex(a.end))) and "
+                        + "\(b.what) (\(Hex(b.start)) to \(Hex(b.end))) overlap")
             }
         }
     }

@@ -73,7 +73,9 @@ struct GuestImage {
     /// addresses.
     private mutating func parseELF() throws(VMMError) {
         func field<T: FixedWidthInteger>(_ offset: Int, _ type: T.Type) throws(VMMError) -> T {
-            guard let value = GuestImage.integer(bytes, offset, type) else { throw VMMError("the ELF file is truncated") }
+            guard let value = GuestImage.integer(bytes, offset, type) else {
+                throw VMMError("the ELF file is truncated")
+            }
             return value
         }
         guard try field(4, UInt8.self) == 2 else { throw VMMError("the ELF file is not 64-bit") }
@@ -89,7 +91,9 @@ struct GuestImage {
         guard count <= GuestImage.maxSegments else {
             throw VMMError("the ELF file has \(count) program headers, more than \(GuestImage.maxSegments)")
         }
-        guard entrySize >= 56 || count == 0 else { throw VMMError("the ELF file has program headers of \(entrySize) bytes") }
+        guard entrySize >= 56 || count == 0 else {
+            throw VMMError("the ELF file has program headers of \(entrySize) bytes")
+        }
         guard let start = Int(exactly: table), start <= bytes.count - min(bytes.count, count * entrySize) else {
             throw VMMError("the ELF file is truncated")
         }

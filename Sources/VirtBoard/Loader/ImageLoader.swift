@@ -23,7 +23,8 @@ final class ImageLoader: Device {
     private var prepared: BootPlan?
 
     init(
-        vm: VirtualMachine, accelerator: SoftwareAccelerator, files: BootFiles, memorySize: UInt64, flash: [BlockBackend],
+        vm: VirtualMachine, accelerator: SoftwareAccelerator, files: BootFiles, memorySize: UInt64,
+        flash: [BlockBackend],
         aia: AIA
     ) {
         self.aia = aia

@@ -16,7 +16,9 @@ enum NetSocketAddress {
             let host = try members.requiredString("host")
             result = .address(.tcp(host: host, port: try members.requiredString("port")))
         case "fd":
-            guard let fd = try descriptor(members, "str") else { throw VMMError("Parameter '\(prefix).str' is missing") }
+            guard let fd = try descriptor(members, "str") else {
+                throw VMMError("Parameter '\(prefix).str' is missing")
+            }
             result = .descriptor(fd)
         case let other:
             throw VMMError("Parameter '\(prefix).type' does not accept value '\(other)'")

@@ -159,7 +159,8 @@ public final class VirtioNet: VirtioDevice {
         guard isOperating, pair < activePairs, queues[2 * pair].ready else { return true }
         guard frame.count > 0, frame.count <= VirtioNet.maxFrame, filter.accepts(frame) else { return true }
         var header = header
-        header.flags &= FrameHeader.needsChecksum | (has(VirtioNetFeature.guestChecksum) ? FrameHeader.checksumValid : 0)
+        header.flags &=
+            FrameHeader.needsChecksum | (has(VirtioNetFeature.guestChecksum) ? FrameHeader.checksumValid : 0)
         // Was on its way when the driver took the permission back.
         guard VirtioNetFeature.allows(VirtioNetFeature.offloads(guestOffloads), header) else { return true }
         let queue = queues[2 * pair]

@@ -33,7 +33,8 @@ struct ModuleProject {
                     + "\t    $$($(PKG_CONFIG) --cflags baton) -Wl,-soname,$(MODULE) -o $@ module.c"
             case .swift:
                 "$(SWIFTC) -O -emit-library -module-name \(typeName)Module \\\n"
-                    + "\t    $$($(PKG_CONFIG) --variable=swiftflags baton) -Xlinker -soname=$(MODULE) -o $@ module.swift"
+                    + "\t    $$($(PKG_CONFIG) --variable=swiftflags baton) -Xlinker -soname=$(MODULE) "
+                    + "-o $@ module.swift"
             }
         let compiler =
             language == .swift
@@ -78,7 +79,8 @@ struct ModuleProject {
             switch kind {
             case .mode: "-cpr-enable \(name) -machine virt"
             case .preserver: "-machine virt"
-            case .memoryBackend: "-m 16M -object memory-backend-\(name),id=ram,size=16M -machine virt,memory-backend=ram"
+            case .memoryBackend:
+                "-m 16M -object memory-backend-\(name),id=ram,size=16M -machine virt,memory-backend=ram"
             }
         return File(
             name: "test.sh",
@@ -104,7 +106,8 @@ struct ModuleProject {
     private var readme: File {
         let what =
             switch kind {
-            case .preserver: "a preserver: it keeps a kind of file descriptor, and what is behind it, over an update of the VMM"
+            case .preserver:
+                "a preserver: it keeps a kind of file descriptor, and what is behind it, over an update of the VMM"
             case .mode: "a CPR mode: a way to replace the VMM under its guest"
             case .memoryBackend: "a memory backend: it makes guest memory"
             }

@@ -14,7 +14,8 @@ extension ModuleProject {
         /// What the loader asks.
         @_cdecl("baton_module_query")
         public func query() -> UnsafeRawPointer {
-            ModuleDescriptor.make(kind: "\(kind.rawValue)", name: "\(name)", version: "0.1") { registrar throws(VMMError) in
+            ModuleDescriptor.make(kind: "\(kind.rawValue)", name: "\(name)", version: "0.1") {
+                registrar throws(VMMError) in
                 \(register)
             }
         }
@@ -22,11 +23,15 @@ extension ModuleProject {
     }
 
     private var swiftPreserver: String {
-        """
+        let register = [
+            "let preserver = try \(typeName)Preserver()", "try registrar.add(preserver)",
+            "try registrar.add(preserver.queryCommand)",
+        ]
+        return """
         import BatonRuntime
         import Glibc
 
-        \(query("let preserver = try \(typeName)Preserver()\n        try registrar.add(preserver)\n        try registrar.add(preserver.queryCommand)"))
+        \(query(register.joined(separator: "\n        ")))
 
         /// Keeps a memfd, and a count of updates, over updates of the VMM.
         final class \(typeName)Preserver: FdPreserver {
@@ -99,7 +104,8 @@ extension ModuleProject {
 
             /// Why an update is not possible now. Asked while the guest runs.
             func blockers(cpr: CprController) -> [VMMError] {
-                cpr.memory.blocks.filter { !$0.isPreservable }.map { VMMError("Memory region \\($0.name) is volatile.") }
+                cpr.memory.blocks.filter { !$0.isPreservable }
+                    .map { VMMError("Memory region \\($0.name) is volatile.") }
             }
 
             /// Returns only by throwing: why the new VMM could not take over. The

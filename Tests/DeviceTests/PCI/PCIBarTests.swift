@@ -22,7 +22,9 @@ import Testing
     }
 
     @Test func allOnesTellTheSize() {
-        for (register, expected) in [(0x10, 0xffff_c000), (0x14, 0xffff_ffc1), (0x18, 0xffff_000c), (0x1c, 0xffff_ffff)] {
+        for (register, expected) in [
+            (0x10, 0xffff_c000), (0x14, 0xffff_ffc1), (0x18, 0xffff_000c), (0x1c, 0xffff_ffff),
+        ] {
             pci.write(5, register, 0xffff_ffff)
             #expect(pci.read(5, register) == UInt64(expected))
         }

@@ -10,7 +10,8 @@ import Virtio
 
     init() throws {
         pci = try PCITestBus()
-        driver = try VirtioPCIDriver(pci, VirtioPCI(VirtioEntropy(vm: pci.machine.vm), model: "virtio-rng-pci", id: nil))
+        driver = try VirtioPCIDriver(
+            pci, VirtioPCI(VirtioEntropy(vm: pci.machine.vm), model: "virtio-rng-pci", id: nil))
     }
 
     private func request(_ queue: GuestQueue, length: UInt32 = 64) {
@@ -102,7 +103,9 @@ import Virtio
         #expect(driver.status == 3)
         #expect(pci.read(1, at + 16) & 0xff == 3)
         // Not allowed: another BAR, beyond its end, a width or an offset that is not.
-        for (bar, offset, length) in [(0, 0, 4), (5, 0, 4), (4, 0x4000, 4), (4, 0xffff_fffc, 4), (4, 0, 3), (4, 2, 4), (4, 0, 0)] {
+        for (bar, offset, length) in [
+            (0, 0, 4), (5, 0, 4), (4, 0x4000, 4), (4, 0xffff_fffc, 4), (4, 0, 3), (4, 2, 4), (4, 0, 0),
+        ] {
             pci.write(1, at + 4, UInt64(bar), 1)
             pci.write(1, at + 8, UInt64(offset))
             pci.write(1, at + 12, UInt64(length))
@@ -138,7 +141,8 @@ import Virtio
         let bus = try PCITestBus()
         let backend = try BlockBackend(id: "d", filename: directory.file("disk"), readOnly: false)
         let disk = try VirtioPCIDriver(
-            bus, VirtioPCI(VirtioBlock(vm: bus.machine.vm, backend: backend, serial: ""), model: "virtio-blk-pci", id: nil))
+            bus,
+            VirtioPCI(VirtioBlock(vm: bus.machine.vm, backend: backend, serial: ""), model: "virtio-blk-pci", id: nil))
         #expect(bus.read(1, 0) == 0x1042_1af4 && bus.read(1, 8) == 0x0100_0001)
         #expect(disk.config(0, 8) == 2048 && disk.config(20, 4) == 512)
     }

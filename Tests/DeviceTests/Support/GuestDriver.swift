@@ -39,7 +39,8 @@ final class GuestDriver {
     }
 
     func setUpQueue(_ index: Int, size: UInt16, at base: UInt64, eventIndex: Bool = false) -> GuestQueue {
-        let queue = GuestQueue(machine, index: index, size: size, base: base, eventIndex: eventIndex) { [unowned self] in
+        let queue = GuestQueue(machine, index: index, size: size, base: base, eventIndex: eventIndex) {
+            [unowned self] in
             write(0x50, UInt32(index))
         }
         write(0x30, UInt32(index))
@@ -100,7 +101,9 @@ final class GuestQueue {
         for address in stride(from: base, to: base + 0x9000, by: 8) { machine.store(0 as UInt64, at: address) }
     }
 
-    func descriptor(_ slot: UInt16, in table: UInt64? = nil, _ address: UInt64, _ length: UInt32, flags: UInt16, next: UInt16 = 0) {
+    func descriptor(
+        _ slot: UInt16, in table: UInt64? = nil, _ address: UInt64, _ length: UInt32, flags: UInt16, next: UInt16 = 0
+    ) {
         let at = (table ?? self.table) + UInt64(slot) * 16
         machine.store(address, at: at)
         machine.store(length, at: at + 8)
