@@ -84,23 +84,10 @@ public final class QMPClient {
     /// Carries out a command that comes with a descriptor, which stays the caller's.
     @discardableResult
     public func execute(_ command: String, _ arguments: [String: Any], passing descriptor: Int32) throws -> Any {
-        // A blank before the command carries the descriptor: struct cmsghdr and one int, as in cmsg(3).
-        var blank: UInt8 = 32
-        var control: [Int32] = [20, 0, SOL_SOCKET, 1, descriptor, 0]
-        let sent = withUnsafeMutableBytes(of: &blank) { text in
-            control.withUnsafeMutableBytes { header in
-                var part = iovec(iov_base: text.baseAddress, iov_len: text.count)
-                return withUnsafeMutablePointer(to: &part) { part in
-                    var message = msghdr()
-                    message.msg_iov = part
-                    message.msg_iovlen = 1
-                    message.msg_control = header.baseAddress
-                    message.msg_controllen = header.count
-                    return sendmsg(fd, &message, Int32(MSG_NOSIGNAL))
-                }
-            }
+        // A blank before the command carries the descriptor.
+        guard DescriptorPassing.send(Data(" ".utf8), passing: [descriptor], over: fd) == 1 else {
+            throw Failure.system("sendmsg to the QMP server")
         }
-        guard sent == 1 else { throw Failure.system("sendmsg to the QMP server") }
         return try execute(command, arguments)
     }
 

@@ -6,11 +6,18 @@ public final class TemporaryDirectory: Sendable {
     /// Short enough that sockets in it have a path that fits.
     public let path: String
 
-    public init() throws {
-        var template = Array("/tmp/baton-test.XXXXXX".utf8CString)
-        guard mkdtemp(&template) != nil else { throw Failure.system("mkdtemp") }
-        path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        Self.leftovers.add(path)
+    /// One of the tests' or the harness'.
+    public init() throws { path = try Self.make("/tmp/baton-test") }
+
+    /// - Parameter prefix: the beginning of the path.
+    public init(prefix: String) throws { path = try Self.make(prefix) }
+
+    private static func make(_ prefix: String) throws -> String {
+        var template = Array("\(prefix).XXXXXX".utf8CString)
+        guard mkdtemp(&template) != nil else { throw Failure.system("mkdtemp \(prefix).XXXXXX") }
+        let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        leftovers.add(path)
+        return path
     }
 
     deinit {

@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// A program that runs beside this one, and ends with it.
 final class BackgroundProcess {

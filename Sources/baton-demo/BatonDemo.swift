@@ -14,13 +14,6 @@ struct BatonDemo: ParsableCommand {
         defaultSubcommand: RunCommand.self)
 }
 
-/// What went wrong, said for a person.
-struct Failure: Error, CustomStringConvertible {
-    let description: String
-
-    init(_ description: String) { self.description = description }
-}
-
 /// `baton-demo fetch`: fills the cache, so that a later run needs no network.
 struct FetchCommand: ParsableCommand {
     static let configuration = CommandConfiguration(

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import ProcessSupport
 
 /// `baton-demo bench`: the figures behind `make bench`.
 struct BenchCommand: ParsableCommand {
@@ -21,7 +22,7 @@ struct BenchCommand: ParsableCommand {
 
     func run() throws {
         setvbuf(stdout, nil, Int32(_IOLBF), 0)
-        let directory = try TemporaryDirectory()
+        let directory = try TemporaryDirectory.scratch()
         let baton = try RunCommand.locate(vmm: vmm)
         if !pauseOnly {
             try speed(baton: baton, directory: directory)

@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// Debian 13's kernel and installer initrd for riscv64, from Debian's archive,
 /// with the one kernel module that the initrd lacks: the installer fetches

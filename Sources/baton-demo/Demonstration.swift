@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// Replaces the VMM under a working guest, again and again, and checks each time.
 final class Demonstration {

@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// The image behind the demo guest's disk: a ring of records, each of which
 /// says when it was written and what the checksum was then.

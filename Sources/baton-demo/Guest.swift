@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// What the VMM is to run, and how to tell whether it ran right.
 struct Guest {

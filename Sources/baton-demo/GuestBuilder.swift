@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import ProcessSupport
 
 /// The guest programs that we build from source.
 enum GuestProgram: String, CaseIterable, ExpressibleByArgument {

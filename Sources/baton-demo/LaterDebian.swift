@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import ProcessSupport
 
 /// Programs of a later Debian than this machine's, as peers to measure beside or to talk to.
 ///

@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// The guest's pause in a restart, measured from outside, with memories of
 /// several sizes and many preserved descriptors, and beside QEMU's cpr-exec.
@@ -95,14 +96,14 @@ struct PauseBenchmark {
     private typealias Steps = (_ arguments: [String], _ checkpoint: String) throws -> [Data]
 
     private static func update(_ arguments: [String], checkpoint: String) throws -> [Data] {
-        [try QMPClient.encode("cpr-update", ["argv": arguments])]
+        [try QMPConnection.encode("cpr-update", ["argv": arguments])]
     }
 
     private static func threeSteps(_ arguments: [String], checkpoint: String) throws -> [Data] {
         [
-            try QMPClient.encode("cpr-save", ["filename": checkpoint, "mode": "restart"]),
-            try QMPClient.encode("cpr-exec", ["argv": arguments + ["-S"]]),
-            try QMPClient.encode("cpr-load", ["filename": checkpoint, "mode": "restart"]),
+            try QMPConnection.encode("cpr-save", ["filename": checkpoint, "mode": "restart"]),
+            try QMPConnection.encode("cpr-exec", ["argv": arguments + ["-S"]]),
+            try QMPConnection.encode("cpr-load", ["filename": checkpoint, "mode": "restart"]),
         ]
     }
 
@@ -130,7 +131,7 @@ struct PauseBenchmark {
         let arguments =
             qemu.command + ["-machine", "virt,memory-backend=ram,aux-ram-share=on"] + memory.arguments(socket: socket)
         let probe = try PauseProbe(arguments, page: memory.page, socketPath: socket, log: directory.file("qemu.log"))
-        let message = try QMPClient.encode("migrate", ["uri": state])
+        let message = try QMPConnection.encode("migrate", ["uri": state])
         let samples = try (0..<max(repetitions, 1)).map { _ in
             try probe.command(
                 "migrate-set-parameters", ["mode": "cpr-exec", "cpr-exec-command": arguments + ["-incoming", state]])

@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// A VMM under a counting guest whose counter this process watches in the
 /// guest's RAM: the guest's pauses, as seen from outside of the VMM.
@@ -6,7 +7,7 @@ final class PauseProbe {
     let page: CounterPage
     let process: VMMProcess
     private let socketPath: String
-    private(set) var client: QMPClient
+    private(set) var client: QMPConnection
 
     /// Starts `arguments`, whose guest counts in `page`, and connects to its QMP socket.
     init(_ arguments: [String], page: CounterPage, socketPath: String, log: String) throws {
@@ -18,10 +19,10 @@ final class PauseProbe {
         try wait("the guest to count") { page.count > 0 }
     }
 
-    private static func connect(_ path: String, _ process: VMMProcess) throws -> QMPClient {
+    private static func connect(_ path: String, _ process: VMMProcess) throws -> QMPConnection {
         let deadline = Clock.now + 30
         while process.isRunning, Clock.now < deadline {
-            if let client = QMPClient(path: path) {
+            if let client = QMPConnection(path: path) {
                 while !client.isClosed, Clock.now < deadline {
                     guard try client.next() != nil else {
                         usleep(100)

@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import ProcessSupport
 
 /// `baton-demo peers`: a guest whose disk, shared directory and network are other processes' and the
 /// kernel's, and what these notice when the VMM is replaced: nothing.
@@ -41,7 +42,7 @@ struct PeersCommand: ParsableCommand {
         let files = try DebianInstaller(cache: cache).obtain { progress.say($0) }
         guard inNamespace else { return try enterNamespace() }
 
-        let directory = try TemporaryDirectory()
+        let directory = try TemporaryDirectory.scratch()
         defer { preserve(directory) }
         let backEnds = try BackEnds(directory: directory, diskQueues: harts)
         let initrd = try Guest.debianInitrd(
@@ -109,7 +110,7 @@ struct PeersCommand: ParsableCommand {
         var argv: [UnsafeMutablePointer<CChar>?] = arguments.map { strdup($0) }
         argv.append(nil)
         execv(unshare, argv)
-        throw Failure("cannot run \(unshare): \(String(cString: strerror(errno)))")
+        throw Failure.system("cannot run \(unshare)")
     }
 
     private func preserve(_ directory: TemporaryDirectory) {

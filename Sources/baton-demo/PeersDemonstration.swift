@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// Replaces the VMM under a guest at work on a disk, a shared directory and the network, and looks at
 /// all three from outside.
@@ -65,7 +66,7 @@ final class PeersDemonstration {
         try flood.judge()
         try session.command("stop")
         session.console.drain()
-        let compared = try work.verify(backEnds, scratch: try TemporaryDirectory())
+        let compared = try work.verify(backEnds, scratch: try TemporaryDirectory.scratch())
         try session.command("cont")
         try awaitRounds(1)
         guard try backEnds.connections() == connections else {

@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// What the guest of the peers' demonstration (Tests/Guests/peers/init.sh) says it has done, and
 /// whether the disk and the shared directory are as it says.

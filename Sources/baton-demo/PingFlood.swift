@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// `ping -f`, run after run, of which every packet must be answered once.
 ///

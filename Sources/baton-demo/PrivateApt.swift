@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// apt with state, cache and sources under a directory of ours. Proxies and
 /// the like still come from the machine's configuration.

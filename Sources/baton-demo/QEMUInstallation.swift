@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// A qemu-system-riscv64 that knows cpr-exec (QEMU 10.2 and later), to measure
 /// beside: the installed one, or one from a later Debian in the cache.

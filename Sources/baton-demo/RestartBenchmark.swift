@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// The guest's pause over many restarts, phase by phase, from the VMM's own clock readings.
 struct RestartBenchmark {

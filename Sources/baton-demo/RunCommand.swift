@@ -1,5 +1,6 @@
 import ArgumentParser
 import Foundation
+import ProcessSupport
 
 /// `baton-demo run`: the demonstration from end to end.
 struct RunCommand: ParsableCommand {
@@ -46,7 +47,7 @@ struct RunCommand: ParsableCommand {
     func run() throws {
         setvbuf(stdout, nil, Int32(_IOLBF), 0)
         let progress = Progress()
-        let directory = try TemporaryDirectory()
+        let directory = try TemporaryDirectory.scratch()
         defer { preserve(directory) }
         let guest = try chooseGuest(directory: directory, progress: progress)
 

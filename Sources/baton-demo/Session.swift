@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// Set by a signal; every wait ends with it.
 private nonisolated(unsafe) var interruption: Int32 = 0
@@ -8,7 +9,7 @@ final class Session {
     let process: VMMProcess
     let console: GuestConsole
     private let socketPath: String
-    private(set) var qmp: QMPClient?
+    private(set) var qmp: QMPConnection?
 
     /// Is called now and then while waiting, for a sign of life.
     var onWait: (() -> Void)?
@@ -57,7 +58,7 @@ final class Session {
     func connect() throws {
         qmp = nil
         try wait(for: "QMP greeting", seconds: 30) {
-            if qmp == nil { qmp = QMPClient(path: socketPath) }
+            if qmp == nil { qmp = QMPConnection(path: socketPath) }
             guard let client = qmp else { return false }
             if let message = try client.next() { return message["QMP"] != nil }
             // The socket of a process about to go: it never accepted us.
@@ -108,7 +109,7 @@ final class Session {
         var credentials = [pid_t](repeating: 0, count: 3)  // struct ucred: pid, uid, gid
         var size = socklen_t(MemoryLayout<pid_t>.stride * 3)
         guard getsockopt(qmp.descriptor, SOL_SOCKET, SO_PEERCRED, &credentials, &size) == 0 else {
-            throw Failure("SO_PEERCRED: \(String(cString: strerror(errno)))")
+            throw Failure.system("SO_PEERCRED")
         }
         return credentials[0]
     }

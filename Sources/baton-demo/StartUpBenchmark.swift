@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// How long from the start of the VMM until its guest counts, seen in the
 /// guest's RAM by this process, and where that time goes.
@@ -72,7 +73,7 @@ final class CounterPage {
         let fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard fd >= 0, ftruncate(fd, off_t(size)) == 0,
             let map = mmap(nil, 4096, PROT_READ, MAP_SHARED, fd, 4 << 20), map != MAP_FAILED
-        else { throw Failure("cannot make \(path): \(String(cString: strerror(errno)))") }
+        else { throw Failure.system("cannot make \(path)") }
         close(fd)
         words = map
     }

@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// Programs of the machine that this tool calls.
 enum Tool {
@@ -25,7 +26,7 @@ enum Tool {
         if let directory { process.currentDirectoryURL = URL(fileURLWithPath: directory) }
         process.environment = ProcessInfo.processInfo.environment.merging(["LC_ALL": "C"]) { $1 }
         // Files rather than pipes: neither side can block the other, however much is written.
-        let scratch = try TemporaryDirectory()
+        let scratch = try TemporaryDirectory.scratch()
         let output = scratch.file("output"), errors = scratch.file("errors"), source = scratch.file("input")
         for path in [output, errors] { _ = FileManager.default.createFile(atPath: path, contents: nil) }
         _ = FileManager.default.createFile(atPath: source, contents: input ?? Data())
@@ -59,20 +60,10 @@ enum Tool {
     }
 }
 
-/// A directory of our own that is removed with its contents when the object goes.
-final class TemporaryDirectory {
-    let path: String
-
-    init() throws {
+extension TemporaryDirectory {
+    /// One of this tool's, where the user has such.
+    static func scratch() throws -> TemporaryDirectory {
         let parent = ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp"
-        var template = Array("\(parent)/baton-demo.XXXXXX".utf8CString)
-        guard let made = mkdtemp(&template) else {
-            throw Failure("cannot make a directory in \(parent): \(String(cString: strerror(errno)))")
-        }
-        path = String(cString: made)
+        return try TemporaryDirectory(prefix: "\(parent)/baton-demo")
     }
-
-    deinit { try? FileManager.default.removeItem(atPath: path) }
-
-    func file(_ name: String) -> String { "\(path)/\(name)" }
 }

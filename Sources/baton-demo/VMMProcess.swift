@@ -1,4 +1,5 @@
 import Foundation
+import ProcessSupport
 
 /// The VMM, as a child with pipes for its console. An exec in the child keeps
 /// the pipes and the process ID.
@@ -17,7 +18,7 @@ final class VMMProcess {
         self.log = log
         var input: [Int32] = [-1, -1], output: [Int32] = [-1, -1]
         guard pipe(&input) == 0, pipe(&output) == 0 else {
-            throw Failure("cannot make a pipe: \(String(cString: strerror(errno)))")
+            throw Failure.system("cannot make a pipe")
         }
         for end in input + output { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
         // Not shared with the child: the flag would be its end's as well if it were the same end.

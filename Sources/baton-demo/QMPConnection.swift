@@ -1,8 +1,9 @@
 import Foundation
+import ProcessSupport
 
 /// A connection to the VMM's QMP socket. Waiting is the caller's: it has the
 /// guest's console to read meanwhile.
-final class QMPClient {
+final class QMPConnection {
     let descriptor: Int32
     private var buffer: [UInt8] = []
     private(set) var isClosed = false
@@ -12,20 +13,7 @@ final class QMPClient {
     init?(path: String) {
         descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         guard descriptor >= 0 else { return nil }
-        var address = sockaddr_un()
-        address.sun_family = sa_family_t(AF_UNIX)
-        let bytes = Array(path.utf8)
-        guard bytes.count < MemoryLayout.size(ofValue: address.sun_path) else {
-            close(descriptor)
-            return nil
-        }
-        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: bytes) }
-        let result = withUnsafePointer(to: &address) {
-            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                connect(descriptor, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
-            }
-        }
-        guard result == 0 else {
+        guard QMPClient.withAddress(path, { connect(descriptor, $0, $1) }) == 0 else {
             close(descriptor)
             return nil
         }
@@ -55,35 +43,16 @@ final class QMPClient {
                 var set = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
                 poll(&set, 1, 1000)
             } else if errno != EINTR {
-                throw Failure("QMP: cannot send: \(String(cString: strerror(errno)))")
+                throw Failure.system("QMP: cannot send")
             }
         }
     }
 
     /// Sends a short command with a descriptor, which stays the caller's.
     func send(_ command: String, _ arguments: [String: Any], passing descriptor: Int32) throws {
-        var bytes = Array(try Self.encode(command, arguments))
-        // struct cmsghdr and one int, as cmsg(3) lays them out.
-        var control = [Int32](repeating: 0, count: 6)
-        control[0] = 20
-        control[2] = SOL_SOCKET
-        control[3] = 1  // SCM_RIGHTS
-        control[4] = descriptor
-        let sent = bytes.withUnsafeMutableBytes { text in
-            control.withUnsafeMutableBytes { header in
-                var part = iovec(iov_base: text.baseAddress, iov_len: text.count)
-                return withUnsafeMutablePointer(to: &part) { part in
-                    var message = msghdr()
-                    message.msg_iov = part
-                    message.msg_iovlen = 1
-                    message.msg_control = header.baseAddress
-                    message.msg_controllen = header.count
-                    return sendmsg(self.descriptor, &message, 0)
-                }
-            }
-        }
-        guard sent == bytes.count else {
-            throw Failure("QMP: cannot pass a descriptor: \(String(cString: strerror(errno)))")
+        let message = try Self.encode(command, arguments)
+        guard DescriptorPassing.send(message, passing: [descriptor], over: self.descriptor) == message.count else {
+            throw Failure.system("QMP: cannot pass a descriptor")
         }
     }
 
