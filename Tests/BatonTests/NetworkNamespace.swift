@@ -61,6 +61,8 @@ final class EchoFlood: @unchecked Sendable {
     /// fewer than the interface queues.
     private let window: Int
 
+    /// Stays at least as long.
+    let namespace: NetworkNamespace
     private let fd: Int32
     private let address: String
     /// Tells this one's answers from another's.
@@ -76,10 +78,14 @@ final class EchoFlood: @unchecked Sendable {
         var lost: Int
         /// Answers that were not the next.
         var disorder: Int
+
+        /// Each once, and in order.
+        static let allAnswered = Outcome(lost: 0, disorder: 0)
     }
 
     /// - Parameter address: one of the guest's; each for one flood at a time.
     init(in namespace: NetworkNamespace, address: String = NetGuest.address, window: Int = 256) throws {
+        self.namespace = namespace
         self.address = address
         self.window = window
         identifier = 0x4200 + (UInt16(address.split(separator: ".").last ?? "") ?? 0)

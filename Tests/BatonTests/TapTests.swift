@@ -15,32 +15,38 @@ struct TapTests {
             prefix: namespace.prefix, extra: ["-cpr-enable", "restart"] + extra)
     }
 
-    @Test("twenty updates under a flood of pings, and not one is lost", arguments: ["", ",vnet_hdr=off"])
-    func updates(_ options: String) throws {
-        let namespace = try NetworkNamespace()
-        let guest = try start(namespace, options)
+    /// A guest that answers a flood of pings, the first of which it has answered.
+    /// - Parameter interface: as `NetworkNamespace`'s options.
+    private func flooded(
+        _ options: String = "", card: String = "", interface: [String] = []
+    ) throws -> (guest: NetGuest, flood: EchoFlood) {
+        let namespace = try NetworkNamespace(interface)
+        let guest = try start(namespace, options, card: card)
         let flood = try EchoFlood(in: namespace)
         try flood.waitForProgress()
+        return (guest, flood)
+    }
+
+    @Test("twenty updates under a flood of pings, and not one is lost", arguments: ["", ",vnet_hdr=off"])
+    func updates(_ options: String) throws {
+        let (guest, flood) = try flooded(options)
         for _ in 0..<20 {
             try guest.update()
             try flood.waitForProgress()
         }
-        #expect(flood.stop() == EchoFlood.Outcome(lost: 0, disorder: 0))
+        #expect(flood.stop() == .allAnswered)
         try guest.qmp.execute("quit")
         #expect(try guest.process.waitForExit() == .status(0))
     }
 
     @Test("several queues", arguments: [1, 2, 4])
     func queues(_ count: Int) throws {
-        let namespace = try NetworkNamespace(count > 1 ? ["multi_queue"] : [])
-        let guest = try start(namespace, ",queues=\(count)")
-        let flood = try EchoFlood(in: namespace)
+        let (guest, flood) = try flooded(",queues=\(count)", interface: count > 1 ? ["multi_queue"] : [])
         for _ in 0..<3 {
-            try flood.waitForProgress()
             try guest.update()
+            try flood.waitForProgress()
         }
-        try flood.waitForProgress()
-        #expect(flood.stop() == EchoFlood.Outcome(lost: 0, disorder: 0))
+        #expect(flood.stop() == .allAnswered)
     }
 
     @Test("each queue of the interface is one of the card's pairs, over updates")
@@ -58,7 +64,7 @@ struct TapTests {
             try guest.update(guest.arguments + ["-device", "virtio-rng-device"], preflight: false)
         }
         for flood in floods { try flood.waitForProgress(100) }
-        for flood in floods { #expect(flood.stop() == EchoFlood.Outcome(lost: 0, disorder: 0)) }
+        for flood in floods { #expect(flood.stop() == .allAnswered) }
         // The guest prints what came by each pair. Eight addresses are eight flows.
         let answers = guest.serial.split(separator: "\n").last { $0.hasPrefix("net: ") }
         let pairs = (answers ?? "").split(separator: " ").dropFirst(2).compactMap { Int($0) }
@@ -68,10 +74,7 @@ struct TapTests {
 
     @Test("a guest with several pairs goes on only with as many queues")
     func fewerPairs() throws {
-        let namespace = try NetworkNamespace(["multi_queue"])
-        let guest = try start(namespace, ",queues=3", card: ",mq=on")
-        let flood = try EchoFlood(in: namespace)
-        try flood.waitForProgress()
+        let (guest, flood) = try flooded(",queues=3", card: ",mq=on", interface: ["multi_queue"])
         for preflight in [true, false] {
             let fewer = guest.arguments.map { $0.replacingOccurrences(of: ",queues=3", with: ",queues=2") }
             #expect(
@@ -82,15 +85,12 @@ struct TapTests {
             #expect(refusal { try guest.update(single, preflight: preflight) }.contains("Features"))
             try flood.waitForProgress()
         }
-        #expect(flood.stop() == EchoFlood.Outcome(lost: 0, disorder: 0))
+        #expect(flood.stop() == .allAnswered)
     }
 
     @Test("updates that fail lose nothing either")
     func failures() throws {
-        let namespace = try NetworkNamespace()
-        let guest = try start(namespace)
-        let flood = try EchoFlood(in: namespace)
-        try flood.waitForProgress()
+        let (guest, flood) = try flooded()
         let other = guest.arguments.map { $0.replacingOccurrences(of: "ifname=tap0", with: "ifname=tap1") }
         for preflight in [true, false] {
             #expect(throws: QMPClient.Refusal.self) { try guest.update(["/bin/false"], preflight: preflight) }
@@ -107,21 +107,18 @@ struct TapTests {
         }
         try guest.update()
         try flood.waitForProgress()
-        #expect(flood.stop() == EchoFlood.Outcome(lost: 0, disorder: 0))
+        #expect(flood.stop() == .allAnswered)
     }
 
     @Test("what comes while the guest is stopped waits, over an update too")
     func stopped() throws {
-        let namespace = try NetworkNamespace()
-        let guest = try start(namespace)
-        let flood = try EchoFlood(in: namespace)
-        try flood.waitForProgress()
+        let (guest, flood) = try flooded()
         try guest.qmp.execute("stop")
         try guest.update()
         #expect(try guest.qmp.status() == "paused")
         try guest.qmp.execute("cont")
         try flood.waitForProgress()
-        #expect(flood.stop() == EchoFlood.Outcome(lost: 0, disorder: 0))
+        #expect(flood.stop() == .allAnswered)
     }
 
     @Test("scripts get the interface's name, at the beginning and the end only")
@@ -166,17 +163,14 @@ struct TapTests {
             try guest.update()
         }
         try flood.waitForProgress()
-        #expect(flood.stop() == EchoFlood.Outcome(lost: 0, disorder: 0))
+        #expect(flood.stop() == .allAnswered)
     }
 
     @Test("an interface that goes away ends neither the guest nor its updates")
     func deletion() throws {
-        let namespace = try NetworkNamespace()
-        let guest = try start(namespace)
-        let flood = try EchoFlood(in: namespace)
-        try flood.waitForProgress()
+        let (guest, flood) = try flooded()
         _ = flood.stop()
-        try namespace.ip(["link", "delete", "tap0"])
+        try flood.namespace.ip(["link", "delete", "tap0"])
         try guest.process.waitForErrors("netdev n: interface tap0: read failed")
         try guest.update()
         #expect(try guest.qmp.status() == "running")
