@@ -162,6 +162,17 @@ static pid_t start(char **command, int *listener) {
 
 /* MARK: Requests */
 
+/* The process that a thread is of: descriptors and memory are the process'. */
+static pid_t process_of(pid_t thread) {
+    char path[64], line[128];
+    snprintf(path, sizeof path, "/proc/%d/status", thread);
+    FILE *status = fopen(path, "re");
+    int process = thread;
+    while (status && fgets(line, sizeof line, status) && sscanf(line, "Tgid: %d", &process) != 1) {}
+    if (status) fclose(status);
+    return process;
+}
+
 /* - Returns: false when the system call is none of ours. */
 static bool answer_call(const struct seccomp_notif *call, struct answer *answer) {
     pid_t pid = (pid_t)call->pid;
@@ -187,6 +198,7 @@ static bool answer_call(const struct seccomp_notif *call, struct answer *answer)
 static bool serve(int listener) {
     struct seccomp_notif call = {0};
     if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) return errno == EINTR || errno == ENOENT;
+    call.pid = (unsigned)process_of((pid_t)call.pid);
     struct seccomp_notif_resp response = {.id = call.id};
     struct answer answer = {0, -1};
     if (!answer_call(&call, &answer)) {
