@@ -41,15 +41,9 @@ final class VFIOUserGuest: CountingDeviceGuest {
     /// Starts any server; the socket is its last argument.
     static func serve(_ command: [String], at directory: TemporaryDirectory) throws -> ChildProcess {
         let server = try ChildProcess(command + [socket(directory)])
-        try eventually("the server listens: \(server.errors)") { isListening(socket(directory)) }
+        // A connection would be the server's one and only.
+        try eventually("the server listens: \(server.errors)") { try ListeningSocket.exists(at: socket(directory)) }
         return server
-    }
-
-    /// Whether somebody listens at a socket; a connection would be the server's one and only.
-    private static func isListening(_ path: String) -> Bool {
-        let sockets = (try? String(contentsOfFile: "/proc/net/unix", encoding: .utf8)) ?? ""
-        // __SO_ACCEPTCON among the flags (proc(5)).
-        return sockets.split(separator: "\n").contains { $0.hasSuffix(" \(path)") && $0.contains(" 00010000 ") }
     }
 
     /// - Parameters:
