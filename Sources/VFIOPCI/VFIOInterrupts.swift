@@ -169,15 +169,18 @@ public final class VFIOInterrupts {
     }
 }
 
-/// The interrupts of the process before. The descriptors stay saved until
-/// `claim`.
+/// The interrupts and notices of the process before. The descriptors stay
+/// saved until `claim`.
 public struct VFIOInheritedInterrupts {
     let kind: VFIOInterrupts.Kind?
     let events: [Int32]
+    let notices: [VFIONotices.Kind: Int32]
     private let name: String
+    private let noticeName: String
 
-    /// Finds what `VFIOInterrupts.handOver` has saved and written.
-    public init(_ name: String, _ state: StateReader, cpr: CprController) throws(VMMError) {
+    /// Finds what `VFIOInterrupts.handOver` and `VFIONotices.handOver` have
+    /// saved under these names, and written.
+    public init(_ name: String, notices noticeName: String, _ state: StateReader, cpr: CprController) throws(VMMError) {
         let number = try state.unsigned("interrupt-kind", in: 0...3)
         let count = Int(try state.unsigned("interrupt-count", in: 0...2048))
         var found: [Int32] = []
@@ -189,11 +192,14 @@ public struct VFIOInheritedInterrupts {
         }
         kind = number == 0 ? nil : VFIOInterrupts.Kind(rawValue: UInt32(number - 1))
         events = found
+        notices = VFIONotices.find(noticeName, cpr: cpr)
         self.name = name
+        self.noticeName = noticeName
     }
 
     /// The descriptors change hands: they are the device's from here on.
     public func claim(_ cpr: CprController) {
         for id in events.indices { cpr.fds.delete(name, id: id) }
+        for kind in notices.keys { cpr.fds.delete(noticeName, id: Int(kind.rawValue)) }
     }
 }

@@ -17,6 +17,7 @@ public final class VFIOPCIDevice: PCIFunction {
     private let placement: VFIOPlacement
     private var rom: VFIOROM?
     public private(set) var interrupts: VFIOInterrupts!
+    public private(set) var notices: VFIONotices!
     /// Whether the device may be touched: not before the commit in a process
     /// that takes it over.
     private var isOurs: Bool
@@ -26,13 +27,14 @@ public final class VFIOPCIDevice: PCIFunction {
     /// - Parameters:
     ///   - label: the beginning of messages about it.
     ///   - inherited: what the process before handed over; nil in a fresh start.
+    ///   - notices: what the host is to tell of the device.
     ///   - placement: the devices that share the address space with it, to which it is added when it is plugged.
     ///   - romSource: where the expansion ROM comes from.
     /// - Throws: an error for a device that the guest cannot be given.
     public init(
         vm: VirtualMachine, model: String, id: String?, hostName: String, label: String, transport: any VFIOTransport,
-        shape: VFIOShape, inherited: VFIOInheritedInterrupts?, placement: VFIOPlacement,
-        romSource: VFIOROMSource = .device
+        shape: VFIOShape, inherited: VFIOInheritedInterrupts?, notices wanted: [VFIONotices.Kind],
+        placement: VFIOPlacement, romSource: VFIOROMSource = .device
     ) throws(VMMError) {
         self.hostName = hostName
         self.label = label
@@ -45,12 +47,14 @@ public final class VFIOPCIDevice: PCIFunction {
         super.init(vm: vm, model: model, id: id, identity: layout.identity, configSize: layout.passed.count)
         interrupts =
             inherited.map { VFIOInterrupts(self, inherited: $0.kind, events: $0.events) } ?? VFIOInterrupts(self)
+        notices = VFIONotices(self, wanted: wanted, inherited: inherited?.notices ?? [:])
         addBars(mapping: vm.cpr?.isTrial != true)
         addROM(romSource)
         addCapabilities()
         msi?.onChange = { [unowned self] in interruptsChanged() }
         msix?.onControlChange = { [unowned self] in interruptsChanged() }
         vm.addressSpace.expectForeignWriters()
+        if isOurs { notices.update() }
     }
 
     private func addBars(mapping: Bool) {
@@ -180,6 +184,7 @@ public final class VFIOPCIDevice: PCIFunction {
     public func settle() {
         isOurs = true
         interrupts.update()
+        notices.update()
     }
 
     public override func resetFunction() {
@@ -220,8 +225,14 @@ public final class VFIOPCIDevice: PCIFunction {
         Report.warning(VMMError.system("\(label): failed to reset the device", errno: result).message)
     }
 
-    public override func pause() { interrupts.pause() }
-    public override func resume() { interrupts.resume() }
+    public override func pause() {
+        interrupts.pause()
+        notices.pause()
+    }
+    public override func resume() {
+        interrupts.resume()
+        notices.resume()
+    }
 
     public override func saveFunction(to writer: inout StateWriter) {
         writer.put("host", hostName)

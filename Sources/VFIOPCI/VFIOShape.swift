@@ -26,6 +26,8 @@ public struct VFIOShape {
     public let romRegion: VFIORegion
     /// How many INTx, MSI and MSI-X interrupts there are.
     public let interrupts: [UInt32]
+    /// What the host can tell of the device.
+    public let notices: [VFIONotices.Kind]
     /// The configuration space when the device was opened: 256 bytes, or 4096
     /// with the extended part.
     public let config: [UInt8]
@@ -57,15 +59,10 @@ public struct VFIOShape {
             (try? VFIOShape.region(device, VFIO.romRegion))
             ?? VFIORegion(index: VFIO.romRegion, flags: 0, size: 0, offset: 0, areas: [])
         configRegion = try VFIOShape.region(device, VFIO.configRegion)
-        var interrupts: [UInt32] = []
-        for index in 0..<VFIO.leastIRQs {
-            var irq = VFIOArgument(size: 16)
-            irq.set(8, index)
-            // A device may lack one of the three.
-            let there = device.ask(.irqInfo, &irq) == 0
-            interrupts.append(there ? irq.value(12) : 0)
+        interrupts = (0..<VFIO.leastIRQs).map { VFIOShape.interruptCount(device, $0) }
+        notices = VFIONotices.Kind.allCases.filter {
+            $0.rawValue < irqCount && VFIOShape.interruptCount(device, $0.rawValue) == 1
         }
-        self.interrupts = interrupts
         guard configRegion.size >= UInt64(VFIOShape.configSize), Int64(exactly: configRegion.offset) != nil else {
             throw VMMError("the configuration space has \(configRegion.size) bytes")
         }
@@ -75,6 +72,13 @@ public struct VFIOShape {
         let failure = bytes.withUnsafeMutableBytes { device.read(space, at: 0, into: $0) }
         guard failure == 0 else { throw .system("failed to read device config space", errno: failure) }
         config = bytes
+    }
+
+    /// - Returns: 0 for an index that the device lacks.
+    private static func interruptCount(_ device: VFIOTransport, _ index: UInt32) -> UInt32 {
+        var irq = VFIOArgument(size: 16)
+        irq.set(8, index)
+        return device.ask(.irqInfo, &irq) == 0 ? irq.value(12) : 0
     }
 
     private static func region(_ device: VFIOTransport, _ index: Int) throws(VMMError) -> VFIORegion {
@@ -131,6 +135,7 @@ public struct VFIOShape {
         state.put("config", bytes: config)
         state.put("rom", [UInt64(romRegion.flags), romRegion.size, romRegion.offset])
         state.put("interrupts", interrupts.map(UInt64.init))
+        state.put("notices", notices.map { UInt64($0.rawValue) }, optional: true)
         for (index, region) in (regions + [configRegion]).enumerated() {
             state.put("region\(index)", [UInt64(region.flags), region.size, region.offset])
             state.put("areas\(index)", region.areas.flatMap { [$0.start, $0.size] })
@@ -147,6 +152,11 @@ public struct VFIOShape {
         let rom = state.has("rom") ? try state.array("rom", count: 3...3) : [0, 0, 0]
         romRegion = try VFIOShape.region(VFIO.romRegion, rom, areas: [], of: state)
         interrupts = try state.array("interrupts", count: 3...3).map { UInt32(truncatingIfNeeded: $0) }
+        // A VMM of before knew of none.
+        notices =
+            state.has("notices")
+            ? try state.array("notices", count: 0...2).compactMap { .init(rawValue: UInt32(truncatingIfNeeded: $0)) }
+            : []
         var regions: [VFIORegion] = []
         for index in 0...VFIO.bars {
             let numbers = try state.array("region\(index)", count: 3...3)

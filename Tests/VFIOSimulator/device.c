@@ -34,6 +34,7 @@ static uint8_t *map_region(int file, unsigned index, size_t size) {
 void device_start(struct device *d) {
     d->file = make_file(DEVICE, d);
     d->active = -1;
+    d->notices[0] = d->notices[1] = -1;
     if (ftruncate(d->file, (off_t)PLACE(8))) abort();
     d->bar0 = map_region(d->file, 0, BAR_SIZE);
     d->config = map_region(d->file, VFIO_PCI_CONFIG_REGION_INDEX, 4096);
@@ -117,6 +118,8 @@ static int get_region(pid_t pid, uint64_t argument) {
 
 static unsigned irq_count(unsigned index) {
     if (index == VFIO_PCI_INTX_IRQ_INDEX) return 1;
+    if (index == VFIO_PCI_ERR_IRQ_INDEX) return !settings.lacks_express;
+    if (index == VFIO_PCI_REQ_IRQ_INDEX) return !settings.lacks_request;
     return index == VFIO_PCI_MSI_IRQ_INDEX || index == VFIO_PCI_MSIX_IRQ_INDEX ? VECTORS : 0;
 }
 
@@ -124,6 +127,8 @@ static int get_irq(pid_t pid, uint64_t argument) {
     struct vfio_irq_info info;
     if (fetch(pid, argument, &info, sizeof info)) return -EFAULT;
     if (info.argsz < sizeof info || info.index >= IRQS) return refuse(pid, "irq_info", EINVAL, "size or index");
+    /* As the kernel says it of a function that is not of PCI Express. */
+    if (info.index == VFIO_PCI_ERR_IRQ_INDEX && settings.lacks_express) return -EINVAL;
     info.count = irq_count(info.index);
     info.flags = VFIO_IRQ_INFO_EVENTFD
         | (info.index == VFIO_PCI_INTX_IRQ_INDEX ? VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED
@@ -158,6 +163,39 @@ static void drop_events(struct device *d) {
     d->intx_masked = false;
 }
 
+/* The eventfd of an error or a request, which a device has beside its interrupts. */
+static int set_notice(struct device *d, pid_t pid, uint64_t argument, const struct vfio_irq_set *set) {
+    int *event = &d->notices[set->index - VFIO_PCI_ERR_IRQ_INDEX];
+    const char *name = "set_irqs";
+    if (set->flags == (VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER) && !set->count) {
+        if (*event < 0) return refuse(pid, name, EINVAL, "not in use");
+        close(*event);
+        *event = -1;
+        note(pid, "set_irqs index=%u off%s", set->index, label(d));
+        return 0;
+    }
+    if (set->flags != (VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER) || !set->count || set->start) {
+        return refuse(pid, name, EINVAL, "flags");
+    }
+    if (set->argsz != sizeof *set + 4) return refuse(pid, name, EINVAL, "size");
+    if (*event >= 0) return refuse(pid, name, EINVAL, "another is in use");
+    int error = refused(name);
+    if (error) return refuse(pid, name, error, "by option");
+    int32_t fd;
+    if (fetch(pid, argument + sizeof *set, &fd, sizeof fd)) return -EFAULT;
+    *event = take_fd(pid, fd);
+    if (*event < 0) return refuse(pid, name, EBADF, "no eventfd");
+    note(pid, "set_irqs index=%u count=1%s", set->index, label(d));
+    return 0;
+}
+
+void device_notice(struct device *d, unsigned index) {
+    int event = d->notices[index - VFIO_PCI_ERR_IRQ_INDEX];
+    uint64_t one = 1;
+    bool told = event >= 0 && write(event, &one, sizeof one) == sizeof one;
+    note(0, "notice index=%u %s%s", index, told ? "told" : "untold", label(d));
+}
+
 static int set_irqs(struct device *d, pid_t pid, uint64_t argument) {
     struct vfio_irq_set head_of_request, *set = &head_of_request;
     int32_t fds[VECTORS];
@@ -168,6 +206,7 @@ static int set_irqs(struct device *d, pid_t pid, uint64_t argument) {
     if (set->start > irq_count(set->index) || set->count > irq_count(set->index) - set->start) {
         return refuse(pid, name, EINVAL, "no such interrupts");
     }
+    if (set->index >= VFIO_PCI_ERR_IRQ_INDEX) return set_notice(d, pid, argument, set);
     if (set->flags == (VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK)) {
         if (set->index != VFIO_PCI_INTX_IRQ_INDEX || d->active != VFIO_PCI_INTX_IRQ_INDEX || set->count != 1) {
             return refuse(pid, name, EINVAL, "unmask of what cannot be masked");

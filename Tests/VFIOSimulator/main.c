@@ -6,6 +6,8 @@
  *   --lie WHAT               a hostile answer
  *   --refuse NAME=ERRNO[:N]  refuses a request, always or the Nth time
  *
+ * SIGUSR1 is an error of the first device, SIGUSR2 the host's wish to have it back.
+ *
  * Runs COMMAND with its opens of /dev/vfio and /dev/iommu, its VFIO and iommufd
  * ioctls and its look at the devices in sysfs answered here; those of what it
  * executes and forks too. Ends when all of them have. */
@@ -15,6 +17,7 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <linux/vfio.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -223,6 +226,25 @@ static long long now(void) {
     return time.tv_sec * 1000000000LL + time.tv_nsec;
 }
 
+static volatile sig_atomic_t has_error, has_request;
+
+static void take_signal(int number) {
+    if (number == SIGUSR1) has_error = 1;
+    else has_request = 1;
+}
+
+/* Passes on what signals have asked for. */
+static void take_notices(void) {
+    if (has_error) {
+        has_error = 0;
+        device_notice(&devices[0], VFIO_PCI_ERR_IRQ_INDEX);
+    }
+    if (has_request) {
+        has_request = 0;
+        device_notice(&devices[0], VFIO_PCI_REQ_IRQ_INDEX);
+    }
+}
+
 static void run(int listener) {
     const long long period = 500000;
     long long next = now();
@@ -233,6 +255,7 @@ static void run(int listener) {
         int ready = ppoll(&state, 1, &wait, NULL);
         if (ready > 0 && state.revents & (POLLHUP | POLLERR) && !(state.revents & POLLIN)) return;
         if (ready > 0 && !serve(listener)) return;
+        take_notices();
         if (now() >= next) {
             for (size_t i = 0; i < device_count; i++) device_tick(&devices[i]);
             next = now() + period;
@@ -258,7 +281,7 @@ static bool lack(const char *what) {
         {"reset", &settings.lacks_reset}, {"mmap", &settings.lacks_mmap}, {"hot_reset", &settings.lacks_hot_reset},
         {"flr", &settings.lacks_flr}, {"express", &settings.lacks_express}, {"rom", &settings.lacks_rom},
         {"cdev", &settings.lacks_cdev}, {"map_file", &settings.lacks_map_file},
-        {"change_process", &settings.lacks_change_process}, {0},
+        {"change_process", &settings.lacks_change_process}, {"request", &settings.lacks_request}, {0},
     };
     return choose(all, what);
 }
@@ -345,6 +368,8 @@ int main(int count, char **arguments) {
     }
     if (at + 1 >= count) return fprintf(stderr, "vfio-simulator: no command\n"), 2;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGUSR1, take_signal);
+    signal(SIGUSR2, take_signal);
     start_devices();
     if (files_start()) return perror("vfio-simulator: sysfs"), 2;
     int listener;

@@ -17,6 +17,7 @@ enum { MAX_DEVICES = 8, MAX_MAPPINGS = 64, VECTORS = 4, CDEV_MAJOR = 511 };
 struct settings {
     bool lacks_update_vaddr, lacks_unmap_all, lacks_type1, lacks_viable, lacks_pci, lacks_reset, lacks_mmap;
     bool lacks_hot_reset, lacks_flr, lacks_express, lacks_rom, lacks_cdev, lacks_map_file, lacks_change_process;
+    bool lacks_request;
     /* Hostile answers. */
     bool lies_rom_size, lies_ext_loop, lies_ext_wild, lies_ari_first, lies_region, lies_config_size, lies_msix_place;
     bool lies_legacy_endpoint, lies_hot_reset_count;
@@ -127,6 +128,7 @@ struct device {
     int events[VECTORS];
     unsigned event_count;
     bool intx_masked;
+    int notices[2]; /* eventfds of errors and requests, or -1 */
     uint64_t dma_count, fault_count, raised;
 };
 extern struct device devices[MAX_DEVICES];
@@ -160,6 +162,9 @@ void rom_start(uint8_t *rom, size_t size, unsigned index);
 struct space *device_space(struct device *device);
 /* Lets a device work; called again and again. */
 void device_tick(struct device *device);
+/* Tells the VMM of an error of the device (VFIO_PCI_ERR_IRQ_INDEX), or that the
+ * host wants it back (VFIO_PCI_REQ_IRQ_INDEX). */
+void device_notice(struct device *device, unsigned index);
 /* The counts of all devices, as "12,34". */
 const char *dma_counts(void);
 /* " device=NAME" where there are several. */

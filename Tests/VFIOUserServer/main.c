@@ -8,6 +8,8 @@
  *   --request WHAT  asks nonsense once the guest uses the device: see ask_nonsense
  *   --limit N       takes N descriptors with a message, default 2
  *
+ * SIGUSR1 is an error of the device.
+ *
  * A vfio-user server for tests: checks each message, and notes what is wrong
  * with one as "refused". Serves one connection after the other, until it is killed. */
 #define _GNU_SOURCE
@@ -82,10 +84,14 @@ static int listen_at(const char *path) {
     return listen(listener, 1) ? -1 : listener;
 }
 
+static volatile sig_atomic_t has_error;
+static void take_error(int number) { has_error = number; }
+
 int main(int count, char **arguments) {
     if (count < 2) return 2;
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGUSR1, take_error);
     parse(count, arguments);
     int file = device_start(), listener = listen_at(arguments[count - 1]);
     int timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
@@ -98,7 +104,12 @@ int main(int count, char **arguments) {
     int connection = -1;
     for (;;) {
         struct pollfd states[] = {{timer, POLLIN, 0}, {connection < 0 ? listener : connection, POLLIN, 0}};
-        if (poll(states, 2, -1) < 0) continue;
+        int ready = poll(states, 2, -1);
+        if (has_error) {
+            has_error = 0;
+            server_error();
+        }
+        if (ready < 0) continue;
         if (states[1].revents && connection < 0) {
             connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
             if (connection < 0) continue;

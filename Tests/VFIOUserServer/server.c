@@ -26,6 +26,8 @@ static struct range { uint64_t start, size; uint8_t *host; bool writable; } rang
 static unsigned range_count;
 static int kind = -1, events[VECTORS];
 static unsigned event_count;
+/* The eventfd of the device's errors, which is there beside its interrupts. */
+static int error_event = -1;
 static uint16_t own_id = 0x8000;
 static bool has_asked;
 
@@ -71,6 +73,8 @@ void server_connected(int socket) { connection = socket; }
 
 void server_disconnected(void) {
     drop_events();
+    if (error_event >= 0) close(error_event);
+    error_event = -1;
     for (unsigned i = 0; i < range_count; i++)
         if (ranges[i].host) munmap(ranges[i].host, ranges[i].size);
     range_count = 0;
@@ -245,7 +249,10 @@ static bool region_info(size_t size) {
     return ok;
 }
 
-static unsigned irq_count(unsigned index) { return index == INTX ? 1 : index <= MSIX ? VECTORS : 0; }
+static unsigned irq_count(unsigned index) {
+    if (index == INTX || index == VFIO_PCI_ERR_IRQ_INDEX) return 1;
+    return index <= MSIX ? VECTORS : 0;
+}
 
 static bool irq_info(size_t size) {
     struct vfio_irq_info info;
@@ -258,6 +265,20 @@ static bool irq_info(size_t size) {
     return reply(&info, sizeof info, NULL, 0);
 }
 
+static bool set_error(const struct vfio_irq_set *set) {
+    if (set->flags != (VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER) || set->count != 1 || fd_count != 1
+        || error_event >= 0)
+        return refuse(EINVAL, "set_irqs of errors");
+    error_event = dup(fds[0]);
+    note("set_irqs index=%u start=0 count=1", set->index);
+    return reply(NULL, 0, NULL, 0);
+}
+
+void server_error(void) {
+    uint64_t one = 1;
+    note("error %s", error_event >= 0 && write(error_event, &one, sizeof one) == sizeof one ? "told" : "untold");
+}
+
 static bool set_irqs(size_t size) {
     struct vfio_irq_set set;
     if (size != sizeof set) return refuse(EINVAL, "size of set_irqs");
@@ -265,6 +286,7 @@ static bool set_irqs(size_t size) {
     unsigned most = set.index < IRQS ? irq_count(set.index) : 0;
     if (set.argsz != sizeof set || set.start > most || set.count > most - set.start)
         return refuse(EINVAL, "no such interrupts");
+    if (set.index == VFIO_PCI_ERR_IRQ_INDEX) return set_error(&set);
     if (set.flags == (VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK)) {
         if (set.index != INTX || set.count != 1) return refuse(EINVAL, "unmask");
     } else if (set.flags == (VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER) && !set.count) {

@@ -21,6 +21,8 @@ void server_connected(int connection);
 /* Serves a message. Returns whether the connection goes on. */
 bool server_message(void);
 void server_disconnected(void);
+/* Tells the client of an error of the device. */
+void server_error(void);
 void server_tick(void);
 
 /* The wire: messages with descriptors, whole or not at all. */

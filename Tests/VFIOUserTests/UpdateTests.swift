@@ -47,6 +47,29 @@ struct VFIOUserUpdateTests {
         try guest.end()
     }
 
+    @Test("an error of the device stops the guest, also one that comes between two VMMs", arguments: [true, false])
+    func error(_ comesBetween: Bool) throws {
+        let guest = try VFIOUserGuest()
+        try guest.waitForProgress()
+        let before = guest.log
+        #expect(before.contains("set_irqs index=3 start=0 count=1"))
+        try guest.update()
+        let file = guest.directory.file("checkpoint")
+        if comesBetween {
+            try guest.qmp.execute("cpr-save", ["filename": file, "mode": "restart"])
+            try guest.qmp.execute("cpr-exec", ["argv": guest.arguments + ["-S"]])
+        }
+        guest.server.signal(SIGUSR1)
+        try eventually("the server tells") { guest.log == before + ["error told"] }
+        if comesBetween {
+            #expect(!guest.process.errors.contains("Unrecoverable"))
+            try guest.qmp.execute("cpr-load", ["filename": file, "mode": "restart"])
+        }
+        try guest.process.waitForErrors("Unrecoverable error detected. Please collect any data possible and then kill")
+        try eventually("the guest stops") { try guest.qmp.status() == "internal-error" }
+        try guest.end()
+    }
+
     @Test("a new VMM that fails leaves the device at work in the old one", arguments: BrokenSuccessor.allCases)
     func rollback(_ successor: BrokenSuccessor) throws {
         for options in [[], ["--ask", "--twin"]] {

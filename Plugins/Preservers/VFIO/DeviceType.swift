@@ -12,6 +12,7 @@ final class VFIODeviceType: DeviceType {
         DeviceProperty("sysfsdev", "str", "its directory in sysfs, instead"),
         DeviceProperty("iommufd", "str", "id of an -object iommufd that has its memory, instead of a container"),
         DeviceProperty("fd", "str", "the device, opened by somebody else, with iommufd="),
+        DeviceProperty("x-req", "bool", "whether to tell when the host wants the device back"),
     ] + VFIOROMSource.properties
     private let preserver: VFIOPreserver
 
@@ -26,8 +27,9 @@ final class VFIODeviceType: DeviceType {
             throw VMMError("vfio \(host.name): device is already attached")
         }
         let rom = try VFIOROMSource(options)
+        let notices: [VFIONotices.Kind] = try options.options.bool("x-req") ?? true ? [.error, .request] : [.error]
         do throws(VMMError) {
-            let assignment = try open(host, iommufd, rom, id: options.id, vm: context.vm)
+            let assignment = try open(host, iommufd, rom, notices, id: options.id, vm: context.vm)
             try bus.plug(assignment.device, at: place)
             preserver.add(assignment)
         } catch {
@@ -36,7 +38,8 @@ final class VFIODeviceType: DeviceType {
     }
 
     private func open(
-        _ host: VFIOHostDevice, _ iommufd: VFIOIOMMUFD?, _ rom: VFIOROMSource, id: String?, vm: VirtualMachine
+        _ host: VFIOHostDevice, _ iommufd: VFIOIOMMUFD?, _ rom: VFIOROMSource, _ notices: [VFIONotices.Kind],
+        id: String?, vm: VirtualMachine
     ) throws(VMMError) -> VFIOAssignment {
         let ranges = VFIORange.all(vm.addressSpace)
         let heritage = try VFIOHeritage.find(
@@ -52,7 +55,8 @@ final class VFIODeviceType: DeviceType {
         }
         let device = try VFIOPCIDevice(
             vm: vm, model: name, id: id, hostName: host.name, label: "vfio \(host.name)", transport: file,
-            shape: shape, inherited: heritage?.interrupts, placement: preserver.placement, romSource: rom)
+            shape: shape, inherited: heritage?.interrupts, notices: notices, placement: preserver.placement,
+            romSource: rom)
         return VFIOAssignment(file: file, device: device, blocker: host.blocker)
     }
 

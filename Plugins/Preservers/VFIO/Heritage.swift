@@ -38,7 +38,8 @@ struct VFIOHeritage {
                 "guest memory is not where the device's IOMMU has it",
                 hint: "Give the new VMM the memory options of the old one.")
         }
-        interrupts = try VFIOInheritedInterrupts(VFIOName.interrupt(name), state, cpr: cpr)
+        interrupts = try VFIOInheritedInterrupts(
+            VFIOName.interrupt(name), notices: VFIOName.notice(name), state, cpr: cpr)
         let device = try VFIOHeritage.descriptor(VFIOName.device(name), cpr: cpr)
         let attachment: VFIODeviceFile.Attachment
         if let iommufd {
@@ -134,6 +135,7 @@ struct VFIOAssignment {
         device.shape.put(into: &state)
         state.put("ranges", VFIORange.numbers(VFIORange.all(device.vm.addressSpace)))
         try device.interrupts.handOver(VFIOName.interrupt(name), to: cpr, &state)
+        try device.notices.handOver(VFIOName.notice(name), to: cpr)
         cpr.handOver(VFIOHeritage.part(name), state)
     }
 }

@@ -129,5 +129,7 @@ enum VFIOName {
     static func device(_ name: String) -> String { "vfio_device/\(name)" }
     /// The id is the number of the interrupt.
     static func interrupt(_ name: String) -> String { "vfio_interrupt/\(name)" }
+    /// The id is the index of the interrupt.
+    static func notice(_ name: String) -> String { "vfio_notice/\(name)" }
     static func isOurs(_ name: String) -> Bool { name.hasPrefix("vfio_") }
 }

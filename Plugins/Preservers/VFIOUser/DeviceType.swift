@@ -70,7 +70,8 @@ final class VFIOUserDeviceType: DeviceType {
         }
         let function = try VFIOPCIDevice(
             vm: vm, model: name, id: id, hostName: path, label: VFIOUserConnection.label(path), transport: connection,
-            shape: shape, inherited: heritage?.interrupts, placement: preserver.placement, romSource: rom)
+            shape: shape, inherited: heritage?.interrupts, notices: [.error], placement: preserver.placement,
+            romSource: rom)
         return VFIOUserPreserver.Assignment(connection: connection, function: function)
     }
 }

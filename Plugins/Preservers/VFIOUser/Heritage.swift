@@ -14,7 +14,7 @@ struct VFIOUserHeritage {
     private static func part(_ path: String) -> String { "vfio-user/\(path)" }
 
     private enum Descriptor: String {
-        case connection, requests, region, interrupt
+        case connection, requests, region, interrupt, notice
 
         func name(_ path: String) -> String { "\(VFIOUserHeritage.prefix)\(rawValue)/\(path)" }
     }
@@ -42,7 +42,8 @@ struct VFIOUserHeritage {
                 "guest memory is not where the server has it mapped",
                 hint: "Give the new VMM the memory options of the old one.")
         }
-        interrupts = try VFIOInheritedInterrupts(Descriptor.interrupt.name(path), state, cpr: cpr)
+        interrupts = try VFIOInheritedInterrupts(
+            Descriptor.interrupt.name(path), notices: Descriptor.notice.name(path), state, cpr: cpr)
         let isConnected = try state.bool("connected")
         let hasRequests = try state.bool("has-requests")
         let regions = try state.array("region-files", count: 0...16)
@@ -85,6 +86,7 @@ struct VFIOUserHeritage {
         device.function.shape.put(into: &state)
         state.put("ram", connection.ram.numbers)
         try device.function.interrupts.handOver(Descriptor.interrupt.name(path), to: cpr, &state)
+        try device.function.notices.handOver(Descriptor.notice.name(path), to: cpr)
         state.put("connected", connection.isConnected)
         state.put("has-requests", hasRequests)
         state.put("region-files", files.map { UInt64($0.key) })
