@@ -30,7 +30,7 @@ public final class Harness: Sendable {
     /// Starts a VM to ask the mode what it promises.
     /// - Throws: why there is nothing to test.
     public init(_ configuration: HarnessConfiguration) throws {
-        signal(SIGPIPE, SIG_IGN)
+        ChildProcess.ignoreBrokenPipes()
         self.configuration = configuration
         let machine = try Machine(configuration, Machine.Options(starts: false))
         let report = try machine.query("query-cpr")

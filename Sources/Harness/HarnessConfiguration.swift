@@ -31,6 +31,8 @@ public struct HarnessConfiguration: Sendable {
     }
 
     var deadline: Deadline { .seconds(timeout) }
+    /// For a VMM's start, which may have to come from a disk that is busy.
+    var startDeadline: Deadline { .seconds(max(timeout, 60)) }
 
     /// A module by its name, beside the VMM or where it is installed.
     public func findModule(_ name: String) throws -> String {

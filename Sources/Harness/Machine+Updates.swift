@@ -159,7 +159,7 @@ extension Machine {
     func expectDescriptors(_ expected: [String: Int]) throws {
         var found: [String: Int] = [:]
         do {
-            try eventually("", by: .seconds(min(configuration.timeout, 5))) {
+            try eventually("", by: configuration.deadline) {
                 found = try self.descriptors()
                 return found == expected
             }

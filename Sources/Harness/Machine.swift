@@ -78,26 +78,26 @@ final class Machine {
         process = try Self.start(arguments + ["-S"], configuration, directory)
         do {
             let (process, socket) = (process, directory.file("qmp"))
-            try eventually("the VMM listens", by: configuration.deadline) {
+            try eventually("the VMM listens", by: configuration.startDeadline) {
                 guard process.isRunning else { throw Failure("the VMM ended") }
                 return try ListeningSocket.exists(at: socket)
             }
-            qmp = try QMPClient(path: socket, by: configuration.deadline)
+            qmp = try QMPClient(path: socket, of: process, by: configuration.startDeadline)
             if !options.volatileMemory && configuration.memoryBackend == nil {
                 memory = try SharedMemory(path: directory.file("ram"))
             }
             try connectOthers(fromStart: true)
             if options.starts {
                 try execute("cont")
-                try eventually("the guest counts", by: configuration.deadline) {
+                try eventually("the guest counts", by: configuration.startDeadline) {
                     try self.isPrepared() && self.count() > 0
                 }
             }
         } catch {
             _ = try? process.waitForExit(by: .seconds(0.1))
-            let said = process.errors
+            let report = process.report
             Self.endAll(of: directory.path)
-            throw Failure("\(error)" + (said.isEmpty ? "" : "; the VMM said: \(said)"))
+            throw Failure("\(error); \(report)")
         }
     }
 
@@ -113,10 +113,11 @@ final class Machine {
     }
 
     private func connectOthers(fromStart: Bool) throws {
-        monitor = try StreamClient(socket: directory.file("hmp"))
+        monitor = try StreamClient(socket: directory.file("hmp"), patience: configuration.timeout)
         try monitor?.expect("(baton) ")
         guard !options.serialToFile else { return }
-        serial = SerialLine(try StreamClient(socket: directory.file("serial")), fromStart: fromStart)
+        let client = try StreamClient(socket: directory.file("serial"), patience: configuration.timeout)
+        serial = SerialLine(client, fromStart: fromStart)
     }
 
     // MARK: Processes
@@ -180,15 +181,19 @@ final class Machine {
     }
 
     /// Connects anew where the mode does not promise to keep connections.
-    func reconnect() throws {
-        qmp = try QMPClient(path: directory.file("qmp"), by: configuration.deadline)
+    func reconnect(by deadline: Deadline? = nil) throws {
+        qmp = try QMPClient(path: directory.file("qmp"), by: deadline ?? configuration.deadline)
         try connectOthers(fromStart: false)
     }
 
     /// Starts a VMM to wait for `cpr-load`, by default as the first was started.
     func startAnew(_ arguments: [String]? = nil) throws {
         process = try Self.start((arguments ?? self.arguments) + ["-S"], configuration, directory)
-        do { try reconnect() } catch { throw Failure("the new start: \(error) \(process.errors)") }
+        do {
+            try reconnect(by: configuration.startDeadline)
+        } catch {
+            throw Failure("the new start: \(error); \(process.report)")
+        }
     }
 
     // MARK: The guest

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "harness_system.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/kcmp.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -31,3 +32,5 @@ int harness_limit_file_size(pid_t pid, uint64_t bytes) {
 int harness_spawn_closes_from(posix_spawn_file_actions_t *actions, int from) {
     return posix_spawn_file_actions_addclosefrom_np(actions, from);
 }
+
+int harness_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC); }

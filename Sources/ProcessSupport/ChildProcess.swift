@@ -14,19 +14,56 @@ public final class ChildProcess: @unchecked Sendable {
     public let arguments: [String]
     /// Writes to the child's standard input; -1 when it has none.
     private var inputFD: Int32 = -1
-    private let state = State()
+    private let state: State
 
     /// What the threads that read and wait share with the owner.
     private final class State: @unchecked Sendable {
         let changed = NSCondition()
-        var output = Data()
-        var errors = Data()
-        var openPipes = 2
+        var output: Stream
+        var errors: Stream
         var exit: Exit?
+        var hasOpenPipes: Bool { !output.hasEnded || !errors.hasEnded }
+
+        init(output: Int32, errors: Int32) {
+            self.output = Stream(fd: output)
+            self.errors = Stream(fd: errors)
+        }
+
+        /// Takes what is in the pipes; with the lock held.
+        func drain() {
+            let isNew = [output.drain(), errors.drain()]
+            if isNew.contains(true) { changed.broadcast() }
+        }
     }
 
-    /// Between making a pipe and marking it close-on-exec no other child may start.
-    private static let spawnLock = NSLock()
+    /// A pipe from the child that does not block, and what has come out of it.
+    private struct Stream {
+        let fd: Int32
+        var data = Data()
+        var hasEnded = false
+
+        /// - Returns: whether there was anything, be it the end.
+        mutating func drain() -> Bool {
+            guard !hasEnded else { return false }
+            var buffer = [UInt8](repeating: 0, count: 1 << 16)
+            let before = data.count
+            // Not for ever, should the child write as fast as this reads.
+            for _ in 0..<64 {
+                let count = read(fd, &buffer, buffer.count)
+                if count > 0 {
+                    data.append(contentsOf: buffer[..<count])
+                } else if count == 0 || errno != EINTR {
+                    hasEnded = count == 0 || errno != EAGAIN
+                    break
+                }
+            }
+            return hasEnded || data.count > before
+        }
+    }
+
+    /// A test may write to what has just been closed at the other end: that is an error and not the end of all tests.
+    private static let ignoresBrokenPipes: Void = { _ = Foundation.signal(SIGPIPE, SIG_IGN) }()
+    public static func ignoreBrokenPipes() { _ = ignoresBrokenPipes }
 
     /// Starts a program, searched in PATH unless it has a slash.
     /// - Parameters:
@@ -37,13 +74,13 @@ public final class ChildProcess: @unchecked Sendable {
         _ arguments: [String], environment: [String: String] = [:], withInput: Bool = false,
         descriptors: [Int32: Int32] = [:]
     ) throws {
+        Self.ignoreBrokenPipes()
         self.arguments = arguments
         guard let program = arguments.first else { throw Failure("no program to start") }
-        Self.spawnLock.lock()
-        defer { Self.spawnLock.unlock() }
         let output = try Self.pipe()
         let errors = try Self.pipe()
         let input = withInput ? try Self.pipe() : (-1, -1)
+        for fd in [output.0, errors.0] { _ = fcntl(fd, F_SETFL, O_NONBLOCK) }
 
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
@@ -55,9 +92,16 @@ public final class ChildProcess: @unchecked Sendable {
         }
         posix_spawn_file_actions_adddup2(&actions, output.1, 1)
         posix_spawn_file_actions_adddup2(&actions, errors.1, 2)
-        for (target, source) in descriptors { posix_spawn_file_actions_adddup2(&actions, source, target) }
+        // From above all of the child's numbers: one that is put in place takes none that is yet to be.
+        let last = max(2, descriptors.keys.max() ?? 2)
+        let sources = descriptors.mapValues { fcntl($0, F_DUPFD_CLOEXEC, last + 1) }
+        defer { for fd in sources.values { close(fd) } }
+        for (target, source) in sources { posix_spawn_file_actions_adddup2(&actions, source, target) }
         // Other threads open files without FD_CLOEXEC, as Foundation does; none of them is the child's.
-        _ = harness_spawn_closes_from(&actions, max(2, descriptors.keys.max() ?? 2) + 1)
+        for number in 3..<max(3, last) where descriptors[number] == nil {
+            posix_spawn_file_actions_addclose(&actions, number)
+        }
+        _ = harness_spawn_closes_from(&actions, last + 1)
 
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
@@ -65,7 +109,11 @@ public final class ChildProcess: @unchecked Sendable {
         var none = sigset_t()
         sigemptyset(&none)
         posix_spawnattr_setsigmask(&attributes, &none)
-        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
+        // What this process ignores, or whoever started it (nohup, a shell's background), the child does not.
+        var all = sigset_t()
+        sigfillset(&all)
+        posix_spawnattr_setsigdefault(&attributes, &all)
+        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
 
         var merged = ProcessInfo.processInfo.environment
         for (name, value) in environment { merged[name] = value.isEmpty ? nil : value }
@@ -79,12 +127,13 @@ public final class ChildProcess: @unchecked Sendable {
         close(errors.1)
         if withInput { close(input.0) }
         guard code == 0 else {
+            // `deinit`, which would kill process 0, does not run: not all of this is initialized.
             for fd in [output.0, errors.0] + (withInput ? [input.1] : []) { close(fd) }
             throw Failure("\(program): \(String(cString: strerror(code)))")
         }
+        state = State(output: output.0, errors: errors.0)
         inputFD = input.1
-        Self.collect(output.0, in: state) { $0.output.append($1) }
-        Self.collect(errors.0, in: state) { $0.errors.append($1) }
+        Self.collect(in: state)
         Self.reap(pid, in: state)
     }
 
@@ -97,24 +146,24 @@ public final class ChildProcess: @unchecked Sendable {
 
     private static func pipe() throws -> (Int32, Int32) {
         var ends: [Int32] = [-1, -1]
-        guard Foundation.pipe(&ends) == 0 else { throw Failure.system("pipe") }
-        for fd in ends { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
+        guard harness_pipe(&ends) == 0 else { throw Failure.system("pipe") }
         return (ends[0], ends[1])
     }
 
-    private static func collect(_ fd: Int32, in state: State, _ add: @escaping @Sendable (State, Data) -> Void) {
+    /// Empties the pipes for as long as somebody has them open, so that nobody waits to write.
+    private static func collect(in state: State) {
         Thread.detachNewThread {
-            var buffer = [UInt8](repeating: 0, count: 1 << 16)
             while true {
-                let count = read(fd, &buffer, buffer.count)
-                if count < 0 && errno == EINTR { continue }
-                state.changed.lock()
-                if count > 0 { add(state, Data(buffer[..<count])) } else { state.openPipes -= 1 }
-                state.changed.broadcast()
-                state.changed.unlock()
-                if count <= 0 { break }
+                var polled = state.changed.withLock {
+                    [state.output, state.errors].filter { !$0.hasEnded }
+                        .map { pollfd(fd: $0.fd, events: Int16(POLLIN), revents: 0) }
+                }
+                if polled.isEmpty { break }
+                poll(&polled, nfds_t(polled.count), -1)
+                state.changed.withLock { state.drain() }
             }
-            close(fd)
+            close(state.output.fd)
+            close(state.errors.fd)
         }
     }
 
@@ -135,9 +184,25 @@ public final class ChildProcess: @unchecked Sendable {
 
     // MARK: Use
 
-    /// What the child has written so far.
-    public var output: String { state.changed.withLock { String(decoding: state.output, as: UTF8.self) } }
-    public var errors: String { state.changed.withLock { String(decoding: state.errors, as: UTF8.self) } }
+    /// What the child has written so far, to the last byte: what it wrote before something that has been seen, such
+    /// as its answer to a command, is in it.
+    public var output: String { said(\.output) }
+    public var errors: String { said(\.errors) }
+
+    private func said(_ stream: KeyPath<State, Stream>) -> String {
+        state.changed.withLock {
+            state.drain()
+            return String(decoding: state[keyPath: stream].data, as: UTF8.self)
+        }
+    }
+
+    /// How it is and what it said, for a message about a failure.
+    public var report: String {
+        let (exit, errors) = (state.changed.withLock { state.exit }, self.errors)
+        return "process \(pid) (\(arguments.first ?? "")) \(exit.map { "has ended with \($0)" } ?? "runs")"
+            + (errors.isEmpty ? "" : ", and said: \(errors.suffix(4000))")
+    }
+
     public var isRunning: Bool { state.changed.withLock { state.exit == nil } }
 
     public func signal(_ number: Int32) {
@@ -159,44 +224,46 @@ public final class ChildProcess: @unchecked Sendable {
 
     /// Waits for the end of the process and of its output.
     @discardableResult
-    public func waitForExit(by deadline: Deadline = .seconds(60)) throws -> Exit {
+    public func waitForExit(by deadline: Deadline = .patient) throws -> Exit {
         try wait("the end of \(arguments.joined(separator: " "))", by: deadline) { $0.exit }
         // Descendants may keep the pipes open for ever; what the process
         // itself wrote arrives at once.
         state.changed.lock()
         defer { state.changed.unlock() }
         let grace = Date(timeIntervalSinceNow: 5)
-        while state.openPipes > 0, state.changed.wait(until: grace) {}
+        state.drain()
+        while state.hasOpenPipes, state.changed.wait(until: grace) {}
         guard let exit = state.exit else { throw Failure("the process has not ended") }
         return exit
     }
 
     /// Waits until the standard output contains `text`.
-    public func waitForOutput(_ text: String, by deadline: Deadline = .seconds(30)) throws {
+    public func waitForOutput(_ text: String, by deadline: Deadline = .patient) throws {
         try wait("'\(text)' in the output of \(arguments[0])", by: deadline) {
-            $0.output.range(of: Data(text.utf8)).map { _ in true }
+            $0.output.data.range(of: Data(text.utf8)).map { _ in true }
         }
     }
     /// Waits until the standard error contains `text`.
-    public func waitForErrors(_ text: String, by deadline: Deadline = .seconds(30)) throws {
+    public func waitForErrors(_ text: String, by deadline: Deadline = .patient) throws {
         try wait("'\(text)' in the errors of \(arguments[0])", by: deadline) {
-            $0.errors.range(of: Data(text.utf8)).map { _ in true }
+            $0.errors.data.range(of: Data(text.utf8)).map { _ in true }
         }
     }
 
     private func wait<T>(_ what: String, by deadline: Deadline, _ value: (State) -> T?) throws {
         state.changed.lock()
         defer { state.changed.unlock() }
-        while value(state) == nil {
-            let limit = Date(timeIntervalSinceNow: Double(deadline.milliseconds) / 1000)
-            let ended = state.exit != nil && state.openPipes == 0
-            if ended || !state.changed.wait(until: limit) && deadline.hasPassed {
-                if value(state) != nil { return }
+        while true {
+            state.drain()
+            if value(state) != nil { return }
+            let ended = state.exit != nil && !state.hasOpenPipes
+            if ended || deadline.hasPassed {
                 throw Failure(
                     "gave up waiting for \(what)\(state.exit.map { " (ended with \($0))" } ?? "")\n"
-                        + "output: \(String(decoding: state.output.suffix(2000), as: UTF8.self))\n"
-                        + "errors: \(String(decoding: state.errors.suffix(2000), as: UTF8.self))")
+                        + "output: \(String(decoding: state.output.data.suffix(4000), as: UTF8.self))\n"
+                        + "errors: \(String(decoding: state.errors.data.suffix(4000), as: UTF8.self))")
             }
+            _ = state.changed.wait(until: Date(timeIntervalSinceNow: Double(deadline.milliseconds) / 1000))
         }
     }
 
@@ -204,7 +271,7 @@ public final class ChildProcess: @unchecked Sendable {
     /// - Throws: an error with its output when it does not exit with status 0.
     @discardableResult
     public static func run(
-        _ arguments: [String], environment: [String: String] = [:], by deadline: Deadline = .seconds(120)
+        _ arguments: [String], environment: [String: String] = [:], by deadline: Deadline = .patient
     ) throws -> String {
         let child = try ChildProcess(arguments, environment: environment)
         let exit = try child.waitForExit(by: deadline)

@@ -12,6 +12,9 @@ public struct Failure: Error, CustomStringConvertible {
 /// A point in time that nothing may outlast. Whoever waits always has one.
 public struct Deadline: Sendable {
     private let instant: ContinuousClock.Instant
+    /// For what is due at once: it ends a test that would wait for ever, on a machine however slow and busy.
+    public static var patient: Deadline { .seconds(patience) }
+    public static let patience = 150.0
     public static func seconds(_ seconds: Double) -> Deadline {
         Deadline(instant: .now + .milliseconds(Int64(seconds * 1000)))
     }
@@ -26,10 +29,13 @@ public struct Deadline: Sendable {
 
 /// Waits for something that cannot be waited for by the system, such as a
 /// guest's store to shared memory, by looking again and again.
+/// - Parameter what: is asked for when it has not come: it may say how things stand then.
 /// - Throws: an error that names `what` when the deadline passes.
-public func eventually(_ what: String, by deadline: Deadline = .seconds(30), _ condition: () throws -> Bool) throws {
+public func eventually(
+    _ what: @autoclosure () -> String, by deadline: Deadline = .patient, _ condition: () throws -> Bool
+) throws {
     while try !condition() {
-        guard !deadline.hasPassed else { throw Failure("gave up waiting for: \(what)") }
+        guard !deadline.hasPassed else { throw Failure("gave up waiting for: \(what())") }
         poll(nil, 0, 1)
     }
 }

@@ -13,7 +13,9 @@ public enum ListeningSocket {
     /// - Throws: when the list cannot be read.
     public static func exists(at path: String) throws -> Bool {
         let acceptsConnections: UInt32 = 1 << 16
-        return try String(contentsOfFile: "/proc/net/unix", encoding: .utf8).split(separator: "\n").contains { line in
+        // Others' names may be no text.
+        let list = String(decoding: try Data(contentsOf: URL(fileURLWithPath: "/proc/net/unix")), as: UTF8.self)
+        return list.split(separator: "\n").contains { line in
             let fields = line.split(separator: " ", maxSplits: 7)
             guard fields.count == 8, fields[7] == path, let flags = UInt32(fields[3], radix: 16) else { return false }
             return flags & acceptsConnections != 0

@@ -15,23 +15,36 @@ public final class QMPClient {
     /// Events that came and that nobody has asked for yet, in order.
     public private(set) var events: [[String: Any]] = []
     private var lastID = 0
+    /// The server, for messages about what goes wrong; nil if it is not known.
+    private let server: ChildProcess?
 
     /// Takes over a connected stream socket.
-    public init(adopting fd: Int32) { self.fd = fd }
+    public init(adopting fd: Int32, of server: ChildProcess? = nil) {
+        self.fd = fd
+        self.server = server
+    }
     deinit { close(fd) }
 
     /// Connects to the socket of a server that may still be starting.
-    /// - Parameter negotiate: reads the greeting and leaves the negotiation mode.
-    public convenience init(path: String, by deadline: Deadline = .seconds(30), negotiate: Bool = true) throws {
+    /// - Parameters:
+    ///   - server: who it is; its end ends the wait.
+    ///   - negotiate: reads the greeting and leaves the negotiation mode.
+    public convenience init(
+        path: String, of server: ChildProcess? = nil, by deadline: Deadline = .patient, negotiate: Bool = true
+    ) throws {
         let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard fd >= 0 else { throw Failure.system("socket") }
         do {
-            try eventually("a server on \(path)", by: deadline) { Self.withAddress(path) { connect(fd, $0, $1) == 0 } }
+            try eventually("a server on \(path)\(Self.report(server))", by: deadline) {
+                if Self.withAddress(path, { connect(fd, $0, $1) == 0 }) { return true }
+                if let server, !server.isRunning { throw Failure("nobody listens on \(path)\(Self.report(server))") }
+                return false
+            }
         } catch {
             close(fd)
             throw error
         }
-        self.init(adopting: fd)
+        self.init(adopting: fd, of: server)
         if negotiate { try self.negotiate(by: deadline) }
     }
 
@@ -45,7 +58,7 @@ public final class QMPClient {
             }
         }
         deinit { close(fd) }
-        public func accept(by deadline: Deadline = .seconds(30)) throws -> QMPClient {
+        public func accept(by deadline: Deadline = .patient) throws -> QMPClient {
             var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
             guard poll(&state, 1, deadline.milliseconds) == 1 else { throw Failure("nobody connected") }
             let connection = Foundation.accept(fd, nil, nil)
@@ -67,6 +80,9 @@ public final class QMPClient {
             }
         }
     }
+
+    private static func report(_ server: ChildProcess?) -> String { server.map { "; " + $0.report } ?? "" }
+    private var report: String { Self.report(server) }
 
     // MARK: Raw messages
 
@@ -92,7 +108,7 @@ public final class QMPClient {
     }
 
     /// The next message, whatever it is; nil when the server closed.
-    public func receive(by deadline: Deadline = .seconds(30)) throws -> [String: Any]? {
+    public func receive(by deadline: Deadline = .patient) throws -> [String: Any]? {
         while true {
             if let end = buffer.firstIndex(of: 10) {
                 let line = buffer[..<end]
@@ -106,7 +122,8 @@ public final class QMPClient {
             var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
             guard poll(&state, 1, deadline.milliseconds) == 1 else {
                 throw Failure(
-                    "no answer from the QMP server; half a message: '\(String(decoding: buffer, as: UTF8.self))'")
+                    "no answer from the QMP server; half a message: "
+                        + "'\(String(decoding: buffer, as: UTF8.self))'\(report)")
             }
             var bytes = [UInt8](repeating: 0, count: 1 << 16)
             let count = recv(fd, &bytes, bytes.count, 0)
@@ -119,8 +136,10 @@ public final class QMPClient {
 
     /// Reads the greeting and enters command mode.
     @discardableResult
-    public func negotiate(by deadline: Deadline = .seconds(30)) throws -> [String: Any] {
-        guard let greeting = try receive(by: deadline)?["QMP"] as? [String: Any] else { throw Failure("no greeting") }
+    public func negotiate(by deadline: Deadline = .patient) throws -> [String: Any] {
+        guard let greeting = try receive(by: deadline)?["QMP"] as? [String: Any] else {
+            throw Failure("no greeting\(report)")
+        }
         try execute("qmp_capabilities", by: deadline)
         return greeting
     }
@@ -130,13 +149,13 @@ public final class QMPClient {
     /// - Throws: `Refusal` when the server answers with an error.
     @discardableResult
     public func execute(
-        _ command: String, _ arguments: [String: Any] = [:], by deadline: Deadline = .seconds(30)
+        _ command: String, _ arguments: [String: Any] = [:], by deadline: Deadline = .patient
     ) throws -> Any {
         lastID += 1
         var request: [String: Any] = ["execute": command, "id": lastID]
         if !arguments.isEmpty { request["arguments"] = arguments }
         try send(try JSONSerialization.data(withJSONObject: request) + Data("\n".utf8))
-        while let message = try receive(by: deadline) {
+        while let message = try answering(command, { try receive(by: deadline) }) {
             if message["event"] != nil {
                 events.append(message)
                 continue
@@ -148,7 +167,12 @@ public final class QMPClient {
             guard let result = message["return"] else { throw Failure("neither return nor error: \(message)") }
             return result
         }
-        throw Failure("the QMP server closed the connection during '\(command)'")
+        throw Failure("the QMP server closed the connection during '\(command)'\(report)")
+    }
+
+    /// Has a failure say what it was that had no answer.
+    private func answering<T>(_ command: String, _ body: () throws -> T) throws -> T {
+        do { return try body() } catch let failure as Failure { throw Failure("'\(command)': \(failure)") }
     }
 
     /// Sends a command whose answer may never come, such as one that replaces the process.
@@ -160,14 +184,14 @@ public final class QMPClient {
 
     /// The data of the next event of that name, also of one that came before.
     @discardableResult
-    public func waitForEvent(_ name: String, by deadline: Deadline = .seconds(30)) throws -> [String: Any] {
+    public func waitForEvent(_ name: String, by deadline: Deadline = .patient) throws -> [String: Any] {
         while true {
             if let index = events.firstIndex(where: { $0["event"] as? String == name }) {
                 let event = events.remove(at: index)
                 return event["data"] as? [String: Any] ?? [:]
             }
-            guard let message = try receive(by: deadline) else {
-                throw Failure("the QMP server closed the connection before \(name)")
+            guard let message = try answering(name, { try receive(by: deadline) }) else {
+                throw Failure("the QMP server closed the connection before \(name)\(report)")
             }
             if message["event"] != nil { events.append(message) }
         }

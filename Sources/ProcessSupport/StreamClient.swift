@@ -6,17 +6,24 @@ public final class StreamClient {
     /// Everything received and not taken yet.
     public private(set) var received: [UInt8] = []
     public private(set) var isClosed = false
+    private let patience: Double
 
     /// Connects to a unix socket.
-    public init(socket path: String) throws {
+    /// - Parameter patience: how long to wait for its server, and in `expect`, in seconds.
+    public init(socket path: String, patience: Double = Deadline.patience) throws {
+        self.patience = patience
+        ChildProcess.ignoreBrokenPipes()
         fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard fd >= 0 else { throw Failure.system("socket") }
-        try eventually("a server on \(path)") { QMPClient.withAddress(path) { connect(self.fd, $0, $1) == 0 } }
+        try eventually("a server on \(path)", by: .seconds(patience)) {
+            QMPClient.withAddress(path) { connect(self.fd, $0, $1) == 0 }
+        }
         _ = fcntl(fd, F_SETFL, O_NONBLOCK)
     }
 
     /// Opens a terminal.
-    public init(terminal path: String) throws {
+    public init(terminal path: String, patience: Double = Deadline.patience) throws {
+        self.patience = patience
         fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC)
         guard fd >= 0 else { throw Failure.system("open \(path)") }
     }
@@ -47,7 +54,8 @@ public final class StreamClient {
     @discardableResult
     public func expect(_ text: String) throws -> String {
         var taken = ""
-        try eventually("'\(text)'; so far '\(String(decoding: received, as: UTF8.self))'") {
+        func soFar() -> String { "'\(String(decoding: received, as: UTF8.self))'\(isClosed ? ", and the end" : "")" }
+        try eventually("'\(text)'; so far \(soFar())", by: .seconds(patience)) {
             self.poll()
             let all = String(decoding: self.received, as: UTF8.self)
             guard let range = all.range(of: text) else { return false }

@@ -88,7 +88,8 @@ extension Harness {
             harness in
             let machine = try harness.machine()
             // One client at a time: the second waits in the socket that must be kept.
-            let early = try StreamClient(socket: machine.directory.file("hmp"))
+            let early = try StreamClient(
+                socket: machine.directory.file("hmp"), patience: harness.configuration.timeout)
             for way in harness.ways where way != .newProcess { try machine.go(way) }
             machine.monitor = nil
             try early.expect("(baton) ")

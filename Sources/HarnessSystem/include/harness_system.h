@@ -23,4 +23,7 @@ int harness_limit_file_size(pid_t pid, uint64_t bytes);
  * (posix_spawn_file_actions_addclosefrom_np). Returns 0 or an error number. */
 int harness_spawn_closes_from(posix_spawn_file_actions_t *actions, int from);
 
+/* Makes a pipe that no child inherits (pipe2(2)): 0, or -1 and errno. */
+int harness_pipe(int ends[2]);
+
 #endif
