@@ -50,7 +50,7 @@ final class BackEnds {
         for (name, socket, process) in [
             ("qemu-storage-daemon", diskSocket, storage), ("virtiofsd", shareSocket, files),
         ] {
-            let deadline = Clock.now + 20
+            let deadline = Clock.now + 120
             while try !ListeningSocket.exists(at: socket) {
                 guard process.isRunning, Clock.now < deadline else {
                     throw Failure("\(name) does not listen: \(process.said)")

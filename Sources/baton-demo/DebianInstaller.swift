@@ -58,7 +58,11 @@ struct DebianInstaller {
 
         try? FileManager.default.removeItem(atPath: directory)
         try FileManager.default.moveItem(atPath: scratch, toPath: directory)
-        try? FileManager.default.removeItem(atPath: aptDirectory)
+        // Others' downloads, which may be under way, have theirs beside.
+        for name in try FileManager.default.contentsOfDirectory(atPath: aptDirectory)
+        where name == "keyring" || name.hasPrefix(Self.suite) || name.hasSuffix("deb") {
+            try? FileManager.default.removeItem(atPath: "\(aptDirectory)/\(name)")
+        }
         guard let files = cached() else { throw Failure("\(directory) is not complete after the download") }
         return files
     }

@@ -75,7 +75,7 @@ final class Demonstration {
         let console = session.console
         // The sum keeps the echo of what is typed from looking like the answer.
         console.type(Array("touch /run/baton-demo.quiet; echo baton-shell-$((6 * 7))\n".utf8))
-        try session.wait(for: "answer of the guest's shell", seconds: 30) {
+        try session.wait(for: "answer of the guest's shell", seconds: 120) {
             console.recentLines.contains { $0.contains("baton-shell-42") }
         }
         progress.say("the guest's shell answers")
@@ -84,7 +84,7 @@ final class Demonstration {
     /// Waits until the guest reported `count` times more, all of it right.
     private func awaitReports(_ count: Int) throws {
         let target = checker.checked + count
-        try session.wait(for: "further report of the guest", seconds: 60) {
+        try session.wait(for: "further report of the guest", seconds: 120) {
             if let error = checker.error { throw Failure(error) }
             return checker.checked >= target
         }

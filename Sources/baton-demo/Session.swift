@@ -57,7 +57,7 @@ final class Session {
     /// Connects to QMP and negotiates, as soon as the VMM listens.
     func connect() throws {
         qmp = nil
-        try wait(for: "QMP greeting", seconds: 30) {
+        try wait(for: "QMP greeting", seconds: 120) {
             if qmp == nil { qmp = QMPConnection(path: socketPath) }
             guard let client = qmp else { return false }
             if let message = try client.next() { return message["QMP"] != nil }
@@ -70,7 +70,7 @@ final class Session {
 
     /// Executes a command and returns what its "return" holds.
     @discardableResult
-    func command(_ name: String, _ arguments: [String: Any]? = nil, seconds: Double = 30) throws -> Any {
+    func command(_ name: String, _ arguments: [String: Any]? = nil, seconds: Double = 120) throws -> Any {
         guard let qmp else { throw Failure("QMP is not connected") }
         try qmp.send(name, arguments)
         var reply: [String: Any]?
@@ -87,7 +87,7 @@ final class Session {
     func replace(with arguments: [String]) throws {
         guard let qmp else { throw Failure("QMP is not connected") }
         try qmp.send("cpr-exec", ["argv": arguments])
-        try wait(for: "the VMM to replace itself", seconds: 30) {
+        try wait(for: "the VMM to replace itself", seconds: 120) {
             guard let reply = try qmp.next() else { return qmp.isClosed }
             _ = try Self.result(of: "cpr-exec", reply)
             return true
@@ -116,7 +116,7 @@ final class Session {
 
     /// Waits for the VMM, told to quit, to end well.
     func waitForEnd() throws {
-        let deadline = Clock.now + 30
+        let deadline = Clock.now + 120
         while process.isRunning {
             console.drain()
             guard Clock.now < deadline else { throw Failure("the VMM does not quit") }
