@@ -25,7 +25,7 @@ struct PasstTests {
         let directory = try TemporaryDirectory()
         try updates(
             Self.installed ?? [], netdev: "stream,id=n,server=off,addr.type=unix,addr.path=\(directory.file("net"))",
-            port: 20_000, in: directory)
+            in: directory)
     }
 
     @Test(
@@ -36,22 +36,37 @@ struct PasstTests {
         chmod(directory.path, 0o777)
         try updates(
             Self.later ?? [], netdev: "vhost-user,id=n,chardev=c",
-            extra: ["-chardev", "socket,id=c,path=\(directory.file("net"))"], port: 10_000, in: directory)
+            extra: ["-chardev", "socket,id=c,path=\(directory.file("net"))"], in: directory)
+    }
+
+    /// - Returns: passt, which listens, and the port of this machine that leads to the guest.
+    private func start(_ program: [String], in directory: TemporaryDirectory) throws -> (ChildProcess, UInt16) {
+        var reports: [String] = []
+        // Between the choice of a port and passt's use of it, it may become somebody else's.
+        for _ in 0..<5 {
+            let port = try FreePort.udp(1)[0]
+            let passt = try ChildProcess(
+                program + ["--foreground", "--one-off"] + [
+                    "--socket", directory.file("net"), "--address", NetGuest.address, "--netmask", "24",
+                    "--gateway", "10.77.0.1", "--udp-ports", "127.0.0.1/\(port):7",
+                ])
+            var listens = false
+            try eventually("passt listens; \(passt.report)") {
+                listens = try ListeningSocket.exists(at: directory.file("net"))
+                return listens || !passt.isRunning
+            }
+            if listens { return (passt, port) }
+            reports.append(passt.report)
+            unlink(directory.file("net"))
+            guard passt.errors.contains("in use") else { break }
+        }
+        throw TestError("passt does not listen: \(reports)")
     }
 
     private func updates(
-        _ program: [String], netdev: String, extra: [String] = [], port: UInt16, in directory: TemporaryDirectory
+        _ program: [String], netdev: String, extra: [String] = [], in directory: TemporaryDirectory
     ) throws {
-        let port = port + UInt16(getpid() % 10_000)
-        let passt = try ChildProcess(
-            program + ["--foreground", "--one-off"] + [
-                "--socket", directory.file("net"), "--address", NetGuest.address, "--netmask", "24",
-                "--gateway", "10.77.0.1", "--udp-ports", "127.0.0.1/\(port):7",
-            ])
-        try eventually("passt listens") {
-            guard passt.isRunning else { throw TestError("passt has ended: \(passt.errors)") }
-            return try ListeningSocket.exists(at: directory.file("net"))
-        }
+        let (passt, port) = try start(program, in: directory)
         let guest = try NetGuest(netdev: netdev, in: directory, extra: ["-cpr-enable", "restart"] + extra)
 
         let fd = socket(AF_INET, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
@@ -78,7 +93,7 @@ struct PasstTests {
         }
         // passt knows where the guest is only once it has read the guest's first frame.
         let first = UInt32.max
-        try eventually("an answer: \(passt.errors)") {
+        try eventually("an answer; \(passt.report); \(guest.process.report); it said \(guest.serial.suffix(200))") {
             try transmit(first)
             return receive(within: 100) == first
         }
@@ -87,8 +102,8 @@ struct PasstTests {
             try body()
             for number in numbers {
                 var answer: UInt32?
-                repeat { answer = receive(within: 30_000) } while answer == first
-                try #require(answer == number, "\(passt.errors)")
+                repeat { answer = receive(within: 120_000) } while answer == first
+                try #require(answer == number, "\(passt.report); \(guest.process.report)")
             }
         }
         for round in UInt32(0)..<20 {

@@ -188,11 +188,11 @@ import Virtio
         let directory = try TemporaryDirectory()
         var fds: [Int32] = [-1, -1]
         if kind == "fd" { try #require(socketpair(AF_UNIX, Int32(SOCK_DGRAM.rawValue), 0, &fds) == 0) }
-        let port = 20_000 + Int(getpid() % 10_000) * 2
+        let ports = try FreePort.udp(2)
         func end(_ prefix: String, _ index: Int) -> String {
             switch kind {
             case "unix": "\(prefix).type=unix,\(prefix).path=\(directory.file("s\(index)"))"
-            case "inet": "\(prefix).type=inet,\(prefix).host=127.0.0.1,\(prefix).port=\(port + index)"
+            case "inet": "\(prefix).type=inet,\(prefix).host=127.0.0.1,\(prefix).port=\(ports[index])"
             default: prefix == "local" ? "local.type=fd,local.str=\(fds[index])" : ""
             }
         }
@@ -225,7 +225,7 @@ import Virtio
 
     @Test func aMulticastGroupIsASegmentOfItsOwn() throws {
         let machine = try TestMachine()
-        let port = 40_000 + Int(getpid() % 10_000)
+        let port = try FreePort.udp(1)[0]
         func member(
             _ group: String, local: String = ",local.type=inet,local.host=127.0.0.1,local.port=0"
         ) throws -> NetBackend {
