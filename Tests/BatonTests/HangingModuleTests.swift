@@ -5,7 +5,7 @@ import Testing
 /// A preserver in C that misbehaves in a step of the tester's choice: the
 /// update ends, and never the guest.
 @Suite(
-    "Misbehaving preserver", .serialized,
+    "Misbehaving preserver",
     .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
 struct HangingModuleTests {
     private let directory: TemporaryDirectory

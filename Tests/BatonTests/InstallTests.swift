@@ -5,7 +5,7 @@ import Testing
 /// `make install` into a directory, and modules made there with
 /// `baton-ctl new-module`: what an author outside of the tree does.
 @Suite(
-    "Installation", .serialized,
+    "Installation",
     .enabled(if: Products.find("pkg-config") != nil && Products.find("make") != nil, "needs make and pkg-config"),
     .enabled(if: Products.find("clang") != nil && Products.find("swiftc") != nil, "needs the toolchain's compilers"))
 struct InstallTests {
@@ -84,7 +84,7 @@ struct InstallTests {
     func works(_ kind: String, _ language: String) throws {
         let arguments = arguments(kind, try make(kind, language))
         let process = try ChildProcess(arguments)
-        let qmp = try QMPClient(path: directory.file("qmp"))
+        let qmp = try QMPClient(path: directory.file("qmp"), of: process)
         func updates() throws -> Int? {
             guard kind == "preserver" else { return nil }
             return (try qmp.execute("query-probe") as? [String: Any])?["updates"] as? Int

@@ -11,7 +11,8 @@ struct BrokenModeTests {
         let directory: TemporaryDirectory
         let configuration: HarnessConfiguration
 
-        init(_ way: String) throws {
+        /// - Parameter timeout: how long a row waits for what is not to come, in seconds.
+        init(_ way: String, timeout: Double) throws {
             directory = try TemporaryDirectory()
             let module = directory.file("libmode-broken.so")
             try FileManager.default.copyItem(atPath: Products.module("broken-mode"), toPath: module)
@@ -19,7 +20,7 @@ struct BrokenModeTests {
             configuration.modules = [module]
             configuration.preservers = ["broken"]
             configuration.environment = ["BATON_BROKEN_MODE": try directory.write("way", way)]
-            configuration.timeout = 4
+            configuration.timeout = timeout
             configuration.repetitions = 10
             self.configuration = configuration
         }
@@ -40,7 +41,7 @@ struct BrokenModeTests {
 
     @Test("A broken mode is caught", arguments: ways)
     func caught(way: String, row: String) throws {
-        let module = try Module(way)
+        let module = try Module(way, timeout: 4)
         let (_, verdict) = try HarnessTests.run(row, try Harness(module.configuration))
         guard case .failed = verdict else {
             Issue.record("'\(way)' was not caught by \(row): \(verdict)")
@@ -50,7 +51,7 @@ struct BrokenModeTests {
 
     @Test("The same rows pass when nothing is broken", arguments: Set(ways.map(\.row)).sorted())
     func passes(row: String) throws {
-        let module = try Module("")
+        let module = try Module("", timeout: 120)
         let (definition, verdict) = try HarnessTests.run(row, try Harness(module.configuration))
         if definition.promises.contains(.survivesHostReboot) {
             #expect(verdict == .notPromised)
@@ -63,10 +64,10 @@ struct BrokenModeTests {
 
     @Test func theCommandPrintsATableAndFailsWhenARowDoes() throws {
         let tool = HarnessTests.configuration("broken").tool
-        let module = try Module("other-pid")
+        let module = try Module("other-pid", timeout: 4)
         let command = [tool, "--mode", "broken", "--module"] + module.configuration.modules
-        let only = ["--timeout", "4", "--only", "pid", "--only", "survives-file-mode"]
-        let bad = try ChildProcess(command + only, environment: module.configuration.environment)
+        let only = ["--only", "pid", "--only", "survives-file-mode"]
+        let bad = try ChildProcess(command + only + ["--timeout", "4"], environment: module.configuration.environment)
         #expect(try bad.waitForExit() == .status(1))
         #expect(bad.output.contains("FAIL") && bad.output.contains("not promised"))
         #expect(bad.output.contains("2 rows, 1 failed"), "\(bad.output)\(bad.errors)")

@@ -10,7 +10,10 @@ struct HarnessTests {
     private static let preserver = Result { try Harness(preserving("fd")) }
 
     static func configuration(_ mode: String) -> HarnessConfiguration {
-        HarnessConfiguration(mode: mode, baton: Products.baton, tool: "\(Products.directory)/baton-harness")
+        var configuration = HarnessConfiguration(
+            mode: mode, baton: Products.baton, tool: "\(Products.directory)/baton-harness")
+        configuration.timeout = 120
+        return configuration
     }
     private static func preserving(_ name: String) -> HarnessConfiguration {
         var configuration = configuration("restart")
