@@ -103,7 +103,7 @@ struct ConnectionTests {
         ]
         let process = try ChildProcess(arguments)
         let line = try StreamClient(socket: directory.file("serial"))
-        let qmp = try QMPClient(path: directory.file("qmp"))
+        let qmp = try QMPClient(path: directory.file("qmp"), of: process)
         try line.expect("echo\n")
         var value: UInt64 = 1
         let sent: [UInt8] = (0..<100_000).map { _ in
@@ -112,7 +112,7 @@ struct ConnectionTests {
         }
         var done = 0
         func exchange(until count: Int) throws {
-            try eventually("\(count) bytes of echo, there are \(line.received.count) of \(done)", by: .seconds(60)) {
+            try eventually("\(count) bytes of echo, there are \(line.received.count) of \(done)") {
                 done += line.send(sent[done...])
                 line.poll()
                 return line.received.count >= count
@@ -160,7 +160,7 @@ struct ConnectionTests {
         for _ in 1...3 {
             let before = try serial()
             try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
-            try eventually("the guest's next line", by: .seconds(60)) { try serial().count > before.count }
+            try eventually("the guest's next line") { try serial().count > before.count }
             #expect(try serial().starts(with: before))
         }
         let lines = String(decoding: try serial(), as: UTF8.self).split(separator: "\r\n")

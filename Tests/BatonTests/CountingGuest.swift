@@ -41,13 +41,9 @@ final class CountingGuest {
             ] + extra
         process = try ChildProcess(prefix + arguments)
         memory = try SharedMemory(path: ram, writable: true)
-        do {
-            qmp = try QMPClient(path: directory.file("qmp"))
-        } catch {
-            throw TestError("\(error): \(process.errors)")
-        }
-        let memory = self.memory
-        try eventually("the guest counts", by: .seconds(30)) {
+        qmp = try QMPClient(path: directory.file("qmp"), of: process)
+        let (process, memory) = (self.process, self.memory)
+        try eventually("the guest counts; \(process.report)") {
             memory.load(UInt64.self, at: Self.page) == Self.magic && memory.load(UInt64.self, at: Self.page + 8) > 0
         }
     }
@@ -63,8 +59,8 @@ final class CountingGuest {
     /// Connects to whoever listens at the QMP socket now, as a new client.
     func reconnect() throws {
         // The socket of a process about to go may still have taken us.
-        try eventually("a QMP server") {
-            guard let client = try? QMPClient(path: directory.file("qmp")) else { return false }
+        try eventually("a QMP server; \(process.report)") {
+            guard let client = try? QMPClient(path: directory.file("qmp"), by: .seconds(30)) else { return false }
             qmp = client
             return true
         }
@@ -102,7 +98,7 @@ final class CountingGuest {
     }
 
     func waitForProgress(past old: UInt64) throws {
-        try eventually("the counter passes \(old)", by: .seconds(30)) { self.count > old }
+        try eventually("the counter passes \(old), it is at \(count); \(process.report)") { self.count > old }
     }
 
     // MARK: The steps of a restart

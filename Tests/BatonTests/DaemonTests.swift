@@ -32,14 +32,14 @@ struct DaemonTests {
     }
 
     @Test func aPIDFileInUseIsRefused() throws {
-        let guest = try CountingGuest(extra: ["-pidfile", "/tmp/baton-test-\(getpid()).pid"])
-        let second = try ChildProcess([
-            Products.baton, "-S", "-pidfile", "/tmp/baton-test-\(getpid()).pid", "-nodefaults",
-        ])
+        let directory = try TemporaryDirectory()
+        let file = directory.file("pid")
+        let guest = try CountingGuest(extra: ["-pidfile", file])
+        let second = try ChildProcess([Products.baton, "-S", "-pidfile", file, "-nodefaults"])
         #expect(try second.waitForExit() == .status(1))
         #expect(second.errors.contains("Cannot lock pid file"))
         try guest.qmp.execute("quit")
         #expect(try guest.process.waitForExit() == .status(0))
-        #expect(!FileManager.default.fileExists(atPath: "/tmp/baton-test-\(getpid()).pid"))
+        #expect(!FileManager.default.fileExists(atPath: file))
     }
 }

@@ -50,7 +50,7 @@ struct ForeignLanguageTests {
         let directory = try TemporaryDirectory()
         let module = directory.file("libpreserver-tally.so")
         try ChildProcess.run(
-            try command("\(Products.repository)/Tests/ForeignModules/\(source)", module), by: .seconds(180))
+            try command("\(Products.repository)/Tests/ForeignModules/\(source)", module), by: .seconds(300))
         let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-module", module])
         let qmp = guest.qmp
         func add(_ count: Int) throws -> Int? {

@@ -45,7 +45,7 @@ struct FormatTests {
             Products.baton, "-m", "4M", "-cpr-enable", "reboot", "-nodefaults", "-nographic", "-S", "-bios", "none",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
         ])
-        let qmp = try QMPClient(path: directory.file("qmp"))
+        let qmp = try QMPClient(path: directory.file("qmp"), of: process)
         try qmp.execute("cpr-save", ["filename": directory.file("state"), "mode": "reboot"])
         try qmp.execute("quit")
         try process.waitForExit()

@@ -46,6 +46,19 @@ struct GuestTimeTests {
         return best
     }
 
+    /// A host that is busy may keep the guest from running for as long as a test has it stand still: what is wrong is
+    /// so each time, and what was bad luck is not.
+    /// - Parameter check: returns what is too late; nil if nothing is.
+    private func once(in attempts: Int = 4, _ check: () throws -> String?) throws {
+        for attempt in 1...attempts {
+            guard let complaint = try check() else { return }
+            if attempt == attempts { Issue.record("\(complaint), \(attempts) times") }
+        }
+    }
+    private func lateness(_ guest: CountingGuest, below limit: Double) -> String? {
+        lateness(guest) < limit ? nil : "a timer was late by \(lateness(guest)) s"
+    }
+
     /// Real time has to pass: it is what the clocks are about.
     private func passTime() { usleep(UInt32(Self.pause * 1e6)) }
 
@@ -82,7 +95,12 @@ struct GuestTimeTests {
         let before = try offsets(guest)
         let start = guest.count
         for _ in 0..<200 { try guest.qmp.execute("cpr-update", ["argv": guest.arguments]) }
-        let after = try offsets(guest)
+        var after = try offsets(guest)
+        let deadline = Deadline.patient
+        while abs(after.time - before.time) >= 0.1 || abs(after.date - before.date) >= 0.1, !deadline.hasPassed {
+            let more = try offsets(guest)
+            after = (max(after.time, more.time), max(after.date, more.date))
+        }
         // Each of the updates took some ms: that they are not lost shows even here.
         #expect(abs(after.time - before.time) < 0.1, "\(before.time) \(after.time)")
         #expect(abs(after.date - before.date) < 0.1, "\(before.date) \(after.date)")
@@ -95,17 +113,20 @@ struct GuestTimeTests {
     func timersFireAtOnce() throws {
         let guest = try guest()
         let offset = try offsets(guest).time
-        guest.setWord(4, 0)
-        try guest.save()
-        passTime()
-        try guest.exec()
-        let asked = Self.host(CLOCK_MONOTONIC)
-        try guest.load()
-        let answered = Self.host(CLOCK_MONOTONIC)
-        try waitForWakeUps(guest)
-        #expect(lateness(guest) >= Self.pause - 0.02)
-        let woken = Double(guest.word(5)) / 1e7 - offset
-        #expect(woken > asked - 0.1 && woken < answered + Self.tolerance, "\(woken - asked)")
+        try once {
+            guest.setWord(4, 0)
+            try guest.save()
+            passTime()
+            try guest.exec()
+            let asked = Self.host(CLOCK_MONOTONIC)
+            try guest.load()
+            let answered = Self.host(CLOCK_MONOTONIC)
+            try waitForWakeUps(guest)
+            #expect(lateness(guest) >= Self.pause - 0.02)
+            let woken = Double(guest.word(5)) / 1e7 - offset
+            #expect(woken > asked - 0.1)
+            return woken < answered + Self.tolerance ? nil : "the guest woke \(woken - answered) s after the load"
+        }
         #expect(abs(try offsets(guest).time - offset) < 0.1)
         #expect(guest.word(6) == 0)
     }
@@ -115,10 +136,12 @@ struct GuestTimeTests {
         let guest = try guest("vm")
         try waitForWakeUps(guest)
         let difference = date(guest) - time(guest)
-        guest.setWord(4, 0)
-        try restart(guest)
-        try waitForWakeUps(guest)
-        #expect(lateness(guest) < Self.tolerance)
+        try once {
+            guest.setWord(4, 0)
+            try restart(guest)
+            try waitForWakeUps(guest)
+            return lateness(guest, below: Self.tolerance)
+        }
         #expect(abs(date(guest) - time(guest) - difference) < 0.1)
         #expect(guest.word(6) == 0)
     }
@@ -128,13 +151,13 @@ struct GuestTimeTests {
         let guest = try guest(clock, mode: "reboot")
         try waitForWakeUps(guest)
         let difference = date(guest) - time(guest)
-        guest.setWord(4, 0)
-        try reboot(guest)
-        try waitForWakeUps(guest)
-        if clock == "host" {
+        try once {
+            guest.setWord(4, 0)
+            try reboot(guest)
+            try waitForWakeUps(guest)
+            guard clock == "host" else { return lateness(guest, below: Self.tolerance) }
             #expect(lateness(guest) >= Self.pause - 0.02)
-        } else {
-            #expect(lateness(guest) < Self.tolerance)
+            return nil
         }
         #expect(abs(date(guest) - time(guest) - difference) < 0.1)
         #expect(guest.word(6) == 0)
@@ -144,21 +167,26 @@ struct GuestTimeTests {
     @Test("With clock=vm time begins with the guest, and stands still as long as it is paused")
     func clockFollowsThePausedGuest() throws {
         let guest = try guest("vm")
-        try guest.qmp.execute("stop")
-        guest.setWord(4, 0)
-        try restart(guest)
-        #expect(try guest.qmp.status() == "paused")
-        passTime()
-        try guest.qmp.execute("cont")
-        try waitForWakeUps(guest)
-        #expect(lateness(guest) < Self.tolerance)
+        try once {
+            try guest.qmp.execute("stop")
+            guest.setWord(4, 0)
+            try restart(guest)
+            #expect(try guest.qmp.status() == "paused")
+            passTime()
+            try guest.qmp.execute("cont")
+            try waitForWakeUps(guest)
+            return lateness(guest, below: Self.tolerance)
+        }
         try guest.qmp.execute("quit")
 
         try guest.restart(["-S"])
         passTime()
         let sleeps = guest.count
+        let start = Self.host(CLOCK_MONOTONIC)
         try guest.qmp.execute("cont")
         try eventually("the guest has begun anew") { guest.count > 0 && guest.count != sleeps }
-        #expect(time(guest) < Self.pause)
+        // Not what has passed before.
+        let time = time(guest)
+        #expect(time < Self.host(CLOCK_MONOTONIC) - start + 0.5)
     }
 }

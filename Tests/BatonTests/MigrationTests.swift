@@ -211,7 +211,7 @@ struct MigrationTests {
             Products.baton, "-m", "16M", "-nodefaults", "-nographic", "-S", "-qmp",
             "unix:\(directory.file("qmp")),server=on,wait=off",
         ])
-        let qmp = try QMPClient(path: directory.file("qmp"))
+        let qmp = try QMPClient(path: directory.file("qmp"), of: process)
         try qmp.execute("migrate-set-parameters", ["mode": "cpr-exec", "cpr-exec-command": ["/bin/true"]])
         let text = refusal { try qmp.execute("migrate", ["uri": "file:" + directory.file("state")]) }
         #expect(text.hasPrefix("Memory region "), "\(text)")

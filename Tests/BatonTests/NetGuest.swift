@@ -31,7 +31,7 @@ final class NetGuest {
             "-serial", "file:\(directory.file("serial"))", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
         ] + extra
         process = try ChildProcess(prefix + arguments, descriptors: descriptors)
-        do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error): \(process.errors)") }
+        qmp = try QMPClient(path: directory.file("qmp"), of: process)
         try eventually("the guest is ready; \(serial)") { serial.contains("net: ready\n") }
     }
 

@@ -11,12 +11,17 @@ struct QMPClientTests {
         let target = "\(cache)/qemu.qmp"
         let marker = "\(target)/qemu/qmp/__init__.py"
         if FileManager.default.fileExists(atPath: marker) { return target }
-        _ = try? ChildProcess.run(
+        let staged = "\(target).\(getpid())"
+        defer { try? FileManager.default.removeItem(atPath: staged) }
+        guard (try? ChildProcess.run(
             [
                 "python3", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
-                "--target", target, "qemu.qmp",
-            ], by: .seconds(90))
-        return FileManager.default.fileExists(atPath: marker) ? target : nil
+                "--target", staged, "qemu.qmp",
+            ], by: .seconds(90))) != nil
+        else { return nil }
+        // Complete or not there at all, also when the time is over in the middle.
+        try? FileManager.default.removeItem(atPath: target)
+        return rename(staged, target) == 0 ? target : nil
     }()
 
     private static let script = """
@@ -67,7 +72,7 @@ struct QMPClientTests {
         try baton.waitForErrors("waiting for connection on: disconnected:unix:\(path),server=on")
         let script = try directory.write("client.py", Self.script)
         let output = try ChildProcess.run(
-            ["python3", script, path], environment: ["PYTHONPATH": Self.pythonPath ?? ""], by: .seconds(60))
+            ["python3", script, path], environment: ["PYTHONPATH": Self.pythonPath ?? ""], by: .seconds(120))
         #expect(output == "satisfied\n")
         #expect(try baton.waitForExit() == .status(0))
         #expect(!FileManager.default.fileExists(atPath: path))
@@ -82,8 +87,8 @@ struct QMPClientTests {
             "-chardev", "socket,id=b,path=\(directory.file("b")),server=on,wait=off",
             "-mon", "chardev=b,mode=control",
         ])
-        let first = try QMPClient(path: directory.file("a"))
-        let second = try QMPClient(path: directory.file("b"))
+        let first = try QMPClient(path: directory.file("a"), of: baton)
+        let second = try QMPClient(path: directory.file("b"), of: baton)
         try first.execute("cont")
         try second.waitForEvent("RESUME")
         #expect(try second.status() == "running")

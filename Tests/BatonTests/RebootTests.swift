@@ -20,11 +20,7 @@ struct RebootTests {
                     "-serial", "file:\(directory.file("serial"))", "-cpr-enable", "reboot",
                     "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
                 ] + (paused ? ["-S"] : []))
-            do {
-                qmp = try QMPClient(path: directory.file("qmp"))
-            } catch {
-                throw TestError("\(error) \(process.errors)")
-            }
+            qmp = try QMPClient(path: directory.file("qmp"), of: process)
         }
 
         /// A word of guest memory, by the monitor.

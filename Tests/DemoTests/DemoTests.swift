@@ -18,7 +18,8 @@ struct DemoTests {
     @discardableResult
     private func demonstrate(_ options: [String], restarts: Int = 3) throws -> String {
         let output = try ChildProcess.run(
-            [demo, "run", "--batch", "--restarts", "\(restarts)", "--cache", cache] + options, by: .seconds(400))
+            [demo, "run", "--batch", "--restarts", "\(restarts)", "--cache", cache, "--boot-timeout", "600"] + options,
+            by: .seconds(900))
         let lines = output.split(separator: "\n").filter { $0.hasPrefix("restart ") }
         #expect(lines.count == restarts)
         for line in lines { #expect(line.contains("(same)") && line.contains("memory intact")) }
@@ -79,7 +80,7 @@ struct DemoTests {
         let pid = try #require(pid_t(line.split(separator: " ")[3]))
         #expect(kill(pid, 0) == 0)
         run.signal(SIGTERM)
-        #expect(try run.waitForExit() == .status(1))
+        #expect(try run.waitForExit() == .status(1), "\(run.report)")
         #expect(run.errors.contains("interrupted"))
         #expect(kill(pid, 0) == -1)
     }

@@ -17,7 +17,8 @@ struct PeersTests {
         .enabled(if: debianIsAvailable, missingDebian))
     func debianAndItsPeersNoticeNothing() throws {
         let output = try ChildProcess.run(
-            [demo, "peers", "--updates", "20", "--harts", "2", "--cache", cache], by: .seconds(400))
+            [demo, "peers", "--updates", "20", "--harts", "2", "--cache", cache, "--boot-timeout", "600"],
+            by: .seconds(900))
         let lines = output.split(separator: "\n").filter { $0.hasPrefix("update ") }
         #expect(lines.count == 20)
         for line in lines { #expect(line.contains("(same)") && line.contains("same connections")) }

@@ -162,14 +162,7 @@ extension DeviceTreeTests {
 /// Runs a program to its end.
 /// - Returns: what it wrote to standard output.
 func run(_ arguments: [String]) throws -> String {
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: arguments[0])
-    process.arguments = Array(arguments.dropFirst())
-    let pipe = Pipe()
-    process.standardOutput = pipe
-    process.standardError = FileHandle.nullDevice
-    try process.run()
-    let data = pipe.fileHandleForReading.readDataToEndOfFile()
-    process.waitUntilExit()
-    return String(decoding: data, as: UTF8.self)
+    let process = try ChildProcess(arguments)
+    try process.waitForExit()
+    return process.output
 }

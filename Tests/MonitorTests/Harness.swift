@@ -10,6 +10,7 @@ final class TestMachine {
     let memory = GuestMemory()
 
     init() throws {
+        ChildProcess.ignoreBrokenPipes()
         vm = try VirtualMachine()
         try registerCoreCommands(vm: vm, memory: memory)
         try registerChardevCommands(vm: vm)
@@ -18,7 +19,7 @@ final class TestMachine {
     deinit { for chardev in vm.chardevs { chardev.shutDown() } }
 
     /// Turns the loop until `condition` holds.
-    func turn(_ what: String, seconds: Double = 20, until condition: () throws -> Bool) throws {
+    func turn(_ what: String, seconds: Double = 120, until condition: () throws -> Bool) throws {
         let deadline = Deadline.seconds(seconds)
         while try !condition() {
             guard !deadline.hasPassed else { throw TestError("gave up waiting for: \(what)") }
@@ -32,6 +33,9 @@ final class TestMachine {
         guard socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0 else {
             throw TestError("socketpair")
         }
+        // Less than what tests fill them with, whatever the machine has for all (wmem_default).
+        var size: Int32 = 100_000
+        for fd in ends { setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, socklen_t(MemoryLayout<Int32>.size)) }
         let chardev = try ChardevFactory.make("socket,id=\(id),fd=\(ends[0])", vm: vm)
         return (chardev, Peer(fd: ends[1], machine: self))
     }

@@ -58,7 +58,7 @@ final class TestMachine {
     }
 
     /// Runs slices until a condition holds.
-    func run(until what: String, seconds: Double = 20, _ condition: () -> Bool) throws {
+    func run(until what: String, seconds: Double = 120, _ condition: () -> Bool) throws {
         let deadline = Deadline.seconds(seconds)
         while !condition() {
             guard !deadline.hasPassed else {

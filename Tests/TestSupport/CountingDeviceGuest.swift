@@ -29,8 +29,10 @@ extension CountingDeviceGuest {
     /// Waits until the guest has had at least 128 more interrupts of each device.
     public func waitForProgress() throws {
         let before = try (0..<deviceCount).map { try progress($0) }
-        let what = "the guest's interrupts go on past \(before): \(process.errors)\(deviceErrors)\(log.suffix(12))"
-        try eventually(what, by: .seconds(30)) {
+        func now() -> String {
+            "it said \(serial.suffix(200)); \(process.report) \(deviceErrors.suffix(2000)) \(log.suffix(12))"
+        }
+        try eventually("the guest's interrupts go on past \(before); \(now())") {
             try before.indices.allSatisfy { device in
                 let now = try progress(device)
                 return now.interrupts >= before[device].interrupts + 128 && now.count > before[device].count

@@ -162,7 +162,7 @@ struct VFIODeviceTests {
 extension VFIOGuest {
     /// Waits until the guest that was reset has had interrupts anew.
     func waitForReset() throws {
-        try eventually("the guest counts from the start", by: .seconds(30)) {
+        try eventually("the guest counts from the start") {
             let lines = serial.split(separator: "\n").filter { $0.hasPrefix("vfio: 64 ") }
             return lines.count == 2
         }

@@ -69,7 +69,7 @@ final class VFIOGuest: CountingDeviceGuest {
         self.process = process
         self.arguments = arguments
         deviceCount = max(1, arguments.count { $0.hasPrefix("vfio-pci,") })
-        do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error): \(process.errors)") }
+        qmp = try QMPClient(path: directory.file("qmp"), of: process)
     }
 
     deinit {

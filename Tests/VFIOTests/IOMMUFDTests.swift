@@ -124,7 +124,7 @@ struct VFIOIOMMUFDTests {
         let argv = successor.arguments(guest.arguments)
         for _ in 0..<2 {
             #expect(throws: QMPClient.Refusal.self) {
-                try guest.update(argv, ["preflight": false, "timeout-ms": 1500])
+                try guest.update(argv, ["preflight": false, "timeout-ms": successor.milliseconds])
             }
             try guest.waitForProgress()
             // Whoever has the guest has its memory.

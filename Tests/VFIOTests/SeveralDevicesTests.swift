@@ -137,7 +137,7 @@ struct VFIOSeveralDevicesTests {
         let argv = Array(guest.arguments.dropLast(4) + guest.arguments.suffix(2))
         for argv in [argv, ["/bin/false"]] {
             #expect(throws: QMPClient.Refusal.self) {
-                try guest.update(argv, ["preflight": false, "timeout-ms": 1500])
+                try guest.update(argv, ["preflight": false, "timeout-ms": 30_000])
             }
             try guest.waitForProgress()
         }

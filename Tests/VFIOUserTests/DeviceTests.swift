@@ -77,7 +77,7 @@ struct VFIOUserDeviceTests {
             device:
                 "vfio-user-pci,id=d,socket.type=unix,socket.path=\(VFIOUserGuest.socket(directory)),x-msg-timeout=900")
         let process = try ChildProcess(arguments)
-        let qmp = try QMPClient(path: directory.file("qmp"))
+        let qmp = try QMPClient(path: directory.file("qmp"), of: process)
         let answer = "\(try qmp.execute("query-pci"))"
         #expect(answer.contains("22089"), "the device's ID, 0x5649: \(answer)")
         try qmp.execute("quit")
@@ -94,7 +94,7 @@ struct VFIOUserDeviceTests {
             .msix, in: directory,
             device: "vfio-user-pci,socket.type=unix,socket.path=\(VFIOUserGuest.socket(directory)),\(options)\(file)")
         let process = try ChildProcess(arguments)
-        let qmp = try QMPClient(path: directory.file("qmp"))
+        let qmp = try QMPClient(path: directory.file("qmp"), of: process)
         let bytes = (0..<0x8000).map { [0x55, 0xaa, 64].indices.contains($0) ? [0x55, 0xaa, 64][$0] : $0 * 7 & 0xff }
         let expected = [
             "": "32768 43605 \(bytes.reduce(0, +))", "rombar=0": "0",

@@ -41,8 +41,11 @@ final class VFIOUserGuest: CountingDeviceGuest {
     /// Starts any server; the socket is its last argument.
     static func serve(_ command: [String], at directory: TemporaryDirectory) throws -> ChildProcess {
         let server = try ChildProcess(command + [socket(directory)])
-        // A connection would be the server's one and only.
-        try eventually("the server listens: \(server.errors)") { try ListeningSocket.exists(at: socket(directory)) }
+        try eventually("the server listens; \(server.report)") {
+            guard server.isRunning else { throw TestError("the server has ended: \(server.report)") }
+            // A connection would be the server's one and only.
+            return try ListeningSocket.exists(at: socket(directory))
+        }
         return server
     }
 
@@ -58,7 +61,7 @@ final class VFIOUserGuest: CountingDeviceGuest {
             ?? Self.serve(options, in: directory)
         arguments = try Self.arguments(interrupts, in: directory, memory: memory, kernel: kernel, extra: extra)
         process = try ChildProcess(arguments)
-        do { qmp = try QMPClient(path: directory.file("qmp")) } catch { throw TestError("\(error): \(process.errors)") }
+        qmp = try QMPClient(path: directory.file("qmp"), of: process)
     }
 
     /// What the server has noted.

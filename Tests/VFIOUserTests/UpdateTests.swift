@@ -73,7 +73,7 @@ struct VFIOUserUpdateTests {
     @Test("a new VMM that fails leaves the device at work in the old one", arguments: BrokenSuccessor.allCases)
     func rollback(_ successor: BrokenSuccessor) throws {
         for options in [[], ["--ask", "--twin"]] {
-            try rollback(options) { successor.arguments($0) }
+            try rollback(options, milliseconds: successor.milliseconds) { successor.arguments($0) }
         }
     }
 
@@ -82,14 +82,16 @@ struct VFIOUserUpdateTests {
         try rollback([]) { arguments in arguments.map { $0.replacingOccurrences(of: "/device\"", with: "/other\"") } }
     }
 
-    private func rollback(_ options: [String], _ successor: ([String]) -> [String]) throws {
+    private func rollback(
+        _ options: [String], milliseconds: Int = 30_000, _ successor: ([String]) -> [String]
+    ) throws {
         let guest = try VFIOUserGuest(options: options)
         try guest.waitForProgress()
         let before = guest.log
         let argv = successor(guest.arguments)
         for preflight in [false, true] {
             #expect(throws: QMPClient.Refusal.self) {
-                try guest.update(argv, ["preflight": preflight, "timeout-ms": 1500])
+                try guest.update(argv, ["preflight": preflight, "timeout-ms": milliseconds])
             }
             try guest.waitForProgress()
         }

@@ -50,12 +50,7 @@ final class VhostUserGuest {
         arguments = try Self.arguments(
             name, socket: socket, in: directory, queues: queues, chardev: chardev, memory: memory, extra: extra)
         process = try ChildProcess(arguments)
-        do {
-            qmp = try QMPClient(path: directory.file("qmp"))
-        } catch {
-            let exit = try? process.waitForExit(by: .seconds(5))
-            throw TestError("\(error); the VMM \(exit.map { "ended with \($0)" } ?? "runs"): \(process.errors)")
-        }
+        qmp = try QMPClient(path: directory.file("qmp"), of: process)
     }
 
     deinit {
@@ -71,7 +66,7 @@ final class VhostUserGuest {
     func reset() throws {
         let starts = serial.components(separatedBy: "\n\(word)512\n").count
         try qmp.execute("system_reset")
-        try eventually("the guest's requests go on after its reset: \(process.errors)", by: .seconds(30)) {
+        try eventually("the guest's requests go on after its reset; it said \(serial.suffix(200)); \(process.report)") {
             _ = try count()
             return serial.components(separatedBy: "\n\(word)512\n").count > starts
         }
@@ -90,7 +85,7 @@ final class VhostUserGuest {
     /// Waits until the guest has done at least 512 more requests.
     func waitForProgress() throws {
         let before = try count()
-        try eventually("the guest's requests go on past \(before): \(process.errors)", by: .seconds(30)) {
+        try eventually("the guest's requests go on past \(before); it said \(serial.suffix(200)); \(process.report)") {
             try count() >= before + 512
         }
     }

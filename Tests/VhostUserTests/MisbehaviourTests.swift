@@ -113,10 +113,8 @@ struct MisbehaviourTests {
 
     @Test("a back end that says nothing ends the start within its time")
     func silent() throws {
-        let start = ContinuousClock.now
         let errors = try refusal { _, message, _ in message.request == Request.getFeatures }
         #expect(errors.contains("was not answered within 3000 ms"), "\(errors)")
-        #expect(ContinuousClock.now - start < .seconds(20))
     }
 
     @Test("guest memory that is not shared ends the start with QEMU's error")
@@ -134,7 +132,7 @@ struct MisbehaviourTests {
         try eventually("the guest is told; it has said \(guest.serial.suffix(80)), the VMM \(guest.process.errors)") {
             guest.serial.contains("FAIL device needs reset")
         }
-        try guest.process.waitForErrors(reason, by: .seconds(10))
+        try guest.process.waitForErrors(reason)
         #expect(try guest.qmp.status() == "running")
         try guest.end()
     }
@@ -206,7 +204,7 @@ struct MisbehaviourTests {
     func doesNotStop() throws {
         try withFakeDisk(intercept: { _, message, _ in message.request == Request.getVringBase }) { _, guest in
             try guest.qmp.execute("stop")
-            try guest.process.waitForErrors("(getVringBase) was not answered within 3000 ms", by: .seconds(10))
+            try guest.process.waitForErrors("(getVringBase) was not answered within 3000 ms")
             try guest.end()
         }
     }

@@ -32,7 +32,7 @@ final class Daemon {
         let process = try ChildProcess(arguments)
         self.process = process
         do {
-            try eventually("\(arguments[0]) listens", by: .seconds(20)) {
+            try eventually("\(arguments[0]) listens; \(process.report)") {
                 guard process.isRunning else { throw TestError("\(arguments[0]) has ended: \(process.errors)") }
                 return try ListeningSocket.exists(at: socket)
             }
