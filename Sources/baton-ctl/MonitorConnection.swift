@@ -50,10 +50,10 @@ final class MonitorConnection {
         }
     }
 
-    /// Tells of the events that are there or come within a moment.
-    func drainEvents(milliseconds: Int32) throws {
+    /// Tells of events as they come, until one has made `condition` true, or nothing comes for a while.
+    func takeEvents(milliseconds: Int32, until condition: () -> Bool) throws {
         var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
-        while !waiting.isEmpty || poll(&state, 1, milliseconds) > 0 {
+        while !condition(), !waiting.isEmpty || poll(&state, 1, milliseconds) > 0 {
             let message = try receive()
             if let event = message["event"]?.stringValue { onEvent(event, message["data"]?.objectValue ?? [:]) }
         }

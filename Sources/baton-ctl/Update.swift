@@ -73,7 +73,8 @@ struct Update: ParsableCommand {
                 error.message,
                 hint: "The guest is still with the old VMM (process \(pid.map(String.init) ?? "unknown")).")
         }
-        if report == nil { try monitor.drainEvents(milliseconds: 1000) }
+        // It comes with the guest's first steps, for which a busy machine may take its time.
+        try monitor.takeEvents(milliseconds: 10_000) { report != nil }
         Progress.end()
         printSummary(report, try monitor.execute("query-cpr").objectValue)
     }
