@@ -11,8 +11,9 @@ public enum BrokenSuccessor: String, CaseIterable, Sendable {
     case hasLessMemory = "has less memory"
     case hasOneDeviceMore = "has one device more"
 
-    /// How long an update may take to find out: a moment for what hangs, else as long as a busy machine needs.
-    public var milliseconds: Int { self == .hangs ? 500 : 30_000 }
+    /// How long an update may take to find out: for what hangs just what its other steps may need, else as long as a
+    /// busy machine wants.
+    public var milliseconds: Int { self == .hangs ? 2500 : 30_000 }
 
     /// The command of one for the guest of a VMM with these arguments.
     public func arguments(_ arguments: [String]) -> [String] {

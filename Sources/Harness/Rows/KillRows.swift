@@ -17,14 +17,14 @@ extension Harness {
         failure("refused-modules", "a module of the new VMM refuses to register", probe: "register throw") {
             $0.arguments
         },
-        failure("hang-modules", "the new VMM hangs while it loads its modules", probe: "register stop", timeout: 500) {
+        failure("hang-modules", "the new VMM hangs while it loads its modules", probe: "register stop", timeout: 1500) {
             $0.arguments
         },
         failure("kill-load", "SIGKILL before the devices take their state", probe: "load kill") { $0.arguments },
         failure("segfault-load", "a segfault before the devices take their state", probe: "load segv") { $0.arguments },
         failure("refused-load", "a preserver of the new VMM refuses the state", probe: "load throw") { $0.arguments },
         failure(
-            "hang-load", "the new VMM hangs before the devices take their state", probe: "load stop", timeout: 500
+            "hang-load", "the new VMM hangs before the devices take their state", probe: "load stop", timeout: 1500
         ) {
             $0.arguments
         },
@@ -40,10 +40,10 @@ extension Harness {
             $0.arguments
         },
         failure("refused-exec", "a preserver refuses just before the exec", probe: "exec throw") { $0.arguments },
-        failure("hang-save", "a preserver blocks while the guest is being saved", probe: "save block", timeout: 500) {
+        failure("hang-save", "a preserver blocks while the guest is being saved", probe: "save block", timeout: 1500) {
             $0.arguments
         },
-        failure("hang-exec", "a preserver blocks just before the exec", probe: "exec block", timeout: 500) {
+        failure("hang-exec", "a preserver blocks just before the exec", probe: "exec block", timeout: 1500) {
             $0.arguments
         },
         Row("kill-waiting", "SIGKILL while the new VMM waits for cpr-load", .samePID) { harness in
