@@ -84,6 +84,51 @@ struct VFIOUserDeviceTests {
         #expect(try process.waitForExit() == .status(0))
     }
 
+    @Test("a connection that another program has made is used, and kept over updates")
+    func passedConnection() throws {
+        let guest = try VFIOUserGuest(device: "vfio-user-pci,id=d,socket.type=fd,socket.str=7")
+        try guest.waitForProgress()
+        let before = guest.log
+        #expect(before.filter { $0 == "connect" }.count == 1)
+        for _ in 1...3 {
+            // The number means nothing to the next one, which inherits the connection.
+            try guest.update()
+            try guest.waitForProgress()
+        }
+        #expect(throws: QMPClient.Refusal.self) {
+            try guest.update(BrokenSuccessor.endsAtOnce.arguments(guest.arguments), ["preflight": false])
+        }
+        try guest.waitForProgress()
+        #expect(guest.log == before)
+        try guest.qmp.execute("quit")
+        try guest.process.waitForExit()
+        try eventually("the server sees the end") { guest.log.last?.hasPrefix("disconnect") == true }
+    }
+
+    @Test("a passed connection without an id is a blocker")
+    func needsID() throws {
+        let guest = try VFIOUserGuest(device: "vfio-user-pci,socket.type=fd,socket.str=7")
+        try guest.waitForProgress()
+        let error = #expect(throws: QMPClient.Refusal.self) { try guest.update() }
+        #expect(error?.text.contains("vfio-user device with socket.str=7 needs an id property") == true)
+        try guest.waitForProgress()
+        try guest.end()
+    }
+
+    @Test("a passed connection is one device's")
+    func passedTwice() throws {
+        let directory = try TemporaryDirectory()
+        let server = try VFIOUserGuest.serve([], in: directory)
+        defer { withExtendedLifetime(server) {} }
+        let fd = try VFIOUserGuest.connect(directory)
+        defer { close(fd) }
+        func device(_ id: String) -> String { "vfio-user-pci,id=\(id),socket.type=fd,socket.str=7" }
+        let arguments = try VFIOUserGuest.arguments(.msix, in: directory, device: device("a"))
+        let process = try ChildProcess(arguments + ["-device", device("b")], descriptors: [7: fd])
+        #expect(try process.waitForExit() == .status(1))
+        #expect(process.errors.contains("vfio vfio-user:fd:b: File descriptor '7' is another device's"))
+    }
+
     @Test("the expansion ROM is the server's, or a file's, or none", arguments: ["", "rombar=0", "romfile="])
     func rom(_ options: String) throws {
         let directory = try TemporaryDirectory()
@@ -117,6 +162,15 @@ struct VFIOUserDeviceTests {
         ("vfio-user-pci,socket.path=/x", "Parameter 'socket.type' is missing"),
         ("vfio-user-pci,socket.type=unix", "Parameter 'socket.path' is missing"),
         ("vfio-user-pci,socket.type=inet,socket.path=/x", "Unsupported socket type inet"),
+        ("vfio-user-pci,socket.type=unix,socket.path=/x,socket.str=7", "Parameter 'socket.str' is unexpected"),
+        ("vfio-user-pci,socket.type=fd,socket.path=/x,socket.str=7", "Parameter 'socket.path' is unexpected"),
+        ("vfio-user-pci,socket.type=fd", "Parameter 'socket.str' is missing"),
+        ("vfio-user-pci,socket.type=fd,socket.str=x", "vfio vfio-user:fd:x: Unable to parse FD number x"),
+        ("vfio-user-pci,socket.type=fd,socket.str=-1", "Unable to parse FD number -1"),
+        ("vfio-user-pci,socket.type=fd,socket.str=99999999999", "Unable to parse FD number 99999999999"),
+        ("vfio-user-pci,socket.type=fd,socket.str=700", "File descriptor '700' is not a connected UNIX stream socket"),
+        ("vfio-user-pci,id=d,socket.type=fd,socket.str=0",
+            "vfio vfio-user:fd:d: File descriptor '0' is not a connected UNIX stream socket"),
         ("vfio-user-pci,socket.type=unix,socket.path=/nonexistent/socket",
             "vfio vfio-user:/nonexistent/socket: Failed to connect to '/nonexistent/socket': "
                 + "No such file or directory"),

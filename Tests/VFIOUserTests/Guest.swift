@@ -49,18 +49,30 @@ final class VFIOUserGuest: CountingDeviceGuest {
         return server
     }
 
+    /// A connection to the server.
+    static func connect(_ directory: TemporaryDirectory) throws -> Int32 {
+        let fd = Foundation.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        try #require(QMPClient.withAddress(socket(directory)) { Foundation.connect(fd, $0, $1) } == 0)
+        return fd
+    }
+
     /// - Parameters:
     ///   - server: the command of a server; by default the tests' own with these options.
+    ///   - device: the device's option, where descriptor 7 is a connection to the server.
     ///   - kernel: another guest than that of the counting device.
     init(
         _ interrupts: Interrupts = .msix, options: [String] = [], server command: [String]? = nil,
-        memory: String? = nil, kernel: String? = nil, extra: [String] = ["-cpr-enable", "restart"]
+        device: String? = nil, memory: String? = nil, kernel: String? = nil,
+        extra: [String] = ["-cpr-enable", "restart"]
     ) throws {
         directory = try TemporaryDirectory()
         server = try command.map { [directory] in try Self.serve($0, at: directory) }
             ?? Self.serve(options, in: directory)
-        arguments = try Self.arguments(interrupts, in: directory, memory: memory, kernel: kernel, extra: extra)
-        process = try ChildProcess(arguments)
+        arguments = try Self.arguments(
+            interrupts, in: directory, device: device, memory: memory, kernel: kernel, extra: extra)
+        let connection = device == nil ? nil : try Self.connect(directory)
+        defer { if let connection { close(connection) } }
+        process = try ChildProcess(arguments, descriptors: connection.map { [7: $0] } ?? [:])
         qmp = try QMPClient(path: directory.file("qmp"), of: process)
     }
 

@@ -4,8 +4,8 @@ import Glibc
 /// A connection to a vfio-user server, by which its device is reached. Owns
 /// the sockets and the descriptors that the server has given for its regions.
 final class VFIOUserConnection {
-    /// The server's socket, as on the command line.
-    let path: String
+    /// Tells the server from others: its socket, as on the command line.
+    let name: String
     let ram: VFIOUserRAM
     let space: AddressSpace
     private(set) var capabilities = VFIOUserCapabilities()
@@ -24,17 +24,18 @@ final class VFIOUserConnection {
     /// Nanoseconds that the server has for one message by default.
     static let timeLimit: Int64 = 5_000_000_000
 
-    /// Connects, and tells the server where guest RAM is.
-    /// - Parameter timeLimit: nanoseconds that the server has for one message.
-    init(path: String, space: AddressSpace, timeLimit: Int64) throws(VMMError) {
-        let (fd, isConnected) = try SocketAddress.unix(path: path).startConnecting()
-        let owned = OwnedFD(adopting: fd)
-        guard isConnected else { throw .system("Failed to connect to '\(path)'", errno: EAGAIN) }
-        self.path = path
+    /// Begins to speak with a server, and tells it where guest RAM is.
+    /// - Parameters:
+    ///   - connected: the connection's from here on.
+    ///   - timeLimit: nanoseconds that the server has for one message.
+    init(
+        _ connected: consuming OwnedFD, name: String, space: AddressSpace, timeLimit: Int64
+    ) throws(VMMError) {
+        self.name = name
         self.space = space
         ram = VFIOUserRAM(space)
-        channel = VFIOUserChannel(socket: fd, timeLimit: timeLimit)
-        socket = owned.release()
+        channel = VFIOUserChannel(socket: connected.raw, timeLimit: timeLimit)
+        socket = connected.release()
         attach()
         try negotiate()
         try mapRAM()
@@ -45,10 +46,10 @@ final class VFIOUserConnection {
     /// - Parameters: descriptors, which are the connection's from here on; -1
     ///   for what is not there.
     init(
-        inherited path: String, socket: Int32, requestSocket: Int32, regionFiles: [Int: Int32],
+        inherited name: String, socket: Int32, requestSocket: Int32, regionFiles: [Int: Int32],
         capabilities: VFIOUserCapabilities, space: AddressSpace, timeLimit: Int64
     ) {
-        self.path = path
+        self.name = name
         self.space = space
         ram = VFIOUserRAM(space)
         self.capabilities = capabilities
@@ -68,7 +69,7 @@ final class VFIOUserConnection {
     }
 
     /// The beginning of messages about the device, as in QEMU's.
-    static func label(_ path: String) -> String { "vfio vfio-user:\(path)" }
+    static func label(_ name: String) -> String { "vfio vfio-user:\(name)" }
 
     private func attach() {
         channel.onRequest = { [unowned self] command, payload in serve(command, payload) }
@@ -150,7 +151,7 @@ final class VFIOUserConnection {
         if requestSocket >= 0 { shutdown(requestSocket, Int32(SHUT_RDWR)) }
         guard loop != nil else { return }
         unwatch()
-        Report.warning("\(Self.label(path)): the server is gone: \(reason.message)")
+        Report.warning("\(Self.label(name)): the server is gone: \(reason.message)")
     }
 
     // MARK: Events

@@ -49,7 +49,7 @@ extension VFIOUserConnection {
     /// Serves a request of the server: DMA where it has not mapped RAM.
     func serve(_ command: UInt16, _ payload: [UInt8]) -> Result<[UInt8], VFIOUserErrno> {
         func refuse(_ code: Int32, _ what: String) -> Result<[UInt8], VFIOUserErrno> {
-            Log.guestError("\(Self.label(path)): \(what)")
+            Log.guestError("\(Self.label(name)): \(what)")
             return .failure(VFIOUserErrno(code: code))
         }
         var cursor = ByteCursor(payload[...])

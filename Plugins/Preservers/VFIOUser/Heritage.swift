@@ -11,27 +11,27 @@ struct VFIOUserHeritage {
     let interrupts: VFIOInheritedInterrupts
 
     static let prefix = "vfio-user-"
-    private static func part(_ path: String) -> String { "vfio-user/\(path)" }
+    private static func part(_ server: String) -> String { "vfio-user/\(server)" }
 
     private enum Descriptor: String {
         case connection, requests, region, interrupt, notice
 
-        func name(_ path: String) -> String { "\(VFIOUserHeritage.prefix)\(rawValue)/\(path)" }
+        func name(_ server: String) -> String { "\(VFIOUserHeritage.prefix)\(rawValue)/\(server)" }
     }
 
     /// - Returns: nil in a fresh start.
     /// - Throws: an error for a device that the process before did not have.
-    static func find(_ path: String, vm: VirtualMachine, timeLimit: Int64) throws(VMMError) -> VFIOUserHeritage? {
+    static func find(_ name: String, vm: VirtualMachine, timeLimit: Int64) throws(VMMError) -> VFIOUserHeritage? {
         guard let cpr = vm.cpr, let inherited = cpr.inherited else { return nil }
-        guard let state = try inherited.part(part(path)) else {
+        guard let state = try inherited.part(part(name)) else {
             throw VMMError(
                 "the VMM before did not have the device", hint: "Give the new VMM the devices of the old one.")
         }
-        return try VFIOUserHeritage(state, path: path, space: vm.addressSpace, cpr: cpr, timeLimit: timeLimit)
+        return try VFIOUserHeritage(state, name: name, space: vm.addressSpace, cpr: cpr, timeLimit: timeLimit)
     }
 
     private init(
-        _ state: StateReader, path: String, space: AddressSpace, cpr: CprController, timeLimit: Int64
+        _ state: StateReader, name: String, space: AddressSpace, cpr: CprController, timeLimit: Int64
     ) throws(VMMError) {
         let capabilities = VFIOUserCapabilities(
             messageFDs: Int(try state.unsigned("message-fds", in: 1...16)),
@@ -43,15 +43,15 @@ struct VFIOUserHeritage {
                 hint: "Give the new VMM the memory options of the old one.")
         }
         interrupts = try VFIOInheritedInterrupts(
-            Descriptor.interrupt.name(path), notices: Descriptor.notice.name(path), state, cpr: cpr)
+            Descriptor.interrupt.name(name), notices: Descriptor.notice.name(name), state, cpr: cpr)
         let isConnected = try state.bool("connected")
         let hasRequests = try state.bool("has-requests")
         let regions = try state.array("region-files", count: 0...16)
         try state.finish()
 
         func find(_ kind: Descriptor, _ id: Int = 0) throws(VMMError) -> Int32 {
-            guard let fd = cpr.fds.find(kind.name(path), id: id) else {
-                throw VMMError("the CPR state lacks the descriptor '\(kind.name(path))' id \(id)")
+            guard let fd = cpr.fds.find(kind.name(name), id: id) else {
+                throw VMMError("the CPR state lacks the descriptor '\(kind.name(name))' id \(id)")
             }
             return fd
         }
@@ -63,33 +63,33 @@ struct VFIOUserHeritage {
             files[index] = try find(.region, index)
         }
         // Everything is there: it changes hands.
-        cpr.fds.delete(Descriptor.connection.name(path))
-        cpr.fds.delete(Descriptor.requests.name(path))
-        for index in files.keys { cpr.fds.delete(Descriptor.region.name(path), id: index) }
+        cpr.fds.delete(Descriptor.connection.name(name))
+        cpr.fds.delete(Descriptor.requests.name(name))
+        for index in files.keys { cpr.fds.delete(Descriptor.region.name(name), id: index) }
         interrupts.claim(cpr)
         connection = VFIOUserConnection(
-            inherited: path, socket: socket, requestSocket: requests, regionFiles: files, capabilities: capabilities,
+            inherited: name, socket: socket, requestSocket: requests, regionFiles: files, capabilities: capabilities,
             space: space, timeLimit: timeLimit)
     }
 
     /// Saves a device's descriptors and hands over the rest. Nothing changes here.
     static func put(_ device: VFIOUserPreserver.Assignment, to cpr: CprController) throws(VMMError) {
-        let (connection, path) = (device.connection, device.connection.path)
+        let (connection, name) = (device.connection, device.connection.name)
         let hasRequests = connection.isConnected && connection.requestSocket >= 0
-        if connection.isConnected { try cpr.fds.resave(Descriptor.connection.name(path), connection.socket) }
-        if hasRequests { try cpr.fds.resave(Descriptor.requests.name(path), connection.requestSocket) }
+        if connection.isConnected { try cpr.fds.resave(Descriptor.connection.name(name), connection.socket) }
+        if hasRequests { try cpr.fds.resave(Descriptor.requests.name(name), connection.requestSocket) }
         let files = connection.regionFiles.sorted { $0.key < $1.key }
-        for (index, fd) in files { try cpr.fds.resave(Descriptor.region.name(path), id: index, fd) }
+        for (index, fd) in files { try cpr.fds.resave(Descriptor.region.name(name), id: index, fd) }
         var state = StateWriter()
         state.put("message-fds", UInt64(connection.capabilities.messageFDs))
         state.put("transfer", UInt64(connection.capabilities.transfer))
         device.function.shape.put(into: &state)
         state.put("ram", connection.ram.numbers)
-        try device.function.interrupts.handOver(Descriptor.interrupt.name(path), to: cpr, &state)
-        try device.function.notices.handOver(Descriptor.notice.name(path), to: cpr)
+        try device.function.interrupts.handOver(Descriptor.interrupt.name(name), to: cpr, &state)
+        try device.function.notices.handOver(Descriptor.notice.name(name), to: cpr)
         state.put("connected", connection.isConnected)
         state.put("has-requests", hasRequests)
         state.put("region-files", files.map { UInt64($0.key) })
-        cpr.handOver(part(path), state)
+        cpr.handOver(part(name), state)
     }
 }

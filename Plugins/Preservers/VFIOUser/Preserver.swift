@@ -20,6 +20,8 @@ final class VFIOUserPreserver: FdPreserver {
     struct Assignment {
         let connection: VFIOUserConnection
         let function: VFIOPCIDevice
+        /// Why it could not be handed to another process.
+        let blocker: String?
     }
 
     let name = "vfio-user"
@@ -33,10 +35,13 @@ final class VFIOUserPreserver: FdPreserver {
     }
 
     func blockers(mode name: String) -> [String] {
-        guard let mode = devices.first?.function.vm.cpr?.enabledModes.first(where: { $0.name == name }),
-            !mode.promises.contains(.keepsConnections)
-        else { return [] }
-        return ["VFIO device only supports cpr-\(name) for runstate suspended"]
+        guard let mode = devices.first?.function.vm.cpr?.enabledModes.first(where: { $0.name == name }) else {
+            return []
+        }
+        guard mode.promises.contains(.keepsConnections) else {
+            return ["VFIO device only supports cpr-\(name) for runstate suspended"]
+        }
+        return devices.compactMap(\.blocker)
     }
 
     func notify(_ phase: CprPhase, cpr: CprController) throws(VMMError) {

@@ -36,7 +36,7 @@ extension VFIOUserConnection: VFIOTransport {
                 regionFiles[index] = fd
             } else {
                 close(fd)
-                Report.warning("\(Self.label(path)): region \(index) cannot be mapped, performance may be slow")
+                Report.warning("\(Self.label(name)): region \(index) cannot be mapped, performance may be slow")
             }
         }
         return 0
