@@ -18,20 +18,9 @@ public enum DescriptorPassing {
                 raw.storeBytes(of: fd, toByteOffset: headerSize + 4 * index, as: Int32.self)
             }
         }
-        return bytes.withUnsafeMutableBytes { body in
-            control.withUnsafeMutableBytes { ancillary in
-                var vector = iovec(iov_base: body.baseAddress, iov_len: body.count)
-                return withUnsafeMutablePointer(to: &vector) { pointer in
-                    var header = msghdr()
-                    header.msg_iov = pointer
-                    header.msg_iovlen = 1
-                    if !fds.isEmpty {
-                        header.msg_control = ancillary.baseAddress
-                        header.msg_controllen = ancillary.count
-                    }
-                    return sendmsg(socket, &header, Int32(MSG_NOSIGNAL))
-                }
-            }
+        return withMessage(&bytes, &control) { message in
+            if fds.isEmpty { message.msg_controllen = 0 }
+            return sendmsg(socket, &message, Int32(MSG_NOSIGNAL))
         }
     }
 
@@ -43,20 +32,10 @@ public enum DescriptorPassing {
         var bytes = [UInt8](repeating: 0, count: count)
         var control = [UInt8](repeating: 0, count: 256)
         var controlLength = 0
-        let got = bytes.withUnsafeMutableBytes { body in
-            control.withUnsafeMutableBytes { ancillary in
-                var vector = iovec(iov_base: body.baseAddress, iov_len: body.count)
-                return withUnsafeMutablePointer(to: &vector) { pointer in
-                    var header = msghdr()
-                    header.msg_iov = pointer
-                    header.msg_iovlen = 1
-                    header.msg_control = ancillary.baseAddress
-                    header.msg_controllen = ancillary.count
-                    let got = recvmsg(socket, &header, 0)
-                    controlLength = Int(header.msg_controllen)
-                    return got
-                }
-            }
+        let got = withMessage(&bytes, &control) { message in
+            let got = recvmsg(socket, &message, 0)
+            controlLength = Int(message.msg_controllen)
+            return got
         }
         guard got > 0 else { return nil }
         guard controlLength >= headerSize else { return (Data(bytes.prefix(got)), []) }
@@ -65,5 +44,24 @@ public enum DescriptorPassing {
             control.withUnsafeBytes { $0.load(fromByteOffset: offset, as: Int32.self) }
         }
         return (Data(bytes.prefix(got)), fds)
+    }
+
+    /// Calls what takes a message of these bytes and this ancillary data.
+    private static func withMessage(
+        _ bytes: inout [UInt8], _ control: inout [UInt8], _ body: (inout msghdr) -> Int
+    ) -> Int {
+        bytes.withUnsafeMutableBytes { bytes in
+            control.withUnsafeMutableBytes { control in
+                var vector = iovec(iov_base: bytes.baseAddress, iov_len: bytes.count)
+                return withUnsafeMutablePointer(to: &vector) { vector in
+                    var message = msghdr()
+                    message.msg_iov = vector
+                    message.msg_iovlen = 1
+                    message.msg_control = control.baseAddress
+                    message.msg_controllen = control.count
+                    return body(&message)
+                }
+            }
+        }
     }
 }

@@ -15,21 +15,28 @@ struct PassedDescriptorTests {
         try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(guest.process.pid)/fd/\(fd)")
     }
 
+    /// The guest gets the writing end as "p".
+    /// - Returns: the other one.
+    private func passPipe(to guest: CountingGuest) throws -> Int32 {
+        var ends: [Int32] = [-1, -1]
+        try #require(pipe(&ends) == 0)
+        defer { close(ends[1]) }
+        try guest.qmp.execute("getfd", ["fdname": "p"], passing: ends[1])
+        return ends[0]
+    }
+
     @Test("A descriptor stays the VMM's over an update, and ends with closefd")
     func isKept() throws {
         let guest = try CountingGuest()
-        var ends: [Int32] = [-1, -1]
-        try #require(pipe(&ends) == 0)
-        defer { close(ends[0]) }
-        try guest.qmp.execute("getfd", ["fdname": "p"], passing: ends[1])
-        close(ends[1])
+        let readingEnd = try passPipe(to: guest)
+        defer { close(readingEnd) }
         let before = try #require(try entry(guest, "p"))
         let pipe = try identity(guest, before)
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
         let after = try #require(try entry(guest, "p"))
         #expect(try identity(guest, after) == pipe)
         // The writing end is open just there: it ends when the VMM closes it.
-        var state = pollfd(fd: ends[0], events: Int16(POLLIN), revents: 0)
+        var state = pollfd(fd: readingEnd, events: Int16(POLLIN), revents: 0)
         #expect(poll(&state, 1, 0) == 0)
         try guest.qmp.execute("closefd", ["fdname": "p"])
         #expect(poll(&state, 1, 10_000) == 1 && state.revents & Int16(POLLHUP) != 0)
@@ -39,15 +46,12 @@ struct PassedDescriptorTests {
     @Test("A name that is given again replaces what it named")
     func isReplaced() throws {
         let guest = try CountingGuest()
-        var ends: [Int32] = [-1, -1]
-        try #require(pipe(&ends) == 0)
-        defer { close(ends[0]) }
-        try guest.qmp.execute("getfd", ["fdname": "p"], passing: ends[1])
-        close(ends[1])
+        let readingEnd = try passPipe(to: guest)
+        defer { close(readingEnd) }
         let null = open("/dev/null", O_RDONLY | O_CLOEXEC)
         defer { close(null) }
         try guest.qmp.execute("getfd", ["fdname": "p"], passing: null)
-        var state = pollfd(fd: ends[0], events: Int16(POLLIN), revents: 0)
+        var state = pollfd(fd: readingEnd, events: Int16(POLLIN), revents: 0)
         #expect(poll(&state, 1, 10_000) == 1 && state.revents & Int16(POLLHUP) != 0)
         let fd = try #require(try entry(guest, "p"))
         #expect(try identity(guest, fd) == "/dev/null")

@@ -114,6 +114,14 @@ static struct queue *wait_any(struct queue *queues, u32 count, u32 first) {
     }
 }
 
+// The smallest count of several queues: all of them have done as much.
+static inline u64 least(const u64 *counts, u32 count) {
+    u64 least = counts[0];
+    for (u32 index = 1; index < count; index++)
+        if (counts[index] < least) least = counts[index];
+    return least;
+}
+
 static u16 take_used(struct queue *q) { return (u16)q->used.ring[q->seen++ % QUEUE_SIZE].id; }
 
 static u16 wait_used(struct queue *q) { return take_used(wait_any(q, 1, 0)); }

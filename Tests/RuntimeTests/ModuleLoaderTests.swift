@@ -44,21 +44,10 @@ import Testing
         """
     }
 
-    private func refusal(_ path: String) -> String {
-        do {
-            try loader.load(path: path)
-            return "loaded"
-        } catch {
-            return error.description
-        }
-    }
+    private func refusal(_ path: String) -> String { loader.refusal(of: path) }
 
     private func copyOfRestart(_ name: String = "libmode-restart.so") throws -> String {
-        let path = directory.file(name)
-        try FileManager.default.createDirectory(
-            atPath: (path as NSString).deletingLastPathComponent, withIntermediateDirectories: true)
-        try FileManager.default.copyItem(atPath: Products.module("mode-restart"), toPath: path)
-        return path
+        try directory.copyOfRestart(name)
     }
 
     @Test func aModuleBuiltWithThisRuntimeRegistersItsMode() throws {

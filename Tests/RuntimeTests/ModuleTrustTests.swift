@@ -18,21 +18,10 @@ import Testing
 
     /// A good module at a path below the test's directory.
     private func module(_ name: String) throws -> String {
-        let path = directory.file(name)
-        try FileManager.default.createDirectory(
-            atPath: (path as NSString).deletingLastPathComponent, withIntermediateDirectories: true)
-        try FileManager.default.copyItem(atPath: Products.module("mode-restart"), toPath: path)
-        return path
+        try directory.copyOfRestart(name)
     }
 
-    private func refusal(_ path: String) -> String {
-        do {
-            try loader.load(path: path)
-            return "loaded"
-        } catch {
-            return error.description
-        }
-    }
+    private func refusal(_ path: String) -> String { loader.refusal(of: path) }
 
     @Test func aRelativePathIsMadeAbsolute() throws {
         let path = try module("libmode-restart.so")

@@ -12,6 +12,15 @@ struct VFIOIOMMUFDTests {
         try VFIOGuest(interrupts, options: options, devices: devices, extra: extra)
     }
 
+    /// - Parameter files: which a shell opens and hands to the VMM, as its redirections.
+    private func guest(opened files: String, devices: [String]) throws -> VFIOGuest {
+        let directory = try TemporaryDirectory()
+        let arguments = try VFIOGuest.arguments(.msix, in: directory, devices: devices)
+        let shell = ["/bin/sh", "-c", "exec \"$@\" \(files)", "sh"]
+        let process = try ChildProcess(VFIOGuest.simulator(directory) + shell + arguments)
+        return try VFIOGuest(directory: directory, process: process, arguments: arguments)
+    }
+
     @Test("a device found in sysfs works", arguments: VFIOGuest.Interrupts.allCases)
     func works(_ interrupts: VFIOGuest.Interrupts) throws {
         let guest = try guest(interrupts)
@@ -32,12 +41,9 @@ struct VFIOIOMMUFDTests {
 
     @Test("files that others have opened are used", arguments: [false, true])
     func passedFiles(_ updates: Bool) throws {
-        let directory = try TemporaryDirectory()
-        let devices = ["-object", "iommufd,id=a,fd=8", "-device", "vfio-pci,id=d,fd=7,iommufd=a"]
-        let arguments = try VFIOGuest.arguments(.msix, in: directory, devices: devices)
-        let shell = ["/bin/sh", "-c", "exec \"$@\" 7<>/dev/vfio/devices/vfio0 8<>/dev/iommu", "sh"]
-        let process = try ChildProcess(VFIOGuest.simulator(directory) + shell + arguments)
-        let guest = try VFIOGuest(directory: directory, process: process, arguments: arguments)
+        let guest = try guest(
+            opened: "7<>/dev/vfio/devices/vfio0 8<>/dev/iommu",
+            devices: ["-object", "iommufd,id=a,fd=8", "-device", "vfio-pci,id=d,fd=7,iommufd=a"])
         try guest.waitForProgress()
         #expect(guest.requests("open_").count == 2 && guest.requests("bind_iommufd").count == 1)
         if updates {
@@ -54,12 +60,9 @@ struct VFIOIOMMUFDTests {
 
     @Test("a passed device without an id is a blocker")
     func needsID() throws {
-        let directory = try TemporaryDirectory()
-        let devices = ["-object", "iommufd,id=a", "-device", "vfio-pci,fd=7,iommufd=a"]
-        let arguments = try VFIOGuest.arguments(.msix, in: directory, devices: devices)
-        let shell = ["/bin/sh", "-c", "exec \"$@\" 7<>/dev/vfio/devices/vfio0", "sh"]
-        let process = try ChildProcess(VFIOGuest.simulator(directory) + shell + arguments)
-        let guest = try VFIOGuest(directory: directory, process: process, arguments: arguments)
+        let guest = try guest(
+            opened: "7<>/dev/vfio/devices/vfio0",
+            devices: ["-object", "iommufd,id=a", "-device", "vfio-pci,fd=7,iommufd=a"])
         try guest.waitForProgress()
         let error = #expect(throws: QMPClient.Refusal.self) { try guest.update() }
         #expect(error?.text.contains("vfio device with fd=7 needs an id property") == true)

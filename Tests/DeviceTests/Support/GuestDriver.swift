@@ -14,6 +14,17 @@ final class GuestDriver {
         self.slot = slot
     }
 
+    /// Of an entropy device, which is added to a machine that is then started.
+    convenience init(ofEntropyIn machine: TestMachine, line: InterruptLine) throws {
+        let slot = VirtioMMIO(slot: 0, line: line)
+        let device = VirtioEntropy(vm: machine.vm)
+        try slot.plug(device)
+        try machine.vm.add(slot)
+        try machine.vm.add(device)
+        self.init(machine, slot)
+        try machine.vm.start()
+    }
+
     func read(_ offset: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: slot.mmioRead(offset: offset, width: 4)) }
     func write(_ offset: UInt64, _ value: UInt32) { slot.mmioWrite(offset: offset, width: 4, value: UInt64(value)) }
 

@@ -54,10 +54,7 @@ static void submit(u16 slot) {
 
 // What the slowest queue has done, for all of them.
 static u64 progress(void) {
-    u64 least = done[0];
-    for (u32 index = 1; index < QUEUES; index++)
-        if (done[index] < least) least = done[index];
-    return least * QUEUES;
+    return least(done, QUEUES) * QUEUES;
 }
 
 _Noreturn void run(void) {

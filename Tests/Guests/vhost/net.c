@@ -57,10 +57,7 @@ static void use_pairs(u16 pairs) {
 
 // What the slowest pair has had, for all of them.
 static u64 progress(void) {
-    u64 least = received[0];
-    for (u32 pair = 1; pair < QUEUES; pair++)
-        if (received[pair] < least) least = received[pair];
-    return least * QUEUES;
+    return least(received, QUEUES) * QUEUES;
 }
 
 _Noreturn void run(void) {
