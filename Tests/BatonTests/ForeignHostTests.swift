@@ -63,11 +63,14 @@ struct ForeignHostTests {
                 return handover ? baton_handover(host) : baton_option_size(host, "size", &size);
             }
             static const struct baton_method methods[] = {
-                BATON_METHOD("save", "i(h)", keep), BATON_METHOD("survey", "i(h)", keep), BATON_METHOD("load", "i(h)", ok),
+                BATON_METHOD("save", "i(h)", keep), BATON_METHOD("survey", "i(h)", keep),
+                BATON_METHOD("load", "i(h)", ok),
                 BATON_METHOD("commit", "v(h)", commit), BATON_METHOD("ready", "v(hiI)", ready),
             };
-            static const struct baton_parameter emit_names[] = {{"name"}, {"data"}}, block_names[] = {{"reason"}, {"number"}},
-                number[] = {{"number"}}, watch_names[] = {{"number"}, {"events"}}, fd[] = {{"fd"}}, save_names[] = {{"name"}, {"number"}}, place[] = {{"handover"}},
+            static const struct baton_parameter
+                emit_names[] = {{"name"}, {"data"}}, block_names[] = {{"reason"}, {"number"}},
+                number[] = {{"number"}}, watch_names[] = {{"number"}, {"events"}}, fd[] = {{"fd"}},
+                save_names[] = {{"name"}, {"number"}}, place[] = {{"handover"}},
                 event_names[] = {{"text"}, {"count"}};
             static const struct baton_command commands[] = {
                 BATON_COMMAND("host-emit", "i(hs?s)", emit, emit_names),
@@ -93,7 +96,8 @@ struct ForeignHostTests {
             """
         module = directory.file("libpreserver-host.so")
         _ = try ChildProcess.run([
-            try #require(Products.find("clang")), "-std=gnu11", "-Wall", "-Werror", "-shared", "-fPIC", "-I", Products.headers,
+            try #require(Products.find("clang")), "-std=gnu11", "-Wall", "-Werror", "-shared", "-fPIC",
+            "-I", Products.headers,
             "-o", module, try directory.write("module.c", source),
         ])
     }
@@ -107,7 +111,8 @@ struct ForeignHostTests {
         let guest = try self.guest()
         defer { withExtendedLifetime(guest) {} }
         let qmp = guest.qmp
-        try qmp.execute("host-emit", ["name": "HOST_SAID", "data": #"{"text": "hello", "count": 18446744073709551615}"#])
+        try qmp.execute(
+            "host-emit", ["name": "HOST_SAID", "data": #"{"text": "hello", "count": 18446744073709551615}"#])
         #expect(try qmp.waitForEvent("HOST_SAID")["text"] as? String == "hello")
         try qmp.execute("host-emit", ["name": "HOST_NOTHING"])
         #expect(try qmp.waitForEvent("HOST_NOTHING").isEmpty)
@@ -135,7 +140,9 @@ struct ForeignHostTests {
         #expect(update() == "preserver-host: the tape is being rewound")
         try guest.qmp.execute("host-unblock", ["number": number])
         #expect(update() == "accepted")
-        #expect(refusal { try guest.qmp.execute("host-block", ["reason": ""]) } == "preserver-host: a blocker needs a reason")
+        #expect(
+            refusal { try guest.qmp.execute("host-block", ["reason": ""]) }
+                == "preserver-host: a blocker needs a reason")
     }
 
     @Test("What cannot be saved, or is called out of place, is refused")
@@ -150,7 +157,9 @@ struct ForeignHostTests {
         #expect(save("x", -1) == "preserver-host: -1 is not a descriptor that can be kept")
         #expect(save("x", 2) == "preserver-host: 2 is not a descriptor that can be kept")
         #expect(save("", 12345) == "preserver-host: 12345 is not a descriptor that can be kept")
-        #expect(refusal { try qmp.execute("host-misuse", ["handover": true]) } == "preserver-host: baton_handover is for a mode's exec only")
+        #expect(
+            refusal { try qmp.execute("host-misuse", ["handover": true]) }
+                == "preserver-host: baton_handover is for a mode's exec only")
         #expect(
             refusal { try qmp.execute("host-misuse", ["handover": false]) }
                 == "preserver-host: options are for a memory backend's check and make only")

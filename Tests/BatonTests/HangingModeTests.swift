@@ -5,7 +5,8 @@ import Testing
 /// A mode in C of which a step does not come back, in a VM without preservers:
 /// the update ends, and never the guest.
 @Suite(
-    "Hanging mode", .serialized, .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
+    "Hanging mode", .serialized,
+    .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
 struct HangingModeTests {
     private let directory: TemporaryDirectory
     private let module: String
@@ -35,7 +36,8 @@ struct HangingModeTests {
             static int32_t exec(struct baton_host *host) { return act("exec") ? 1 : baton_handover(host); }
             static const struct baton_method methods[] = {
                 BATON_METHOD("promises", "I(h)", promises), BATON_METHOD("check", "i(h)", check),
-                BATON_METHOD("save", "i(h)", save), BATON_METHOD("load", "i(h)", load), BATON_METHOD("exec", "i(h)", exec),
+                BATON_METHOD("save", "i(h)", save), BATON_METHOD("load", "i(h)", load),
+                BATON_METHOD("exec", "i(h)", exec),
             };
             const struct baton_module_descriptor *baton_module_query(void);
             const struct baton_module_descriptor *baton_module_query(void) {
@@ -49,7 +51,8 @@ struct HangingModeTests {
             """
         module = directory.file("libmode-rogue.so")
         _ = try ChildProcess.run([
-            try #require(Products.find("clang")), "-std=gnu11", "-shared", "-fPIC", "-I", Products.headers, "-o", module,
+            try #require(Products.find("clang")), "-std=gnu11", "-shared", "-fPIC", "-I", Products.headers,
+            "-o", module,
             try directory.write("module.c", source),
         ])
     }
@@ -76,7 +79,9 @@ struct HangingModeTests {
         // A mode that behaves again is used again, unless there was nobody else to end its call.
         try directory.write("orders", "")
         let next = update(30_000)
-        #expect(isLeftBehind ? next.contains("rogue: '\(step)' did not come back within 700 ms") : next == "accepted", "\(next)")
+        #expect(
+            isLeftBehind ? next.contains("rogue: '\(step)' did not come back within 700 ms") : next == "accepted",
+            "\(next)")
         try guest.waitForProgress(past: guest.count)
     }
 }

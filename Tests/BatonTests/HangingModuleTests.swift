@@ -65,7 +65,8 @@ struct HangingModuleTests {
             """
         module = directory.file("libpreserver-rogue.so")
         _ = try ChildProcess.run([
-            try #require(Products.find("clang")), "-std=gnu11", "-shared", "-fPIC", "-I", Products.headers, "-o", module,
+            try #require(Products.find("clang")), "-std=gnu11", "-shared", "-fPIC", "-I", Products.headers,
+            "-o", module,
             try directory.write("module.c", source),
         ])
     }
@@ -79,7 +80,8 @@ struct HangingModuleTests {
         let before = guest.count
         let text = refusal {
             try guest.qmp.execute(
-                "cpr-update", ["argv": guest.arguments, "preflight": false, "timeout-ms": deed == "hang" ? 700 : 20_000])
+                "cpr-update",
+                ["argv": guest.arguments, "preflight": false, "timeout-ms": deed == "hang" ? 700 : 20_000])
         }
         if deed == "fail" { #expect(text.contains("as ordered"), "\(text)") }
         #expect(text != "accepted")

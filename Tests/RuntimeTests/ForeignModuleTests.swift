@@ -50,7 +50,8 @@ struct ForeignModuleTests {
         let input = try directory.write("module.c", source)
         let output = directory.file("\(kind)-probe.so")
         _ = try ChildProcess.run([
-            compiler, "-std=c11", "-Wall", "-Wno-initializer-overrides", "-shared", "-fPIC", "-I", Products.headers, "-o", output, input,
+            compiler, "-std=c11", "-Wall", "-Wno-initializer-overrides", "-shared", "-fPIC", "-I", Products.headers,
+            "-o", output, input,
         ])
         return output
     }
@@ -138,14 +139,18 @@ struct ForeignModuleTests {
         let noLoad = source(methods: #"BATON_METHOD("load", "i(h)", ok)"#)
             .replacingOccurrences(of: #"BATON_METHOD("load", "i(h)", ok)"#, with: "")
         #expect(try refusal(noLoad).contains("the method 'load' is missing, which a preserver must have"))
-        #expect(try refusal(source(kind: "accel"), kind: "accel").contains("a foreign module cannot be of the kind 'accel'"))
+        #expect(
+            try refusal(source(kind: "accel"), kind: "accel").contains("a foreign module cannot be of the kind 'accel'")
+        )
         #expect(try refusal(source(kind: "mode"), kind: "mode").contains("the method 'promises' is missing"))
         #expect(try refusal(source(fields: ".register_module = (void *)ok")).contains("it has a register function"))
         #expect(try refusal(source(fields: ".size = 16")).contains("has a descriptor of 16 bytes"))
         #expect(try refusal(source(fields: ".abi = 9")).contains("was built for the module ABI 9, this is ABI 1"))
         #expect(try refusal(source(fields: ".magic = 1")).contains("wrong magic"))
-        #expect(try refusal(source(fields: ".capabilities = 8")).contains("needs capabilities that this Baton lacks (0x8)"))
-        #expect(try refusal(source(fields: ".method_count = 1 << 20")).contains("the table of methods has 1048576 entries"))
+        #expect(
+            try refusal(source(fields: ".capabilities = 8")).contains("needs capabilities that this Baton lacks (0x8)"))
+        #expect(
+            try refusal(source(fields: ".method_count = 1 << 20")).contains("the table of methods has 1048576 entries"))
         let null = "#include <baton-module.h>\nconst void *baton_module_query(void) { return 0; }"
             .replacingOccurrences(of: "#include <baton-module.h>\n", with: "")
         #expect(try refusal(null).contains("its query function returns no descriptor"))
@@ -160,9 +165,11 @@ struct ForeignModuleTests {
     }
 
     @Test func aFunctionThatThisBatonLacksIsNamed() throws {
-        let text = try refusal(source(
-            methods: #"BATON_METHOD("exec", "i(h)", beam)"#,
-            functions: "void baton_beam_up(struct baton_host *);\nstatic int32_t beam(struct baton_host *h) { baton_beam_up(h); return 0; }"))
+        let text = try refusal(
+            source(
+                methods: #"BATON_METHOD("exec", "i(h)", beam)"#,
+                functions: "void baton_beam_up(struct baton_host *);\n"
+                    + "static int32_t beam(struct baton_host *h) { baton_beam_up(h); return 0; }"))
         #expect(text.contains("cannot be loaded: undefined symbol: baton_beam_up"))
         #expect(text.contains("function of a later Baton"))
     }
@@ -176,8 +183,10 @@ struct ForeignModuleTests {
             ("-1", "preserver-probe: init failed with status -1"),
         ]
         for (result, expected) in cases {
-            let text = try refusal(source(
-                methods: methods, functions: "static int32_t init(struct baton_host *host) { (void)host; return \(result); }"))
+            let text = try refusal(
+                source(
+                    methods: methods,
+                    functions: "static int32_t init(struct baton_host *host) { (void)host; return \(result); }"))
             #expect(text.hasPrefix("module '\(directory.file("preserver-probe.so"))': \(expected)"), "\(text)")
         }
         #expect(loader.registry.preservers.isEmpty)
@@ -223,12 +232,16 @@ struct ForeignModuleTests {
         let mirror = try mirror()
         let result = try run(
             mirror,
-            #"{"b": true, "i": -5, "u": 4294967295, "l": -9223372036854775808, "U": 18446744073709551615, "d": -2.5, "s": "grüße", "x": "AP9/"}"#)
-        let expected = try JSON(parsing:
-            #"{"rb": true, "ri": -5, "ru": 4294967295, "rl": -9223372036854775808, "rU": 18446744073709551615, "rd": -2.5, "rs": "grüße", "rx": "AP9/"}"#)
+            #"{"b": true, "i": -5, "u": 4294967295, "l": -9223372036854775808, "U": 18446744073709551615, "#
+                + #""d": -2.5, "s": "grüße", "x": "AP9/"}"#)
+        let expected = try JSON(
+            parsing: #"{"rb": true, "ri": -5, "ru": 4294967295, "rl": -9223372036854775808, "#
+                + #""rU": 18446744073709551615, "rd": -2.5, "rs": "grüße", "rx": "AP9/"}"#)
         #expect(result == expected)
         let least = try run(mirror, #"{"i": 5, "U": 0, "d": 3, "s": "", "x": ""}"#)
-        #expect(least == (try JSON(parsing: #"{"rb": false, "ri": 5, "ru": 4000000000, "rl": -1, "rU": 0, "rd": 3.0, "rs": "", "rx": ""}"#)))
+        let leastExpected = try JSON(
+            parsing: #"{"rb": false, "ri": 5, "ru": 4000000000, "rl": -1, "rU": 0, "rd": 3.0, "rs": "", "rx": ""}"#)
+        #expect(least == leastExpected)
     }
 
     @Test func argumentsAreRefusedInQEMUsWords() throws {
@@ -273,7 +286,11 @@ struct ForeignModuleTests {
 
     @Test func theHeaderServesCPlusPlus() throws {
         let compiler = try #require(Products.find("clang"))
-        let input = try directory.write("module.cc", "#include <baton-module.h>\nint main() { return sizeof(baton_module_descriptor) == 0; }\n")
-        _ = try ChildProcess.run([compiler, "-x", "c++", "-std=c++17", "-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax-only", "-I", Products.headers, input])
+        let input = try directory.write(
+            "module.cc", "#include <baton-module.h>\nint main() { return sizeof(baton_module_descriptor) == 0; }\n")
+        _ = try ChildProcess.run([
+            compiler, "-x", "c++", "-std=c++17", "-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax-only", "-I",
+            Products.headers, input,
+        ])
     }
 }

@@ -155,7 +155,8 @@ struct VFIONoticeTests {
         let guest = try VFIOGuest()
         try guest.waitForProgress()
         #expect(throws: QMPClient.Refusal.self) {
-            try guest.update(successor.arguments(guest.arguments), ["preflight": false, "timeout-ms": successor.milliseconds])
+            try guest.update(
+                successor.arguments(guest.arguments), ["preflight": false, "timeout-ms": successor.milliseconds])
         }
         try guest.waitForProgress()
         try notice(Self.request, guest)

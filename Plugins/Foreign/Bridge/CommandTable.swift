@@ -39,7 +39,8 @@ struct CommandTable {
         _ entry: baton_command, _ name: String, _ module: ForeignModule
     ) throws(VMMError) -> QMPCommand {
         func isAllowed(_ byte: UInt8) -> Bool {
-            (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte) || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
+            (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte)
+                || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
                 || byte == UInt8(ascii: "-")
         }
         guard !name.isEmpty, name.utf8.allSatisfy(isAllowed) else {
@@ -53,8 +54,12 @@ struct CommandTable {
         }
         signature.arguments.removeFirst()
         let items = signature.arguments + signature.results
-        guard items.count <= valuesLimit else { throw VMMError("it has more than \(valuesLimit) arguments and results") }
-        guard !items.contains(where: { $0.letter == .host }) else { throw VMMError("the signature '\(text)' has a second 'h'") }
+        guard items.count <= valuesLimit else {
+            throw VMMError("it has more than \(valuesLimit) arguments and results")
+        }
+        guard !items.contains(where: { $0.letter == .host }) else {
+            throw VMMError("the signature '\(text)' has a second 'h'")
+        }
         guard !signature.results.contains(where: { $0.letter == .descriptor }) else {
             throw VMMError("the signature '\(text)' has an 'f' as a result, which QMP cannot carry")
         }
@@ -72,7 +77,8 @@ struct CommandTable {
 
     private static func event(_ entry: baton_event, _ name: String) throws(VMMError) -> [QMPMember] {
         func isAllowed(_ byte: UInt8) -> Bool {
-            (UInt8(ascii: "A")...UInt8(ascii: "Z")).contains(byte) || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
+            (UInt8(ascii: "A")...UInt8(ascii: "Z")).contains(byte)
+                || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
                 || byte == UInt8(ascii: "_")
         }
         guard !name.isEmpty, name.utf8.allSatisfy(isAllowed) else {
@@ -99,7 +105,8 @@ struct CommandTable {
             }
             guard names.insert(name).inserted else { throw VMMError("the name '\(name)' is there twice") }
             result.append(
-                try ForeignParameter(name: name, item: item, minimum: table[index].minimum, maximum: table[index].maximum))
+                try ForeignParameter(
+                    name: name, item: item, minimum: table[index].minimum, maximum: table[index].maximum))
         }
         return result
     }

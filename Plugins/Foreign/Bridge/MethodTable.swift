@@ -12,8 +12,9 @@ struct MethodTable {
     static let common = ["init": Known(signature: "i(h)")]
     static let byKind: [String: [String: Known]] = [
         "preserver": [
-            "promises": Known(signature: "I(h)"), "check": Known(signature: "i(hsI)"), "save": Known(signature: "i(h)", isMandatory: true),
-            "survey": Known(signature: "i(h)"), "exec": Known(signature: "i(h)"), "save-failed": Known(signature: "v(h)"),
+            "promises": Known(signature: "I(h)"), "check": Known(signature: "i(hsI)"),
+            "save": Known(signature: "i(h)", isMandatory: true), "survey": Known(signature: "i(h)"),
+            "exec": Known(signature: "i(h)"), "save-failed": Known(signature: "v(h)"),
             "load": Known(signature: "i(h)", isMandatory: true), "load-failed": Known(signature: "v(h)"),
             "commit": Known(signature: "v(h)"), "ready": Known(signature: "v(hiI)"),
         ],
