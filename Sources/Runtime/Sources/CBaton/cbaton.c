@@ -28,8 +28,6 @@ int cbaton_memfd_create(const char *name, unsigned extra_flags) {
     return memfd_create(name, MFD_CLOEXEC | extra_flags);
 }
 
-int cbaton_execvp(const char *file, char *const argv[]) { return execvp(file, argv); }
-
 int cbaton_seal_size(int fd) {
     return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
 }

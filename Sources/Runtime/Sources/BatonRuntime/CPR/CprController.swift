@@ -259,6 +259,7 @@ public final class CprController {
         var state = CprState(mode: mode.name, fds: fds.entries, ram: memory.records.current, times: next)
         state.checkpointFD = checkpointFD
         state.lifeboat = guardian?.link
+        state.lifeboatPID = guardian?.pid ?? 0
         state.callLimit = callLimit
         state.history = history
         for part in outgoingParts { state.addPart(part.name, version: part.version, part.writer) }

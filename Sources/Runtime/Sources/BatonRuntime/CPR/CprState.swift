@@ -26,6 +26,8 @@ public struct CprState {
     public var times: UpdateTimes
     /// The lifeboat that watches over this process until it commits.
     var lifeboat: Lifeboat.Link?
+    /// Its PID in the process before; not part of what is written.
+    var lifeboatPID: pid_t = 0
     /// Nanoseconds that each call into a module may take.
     var callLimit: Int64?
     /// A descriptor to load the checkpoint from without being asked to:

@@ -38,7 +38,7 @@ public enum Handover {
         var arguments = argv.map { strdup($0) }
         arguments.append(nil)
         Log.trace("cpr_exec", "\(program)")
-        _ = cbaton_execvp(program, &arguments)
+        _ = cbaton_execvp(program, &arguments, state.lifeboatPID)
         let code = errno
         for argument in arguments { free(argument) }
         restore()

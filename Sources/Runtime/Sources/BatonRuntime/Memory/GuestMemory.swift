@@ -48,7 +48,7 @@ public final class GuestMemory {
         }
         let block = try type.makeBlock(request, common: properties, options: options, memory: self)
         try adopt(block, merge: properties.merge && merge, dump: properties.dump && dumpGuestCore)
-        if properties.prealloc { try populate(block) }
+        if properties.prealloc && !isForeign(block) { try populate(block) }
         backends.append(Backend(id: id, typeName: type.typeName, block: block, properties: properties))
     }
 
@@ -91,6 +91,12 @@ public final class GuestMemory {
         if merge { madvise(block.host, block.maxLength, MADV_MERGEABLE) }
         if !dump { madvise(block.host, block.maxLength, MADV_DONTDUMP) }
         blocks.append(block)
+    }
+
+    /// Whether a block's memory is, or in a trial stands for, that of the
+    /// process before: what that one has allocated, or not, stays so.
+    private func isForeign(_ block: RAMBlock) -> Bool {
+        isTrial || readOnlyBlocks.contains { $0.host == block.host }
     }
 
     private func populate(_ block: RAMBlock) throws(VMMError) {

@@ -13,8 +13,13 @@
 int cbaton_memfd_create(const char *name, unsigned extra_flags);
 
 /* Shell-free execve of argv[0], searched in PATH as execvp does. Returns only
- * on failure, with errno. */
-int cbaton_execvp(const char *file, char *const argv[]);
+ * on failure, with -1 and errno.
+ *
+ * To free an address space takes an exec time for each page that is mapped, some
+ * 70 ms for a GiB of small ones. So a child that shares it keeps it until the
+ * process WATCHER has ended, or this one; it has no descriptors of this process.
+ * Without it (WATCHER 0, or no resources) the exec frees the memory itself. */
+int cbaton_execvp(const char *file, char *const argv[], pid_t watcher);
 
 #define CBATON_MFD_ALLOW_SEALING 2u
 /* Seals a memfd against shrinking and growing. Returns 0, or -1 and errno. */
@@ -32,6 +37,8 @@ int cbaton_open_nofollow(const char *path, int flags);
 /* getrandom(2) without flags. Returns the bytes written, or -1 and errno. */
 ssize_t cbaton_getrandom(void *buffer, size_t length);
 
+/* madvise(2): huge pages wherever they fit. */
+#define CBATON_MADV_HUGEPAGE 14
 /* MADV_POPULATE_WRITE of Linux 5.14. */
 #define CBATON_MADV_POPULATE_WRITE 23
 
