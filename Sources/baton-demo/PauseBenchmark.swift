@@ -11,6 +11,8 @@ struct PauseBenchmark {
     let directory: TemporaryDirectory
 
     private static let sizes = [("128M", 128 << 20), ("1G", 1 << 30), ("16G", 16 << 30)]
+    /// Of guests that use all of it.
+    private static let usedSizes = [("1G", 1 << 30), ("4G", 4 << 30)]
     private static let descriptors = 1000
 
     func run() throws {
@@ -26,15 +28,15 @@ struct PauseBenchmark {
         var base = 0.0
         for (size, bytes) in Self.sizes {
             let memory = try Memory(size: size, bytes: bytes, image: image)
-            let update = try baton(memory, Self.update)
+            let update = try compare(size, memory, steps: true)
             if base == 0 { base = update.median }
-            row("\(size), baton cpr-update", update)
-            row("\(size), baton save, exec, load", try baton(memory, Self.threeSteps))
-            guard let qemu else { continue }
-            let other = try cprExec(qemu, memory)
-            row("\(size), QEMU \(qemu.version) cpr-exec", other)
-            let title = "\(size), baton / QEMU".padding(toLength: 36, withPad: " ", startingAt: 0)
-            print("  \(title)" + String(format: "%7.2f", update.median / other.median))
+        }
+        for (size, bytes) in Self.usedSizes {
+            guard let memory = try Memory(size: size, used: bytes, image: image) else {
+                print("  \(size) in use: skipped, as this machine has not as much to spare")
+                continue
+            }
+            _ = try compare("\(size) in use", memory, steps: false)
         }
         let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
         let held = try baton(memory, Self.update, descriptors: Self.descriptors)
@@ -46,6 +48,19 @@ struct PauseBenchmark {
             let devices = try baton(memory, Self.update, extra: networkCards(count))
             row("128M, cpr-update, \(count) network cards", devices, more: devices.median - base)
         }
+    }
+
+    /// Beside QEMU, if that is there.
+    private func compare(_ name: String, _ memory: Memory, steps: Bool) throws -> Summary {
+        let update = try baton(memory, Self.update)
+        row("\(name), baton cpr-update", update)
+        if steps { row("\(name), baton save, exec, load", try baton(memory, Self.threeSteps)) }
+        guard let qemu else { return update }
+        let other = try cprExec(qemu, memory)
+        row("\(name), QEMU \(qemu.version) cpr-exec", other)
+        let title = "\(name), baton / QEMU".padding(toLength: 36, withPad: " ", startingAt: 0)
+        print("  \(title)" + String(format: "%7.2f", update.median / other.median))
+        return update
     }
 
     private static let deviceCounts = [1, 10, 100]
@@ -67,18 +82,32 @@ struct PauseBenchmark {
         print("  \(name.padding(toLength: 36, withPad: " ", startingAt: 0))\(summary)\(text)")
     }
 
-    /// A guest's memory: a file in a memory file system, where there is one, of which little is there.
+    /// A guest's memory: a file in a memory file system, where there is one.
     private struct Memory {
         let size: String
         let image: String
         let page: CounterPage
 
-        init(size: String, bytes: Int, image: String) throws {
+        private static let parent =
+            FileManager.default.isWritableFile(atPath: "/dev/shm") ? "/dev/shm" : NSTemporaryDirectory()
+
+        /// Memory of which the guest uses little.
+        init(size: String, bytes: Int, image: String, used: Int = 0) throws {
             self.size = size
             self.image = image
-            let shared = "/dev/shm"
-            let parent = FileManager.default.isWritableFile(atPath: shared) ? shared : NSTemporaryDirectory()
-            page = try CounterPage(path: "\(parent)/baton-bench-\(getpid())", size: bytes)
+            page = try CounterPage(path: "\(Self.parent)/baton-bench-\(getpid())", size: bytes, used: used)
+        }
+
+        /// Memory of which the guest uses all but the first MiBs; nil where
+        /// there is not twice as much.
+        init?(size: String, used bytes: Int, image: String) throws {
+            var room = statvfs()
+            guard statvfs(Self.parent, &room) == 0, Int(room.f_bavail) * Int(room.f_frsize) > bytes * 2,
+                let line = try String(contentsOfFile: "/proc/meminfo", encoding: .utf8).split(separator: "\n")
+                    .first(where: { $0.hasPrefix("MemAvailable:") }),
+                let available = line.split(separator: " ").dropFirst().first.flatMap({ Int($0) }), available << 10 > bytes * 2
+            else { return nil }
+            try self.init(size: size, bytes: bytes, image: image, used: bytes - (16 << 20))
         }
 
         /// What both VMMs are started with.

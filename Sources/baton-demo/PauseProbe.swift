@@ -81,6 +81,9 @@ final class PauseProbe {
     /// - Parameter replaces: the last one's connection is closed instead of answered.
     /// - Returns: the longest time, in ms, that the counter stood still.
     func pause(_ commands: [Data], replaces: Bool = false) throws -> Double {
+        if let begin = page.rounds {
+            try wait("the guest to use its memory") { page.rounds.map { $0 >= begin + 2 } ?? true }
+        }
         var last = page.count, lastChange = Clock.now, longest = 0.0
         let deadline = lastChange + 30
         func sample() {

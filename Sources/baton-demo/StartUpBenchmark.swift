@@ -67,15 +67,17 @@ final class CounterPage {
     private let words: UnsafeMutableRawPointer
 
     /// Makes the file, of so many bytes, none of them there yet.
-    init(path: String, size: Int = 64 << 20) throws {
+    /// - Parameter used: bytes of RAM from 8 MiB on that the guest uses all the time.
+    init(path: String, size: Int = 64 << 20, used: Int = 0) throws {
         self.path = path
         unlink(path)
         let fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard fd >= 0, ftruncate(fd, off_t(size)) == 0,
-            let map = mmap(nil, 4096, PROT_READ, MAP_SHARED, fd, 4 << 20), map != MAP_FAILED
+            let map = mmap(nil, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 4 << 20), map != MAP_FAILED
         else { throw Failure.system("cannot make \(path)") }
         close(fd)
         words = map
+        words.storeBytes(of: UInt64(used), toByteOffset: 0x20, as: UInt64.self)
     }
 
     deinit {
@@ -86,6 +88,11 @@ final class CounterPage {
     /// The guest's counter; it writes while we read.
     @inline(never)
     var count: UInt64 { words.load(fromByteOffset: 8, as: UInt64.self) }
+
+    /// How often the guest has used all that it is to use; nil when that is nothing.
+    var rounds: UInt64? {
+        words.load(fromByteOffset: 0x20, as: UInt64.self) == 0 ? nil : words.load(fromByteOffset: 0x28, as: UInt64.self)
+    }
 }
 
 /// Median and range of a few measurements in ms.

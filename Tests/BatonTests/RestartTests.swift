@@ -117,6 +117,43 @@ struct RestartTests {
         try guest.load()
     }
 
+    /// The lifeboat and the keeper of the old memory end with the update, however it ended.
+    @Test func nothingIsLeftOfAnUpdate() throws {
+        let guest = try CountingGuest()
+        func parent(of pid: String) -> String? {
+            // One that ends meanwhile is no child any more.
+            guard let stat = try? String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8) else { return nil }
+            let fields = stat.split(separator: ")").last?.split(separator: " ") ?? []
+            return fields.count > 1 ? String(fields[1]) : nil
+        }
+        func children() throws -> [String] {
+            let processes = try FileManager.default.contentsOfDirectory(atPath: "/proc").filter { Int32($0) != nil }
+            return processes.filter { parent(of: $0) == "\(guest.process.pid)" }
+        }
+        for _ in 0..<3 { try guest.qmp.execute("cpr-update", ["argv": guest.arguments]) }
+        try eventually("the copies end") { try children().isEmpty }
+        try guest.save()
+        #expect(refusal { try guest.qmp.execute("cpr-exec", ["argv": ["/etc/passwd"]]) } != "accepted")
+        #expect(try children().isEmpty)
+        try guest.save()
+        try guest.exec()
+        #expect(try !children().isEmpty, "the lifeboat waits for the load")
+        try guest.load()
+        try eventually("the copies end") { try children().isEmpty }
+    }
+
+    @Test func preallocatedMemoryIsPreservedAndNotAllocatedAgain() throws {
+        let guest = try CountingGuest(extra: [
+            "-cpr-enable", "restart", "-object", "memory-backend-memfd,id=more,size=64M,prealloc=on",
+        ])
+        for preflight in [true, false, true] {
+            try guest.qmp.execute("cpr-update", ["argv": guest.arguments, "preflight": preflight])
+            try guest.waitForProgress(past: guest.count)
+            let devices = try #require(try guest.qmp.execute("query-memdev") as? [[String: Any]])
+            #expect(devices.first { $0["id"] as? String == "more" }?["prealloc"] as? Bool == true)
+        }
+    }
+
     @Test func aDifferentMemorySizeLeadsBackAndSaysWhy() throws {
         let guest = try CountingGuest()
         try guest.save()

@@ -6,6 +6,8 @@
 //   0x80400000  magic "BATONCNT"
 //   0x80400008  the counter, stored last
 //   0x80400010  the checksum if the counter is even, at 0x80400018 if it is odd
+//   0x80400020  set from outside: the bytes of RAM from 0x80800000 to use, 0 for none
+//   0x80400028  how often all of that was used: a store to each page, one a step
 // The checksum is a linear congruential sequence, one element a step, so what
 // it must be at any count can be computed without counting.
 #include "bare.h"
@@ -28,7 +30,7 @@ _Noreturn static void mismatch(const char *what, u64 found, u64 expected) {
 }
 
 _Noreturn void run(void) {
-    u64 count = 0, sum = 0, lines = 0;
+    u64 count = 0, sum = 0, lines = 0, used = 0;
     PAGE[1] = 0;
     PAGE[2] = 0;
     PAGE[3] = 0;
@@ -41,6 +43,14 @@ _Noreturn void run(void) {
             sum = sum * MULTIPLIER + INCREMENT;
             PAGE[2 + (count & 1)] = sum;
             PAGE[1] = count;
+            u64 use = PAGE[4];
+            if (!use) continue;
+            R64(0x80800000UL + used) = count;
+            used += 4096;
+            if (used >= use) {
+                used = 0;
+                PAGE[5] += 1;
+            }
         }
         text("baton-demo: count=");
         number(count);
