@@ -5,7 +5,7 @@ import VirtBoard
 import Virtio
 
 /// The whole board under accesses that no driver makes.
-@Suite struct BoardFuzzTests {
+@Suite(.oneThread) struct BoardFuzzTests {
     let directory: TemporaryDirectory
     init() throws { directory = try TemporaryDirectory() }
 

@@ -3,7 +3,7 @@ import TestSupport
 import Testing
 import Virtio
 
-@Suite struct DeviceFactoryTests {
+@Suite(.oneThread) struct DeviceFactoryTests {
     let machine: TestMachine
     let slots: [VirtioMMIO]
     let factory: DeviceFactory

@@ -4,7 +4,7 @@ import TestSupport
 import Testing
 import Virtio
 
-@Suite struct SocketNetBackendTests {
+@Suite(.oneThread) struct SocketNetBackendTests {
     final class Received {
         var frames: [[UInt8]] = []
         var room = Int.max

@@ -1,9 +1,10 @@
 import BatonRuntime
+import TestSupport
 import Testing
 import Virtio
 
 /// virtio-net's control queue, pairs of queues and offloads.
-@Suite struct VirtioNetQueueTests {
+@Suite(.oneThread) struct VirtioNetQueueTests {
     final class Backend: NetBackend {
         struct Frame: Equatable {
             var bytes: [UInt8]

@@ -1,8 +1,9 @@
 import BatonRuntime
+import TestSupport
 import Testing
 import Virtio
 
-@Suite struct VirtioNetTests {
+@Suite(.oneThread) struct VirtioNetTests {
     final class Backend: NetBackend {
         var sent: [[UInt8]] = []
         var ready = 0

@@ -5,7 +5,7 @@ import Virtio
 
 /// Rings with random contents, under every device: whatever a driver puts
 /// there, the device answers or asks to be reset, and works after a reset.
-@Suite struct VirtioRingFuzzTests {
+@Suite(.oneThread) struct VirtioRingFuzzTests {
     final class Host: NetBackend {
         override var queueCount: Int { 2 }
         override var carriesHeaders: Bool { true }

@@ -5,7 +5,7 @@ import Testing
 
 /// Foreign modules compiled from C for each test, with what can be wrong with
 /// one. One at a time: the loader is for one thread.
-@Suite(.serialized, .enabled(if: Products.find("clang") != nil, "needs the toolchain's clang"))
+@Suite(.oneThread, .enabled(if: Products.find("clang") != nil, "needs the toolchain's clang"))
 struct ForeignModuleTests {
     let directory: TemporaryDirectory
     let loader: ModuleLoader

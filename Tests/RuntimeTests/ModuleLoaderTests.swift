@@ -5,7 +5,7 @@ import Testing
 
 /// Modules made for each test with the C compiler, or copied from those that
 /// were built. One at a time: the loader is for one thread.
-@Suite(.serialized) struct ModuleLoaderTests {
+@Suite(.oneThread) struct ModuleLoaderTests {
     let directory: TemporaryDirectory
     let loader: ModuleLoader
 

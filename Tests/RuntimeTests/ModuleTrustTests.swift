@@ -5,7 +5,7 @@ import Testing
 
 /// Whose modules are loaded: ownership, modes and links, each for real. One at
 /// a time: the loader is for one thread.
-@Suite(.serialized) struct ModuleTrustTests {
+@Suite(.oneThread) struct ModuleTrustTests {
     private let directory: TemporaryDirectory
     private let loader: ModuleLoader
     private static let isRoot = geteuid() == 0
