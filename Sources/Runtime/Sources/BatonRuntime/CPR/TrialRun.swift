@@ -4,11 +4,14 @@ import Glibc
 /// The process of a preflight, watched from the event loop.
 final class TrialRun {
     private static let outputLimit = 4096
+    /// Nanoseconds that a process may live without speaking any more.
+    private static let lastMoments: Int64 = 2_000_000_000
     private let pid: pid_t
     private let startedAt = EventLoop.now
     private var watchReader: Int32
     private var errorReader: Int32
     private var token: Int32
+    private var pidfd: Int32 = -1
     private var timer: EventLoop.Timer?
     private weak var loop: EventLoop?
     private var messages = WatchMessages(stage: .starting)
@@ -62,20 +65,37 @@ final class TrialRun {
     func watch(_ loop: EventLoop, limit: Int64) throws(VMMError) {
         self.loop = loop
         try loop.watch(errorReader, .readable) { [unowned self] _ in takeErrors() }
-        try loop.watch(watchReader, .readable) { [unowned self] _ in takeMessages(limit: limit) }
+        try loop.watch(watchReader, .readable) { [unowned self] _ in takeMessages() }
         timer = loop.schedule(at: startedAt + limit) { [unowned self] in
             decide(messages.stage == .passed ? nil : VMMError(messages.tooLate(limit: limit)))
         }
     }
 
-    private func takeMessages(limit: Int64) {
+    private func takeMessages() {
         let more = messages.receive(from: watchReader)
         // Its end takes some ms, in which the guest runs: an update that
         // follows would have the guest wait for it.
         guard !more else { return }
         if messages.stage == .passed { return decide(nil) }
-        decide(nil)
-        failure = VMMError(messages.refusal.map { "the new VMM refused: \($0)" } ?? "\(endText)\(lastWords)")
+        if let refusal = messages.refusal { return decide(VMMError("the new VMM refused: \(refusal)")) }
+        awaitEnd()
+    }
+
+    /// It does not speak any more, so it is about to end: at once, or on a busy machine not so soon. The guest runs.
+    private func awaitEnd() {
+        guard let loop else { return }
+        loop.unwatch(watchReader)
+        timer?.cancel()
+        timer = loop.schedule(at: EventLoop.now + TrialRun.lastMoments) { [unowned self] in takeEnd() }
+        pidfd = cbaton_pidfd_open(pid)
+        guard pidfd >= 0 else { return }
+        do throws(VMMError) { try loop.watch(pidfd, .readable) { [unowned self] _ in takeEnd() } } catch { takeEnd() }
+    }
+
+    private func takeEnd() {
+        loop?.unwatch(pidfd)
+        takeErrors()
+        decide(VMMError("\(endText)\(lastWords)"))
     }
 
     private func takeErrors() {
@@ -97,9 +117,14 @@ final class TrialRun {
         takeErrors()
     }
 
-    /// How the process ended, which it has, or is about to.
+    /// How the process ended, if it has.
     private var endText: String {
-        guard let status = waitForEnd() else { return "the new VMM does not speak to this one" }
+        var value: Int32 = 0
+        guard retryingInterrupts({ waitpid(pid, &value, WNOHANG) }) == pid else {
+            return "the new VMM does not speak to this one"
+        }
+        let status = value
+        self.status = value
         let signal = status & 0x7f
         if signal != 0 { return "the new VMM was ended by signal \(signal) (\(String(cString: strsignal(signal))))" }
         return "the new VMM ended during its start, with status \(status >> 8 & 0xff)"
@@ -116,21 +141,6 @@ final class TrialRun {
 
     private var status: Int32?
 
-    /// - Returns: the status of a process that ends by itself at once; nil
-    ///   for one that had to be killed.
-    private func waitForEnd() -> Int32? {
-        if let status { return status }
-        let pidfd = cbaton_pidfd_open(pid)
-        var state = pollfd(fd: pidfd, events: Int16(POLLIN), revents: 0)
-        let ended = pidfd >= 0 && retryingInterrupts { poll(&state, 1, 100) } > 0
-        if pidfd >= 0 { close(pidfd) }
-        if !ended { kill(pid, SIGKILL) }
-        var value: Int32 = 0
-        guard retryingInterrupts({ waitpid(pid, &value, 0) }) == pid else { return nil }
-        status = value
-        return ended ? value : nil
-    }
-
     /// Makes sure that nothing is left of the process.
     func end() {
         timer?.cancel()
@@ -139,12 +149,12 @@ final class TrialRun {
             var value: Int32 = 0
             status = retryingInterrupts { waitpid(pid, &value, 0) } == pid ? value : 0
         }
-        for fd in [watchReader, errorReader] where fd >= 0 {
+        for fd in [watchReader, errorReader, pidfd] where fd >= 0 {
             loop?.unwatch(fd)
             close(fd)
         }
         if token >= 0 { close(token) }
-        (watchReader, errorReader, token) = (-1, -1, -1)
+        (watchReader, errorReader, token, pidfd) = (-1, -1, -1, -1)
         // From now on as before: lifeboats are not waited for.
         cbaton_discard_children()
     }
