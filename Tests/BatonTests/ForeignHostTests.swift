@@ -11,7 +11,6 @@ struct ForeignHostTests {
     init() throws {
         directory = try TemporaryDirectory()
         let source = """
-            #include <baton-module.h>
             #include <stdio.h>
             #include <unistd.h>
             static int watched = -1;
@@ -82,24 +81,8 @@ struct ForeignHostTests {
                 BATON_COMMAND("host-misuse", "i(hb)", out_of_place, place),
             };
             static const struct baton_event events[] = {{"HOST_SAID", "s?L", event_names}, {"HOST_NOTHING", "", 0}};
-            const struct baton_module_descriptor *baton_module_query(void);
-            const struct baton_module_descriptor *baton_module_query(void) {
-                static const struct baton_module_descriptor descriptor = {
-                    .magic = BATON_MODULE_MAGIC, .size = sizeof descriptor, .abi = BATON_MODULE_ABI,
-                    .kind = "preserver", .name = "host", .version = "1",
-                    .methods = methods, .method_count = BATON_COUNT(methods),
-                    .commands = commands, .command_count = BATON_COUNT(commands),
-                    .events = events, .event_count = BATON_COUNT(events),
-                };
-                return &descriptor;
-            }
             """
-        module = directory.file("libpreserver-host.so")
-        _ = try ChildProcess.run([
-            try #require(Products.find("clang")), "-std=gnu11", "-Wall", "-Werror", "-shared", "-fPIC",
-            "-I", Products.headers,
-            "-o", module, try directory.write("module.c", source),
-        ])
+        module = try CModule.build(kind: "preserver", name: "host", source, tables: ["commands", "events"], in: directory)
     }
 
     private func guest() throws -> CountingGuest {

@@ -15,7 +15,6 @@ struct HangingModeTests {
         directory = try TemporaryDirectory()
         // The file names the step that hangs.
         let source = """
-            #include <baton-module.h>
             #include <stdio.h>
             #include <string.h>
             #include <unistd.h>
@@ -39,22 +38,8 @@ struct HangingModeTests {
                 BATON_METHOD("save", "i(h)", save), BATON_METHOD("load", "i(h)", load),
                 BATON_METHOD("exec", "i(h)", exec),
             };
-            const struct baton_module_descriptor *baton_module_query(void);
-            const struct baton_module_descriptor *baton_module_query(void) {
-                static const struct baton_module_descriptor descriptor = {
-                    .magic = BATON_MODULE_MAGIC, .size = sizeof descriptor, .abi = BATON_MODULE_ABI,
-                    .kind = "mode", .name = "rogue", .version = "1",
-                    .methods = methods, .method_count = BATON_COUNT(methods),
-                };
-                return &descriptor;
-            }
             """
-        module = directory.file("libmode-rogue.so")
-        _ = try ChildProcess.run([
-            try #require(Products.find("clang")), "-std=gnu11", "-shared", "-fPIC", "-I", Products.headers,
-            "-o", module,
-            try directory.write("module.c", source),
-        ])
+        module = try CModule.build(kind: "mode", name: "rogue", source, in: directory)
     }
 
     @Test(

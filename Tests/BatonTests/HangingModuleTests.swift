@@ -15,7 +15,6 @@ struct HangingModuleTests {
         directory = try TemporaryDirectory()
         // "STEP WHAT" in the file says what the preserver does in a step.
         let source = """
-            #include <baton-module.h>
             #include <stdio.h>
             #include <stdlib.h>
             #include <string.h>
@@ -52,23 +51,8 @@ struct HangingModuleTests {
                 BATON_METHOD("check", "i(hsI)", check), BATON_METHOD("survey", "i(h)", survey),
                 BATON_METHOD("commit", "v(h)", commit), BATON_METHOD("save-failed", "v(h)", save_failed),
             };
-            const struct baton_module_descriptor *baton_module_query(void);
-            const struct baton_module_descriptor *baton_module_query(void) {
-                static const struct baton_module_descriptor descriptor = {
-                    .magic = BATON_MODULE_MAGIC, .size = sizeof descriptor, .abi = BATON_MODULE_ABI,
-                    .kind = "preserver", .name = "rogue", .version = "1",
-                    .methods = methods, .method_count = BATON_COUNT(methods),
-                    .commands = commands, .command_count = BATON_COUNT(commands),
-                };
-                return &descriptor;
-            }
             """
-        module = directory.file("libpreserver-rogue.so")
-        _ = try ChildProcess.run([
-            try #require(Products.find("clang")), "-std=gnu11", "-shared", "-fPIC", "-I", Products.headers,
-            "-o", module,
-            try directory.write("module.c", source),
-        ])
+        module = try CModule.build(kind: "preserver", name: "rogue", source, tables: ["commands"], in: directory)
     }
 
     @Test(
