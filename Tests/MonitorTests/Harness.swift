@@ -11,6 +11,7 @@ final class TestMachine {
 
     init() throws {
         ChildProcess.ignoreBrokenPipes()
+        DescriptorLimit.raise()
         vm = try VirtualMachine()
         try registerCoreCommands(vm: vm, memory: memory)
         try registerChardevCommands(vm: vm)

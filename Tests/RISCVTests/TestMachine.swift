@@ -13,6 +13,7 @@ final class TestMachine {
     var hart: Hart { accelerator.harts[0] }
 
     init(harts: Int = 1, megabytes: Int = 16, sbi: Bool = false) throws {
+        DescriptorLimit.raise()
         vm = try VirtualMachine()
         accelerator = try SoftwareAccelerator(vm: vm, hartCount: harts)
         vm.setAccelerator(accelerator)

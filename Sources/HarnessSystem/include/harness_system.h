@@ -23,6 +23,10 @@ int harness_limit_file_size(pid_t pid, uint64_t bytes);
  * (posix_spawn_file_actions_addclosefrom_np). Returns 0 or an error number. */
 int harness_spawn_closes_from(posix_spawn_file_actions_t *actions, int from);
 
+/* Raises the soft limit of this process' descriptors to COUNT, or the hard
+ * limit if that is lower. Returns 0, or -1 and errno. */
+int harness_allow_descriptors(uint64_t count);
+
 /* Makes a pipe that no child inherits (pipe2(2)): 0, or -1 and errno. */
 int harness_pipe(int ends[2]);
 

@@ -1,5 +1,6 @@
 import BatonRuntime
 import RISCV
+import TestSupport
 import VirtBoard
 
 /// The whole board, with 64 MiB, that a test looks at from outside.
@@ -13,6 +14,7 @@ final class TestBoard {
         hartCount: Int = 1, memory: Int = 64 << 20, serial: Chardev? = nil, flash: [BlockBackend] = [],
         aia: AIA = .none, _ setUp: (inout BootFiles) -> Void = { _ in }
     ) throws {
+        DescriptorLimit.raise()
         vm = try VirtualMachine()
         ram = try TestMachine.block("ram", memory)
         let accelerator = try SoftwareAccelerator(vm: vm, hartCount: hartCount)

@@ -1,5 +1,6 @@
 import BatonRuntime
 import Glibc
+import TestSupport
 import VirtBoard
 import Virtio
 
@@ -15,6 +16,7 @@ final class TestMachine {
     let ram: RAMBlock
 
     init() throws {
+        DescriptorLimit.raise()
         vm = try VirtualMachine()
         ram = try TestMachine.block("ram", TestMachine.ramSize)
         try vm.addressSpace.map(try TestMachine.block("rom", 4096), at: TestMachine.romBase, size: 4096, readOnly: true)
