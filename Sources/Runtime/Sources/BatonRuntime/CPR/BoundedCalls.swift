@@ -6,7 +6,7 @@ public protocol ModulePart: AnyObject {
     var name: String { get }
     /// Whether each step is done soon, whatever happens: all that it may wait
     /// for has a time limit of its own. No time is then spent on watching it,
-    /// some 0.5 ms of the pause. Constant.
+    /// some 0.4 ms of the pause. Constant.
     var neverHangs: Bool { get }
     /// A step of this part has not come back, and was stopped where it was:
     /// nothing of it is called any more. Called on the main thread.
