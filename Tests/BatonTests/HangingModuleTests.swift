@@ -27,6 +27,8 @@ struct HangingModuleTests {
                 if (strcmp(line, want) == 0) for (;;) pause();
                 snprintf(want, sizeof want, "%s spin", step);
                 if (strcmp(line, want) == 0) for (volatile int turn = 0;; turn++) {}
+                snprintf(want, sizeof want, "%s dawdle", step);
+                if (strcmp(line, want) == 0) usleep(50000);
                 snprintf(want, sizeof want, "%s crash", step);
                 if (strcmp(line, want) == 0) abort();
                 snprintf(want, sizeof want, "%s fail", step);
@@ -89,6 +91,17 @@ struct HangingModuleTests {
         let text = refusal { try guest.qmp.execute("cpr-update", ["argv": guest.arguments, "timeout-ms": 700]) }
         #expect(text.contains("rogue: '\(step)' did not come back within 700 ms"), "\(text)")
         try expectLeftBehind(guest, step)
+    }
+
+    @Test("A short time limit leaves no module behind that is only slow", arguments: ["check", "survey"])
+    func isPatientWithWhatHasNoEnd(_ step: String) throws {
+        let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-module", module])
+        try directory.write("orders", "\(step) dawdle")
+        let text = refusal { try guest.qmp.execute("cpr-preflight", ["argv": guest.arguments, "timeout-ms": 1]) }
+        #expect(text.contains("did not start within 1 ms"), "\(text)")
+        try directory.write("orders", "")
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        try guest.waitForProgress(past: guest.count)
     }
 
     @Test("A commit that does not come back costs the guest no more than the time limit", arguments: ["hang", "spin"])

@@ -29,19 +29,23 @@ final class BoundedCalls {
     /// What has been left behind, and why nothing can be updated since.
     private(set) var late: [(part: any ModulePart, error: VMMError)] = []
 
+    private static let leastLimit: Int64 = 500_000_000
+
     func isLate(_ part: any ModulePart) -> Bool { late.contains { $0.part === part } }
 
     /// Calls `body` for each part that has not been left behind before, in order.
     /// - Parameters:
     ///   - step: the step's name, for the error of one that is late.
-    ///   - limit: nanoseconds that each call may take.
+    ///   - limit: nanoseconds that each call may take; half a second is the
+    ///     least, as being late has no end.
     ///   - body: gets the index of the part.
     /// - Returns: for each that was called what `body` returned, or the error that it was late.
     func call<Answer>(
         _ parts: [any ModulePart], _ step: String, limit: Int64, _ body: @escaping (Int) -> Answer
     ) -> [Result<Answer, VMMError>] {
         var answers: [Result<Answer, VMMError>] = []
-        var rest = parts.indices.filter { late.isEmpty || !isLate(parts[$0]) }[...]
+        let limit = max(limit, BoundedCalls.leastLimit)
+        var rest = parts.indices.filter { !isLate(parts[$0]) }[...]
         while let index = rest.first {
             if parts[index].neverHangs {
                 answers.append(.success(body(index)))
@@ -59,7 +63,8 @@ final class BoundedCalls {
         _ called: [(index: Int, part: any ModulePart)], _ step: String, limit: Int64,
         _ body: @escaping (Int) -> Answer
     ) -> [Result<Answer, VMMError>] {
-        let round = Round(called.count) { body(called[$0].index) }
+        var answers = [Answer?](repeating: nil, count: called.count)
+        let round = Round { answers[$0] = body(called[$0].index) }
         // Balanced when all calls are done; one that is left behind keeps it for ever.
         let context = Unmanaged.passRetained(round)
         var errors: [Int: VMMError] = [:]
@@ -67,7 +72,7 @@ final class BoundedCalls {
         while next < called.count {
             let late = cbaton_call_bounded(
                 { context, index in
-                    if let context { Unmanaged<AnyRound>.fromOpaque(context).takeUnretainedValue().call(Int(index)) }
+                    if let context { Unmanaged<Round>.fromOpaque(context).takeUnretainedValue().call(Int(index)) }
                 }, context.toOpaque(), next, UInt32(called.count), limit)
             next = late + 1
             guard late < called.count else { break }
@@ -78,9 +83,9 @@ final class BoundedCalls {
             part.leftBehind()
         }
         if errors.isEmpty { context.release() }
-        return called.indices.map { index in
-            if let answer = round.answers[index], errors[index] == nil { return .success(answer) }
-            return .failure(errors[index] ?? BoundedCalls.error(called[index].part, step, limit))
+        return called.indices.compactMap { index in
+            if let error = errors[index] { return .failure(error) }
+            return answers[index].map { .success($0) }
         }
     }
 
@@ -92,19 +97,8 @@ final class BoundedCalls {
     }
 }
 
-/// What the thread of one round of calls works on.
-private class AnyRound {
-    func call(_ index: Int) {}
-}
-
-private final class Round<Answer>: AnyRound {
-    var answers: [Answer?]
-    private let body: (Int) -> Answer
-
-    init(_ count: Int, _ body: @escaping (Int) -> Answer) {
-        answers = Array(repeating: nil, count: count)
-        self.body = body
-    }
-
-    override func call(_ index: Int) { answers[index] = body(index) }
+/// What the thread of one round of calls does.
+private final class Round {
+    let call: (Int) -> Void
+    init(_ call: @escaping (Int) -> Void) { self.call = call }
 }

@@ -38,8 +38,9 @@ extension CprController {
     /// watched over by a lifeboat: the guest goes on in the new VMM, or,
     /// whatever is wrong with that, here. Returns only by throwing.
     public func update(_ argv: [String], _ options: UpdateOptions) throws(VMMError) {
+        let limitBefore = updateLimit
         updateLimit = options.limit
-        defer { updateLimit = CprController.defaultStartLimit }
+        defer { updateLimit = limitBefore }
         let mode = try modeOfUpdate(argv, options.mode)
         if options.preflight {
             do throws(VMMError) {

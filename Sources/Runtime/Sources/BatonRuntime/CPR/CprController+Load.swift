@@ -65,6 +65,7 @@ extension CprController {
         vm.tookOverState()
         times.loaded = EventLoop.now
         announce(.commit)
+        updateLimit = CprController.defaultStartLimit
         if runState == .running && autostart {
             try vm.start()
         } else {

@@ -21,6 +21,9 @@ extension CprController {
     ///   not noticed.
     @discardableResult
     public func preflight(_ argv: [String], _ options: UpdateOptions) throws(VMMError) -> PreflightReport {
+        let limitBefore = updateLimit
+        updateLimit = options.limit
+        defer { updateLimit = limitBefore }
         let mode = try modeOfUpdate(argv, options.mode)
         isInPreflight = true
         defer { isInPreflight = false }
