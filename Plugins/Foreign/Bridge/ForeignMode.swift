@@ -18,13 +18,9 @@ final class ForeignMode: CprMode {
         self.module = module
         self.methods = methods
         summary = methods["summary"]?.callForText() ?? "(a foreign module)"
-        let bits = try methods["promises"]?.call([]) { $0.I }.value ?? 0
         let known = UInt32(BATON_MODE_SAME_PID | BATON_MODE_SURVIVES_HOST_REBOOT | BATON_MODE_KEEPS_CONNECTIONS)
         let memfds = UInt32(BATON_MODE_MEMFD_RAM), hangs = UInt32(BATON_MODE_NEVER_HANGS)
-        let unknown = bits & ~(known | memfds | hangs)
-        guard unknown == 0 else {
-            throw VMMError("the mode promises what is unknown to this Baton (\(Hex(UInt64(unknown))))")
-        }
+        let bits = try methods.promises(of: "mode", known: known | memfds | hangs)
         neverHangs = bits & hangs != 0
         promises = CprModePromises(rawValue: bits & known)
         if promises.contains(.samePID), methods["exec"] == nil {

@@ -14,12 +14,7 @@ final class ForeignPreserver: FdPreserver {
         self.name = name
         self.module = module
         self.methods = methods
-        let bits = try methods["promises"]?.call([]) { $0.I }.value ?? 0
-        let known = UInt32(BATON_PRESERVER_NEVER_HANGS)
-        guard bits & ~known == 0 else {
-            throw VMMError("the preserver promises what is unknown to this Baton (\(Hex(UInt64(bits & ~known))))")
-        }
-        neverHangs = bits & known != 0
+        neverHangs = try methods.promises(of: "preserver", known: UInt32(BATON_PRESERVER_NEVER_HANGS)) != 0
     }
 
     /// Has the module's method called for the descriptors that it watches,

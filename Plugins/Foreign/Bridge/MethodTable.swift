@@ -77,6 +77,16 @@ struct MethodTable {
 
     subscript(_ name: String) -> ForeignFunction? { functions[name] }
 
+    /// The bits that the module promises; none when it has no method for that.
+    /// - Parameter known: those that this Baton knows.
+    func promises(of kind: String, known: UInt32) throws(VMMError) -> UInt32 {
+        let bits = try self["promises"]?.call([]) { $0.I }.value ?? 0
+        guard bits & ~known == 0 else {
+            throw VMMError("the \(kind) promises what is unknown to this Baton (\(Hex(UInt64(bits & ~known))))")
+        }
+        return bits
+    }
+
     /// Calls a method that the module may lack.
     /// - Parameter named: whether the module's name goes before its words.
     func call(

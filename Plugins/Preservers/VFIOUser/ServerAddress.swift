@@ -61,21 +61,13 @@ struct VFIOUserAddress {
             guard let number = SizeText.unsignedNumber(text), let fd = Int32(exactly: number) else {
                 throw VMMError("Unable to parse FD number \(text)")
             }
-            guard VFIOUserAddress.isConnected(fd) else {
+            let isStream = DescriptorKind.isSocket(fd, listening: false)
+            guard isStream, DescriptorKind.isLocal(fd), DescriptorKind.hasPeer(fd) else {
                 throw VMMError("File descriptor '\(text)' is not a connected UNIX stream socket")
             }
             guard !taken.contains(fd) else { throw VMMError("File descriptor '\(text)' is another device's") }
             try FD.setCloseOnExec(fd, true)
             return OwnedFD(adopting: fd)
         }
-    }
-
-    private static func isConnected(_ fd: Int32) -> Bool {
-        var address = sockaddr_un()
-        var length = socklen_t(MemoryLayout<sockaddr_un>.size)
-        let hasPeer = withUnsafeMutablePointer(to: &address) { pointer in
-            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getpeername(fd, $0, &length) == 0 }
-        }
-        return hasPeer && address.sun_family == sa_family_t(AF_UNIX) && DescriptorKind.isSocket(fd, listening: false)
     }
 }

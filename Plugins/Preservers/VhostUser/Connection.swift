@@ -27,15 +27,6 @@ extension VhostUserDevice: ChardevFrontend {
         }
     }
 
-    static func isLocal(_ socket: Int32) -> Bool {
-        var address = sockaddr_storage()
-        var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
-        let result = withUnsafeMutablePointer(to: &address) { pointer in
-            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(socket, $0, &length) }
-        }
-        return result == 0 && address.ss_family == sa_family_t(AF_UNIX)
-    }
-
     /// There is a back end again: makes its acquaintance.
     func connected() {
         isNewConnection = false

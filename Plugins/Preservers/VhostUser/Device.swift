@@ -92,7 +92,7 @@ class VhostUserDevice: VirtioOffload {
         }
         guard chardev.frontend == nil else { throw VMMError("Device '\(chardev.id)' is in use") }
         try chardev.waitForConnection { vm.isEnding }
-        guard let socket = chardev.connectionDescriptor, VhostUserDevice.isLocal(socket) else {
+        guard let socket = chardev.connectionDescriptor, DescriptorKind.isLocal(socket) else {
             throw VMMError("chardev '\(chardev.id)' is no UNIX socket, which vhost-user needs")
         }
         let channel = VhostUserChannel(socket: socket)

@@ -13,7 +13,7 @@
 
 /* What the keeper waits for: either of two processes to end. */
 struct awaited {
-    int process[2]; /* pidfds */
+    int process[2]; /* pidfds, the second the later one, and so of a higher number */
 };
 
 /* Runs beside the exec, in the same memory and with the same thread-local
@@ -21,19 +21,13 @@ struct awaited {
  * else. Descriptors are its own. */
 static int keep(void *argument) {
     const struct awaited *awaited = argument;
-    unsigned low = (unsigned)awaited->process[0], high = (unsigned)awaited->process[1];
-    if (low > high) {
-        unsigned other = low;
-        low = high;
-        high = other;
-    }
-    /* Nothing may stay open, seem connected, or be locked because of us. */
-    if (low > 0) syscall(SYS_close_range, 0u, low - 1, 0u);
-    if (high > low + 1) syscall(SYS_close_range, low + 1, high - 1, 0u);
-    syscall(SYS_close_range, high + 1, ~0u, 0u);
+    /* Nothing else may stay open, seem connected, or be locked because of us. */
+    for (int i = 0; i < 2; i++)
+        if (awaited->process[i] != i) syscall(SYS_dup3, awaited->process[i], i, 0);
+    syscall(SYS_close_range, 2u, ~0u, 0u);
     /* The guest runs when we free its old mappings. */
     syscall(SYS_setpriority, PRIO_PROCESS, 0, 19);
-    struct pollfd ends[2] = {{.fd = (int)low, .events = POLLIN}, {.fd = (int)high, .events = POLLIN}};
+    struct pollfd ends[2] = {{.fd = 0, .events = POLLIN}, {.fd = 1, .events = POLLIN}};
     syscall(SYS_ppoll, ends, 2, NULL, NULL, 0);
     return 0;
 }

@@ -94,6 +94,7 @@ final class TrialRun {
 
     private func takeEnd() {
         loop?.unwatch(pidfd)
+        reap(WNOHANG)
         takeErrors()
         decide(VMMError("\(endText)\(lastWords)"))
     }
@@ -119,12 +120,7 @@ final class TrialRun {
 
     /// How the process ended, if it has.
     private var endText: String {
-        var value: Int32 = 0
-        guard retryingInterrupts({ waitpid(pid, &value, WNOHANG) }) == pid else {
-            return "the new VMM does not speak to this one"
-        }
-        let status = value
-        self.status = value
+        guard let status else { return "the new VMM does not speak to this one" }
         let signal = status & 0x7f
         if signal != 0 { return "the new VMM was ended by signal \(signal) (\(String(cString: strsignal(signal))))" }
         return "the new VMM ended during its start, with status \(status >> 8 & 0xff)"
@@ -141,13 +137,19 @@ final class TrialRun {
 
     private var status: Int32?
 
+    private func reap(_ options: Int32) {
+        var value: Int32 = 0
+        if retryingInterrupts({ waitpid(pid, &value, options) }) == pid { status = value }
+    }
+
     /// Makes sure that nothing is left of the process.
     func end() {
         timer?.cancel()
         if status == nil {
             kill(pid, SIGKILL)
-            var value: Int32 = 0
-            status = retryingInterrupts { waitpid(pid, &value, 0) } == pid ? value : 0
+            reap(0)
+            // Not to be killed a second time.
+            status = status ?? 0
         }
         for fd in [watchReader, errorReader, pidfd] where fd >= 0 {
             loop?.unwatch(fd)

@@ -13,6 +13,18 @@ public enum DescriptorKind {
 
     public static func isDatagramSocket(_ fd: Int32) -> Bool { option(fd, SO_TYPE) == Int32(SOCK_DGRAM.rawValue) }
 
+    /// Whether it is a socket of the UNIX domain.
+    public static func isLocal(_ fd: Int32) -> Bool { option(fd, SO_DOMAIN) == AF_UNIX }
+
+    /// Whether it is a socket that is connected.
+    public static func hasPeer(_ fd: Int32) -> Bool {
+        var address = sockaddr_storage()
+        var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+        return withUnsafeMutablePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getpeername(fd, $0, &length) == 0 }
+        }
+    }
+
     /// A socket's option of level SOL_SOCKET; nil for what is no socket.
     static func option(_ fd: Int32, _ name: Int32) -> Int32? {
         var value: Int32 = -1
