@@ -58,6 +58,9 @@ struct CodeCache {
 
     private init() throws(VMMError) {
         pool = try CodeCache.reserve(CodeCache.capacity * CodeCache.tableSize, "decoded instructions")
+        // Where the kernel has huge pages, the pause of an update is shorter by
+        // those that a fork need not copy and an exec not free one by one.
+        madvise(pool, CodeCache.capacity * CodeCache.tableSize, CBATON_MADV_HUGEPAGE)
         ranges = .allocate(capacity: 1)
         map = .allocate(capacity: 1)
         tables = .allocate(capacity: CodeCache.capacity)
@@ -72,9 +75,6 @@ struct CodeCache {
                 nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
             memory != MAP_FAILED
         else { throw .system("cannot reserve \(size) bytes for \(what)") }
-        // Where the kernel has huge pages, the pause of an update is shorter by
-        // those that a fork need not copy and an exec not free one by one.
-        madvise(memory, size, CBATON_MADV_HUGEPAGE)
         return memory
     }
 
