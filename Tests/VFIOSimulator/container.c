@@ -138,7 +138,8 @@ struct answer container_ioctl(struct container *container, pid_t pid, unsigned r
     case VFIO_CHECK_EXTENSION:
         switch (argument) {
         case VFIO_TYPE1_IOMMU: case VFIO_TYPE1v2_IOMMU: return (struct answer){!settings.lacks_type1, -1};
-        case VFIO_UPDATE_VADDR: return (struct answer){!settings.lacks_update_vaddr, -1};
+        /* Only the model that has been set answers for this: vfio_iommu_type1_check_extension. */
+        case VFIO_UPDATE_VADDR: return (struct answer){container->iommu_set && !settings.lacks_update_vaddr, -1};
         case VFIO_UNMAP_ALL: return (struct answer){!settings.lacks_unmap_all, -1};
         default: return (struct answer){0, -1};
         }

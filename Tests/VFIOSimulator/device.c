@@ -203,7 +203,7 @@ static int set_irqs(struct device *d, pid_t pid, uint64_t argument) {
     const unsigned head = sizeof(struct vfio_irq_set);
     if (fetch(pid, argument, set, head)) return -EFAULT;
     if (set->argsz < head || set->index >= IRQS) return refuse(pid, name, EINVAL, "size or index");
-    if (set->start > irq_count(set->index) || set->count > irq_count(set->index) - set->start) {
+    if (set->start >= irq_count(set->index) || set->count > irq_count(set->index) - set->start) {
         return refuse(pid, name, EINVAL, "no such interrupts");
     }
     if (set->index >= VFIO_PCI_ERR_IRQ_INDEX) return set_notice(d, pid, argument, set);

@@ -71,9 +71,13 @@ static uint8_t *map_area(pid_t pid, const struct area *area, uint64_t size, bool
     return host;
 }
 
+/* Addresses that the IOMMU keeps for messages of interrupts: those of x86, iommu_get_resv_regions. */
+enum { MSI_START = 0xfee00000u, MSI_END = 0xfef00000u };
+
 static int check_free(struct space *space, pid_t pid, const char *name, uint64_t iova, uint64_t size) {
     if (!size || (size | iova) & 4095) return refuse(pid, name, EINVAL, "not whole pages");
     if (iova + size - 1 < iova) return refuse(pid, name, EINVAL, "wraps");
+    if (iova < MSI_END && MSI_START < iova + size) return refuse(pid, name, EINVAL, "addresses of interrupts");
     int error = refused(name);
     if (error) return refuse(pid, name, error, "by option");
     for (size_t i = 0; i < space->count; i++) {

@@ -10,8 +10,8 @@ final class VFIOContainer: VFIOMemoryOwner {
     /// update, whatever other groups are in it.
     let number: Int
     let ranges: [VFIORange]
-    let hasUpdateVaddr: Bool
-    let hasUnmapAll: Bool
+    private(set) var hasUpdateVaddr = false
+    private(set) var hasUnmapAll = false
     /// Those of `ranges` whose addresses in this process the kernel lacks.
     private var lacking: [VFIORange] = []
     private var hasAddresses: Bool { lacking.isEmpty }
@@ -27,8 +27,6 @@ final class VFIOContainer: VFIOMemoryOwner {
         fd = opened
         self.number = number
         self.ranges = ranges
-        hasUpdateVaddr = VFIO.call(fd, VFIO.Request.checkExtension, VFIO.Extension.updateVaddr) > 0
-        hasUnmapAll = VFIO.call(fd, VFIO.Request.checkExtension, VFIO.Extension.unmapAll) > 0
         let version = VFIO.call(fd, VFIO.Request.getAPIVersion)
         guard version == VFIO.apiVersion else {
             throw VMMError("supported vfio version: \(VFIO.apiVersion), reported version: \(version)")
@@ -41,6 +39,7 @@ final class VFIOContainer: VFIOMemoryOwner {
         guard VFIO.call(fd, VFIO.Request.setIOMMU, model) == 0 else {
             throw .system("Failed to set iommu for container")
         }
+        askExtensions()
         for range in ranges { try map(range) }
     }
 
@@ -58,9 +57,25 @@ final class VFIOContainer: VFIOMemoryOwner {
     deinit { close(fd) }
 
     /// - Returns: false, with errno, when the group cannot be of this container.
-    func attach(_ group: Int32) -> Bool {
+    private func attach(_ group: Int32) -> Bool {
         var argument = VFIOArgument(bytes: littleEndianBytes(fd))
         return argument.call(group, VFIO.Request.groupSetContainer) == 0
+    }
+
+    /// Takes in a further group.
+    /// - Returns: false, with errno, when the group cannot be of this container.
+    func join(_ group: Int32) -> Bool {
+        guard attach(group) else { return false }
+        askExtensions()
+        return true
+    }
+
+    /// The kernel answers for what is in the container: VFIO_UPDATE_VADDR is there only once the IOMMU
+    /// model is set, and is gone again with a group of a mediated device (vfio_iommu_type1.c,
+    /// `vfio_iommu_type1_check_extension`).
+    private func askExtensions() {
+        hasUpdateVaddr = VFIO.call(fd, VFIO.Request.checkExtension, VFIO.Extension.updateVaddr) > 0
+        hasUnmapAll = VFIO.call(fd, VFIO.Request.checkExtension, VFIO.Extension.unmapAll) > 0
     }
 
     /// Why it could not be handed to another process.

@@ -28,7 +28,7 @@ final class VFIOGroup {
                 "group \(number) is not viable",
                 hint: "Please ensure all devices within the iommu_group are bound to their vfio bus driver.")
         }
-        let fitting = containers.first { $0.attach(opened) }
+        let fitting = containers.first { $0.join(opened) }
         if let fitting {
             container = fitting
         } else {
