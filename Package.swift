@@ -103,7 +103,9 @@ let package = Package(
             path: "Sources/baton-ctl", linkerSettings: installed),
         .executableTarget(
             name: "baton-demo",
-            dependencies: ["ProcessSupport", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            dependencies: [
+                "ProcessSupport", "HarnessSystem", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
             path: "Sources/baton-demo"),
         .target(name: "ProcessSupport", dependencies: ["HarnessSystem"], path: "Sources/ProcessSupport"),
         .target(name: "HarnessSystem", path: "Sources/HarnessSystem"),

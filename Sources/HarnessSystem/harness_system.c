@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -40,5 +41,7 @@ int harness_allow_descriptors(uint64_t count) {
     limit.rlim_cur = count < limit.rlim_max ? count : limit.rlim_max;
     return setrlimit(RLIMIT_NOFILE, &limit);
 }
+
+int harness_adopt_orphans(void) { return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); }
 
 int harness_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC); }

@@ -15,6 +15,15 @@ struct PeersCommand: ParsableCommand {
     @Option(help: "How often to replace the VMM.")
     var updates = 20
 
+    @Option(help: "Replace the VMM every second for so many minutes, instead of a number of times.")
+    var minutes: Double?
+
+    @Option(help: "One in so many updates is to a new VMM with a random fault (0: none).")
+    var faults = 0
+
+    @Option(help: "The seed of the faults (default: random; it is printed).")
+    var seed: UInt64?
+
     @Option(help: "Harts of the guest, each with a queue of the disk's.")
     var harts = 1
 
@@ -69,8 +78,14 @@ struct PeersCommand: ParsableCommand {
             session: session, arguments: arguments, backEnds: backEnds,
             flood: PingFlood(address: "10.9.0.2", directory: directory), progress: progress)
         try demonstration.boot(seconds: bootTimeout)
-        for number in 0..<max(updates, 0) { try demonstration.update(number: number + 1) }
-        try demonstration.finish(updates: updates)
+        guard minutes != nil || faults > 0 else {
+            for number in 0..<max(updates, 0) { try demonstration.update(number: number + 1) }
+            return try demonstration.finish(updates: updates)
+        }
+        var endurance = Endurance(
+            demonstration, session: session, arguments: arguments, faults: faults,
+            seed: seed ?? UInt64.random(in: 0...UInt64.max), progress: progress)
+        try endurance.run(seconds: minutes.map { $0 * 60 }, updates: updates)
     }
 
     /// What this machine lacks, each with the package that has it.

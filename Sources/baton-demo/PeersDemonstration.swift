@@ -38,23 +38,44 @@ final class PeersDemonstration {
         progress.say(String(format: "guest works after %.1f s", Clock.now - start))
     }
 
+    /// An update to a VMM that cannot go on with the guest, which goes on in the old one.
+    /// - Returns: the error.
+    func rollback(_ argv: [String], milliseconds: Int) throws -> String {
+        try flood.keepUp()
+        session.isRollingBack = true
+        defer { session.isRollingBack = false }
+        var reason: String?
+        do {
+            try session.command(
+                "cpr-update", ["argv": argv, "preflight": false, "timeout-ms": milliseconds])
+        } catch let error as Failure { reason = "\(error)" }
+        guard let reason else { throw Failure("a new VMM with a fault has taken the guest over") }
+        try awaitRounds(1)
+        guard try backEnds.connections() == connections else {
+            throw Failure("a back end has other connections than before: \(reason)")
+        }
+        return reason
+    }
+
     /// One update with the guest at work and a flood of pings under way, after which all goes on.
-    func update(number: Int) throws {
-        let pid = try session.peerProcess()
+    /// - Parameter number: how many generations of the VMM there have been; nil where updates have failed.
+    func update(number: Int?) throws {
+        let pid = session.process.pid
         let before = (work.diskRounds, work.shareRounds)
         try flood.keepUp()
         try session.command("cpr-update", ["argv": arguments])
         let cpr = try session.command("query-cpr") as? [String: Any]
-        guard cpr?["generation"] as? Int == number else {
-            throw Failure("the VMM has not been replaced \(number) times: \(cpr ?? [:])")
+        guard number == nil || cpr?["generation"] as? Int == number else {
+            throw Failure("the VMM has not been replaced \(number ?? 0) times: \(cpr ?? [:])")
         }
-        guard try session.peerProcess() == pid, pid == session.process.pid else {
-            throw Failure("the PID was \(pid) and is \(try session.peerProcess())")
+        guard session.process.isRunning, pid == session.process.pid else {
+            throw Failure("the PID was \(pid) and is \(session.process.pid)")
         }
         try awaitRounds(1)
         guard try backEnds.connections() == connections else {
             throw Failure("a back end has other connections than before")
         }
+        guard let number else { return }
         progress.say(
             "update \(number): PID \(pid) (same), \(session.pause() ?? "pause unknown"), disk block "
                 + "\(before.0) -> \(work.diskRounds), file \(before.1) -> \(work.shareRounds), same connections")

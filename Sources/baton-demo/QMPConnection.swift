@@ -56,12 +56,16 @@ final class QMPConnection {
         }
     }
 
+    /// Is called with each event's name and data.
+    var onEvent: ((String, [String: Any]) -> Void)?
+
     /// The next message that is not an event, if it is there.
     func next() throws -> [String: Any]? {
         try fill()
         while !messages.isEmpty {
             let message = messages.removeFirst()
-            if message["event"] == nil { return message }
+            guard let event = message["event"] as? String else { return message }
+            onEvent?(event, message["data"] as? [String: Any] ?? [:])
         }
         return nil
     }

@@ -11,6 +11,10 @@ final class Session {
     private let socketPath: String
     private(set) var qmp: QMPConnection?
 
+    /// An update is under way that may fail: the VMM may be another process from some time on, which
+    /// the event CPR_ROLLED_BACK tells.
+    var isRollingBack = false
+
     /// Is called now and then while waiting, for a sign of life.
     var onWait: (() -> Void)?
 
@@ -30,7 +34,7 @@ final class Session {
             if let complaint = console.complaint { throw Failure("the guest says: \(complaint)") }
             if try condition() { return }
             if interruption != 0 { throw Failure("interrupted") }
-            guard process.isRunning else {
+            guard process.isRunning || isRollingBack else {
                 throw Failure("while waiting for \(what): \(process.epitaph())\n\(consoleTail)")
             }
             guard Clock.now < deadline else {
@@ -60,6 +64,10 @@ final class Session {
         try wait(for: "QMP greeting", seconds: 120) {
             if qmp == nil { qmp = QMPConnection(path: socketPath) }
             guard let client = qmp else { return false }
+            client.onEvent = { [process] name, data in
+                // The process that ran the guest is no more, or ends now.
+                if name == "CPR_ROLLED_BACK", let pid = data["pid"] as? Int { process.moved(to: pid_t(pid)) }
+            }
             if let message = try client.next() { return message["QMP"] != nil }
             // The socket of a process about to go: it never accepted us.
             if client.isClosed { qmp = nil }

@@ -1,10 +1,12 @@
 import Foundation
+import HarnessSystem
 import ProcessSupport
 
 /// The VMM, as a child with pipes for its console. An exec in the child keeps
 /// the pipes and the process ID.
 final class VMMProcess {
-    let pid: pid_t
+    /// Stays over an update; a VMM that has taken its guest back is another process.
+    private(set) var pid: pid_t
     /// Our end of the guest console's input.
     let consoleInput: Int32
     /// Our end of the guest console's output, non-blocking.
@@ -16,6 +18,8 @@ final class VMMProcess {
     /// Starts `arguments`, with standard error going to the file `log`.
     init(_ arguments: [String], log: String) throws {
         self.log = log
+        // A VMM that takes its guest back is a child of the one that has ended.
+        guard harness_adopt_orphans() == 0 else { throw Failure.system("cannot adopt processes") }
         var input: [Int32] = [-1, -1], output: [Int32] = [-1, -1]
         guard pipe(&input) == 0, pipe(&output) == 0 else {
             throw Failure.system("cannot make a pipe")
@@ -56,6 +60,13 @@ final class VMMProcess {
         end()
         close(consoleInput)
         close(consoleOutput)
+    }
+
+    /// The guest was taken back, by the process `pid`; the one before is gone.
+    func moved(to pid: pid_t) {
+        guard pid != self.pid else { return }
+        end()
+        (self.pid, status) = (pid, nil)
     }
 
     var isRunning: Bool {

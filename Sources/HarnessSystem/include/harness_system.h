@@ -27,6 +27,10 @@ int harness_spawn_closes_from(posix_spawn_file_actions_t *actions, int from);
  * limit if that is lower. Returns 0, or -1 and errno. */
 int harness_allow_descriptors(uint64_t count);
 
+/* Makes this process the parent of its descendants that lose theirs
+ * (PR_SET_CHILD_SUBREAPER). Returns 0, or -1 and errno. */
+int harness_adopt_orphans(void);
+
 /* Makes a pipe that no child inherits (pipe2(2)): 0, or -1 and errno. */
 int harness_pipe(int ends[2]);
 
