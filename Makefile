@@ -6,7 +6,9 @@
 #     BIOS=opensbi|FILE    firmware in M-mode instead of the built-in SBI (opensbi: Debian's, installed if missing)
 #     RUNFLAGS=...         more options for baton-demo run (see its --help)
 #   make demo-peers        Debian with disk, shared directory and network elsewhere, over 20 updates
-#   make test              all tests, against the release build
+#   make test              all tests, against the release build; at the end, what was skipped and why
+#     TESTFLAGS=...        more options for swift test, such as --filter UpdateTests
+#   make lint              the formatter's findings (.swift-format); make format mends them
 #   make bench             how fast it is, and the pause of a restart beside QEMU's cpr-exec (downloaded once)
 #   make install          executables, modules and what modules are built with, to $(DESTDIR)$(PREFIX)
 #   make clean
@@ -36,7 +38,7 @@ RELEASE := .build/release
 INSTALLED := $(DESTDIR)$(PREFIX)
 MODULE_KINDS := mode memory-backend preserver foreign device accel
 
-.PHONY: all build packages run-packages test-packages run demo-peers test bench install clean
+.PHONY: all build packages run-packages test-packages run demo-peers test lint format bench install clean
 
 all: build
 
@@ -78,7 +80,15 @@ test-packages: packages
 # Without testable imports the tests use the modules as they were built above; with them all is built
 # again, in another way than it is used.
 test: build test-packages
-	$(SWIFT) test -c release --disable-testable-imports
+	@.build/release/baton-demo tests -- $(SWIFT) test -c release --disable-testable-imports $(TESTFLAGS)
+
+FORMATTED := Package.swift Sources Plugins Tests
+
+lint:
+	$(SWIFT) format lint --strict --parallel --recursive $(FORMATTED)
+
+format:
+	$(SWIFT) format --in-place --parallel --recursive $(FORMATTED)
 
 bench: build
 	@.build/release/baton-demo bench

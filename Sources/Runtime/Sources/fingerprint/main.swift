@@ -56,4 +56,8 @@ let text = """
     #endif
 
     """
-try Data(text.utf8).write(to: URL(fileURLWithPath: output))
+// Written only when it has changed: `swift build` and `swift test` link this tool in turn, each in its own way, and
+// run it again. A file that is as it was has nothing compiled again.
+if FileManager.default.contents(atPath: output) != Data(text.utf8) {
+    try Data(text.utf8).write(to: URL(fileURLWithPath: output))
+}
