@@ -108,7 +108,7 @@ install:
 	    $(INSTALLED)/lib/baton/swift/
 	install -m 644 Sources/Runtime/Sources/CBaton/include/*.h $(INSTALLED)/include/baton/
 	install -m 644 Sources/Runtime/Sources/CBaton/installed.modulemap $(INSTALLED)/include/baton/module.modulemap
-	version=$$($(RELEASE)/baton -version | sed 's/.*baton-//') && \
+	version=$$($(RELEASE)/baton -version | sed 's/.*baton-//; s/+.*//') && \
 	    sed "s/@VERSION@/$$version/" Sources/Runtime/baton.pc.in >$(INSTALLED)/lib/pkgconfig/baton.pc
 
 clean:

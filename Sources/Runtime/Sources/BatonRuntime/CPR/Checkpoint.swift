@@ -20,6 +20,7 @@ enum Checkpoint {
         global.put("machine", vm.machineType)
         global.put("name", vm.name ?? "", optional: true)
         global.put("mode", mode, optional: true)
+        global.put("version", BatonVersion.text, optional: true)
         container.add("global", version: 1, global)
 
         var clock = StateWriter()
