@@ -29,7 +29,7 @@ struct TestOutcomes {
         }
         guard let match = line.wholeMatch(of: Self.pattern) else { return }
         let (name, event, text) = (String(match.1), match.2, String(match.3))
-        guard !name.hasPrefix("run with "), !name.hasPrefix("case passing ") else { return }
+        guard name != "run", !name.hasPrefix("run with "), !name.hasPrefix("case passing ") else { return }
         switch event {
         case "started": running[name, default: 0] += 1
         case "skipped" where text.hasPrefix(": "): readReason(of: name, String(text.dropFirst(2)))
