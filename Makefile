@@ -24,7 +24,7 @@ OPENSBI := /usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin
 # The peers of demo-peers and of tests; Debian 13 has some of them in packages of their own.
 PEERPACKAGES = qemu-system-common qemu-utils iproute2 iputils-ping $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 # What more the tests talk to.
-TESTPACKAGES = $(PEERPACKAGES) passt opensbi libjson-c-dev
+TESTPACKAGES = $(PEERPACKAGES) passt opensbi libjson-c-dev strace
 
 ifeq ($(BIOS),opensbi)
 RUNPACKAGES := opensbi
@@ -84,10 +84,10 @@ test: build test-packages
 
 FORMATTED := Package.swift Sources Plugins Tests
 
-lint:
+lint: packages
 	$(SWIFT) format lint --strict --parallel --recursive $(FORMATTED)
 
-format:
+format: packages
 	$(SWIFT) format --in-place --parallel --recursive $(FORMATTED)
 
 bench: build
