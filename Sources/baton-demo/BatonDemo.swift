@@ -8,7 +8,8 @@ struct BatonDemo: ParsableCommand {
         commandName: "baton-demo",
         abstract: "Runs a guest under baton and replaces the VMM process under it.",
         subcommands: [
-            RunCommand.self, PeersCommand.self, BenchCommand.self, FetchCommand.self, PeerCommand.self, TestsCommand.self,
+            RunCommand.self, PeersCommand.self, BenchCommand.self, FetchCommand.self, PeerCommand.self,
+            TestsCommand.self,
             GuestCommand.self,
         ],
         defaultSubcommand: RunCommand.self)
@@ -32,7 +33,8 @@ struct FetchCommand: ParsableCommand {
         let installer = try DebianInstaller(cache: cache)
         if check { return try installer.checkArchive() }
         let files = try installer.obtain(newest: newest, progress: { print($0) })
-        print("version \(files.version)\nkernel \(files.kernel)\ninitrd \(files.initrd)\ndisk module \(files.diskModule)")
+        print(
+            "version \(files.version)\nkernel \(files.kernel)\ninitrd \(files.initrd)\ndisk module \(files.diskModule)")
     }
 }
 

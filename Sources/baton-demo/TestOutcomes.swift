@@ -49,7 +49,8 @@ struct TestOutcomes {
 
     /// Swift Testing's own lines begin with a symbol. A test is there by its display name, in quotes, or as a
     /// function; of one with arguments the number of its cases may follow.
-    private static let pattern = #/
+    private static let pattern =
+        #/
         [^\x20-\x7e] \s Test \s (".*?" | [^"].*?) (?:\s with \s \d+ \s test \s cases?)? \s
         (started | skipped | recorded\sa\sknown\sissue | passed\safter | failed\safter | was\scancelled\safter) (.*)
         /#

@@ -164,7 +164,8 @@ enum Checkpoint {
         guard let runState = RunState(rawValue: stateName) else {
             throw VMMError("\(name) has the unknown run state '\(stateName)'")
         }
-        _ = global.has("name") ? try global.string("name") : nil
+        // Only to be shown.
+        for field in ["name", "version"] where global.has(field) { _ = try global.string(field) }
         // What one mode leaves in place another would look for in the file.
         if global.has("mode"), try global.string("mode") != mode {
             throw VMMError("\(name) was saved in mode '\(try global.string("mode"))', not '\(mode)'")
