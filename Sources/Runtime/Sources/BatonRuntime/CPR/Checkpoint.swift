@@ -16,11 +16,11 @@ enum Checkpoint {
     ) -> SectionContainer {
         var container = SectionContainer(kind: .checkpoint)
         var global = StateWriter()
+        global.put("version", BatonVersion.text, optional: true)
         global.put("run-state", runState.rawValue)
         global.put("machine", vm.machineType)
         global.put("name", vm.name ?? "", optional: true)
         global.put("mode", mode, optional: true)
-        global.put("version", BatonVersion.text, optional: true)
         container.add("global", version: 1, global)
 
         var clock = StateWriter()
@@ -164,8 +164,7 @@ enum Checkpoint {
         guard let runState = RunState(rawValue: stateName) else {
             throw VMMError("\(name) has the unknown run state '\(stateName)'")
         }
-        // Only to be shown.
-        for field in ["name", "version"] where global.has(field) { _ = try global.string(field) }
+        _ = global.has("name") ? try global.string("name") : nil
         // What one mode leaves in place another would look for in the file.
         if global.has("mode"), try global.string("mode") != mode {
             throw VMMError("\(name) was saved in mode '\(try global.string("mode"))', not '\(mode)'")
