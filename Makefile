@@ -6,7 +6,9 @@
 #     BIOS=opensbi|FILE    firmware in M-mode instead of the built-in SBI (opensbi: Debian's, installed if missing)
 #     RUNFLAGS=...         more options for baton-demo run (see its --help)
 #   make demo-peers        Debian with disk, shared directory and network elsewhere, over 20 updates
-#   make test              all tests, against the release build
+#   make test              all tests, against the release build; at the end, what was skipped and why
+#     TESTFLAGS=...        more options for swift test, such as --filter UpdateTests
+#   make lint              the formatter's findings (.swift-format); make format mends them
 #   make bench             how fast it is, and the pause of a restart beside QEMU's cpr-exec (downloaded once)
 #   make install          executables, modules and what modules are built with, to $(DESTDIR)$(PREFIX)
 #   make clean
@@ -36,7 +38,7 @@ RELEASE := .build/release
 INSTALLED := $(DESTDIR)$(PREFIX)
 MODULE_KINDS := mode memory-backend preserver foreign device accel
 
-.PHONY: all build packages run-packages test-packages run demo-peers test bench install clean
+.PHONY: all build packages run-packages test-packages run demo-peers test lint format bench install clean
 
 all: build
 
@@ -71,6 +73,9 @@ demo-peers: build
 	@$(call install-missing,$(PEERPACKAGES))
 	@.build/release/baton-demo peers
 
+# Some tests end the VMM at a system call.
+TESTPACKAGES += strace
+
 # Tests without their peer are skipped by name, so these are no condition.
 test-packages: packages
 	@for p in $(TESTPACKAGES); do ( $(call install-missing,$$p) ) || echo "make: tests that need $$p are skipped"; done
@@ -78,7 +83,15 @@ test-packages: packages
 # Without testable imports the tests use the modules as they were built above; with them all is built
 # again, in another way than it is used.
 test: build test-packages
-	$(SWIFT) test -c release --disable-testable-imports
+	@.build/release/baton-demo tests -- $(SWIFT) test -c release --disable-testable-imports $(TESTFLAGS)
+
+FORMATTED := Package.swift Sources Plugins Tests
+
+lint: packages
+	$(SWIFT) format lint --strict --parallel --recursive $(FORMATTED)
+
+format: packages
+	$(SWIFT) format --in-place --parallel --recursive $(FORMATTED)
 
 bench: build
 	@.build/release/baton-demo bench
@@ -98,7 +111,7 @@ install:
 	    $(INSTALLED)/lib/baton/swift/
 	install -m 644 Sources/Runtime/Sources/CBaton/include/*.h $(INSTALLED)/include/baton/
 	install -m 644 Sources/Runtime/Sources/CBaton/installed.modulemap $(INSTALLED)/include/baton/module.modulemap
-	version=$$($(RELEASE)/baton -version | sed 's/.*baton-//') && \
+	version=$$($(RELEASE)/baton -version | sed 's/.*baton-//; s/+.*//') && \
 	    sed "s/@VERSION@/$$version/" Sources/Runtime/baton.pc.in >$(INSTALLED)/lib/pkgconfig/baton.pc
 
 clean:

@@ -96,7 +96,8 @@ let package = Package(
         part("VirtBoard", ["RISCV", "PCI", "Virtio"]),
         .executableTarget(
             name: "baton", dependencies: [runtime, "RISCV", "PCI", "Virtio", "VirtBoard", "Chardev", "Monitor"],
-            path: "Sources/baton", swiftSettings: lean, linkerSettings: installed),
+            path: "Sources/baton", swiftSettings: lean, linkerSettings: installed,
+            plugins: [.plugin(name: "StampRevision", package: "Runtime")]),
         .executableTarget(
             name: "baton-ctl",
             dependencies: [runtime, .product(name: "ArgumentParser", package: "swift-argument-parser")],

@@ -4,9 +4,8 @@ import BatonRuntime
 public enum MonitorVersion {
     /// The QEMU release whose QMP schema the commands follow.
     public static let qemu: (major: Int, minor: Int, micro: Int) = (10, 0, 0)
-    /// This program's own version.
-    public static let version = "0.1.0"
-    public static let package = "baton-\(version)"
+    /// The program, as `query-version` and `-version` name it.
+    public static var package: String { "baton-\(BatonVersion.text)" }
 
     static var json: JSON {
         [

@@ -7,7 +7,8 @@ import PackageDescription
 let package = Package(
     name: "Runtime",
     products: [
-        .library(name: "BatonRuntime", type: .dynamic, targets: ["BatonRuntime", "CBaton"])
+        .library(name: "BatonRuntime", type: .dynamic, targets: ["BatonRuntime", "CBaton"]),
+        .plugin(name: "StampRevision", targets: ["StampRevision"]),
     ],
     targets: [
         .target(name: "CBaton", path: "Sources/CBaton"),
@@ -15,6 +16,9 @@ let package = Package(
         .plugin(
             name: "StampRuntime", capability: .buildTool(), dependencies: ["fingerprint"],
             path: "Plugins/StampRuntime"),
+        .plugin(
+            name: "StampRevision", capability: .buildTool(), dependencies: ["fingerprint"],
+            path: "Plugins/StampRevision"),
         .target(
             name: "BatonRuntime",
             dependencies: ["CBaton"],

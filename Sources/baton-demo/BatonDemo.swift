@@ -9,6 +9,7 @@ struct BatonDemo: ParsableCommand {
         abstract: "Runs a guest under baton and replaces the VMM process under it.",
         subcommands: [
             RunCommand.self, PeersCommand.self, BenchCommand.self, FetchCommand.self, PeerCommand.self,
+            TestsCommand.self,
             GuestCommand.self,
         ],
         defaultSubcommand: RunCommand.self)
@@ -22,9 +23,18 @@ struct FetchCommand: ParsableCommand {
     @Option(help: "Directory to keep downloads in.")
     var cache = ".cache"
 
+    @Flag(help: "Look for a newer version than the cache has.")
+    var newest = false
+
+    @Flag(help: "Only read the archive's index; status 0 if that can be had.")
+    var check = false
+
     func run() throws {
-        let files = try DebianInstaller(cache: cache).obtain(progress: { print($0) })
-        print("kernel \(files.kernel)\ninitrd \(files.initrd)\ndisk module \(files.diskModule)")
+        let installer = try DebianInstaller(cache: cache)
+        if check { return try installer.checkArchive() }
+        let files = try installer.obtain(newest: newest, progress: { print($0) })
+        print(
+            "version \(files.version)\nkernel \(files.kernel)\ninitrd \(files.initrd)\ndisk module \(files.diskModule)")
     }
 }
 

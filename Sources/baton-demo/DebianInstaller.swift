@@ -3,15 +3,29 @@ import ProcessSupport
 
 /// Debian 13's kernel and installer initrd for riscv64, from Debian's archive,
 /// with the one kernel module that the initrd lacks: the installer fetches
-/// virtio_blk from the network, and so do we.
+/// virtio_blk from the network, and we take it from the kernel's own package.
 ///
 /// apt does the downloads and checks the signatures, with lists, cache and
 /// sources of its own under the cache directory: the machine's stay as they are.
+/// What was unpacked is kept, a directory a version, and needs no archive again.
 struct DebianInstaller {
     struct Files {
+        /// The version of the installer's package.
+        let version: String
         let kernel: String
         let initrd: String
         let diskModule: String
+
+        fileprivate init(version: String, in directory: String) {
+            self.version = version
+            kernel = "\(directory)/linux"
+            initrd = "\(directory)/initrd.gz"
+            diskModule = "\(directory)/virtio_blk.ko.xz"
+        }
+
+        fileprivate var areThere: Bool {
+            [kernel, initrd, diskModule].allSatisfy { FileManager.default.fileExists(atPath: $0) }
+        }
     }
 
     private static let package = "debian-installer-13-netboot-riscv64"
@@ -19,6 +33,7 @@ struct DebianInstaller {
     private static let keyrings = "/usr/share/keyrings"
 
     private let cache: String
+    /// Of the versions, each in a directory of its name.
     private var directory: String { cache + "/debian-13-riscv64" }
     private var aptDirectory: String { cache + "/apt" }
 
@@ -27,79 +42,99 @@ struct DebianInstaller {
         self.cache = URL(fileURLWithPath: cache).resolvingSymlinksInPath().path
     }
 
-    /// The files, from the cache or downloaded into it.
-    func obtain(progress: (String) -> Void) throws -> Files {
-        if let files = cached() { return files }
+    /// The files of the newest version in the cache, or downloaded into it.
+    /// - Parameter newest: ask the archive for a newer one than the cache has. When it cannot be had the
+    ///   cache's is used, which is said.
+    func obtain(newest: Bool = false, progress: (String) -> Void) throws -> Files {
+        let kept = cached()
+        if let kept, !newest { return kept }
+        do {
+            return try download(progress: progress)
+        } catch {
+            guard let kept else { throw error }
+            progress("Debian's installer \(kept.version) of the cache is used, as there is no newer one:\n\(error)")
+            return kept
+        }
+    }
+
+    /// Reads the index of the archive, and downloads nothing.
+    /// - Throws: why the archive is not to be had.
+    func checkArchive() throws { _ = try suiteIndex(progress: { _ in }) }
+
+    private func cached() -> Files? {
+        let versions = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
+        return versions.sorted { $0.compare($1, options: .numeric) == .orderedDescending }.lazy
+            .map { Files(version: $0, in: "\(directory)/\($0)") }.first { $0.areThere }
+    }
+
+    private struct Index {
+        let apt: PrivateApt
+        let archive: String
+        let keyring: String
+    }
+
+    private func suiteIndex(progress: (String) -> Void) throws -> Index {
         let archive = try PrivateApt.archiveAddress()
-        progress("downloading Debian's riscv64 kernel and installer from \(archive)")
+        progress("reading the index of \(archive)")
         let keyring = try trixieKeyring(archive: archive)
         let apt = try PrivateApt(
-            directory: "\(aptDirectory)/\(Self.suite)", archive: archive, suite: Self.suite,
-            components: "main main/debian-installer", architecture: "riscv64", keyring: keyring)
+            directory: "\(aptDirectory)/\(Self.suite)", archive: archive, suite: Self.suite, architecture: "riscv64",
+            keyring: keyring)
         try apt.update()
+        return Index(apt: apt, archive: archive, keyring: keyring)
+    }
 
-        let scratch = "\(directory).new"
-        try? FileManager.default.removeItem(atPath: scratch)
+    private func download(progress: (String) -> Void) throws -> Files {
+        let index = try suiteIndex(progress: progress)
+        let version = try index.apt.version(of: Self.package)
+        let target = Files(version: version, in: "\(directory)/\(version)")
+        if target.areThere { return target }
+
+        let scratch = "\(directory).\(getpid()).new"
         try FileManager.default.createDirectory(atPath: scratch, withIntermediateDirectories: true)
         defer { try? FileManager.default.removeItem(atPath: scratch) }
-
-        let installer = try apt.download(Self.package, into: scratch)
-        try extract(installer, pattern: "*/linux", to: "\(scratch)/linux")
-        try extract(installer, pattern: "*/initrd.gz", to: "\(scratch)/initrd.gz")
-        let release = try kernelRelease(of: "\(scratch)/linux")
-        progress("downloading the virtio_blk module of Linux \(release)")
+        let staged = Files(version: version, in: "\(scratch)/files")
+        try FileManager.default.createDirectory(atPath: "\(scratch)/files", withIntermediateDirectories: false)
+        progress("downloading Debian's riscv64 kernel and installer, version \(version)")
+        let installer = try index.apt.download(Self.package, into: scratch)
+        try extract(installer, pattern: "*/linux", to: staged.kernel)
+        try extract(installer, pattern: "*/initrd.gz", to: staged.initrd)
+        let release = try kernelRelease(of: staged.kernel)
+        progress("downloading the package of Linux \(release), for its virtio_blk module")
         try extract(
-            try moduleArchive(release: release, apt: apt, archive: archive, keyring: keyring, into: scratch),
-            pattern: "*/virtio_blk.ko*",
-            to: "\(scratch)/virtio_blk.ko.xz")
-        for name in try FileManager.default.contentsOfDirectory(atPath: scratch) where name.hasSuffix("deb") {
-            try FileManager.default.removeItem(atPath: "\(scratch)/\(name)")
-        }
+            try kernelPackage(release: release, index: index, into: scratch), pattern: "*/virtio_blk.ko*",
+            to: staged.diskModule)
 
-        try? FileManager.default.removeItem(atPath: directory)
-        try FileManager.default.moveItem(atPath: scratch, toPath: directory)
+        try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: true)
+        let place = "\(directory)/\(version)"
+        try? FileManager.default.removeItem(atPath: place)
+        try FileManager.default.moveItem(atPath: "\(scratch)/files", toPath: place)
         // Others' downloads, which may be under way, have theirs beside.
         for name in try FileManager.default.contentsOfDirectory(atPath: aptDirectory)
         where name == "keyring" || name.hasPrefix(Self.suite) || name.hasSuffix("deb") {
             try? FileManager.default.removeItem(atPath: "\(aptDirectory)/\(name)")
         }
-        guard let files = cached() else { throw Failure("\(directory) is not complete after the download") }
-        return files
+        guard target.areThere else { throw Failure("\(place) is not complete after the download") }
+        return target
     }
 
-    private func cached() -> Files? {
-        let files = Files(
-            kernel: "\(directory)/linux", initrd: "\(directory)/initrd.gz", diskModule: "\(directory)/virtio_blk.ko.xz")
-        let all = [files.kernel, files.initrd, files.diskModule]
-        return all.allSatisfy { FileManager.default.fileExists(atPath: $0) } ? files : nil
-    }
-
-    /// The module's package: the installer's own small one, or, from a mirror without
-    /// the installer's packages, the kernel's. An installer that is older, or newer, than its suite's kernel
-    /// has it in one of the suites beside.
-    private func moduleArchive(
-        release: String, apt: PrivateApt, archive: String, keyring: String, into directory: String
-    ) throws -> String {
-        let packages = ["scsi-modules-\(release)-di", "linux-image-\(release)"]
+    /// The kernel's package, which has all of its modules. An installer that is older, or newer, than its suite's
+    /// kernel has its own in one of the suites beside.
+    private func kernelPackage(release: String, index: Index, into directory: String) throws -> String {
+        let package = "linux-image-\(release)"
         var reasons: [String] = []
-        func first(of apt: PrivateApt) -> String? {
-            for package in packages {
-                do { return try apt.download(package, into: directory) } catch { reasons.append("\(error)") }
-            }
-            return nil
-        }
-        if let found = first(of: apt) { return found }
+        do { return try index.apt.download(package, into: directory) } catch { reasons.append("\(error)") }
         let others = [
-            ("\(archive)-security", "\(Self.suite)-security"), (archive, "\(Self.suite)-updates"),
-            (archive, "\(Self.suite)-proposed-updates"),
+            ("\(index.archive)-security", "\(Self.suite)-security"), (index.archive, "\(Self.suite)-updates"),
+            (index.archive, "\(Self.suite)-proposed-updates"),
         ]
         for (archive, suite) in others {
             do {
                 let apt = try PrivateApt(
-                    directory: "\(aptDirectory)/\(suite)", archive: archive, suite: suite, components: "main",
-                    architecture: "riscv64", keyring: keyring)
+                    directory: "\(aptDirectory)/\(suite)", archive: archive, suite: suite, architecture: "riscv64",
+                    keyring: index.keyring)
                 try apt.update()
-                if let found = first(of: apt) { return found }
+                return try apt.download(package, into: directory)
             } catch {
                 reasons.append("\(error)")
             }
@@ -122,7 +157,7 @@ struct DebianInstaller {
             .dropFirst("VERSION_CODENAME=".count)
         let apt = try PrivateApt(
             directory: "\(aptDirectory)/keyring", archive: archive, suite: String(codename ?? "bookworm"),
-            components: "main", architecture: "amd64", keyring: installed)
+            architecture: "amd64", keyring: installed)
         try apt.update()
         let package = try apt.download("debian-archive-keyring", into: aptDirectory)
         let root = "\(aptDirectory)/keyring/root"

@@ -50,7 +50,7 @@ struct LaterDebian {
         defer { try? FileManager.default.removeItem(atPath: aptDirectory) }
         let architecture = try Tool.require(["dpkg", "--print-architecture"]).text
         let apt = try PrivateApt(
-            directory: aptDirectory, archive: try PrivateApt.archiveAddress(), suite: suite, components: "main",
+            directory: aptDirectory, archive: try PrivateApt.archiveAddress(), suite: suite,
             architecture: architecture.trimmingCharacters(in: .whitespacesAndNewlines), keyring: Self.keyring)
         try apt.update()
         let scratch = "\(root).new"

@@ -7,9 +7,9 @@ struct PrivateApt {
     private let directory: String
     private let options: [String]
 
-    init(
-        directory: String, archive: String, suite: String, components: String, architecture: String, keyring: String
-    ) throws {
+    /// - Parameter suite: of it the component `main` alone is used. Mirrors have had a broken index of the others,
+    ///   and apt refuses the whole archive then.
+    init(directory: String, archive: String, suite: String, architecture: String, keyring: String) throws {
         self.directory = directory
         for part in ["state/lists/partial", "cache/archives/partial"] {
             try FileManager.default.createDirectory(
@@ -20,7 +20,7 @@ struct PrivateApt {
             Types: deb
             URIs: \(archive)
             Suites: \(suite)
-            Components: \(components)
+            Components: main
             Architectures: \(architecture)
             Signed-By: \(keyring)
 
@@ -42,6 +42,15 @@ struct PrivateApt {
     /// Reads the archive's index. apt exits with 0 even if it could not, so what it says counts.
     func update() throws {
         try run(["update", "-o", "APT::Update::Error-Mode=any"], in: nil)
+    }
+
+    /// The version of a package that `download` gets.
+    func version(of package: String) throws -> String {
+        // 'URL' NAME_VERSION_ARCHITECTURE.deb SIZE HASH
+        let words = try run(["download", "--print-uris", package], in: nil).split(separator: " ")
+        let parts = words.count > 1 ? words[1].split(separator: "_") : []
+        guard parts.count == 3 else { throw Failure("apt-get does not say which version of \(package) there is") }
+        return String(parts[1])
     }
 
     /// Downloads one package and returns the path of its file.
@@ -78,9 +87,11 @@ struct PrivateApt {
         return "http://deb.debian.org/debian"
     }
 
-    private func run(_ command: [String], in directory: String?) throws {
+    /// - Returns: what apt-get wrote to its standard output.
+    @discardableResult
+    private func run(_ command: [String], in directory: String?) throws -> String {
         let result = try Tool.run(["apt-get"] + options + command, in: directory)
-        guard result.status != 0 || result.errors.contains("Failed to fetch") else { return }
+        guard result.status != 0 || result.errors.contains("Failed to fetch") else { return result.text }
         throw Failure("apt-get \(command.prefix(2).filter { $0 != "-o" }.joined(separator: " ")): \(result.reason)")
     }
 }

@@ -4,6 +4,7 @@ import Glibc
 // A runtime that this executable was not built with lacks the symbol, and the
 // dynamic linker says so, before anything goes wrong in it.
 _batonRuntimeStamp()
+BatonVersion.revision = buildRevision
 let startedAt = EventLoop.now
 
 /// Prints and ends with success.

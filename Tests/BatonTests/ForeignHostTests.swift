@@ -168,7 +168,8 @@ struct ForeignHostTests {
             try say("round \(round)")
         }
         // The one that takes its guest back has its watches.
-        #expect(refusal { try qmp.execute("cpr-update", ["argv": ["/bin/false"], "preflight": false]) } != "accepted")
+        let text = refusal { try qmp.execute("cpr-update", ["argv": ["/bin/false"], "preflight": false]) }
+        #expect(text.contains("the new VMM ended during its start"), "\(text)")
         try say("after")
         close(ends[1])
         let last = try qmp.waitForEvent("HOST_SAID")

@@ -26,6 +26,8 @@ struct FormatTests {
         #expect(checkpoint["global"]?["run-state"]?.text == "running")
         #expect(checkpoint["global"]?["machine"]?.text == "virt")
         #expect(checkpoint["global"]?["mode"]?.text == "restart")
+        let version = try ChildProcess.run([Products.baton, "-version"])
+        #expect(version == "Baton emulator version baton-\(checkpoint["global"]?["version"]?.text ?? "?")\n")
         let ram = try #require(checkpoint["ram"])
         let index = try #require((0..<Int(ram["count"]?.number ?? 0)).first { ram["\($0).name"]?.text == "ram" })
         #expect(ram["\(index).used-length"]?.number == 16 << 20)

@@ -103,6 +103,12 @@ struct RulesTests {
         #expect(records.map { $0["failure"] != nil } == [false, false, true])
         #expect((records[2]["failure"] as? String)?.contains("ended during its start") == true)
         #expect(records[2]["pid"] as? Int != records[1]["pid"] as? Int)
+        let about = try guest.qmp.execute("query-version") as? [String: Any]
+        let package = try #require(about?["package"] as? String)
+        #expect(package.wholeMatch(of: #/baton-\d+\.\d+\.\d+(\+g[0-9a-f]{12})?/#) != nil, "\(package)")
+        let version = String(package.dropFirst("baton-".count))
+        #expect(records.map { $0["from-version"] as? String } == [version, version, version])
+        #expect(records.map { $0["to-version"] as? String } == [version, version, nil])
         let times = try #require(records[0]["times"] as? [String: Int])
         #expect(try #require(times["pause-us"]) > 0)
         for _ in 1...20 { try guest.qmp.execute("cpr-update", ["argv": guest.arguments, "preflight": false]) }

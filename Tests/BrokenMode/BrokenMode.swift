@@ -142,7 +142,8 @@ final class BrokenMode: CprMode {
             }
             let reader = try container.reader(old)
             var writer = StateWriter()
-            for (name, type, payload) in reader.dump {
+            // Optional, and it would not be here: nobody reads it.
+            for (name, type, payload) in reader.dump where name != "version" {
                 switch type {
                 case .unsigned:
                     var value = [try reader.unsigned(name)]

@@ -2,15 +2,23 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Debian's files in the project's cache; downloaded by the first test that asks.
-let debianIsAvailable: Bool = {
-    let fetch = try? ChildProcess([demo, "fetch", "--cache", cache])
-    return (try? fetch?.waitForExit(by: .seconds(300))) == .status(0)
+/// Why Debian's files are not in the project's cache; empty when they are. Downloaded by the first test that asks.
+private let debianProblem: String = {
+    do {
+        let fetch = try ChildProcess([demo, "fetch", "--cache", cache])
+        return try fetch.waitForExit(by: .seconds(600)) == .status(0) ? "" : fetch.errors
+    } catch {
+        return "\(error)"
+    }
 }()
+let debianIsAvailable = debianProblem.isEmpty
 let demo = "\(Products.directory)/baton-demo"
 let cache = "\(Products.repository)/.cache"
 private let openSBI = "/usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin"
-let missingDebian: Comment = "Debian's kernel is neither in the cache nor to be downloaded"
+// .ci/run looks for these words.
+let missingDebian = Comment(
+    rawValue: "Debian's kernel is neither in the cache nor to be downloaded: "
+        + debianProblem.split(separator: "\n").prefix(3).joined(separator: " "))
 
 /// `make run`, from end to end.
 @Suite(.serialized, .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
@@ -65,6 +73,30 @@ struct DemoTests {
             environment: ["http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"])
         #expect(output.contains("a bare-metal guest of our own counts instead"))
         #expect(output.contains("1 restart, nothing lost"))
+    }
+
+    /// A version that is in the cache needs no archive, and one that cannot be reached is no reason to go without.
+    @Test func withoutNetworkTheCachedVersionIsUsed() throws {
+        let cache = try TemporaryDirectory()
+        for version in ["20250803+deb13u9", "20250803+deb13u10"] {
+            let directory = cache.file("debian-13-riscv64/\(version)")
+            try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: true)
+            for file in ["linux", "initrd.gz", "virtio_blk.ko.xz"] {
+                try cache.write("debian-13-riscv64/\(version)/\(file)", "")
+            }
+        }
+        // One that was not unpacked to its end does not count.
+        try FileManager.default.createDirectory(
+            atPath: cache.file("debian-13-riscv64/20250803+deb13u11"), withIntermediateDirectories: false)
+        let noNetwork = ["http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"]
+        let fetch = [demo, "fetch", "--cache", cache.path]
+        let found = try ChildProcess.run(fetch, environment: noNetwork)
+        #expect(found.hasPrefix("version 20250803+deb13u10\n"), "\(found)")
+        let newest = try ChildProcess.run(fetch + ["--newest"], environment: noNetwork)
+        #expect(newest.contains("Debian's installer 20250803+deb13u10 of the cache is used"), "\(newest)")
+        #expect(newest.contains("\nversion 20250803+deb13u10\n"), "\(newest)")
+        let check = try ChildProcess(fetch + ["--check"], environment: noNetwork)
+        #expect(try check.waitForExit() == .status(1))
     }
 
     @Test func aVMMThatEndsIsReported() throws {

@@ -1,4 +1,5 @@
 import BatonRuntime
+import Glibc
 import TestSupport
 import Testing
 import VirtBoard
@@ -86,14 +87,29 @@ import Virtio
                     [0, 1, 3, 8, 11, 15, 0x8000_0000 + value % (1 << 20) & ~15, 4][
                         Int.random(in: 0..<8, using: &random)]
             }
+            let fits = offset + UInt64(width) <= region.size
             if Bool.random(using: &random) {
-                _ = space.mmioRead(region.start + offset, width: width)
+                #expect((space.mmioRead(region.start + offset, width: width) != nil) == fits)
             } else {
-                _ = space.mmioWrite(region.start + offset, width: width, value: value)
+                #expect(space.mmioWrite(region.start + offset, width: width, value: value) == fits)
             }
             if step % 20_000 == 0 { try roundTrip(board) }
         }
         try roundTrip(board)
+        // What devices may not write is as the board's start left it.
+        let rom = try #require(board.rom)
+        let fresh = try #require(try self.board().rom)
+        #expect(memcmp(rom.host, fresh.host, rom.usedLength) == 0)
+        // And a reset takes every device back to where a new one starts.
+        board.vm.resetDevices()
+        for device in board.vm.devices { device.pause() }
+        let other = try self.board()
+        for (device, new) in zip(board.vm.devices, other.vm.devices) {
+            new.pause()
+            // The clock keeps what was set.
+            guard !device.stateName.hasPrefix("cpu"), device.stateName != "rtc" else { continue }
+            #expect(savedState(device) == savedState(new), "\(device.stateName) after a reset")
+        }
     }
 
     /// Every device's state loads into another machine over the same RAM, and
@@ -119,19 +135,31 @@ import Virtio
         var random = Randomness(seed: 3)
         for device in board.vm.devices where !device.stateName.hasPrefix("cpu") {
             let state = savedState(device)
-            for length in 0..<min(state.count, 400) { try? loadState(Array(state[..<length]), into: device) }
-            guard !state.isEmpty else { continue }
-            for _ in 0..<400 {
+            /// - Returns: whether it was taken.
+            func offer(_ bad: [UInt8]) throws -> Bool {
                 let before = savedState(device)
-                var bad = state
-                for _ in 0..<2 {
-                    bad[Int.random(in: 0..<bad.count, using: &random)] = UInt8.random(in: 0...255, using: &random)
-                }
                 do {
                     try loadState(bad, into: device)
                 } catch {
                     #expect(savedState(device) == before, "\(device.stateName): a refused state changes nothing")
+                    return false
                 }
+                // What was taken is a state like any other.
+                let taken = savedState(device)
+                try loadState(taken, into: device)
+                #expect(savedState(device) == taken, "\(device.stateName): what was taken cannot be loaded again")
+                return true
+            }
+            for length in 0..<min(state.count, 400) {
+                #expect(try !offer(Array(state[..<length])), "\(device.stateName): the first \(length) bytes")
+            }
+            guard !state.isEmpty else { continue }
+            for _ in 0..<400 {
+                var bad = state
+                for _ in 0..<2 {
+                    bad[Int.random(in: 0..<bad.count, using: &random)] = UInt8.random(in: 0...255, using: &random)
+                }
+                _ = try offer(bad)
             }
         }
     }

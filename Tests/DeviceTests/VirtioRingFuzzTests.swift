@@ -65,6 +65,39 @@ import Virtio
         queue.publish(0)
     }
 
+    /// After all that a well-behaved driver is served.
+    private func expectService(
+        _ kind: Kind, _ machine: TestMachine, _ driver: GuestDriver, _ device: VirtioDevice, _ chardev: TestChardev
+    ) throws {
+        driver.start(features: driver.deviceFeatures & ~(1 << 29), queues: device.queues.count)
+        let (header, data, status) = (Self.base + 0x20_0000, Self.base + 0x20_1000, Self.base + 0x20_3000)
+        let queue: GuestQueue
+        switch kind {
+        case .block:
+            queue = driver.queues[0]
+            machine.store(UInt32(0), at: header)
+            machine.store(UInt64(0), at: header + 8)
+            machine.store(UInt8(0xff), at: status)
+            queue.descriptor(0, header, 16, flags: 1, next: 1)
+            queue.descriptor(1, data, 512, flags: 3, next: 2)
+            queue.descriptor(2, status, 1, flags: 2)
+        case .entropy:
+            queue = driver.queues[0]
+            queue.descriptor(0, data, 64, flags: 2)
+        case .console:
+            chardev.dropPending()
+            queue = driver.queues[1]
+            queue.descriptor(0, data, 4, flags: 0)
+        case .net:
+            queue = driver.queues[1]
+            machine.store(bytes: [UInt8](repeating: 0, count: 76), at: data)
+            queue.descriptor(0, data, 76, flags: 0)
+        }
+        queue.publish(0)
+        #expect(machine.wait { queue.usedIndex == 1 } && !driver.needsReset, "\(kind) serves no more")
+        if kind == .block { #expect(machine.load(status, as: UInt8.self) == 0) }
+    }
+
     @Test func devicesOutliveWhateverIsInTheirRings() throws {
         let directory = try TemporaryDirectory()
         try directory.writeSparse("disk", size: 1 << 20)
@@ -134,6 +167,11 @@ import Virtio
                 #expect(driver.status == 0)
             }
             #expect(failures > 100 && served > 100, "\(kind): \(failures) failures, \(served) served")
+            // Descriptors that let a device write there were refused.
+            let rom = try #require(machine.vm.addressSpace.ramRange(containing: TestMachine.romBase)?.block)
+            let written = (0..<rom.usedLength).filter { rom.host.load(fromByteOffset: $0, as: UInt8.self) != 0 }
+            #expect(written.isEmpty, "\(kind): \(written.count) bytes of the ROM were written")
+            try expectService(kind, machine, driver, device, chardev)
         }
     }
 }

@@ -53,6 +53,8 @@ struct RandomCodeTests {
         var random = Generator(state: UInt64(seed))
         let machine = try TestMachine(harts: seed % 3 == 0 ? 2 : 1, megabytes: 2, sbi: seed % 4 == 1)
         try machine.vm.addressSpace.map(AnyRegister(), at: 0x1000_0000, size: 0x1000, name: "any")
+        let rom = try Self.rom(in: machine)
+        let spare = try TestMachine(harts: machine.accelerator.harts.count, megabytes: 2, sbi: seed % 4 == 1)
         for round in 0..<40 {
             machine.reset()
             for offset in stride(from: 0, to: 64 << 10, by: 4) {
@@ -65,7 +67,8 @@ struct RandomCodeTests {
             for index in 1..<32 {
                 let any = random.next()
                 let bases: [UInt64] = [
-                    TestMachine.base, TestMachine.base + 0x1f_fff8, 0x1000_0000, 0, UInt64.max - 64, 1 << 38, any,
+                    TestMachine.base, TestMachine.base + 0x1f_fff8, 0x1000_0000, Self.romBase, 0, UInt64.max - 64,
+                    1 << 38, any,
                 ]
                 payload.x[index] = bases[Int(any >> 32) % bases.count] &+ (any & 0x3f)
             }
@@ -75,7 +78,54 @@ struct RandomCodeTests {
             payload.mode = round % 2 == 0 ? 3 : 1
             try load(payload, into: machine.hart)
             for _ in 0..<6 { _ = machine.accelerator.runSlice() }
+            // Wherever the code has led a hart, its state goes through a checkpoint.
+            for (hart, other) in zip(machine.accelerator.harts, spare.accelerator.harts) {
+                hart.pause()
+                let state = saved(hart)
+                try other.load(from: StateReader(section: hart.stateName, version: 1, payload: state[...]))
+                #expect(saved(other) == state, "\(hart.stateName) after round \(round)")
+                hart.resume()
+            }
         }
+        for index in 0..<rom.usedLength / 8 {
+            #expect(rom.host.load(fromByteOffset: index * 8, as: UInt64.self) == Self.romWord, "doubleword \(index)")
+        }
+        try expectObedience(machine)
+    }
+
+    // MARK: What must hold afterwards
+
+    private static let romBase: UInt64 = 0x1000
+    private static let romWord: UInt64 = 0x5bad_c0de_5bad_c0de
+
+    /// Memory that no code may write, in a place that registers point to.
+    private static func rom(in machine: TestMachine) throws -> RAMBlock {
+        let host = try Mapping.map(length: 4096, alignment: 4096, fd: -1, shared: false, name: "rom")
+        for index in 0..<512 { host.storeBytes(of: romWord, toByteOffset: index * 8, as: UInt64.self) }
+        let rom = RAMBlock(
+            name: "rom", usedLength: 4096, maxLength: 4096, alignment: 4096, host: host, fd: -1, shared: false,
+            origin: "anonymous")
+        try machine.vm.addressSpace.map(rom, at: romBase, size: 4096, readOnly: true)
+        return rom
+    }
+
+    private func saved(_ hart: Hart) -> [UInt8] {
+        var writer = StateWriter()
+        hart.save(to: &writer)
+        return writer.encoded()
+    }
+
+    /// After a reset the machine does what a program says.
+    private func expectObedience(_ machine: TestMachine) throws {
+        machine.reset()
+        // auipc t0, 0x100; li t1, 0x5a; sd t1, (t0); j .
+        let program: [UInt32] = [0x0010_0297, 0x05a0_0313, 0x0062_b023, 0x0000_006f]
+        for (index, word) in program.enumerated() {
+            machine.ram.host.storeBytes(of: word, toByteOffset: index * 4, as: UInt32.self)
+        }
+        machine.vm.addressSpace.didWrite(TestMachine.base, length: 16)
+        machine[TestMachine.done] = 0
+        try machine.run(until: "the program's store", seconds: 30) { machine[TestMachine.done] == 0x5a }
     }
 
     // MARK: Setting up a hart through its checkpoint

@@ -1,17 +1,18 @@
 import Foundation
 import TestSupport
+import Testing
 
 /// libvfio-user and its sample servers: found or fetched, and built, when the
 /// tests run. Nothing of theirs is part of this repository.
 ///
 /// The source comes from `BATON_LIBVFIO_USER` (a checkout), or is cloned once
-/// into `.build/libvfio-user`: from a mirror on this machine if there is one,
-/// else from GitHub. It needs json-c's header and library.
+/// into `.build/libvfio-user` from GitHub, or from where git's `url.*.insteadOf` says.
+/// It needs json-c's header and library.
 enum LibVFIOUser {
     private static func repository(_ commit: String) -> SourceRepository {
         SourceRepository(
             name: "libvfio-user", commit: commit,
-            places: ["/work/.mirror/nutanix+libvfio-user/repo", "https://github.com/nutanix/libvfio-user"])
+            places: ["https://github.com/nutanix/libvfio-user"])
     }
     private static let current = repository("efd091bce1c1c2da64a1a935911a7c2300c848b2")
     /// Its own sample `server` does not start with the library since that
@@ -29,6 +30,12 @@ enum LibVFIOUser {
     }
 
     static var isAvailable: Bool { (try? programs.get()) != nil }
+    /// Why there are none, for the list of skipped tests.
+    static var absence: Comment {
+        guard case .failure(let reason) = programs else { return "" }
+        let lines = "\(reason)".split(separator: "\n").prefix(4).joined(separator: " ")
+        return Comment(rawValue: "needs libvfio-user's sources (BATON_LIBVFIO_USER) and libjson-c-dev: \(lines)")
+    }
 
     struct Programs {
         /// The tests' device on the library.

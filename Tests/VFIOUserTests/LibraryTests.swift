@@ -6,7 +6,7 @@ import Testing
 @Suite(
     "vfio-user-pci on libvfio-user",
     .enabled(if: GuestBuilder.isAvailable, "needs the toolchain's clang and lld"),
-    .enabled(if: LibVFIOUser.isAvailable, "needs libvfio-user's sources (BATON_LIBVFIO_USER) and libjson-c-dev"))
+    .enabled(if: LibVFIOUser.isAvailable, LibVFIOUser.absence))
 struct LibVFIOUserTests {
     struct Way: CustomTestStringConvertible, Sendable {
         let interrupts: VFIOUserGuest.Interrupts

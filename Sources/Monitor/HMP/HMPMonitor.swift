@@ -153,7 +153,7 @@ public final class HMPMonitor: ResumableMonitor {
     private func greet() {
         if !hasGreeted {
             hasGreeted = true
-            show("Baton \(MonitorVersion.version) monitor - type 'help' for more information\n")
+            show("Baton \(BatonVersion.number) monitor - type 'help' for more information\n")
         }
         show(Self.prompt + editor.text)
     }

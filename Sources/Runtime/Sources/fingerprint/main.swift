@@ -1,7 +1,25 @@
-// Writes a Swift file that carries the fingerprint of the runtime: a hash over
-// the runtime's sources, its build configuration and the compiler. Run by the
-// StampRuntime build plugin: fingerprint OUTPUT COMPILER SOURCE...
+// Writes Swift files that carry what was built. Run by build plugins:
+//
+//   fingerprint OUTPUT COMPILER SOURCE...   the fingerprint of the runtime: a hash over its sources, its build
+//                                           configuration and the compiler (StampRuntime)
+//   fingerprint --revision OUTPUT [LOG]     the git revision that LOG, git's logs/HEAD, ends with (StampRevision)
 import Foundation
+
+/// Written only when it has changed: `swift build` and `swift test` link this tool in turn, each in its own way, and
+/// run it again. Behind a file that is as it was nothing is compiled again.
+func write(_ text: String, to path: String) throws {
+    guard FileManager.default.contents(atPath: path) != Data(text.utf8) else { return }
+    try Data(text.utf8).write(to: URL(fileURLWithPath: path))
+}
+
+if CommandLine.arguments.count > 2, CommandLine.arguments[1] == "--revision" {
+    let log = CommandLine.arguments.dropFirst(3).first.flatMap { FileManager.default.contents(atPath: $0) } ?? Data()
+    // OLD NEW NAME <ADDRESS> TIME ZONE<tab>WHAT
+    let words = String(decoding: log, as: UTF8.self).split(separator: "\n").last?.split(separator: " ") ?? []
+    let revision = words.count > 2 && words[1].allSatisfy(\.isHexDigit) ? words[1].prefix(12) : ""
+    try write("let buildRevision = \"\(revision)\"\n", to: CommandLine.arguments[2])
+    exit(0)
+}
 
 guard CommandLine.arguments.count > 3 else {
     FileHandle.standardError.write(Data("usage: fingerprint OUTPUT COMPILER SOURCE...\n".utf8))
@@ -56,4 +74,4 @@ let text = """
     #endif
 
     """
-try Data(text.utf8).write(to: URL(fileURLWithPath: output))
+try write(text, to: output)

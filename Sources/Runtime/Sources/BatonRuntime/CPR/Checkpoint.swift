@@ -16,6 +16,7 @@ enum Checkpoint {
     ) -> SectionContainer {
         var container = SectionContainer(kind: .checkpoint)
         var global = StateWriter()
+        global.put("version", BatonVersion.text, optional: true)
         global.put("run-state", runState.rawValue)
         global.put("machine", vm.machineType)
         global.put("name", vm.name ?? "", optional: true)

@@ -74,7 +74,7 @@ extension CprController {
         times.resumed = EventLoop.now
         if let report = times.report?.objectValue {
             vm.emit("CPR_UPDATED", report)
-            history.append(mode: mode.name, times: times)
+            history.append(mode: mode.name, times: times, from: inherited?.version)
         }
         Log.trace("cpr_load", "file \(name) mode \(mode.name)")
     }

@@ -43,6 +43,7 @@ extension CprController {
             QMPMember("history", .array(.object(name: "CprUpdateRecord", members: [
                 QMPMember("ended-at", .int), QMPMember("mode", .string), QMPMember("pid", .int),
                 QMPMember("failure", .string, optional: true), QMPMember("times", timesType, optional: true),
+                QMPMember("from-version", .string, optional: true), QMPMember("to-version", .string, optional: true),
             ]))),
         ])
 

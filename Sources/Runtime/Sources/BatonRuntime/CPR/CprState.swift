@@ -22,6 +22,8 @@ public struct CprState {
     public var mode: String
     public var fds: [PreservedFDs.Entry]
     public var ram: [RAMRecord]
+    /// The version of the process before; nil when it did not say.
+    public private(set) var version: String?
     /// When each phase of the update was reached, see `UpdateTimes`.
     public var times: UpdateTimes
     /// The lifeboat that watches over this process until it commits.
@@ -124,6 +126,7 @@ public struct CprState {
         var container = SectionContainer(kind: .cprState)
         var general = StateWriter()
         general.put("mode", mode)
+        general.put("version", BatonVersion.text, optional: true)
         times.put(into: &general)
         if let lifeboat {
             general.put("lifeboat-token-fd", UInt64(lifeboat.token), optional: true)
@@ -189,6 +192,7 @@ public struct CprState {
         let fdNumbers: ClosedRange<UInt64> = 3...UInt64(Int32.max)
         let general = try reader("cpr")
         mode = try general.string("mode")
+        if general.has("version") { version = try general.string("version") }
         times = try UpdateTimes(from: general)
         if general.has("lifeboat-token-fd") {
             lifeboat = Lifeboat.Link(

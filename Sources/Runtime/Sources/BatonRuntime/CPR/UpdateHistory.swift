@@ -13,6 +13,10 @@ public struct UpdateRecord {
     /// The pause and its phases in microseconds, see `UpdateTimes.report`.
     /// Empty for an update that was taken back.
     public var phases: [(name: String, microseconds: Int64)]
+    /// The version of the VMM that had the guest before; nil when it did not say.
+    public var fromVersion: String?
+    /// The version that has it since; nil when the guest was taken back.
+    public var toVersion: String?
 }
 
 /// The last updates of the guest, which the CPR state carries from process to
@@ -31,18 +35,21 @@ public struct UpdateHistory {
     }
 
     /// Notes an update that has just ended, in this process' favour.
-    mutating func append(mode: String, times: UpdateTimes) {
+    /// - Parameter version: of the process before.
+    mutating func append(mode: String, times: UpdateTimes, from version: String?) {
         let phases = times.report?.objectValue?.members.map { (name: $0.key, microseconds: $0.value.intValue ?? 0) }
         append(
             UpdateRecord(
-                endedAt: cbaton_realtime_ns(), mode: mode, pid: Int64(getpid()), failure: nil, phases: phases ?? []))
+                endedAt: cbaton_realtime_ns(), mode: mode, pid: Int64(getpid()), failure: nil, phases: phases ?? [],
+                fromVersion: version, toVersion: BatonVersion.text))
     }
 
     /// Notes an update after which the guest was taken back.
     mutating func append(mode: String, failure: String) {
         append(
             UpdateRecord(
-                endedAt: cbaton_realtime_ns(), mode: mode, pid: Int64(getpid()), failure: failure, phases: []))
+                endedAt: cbaton_realtime_ns(), mode: mode, pid: Int64(getpid()), failure: failure, phases: [],
+                fromVersion: BatonVersion.text))
     }
 
     /// As `query-cpr` shows it, oldest first.
@@ -53,6 +60,8 @@ public struct UpdateHistory {
             object["mode"] = .string(record.mode)
             object["pid"] = .int(record.pid)
             if let failure = record.failure { object["failure"] = .string(failure) }
+            if let version = record.fromVersion { object["from-version"] = .string(version) }
+            if let version = record.toVersion { object["to-version"] = .string(version) }
             if !record.phases.isEmpty {
                 var times = JSONObject()
                 for phase in record.phases { times[phase.name] = .int(phase.microseconds) }
@@ -71,6 +80,8 @@ public struct UpdateHistory {
             writer.put("\(index).mode", record.mode)
             writer.put("\(index).pid", UInt64(bitPattern: record.pid))
             if let failure = record.failure { writer.put("\(index).failure", failure) }
+            if let version = record.fromVersion { writer.put("\(index).from-version", version, optional: true) }
+            if let version = record.toVersion { writer.put("\(index).to-version", version, optional: true) }
             writer.put("\(index).phases", UInt64(record.phases.count))
             for (number, phase) in record.phases.enumerated() {
                 writer.put("\(index).\(number).name", phase.name)
@@ -80,6 +91,9 @@ public struct UpdateHistory {
     }
 
     init(from reader: StateReader) throws(VMMError) {
+        func text(_ field: String) throws(VMMError) -> String? {
+            reader.has(field) ? try reader.string(field) : nil
+        }
         for index in 0..<(try reader.unsigned("count", in: 0...UInt64(UpdateHistory.limit))) {
             var phases: [(name: String, microseconds: Int64)] = []
             for number in 0..<(try reader.unsigned("\(index).phases", in: 0...64)) {
@@ -92,8 +106,8 @@ public struct UpdateHistory {
                     endedAt: Int64(bitPattern: try reader.unsigned("\(index).ended-at-ns")),
                     mode: try reader.string("\(index).mode"),
                     pid: Int64(bitPattern: try reader.unsigned("\(index).pid")),
-                    failure: reader.has("\(index).failure") ? try reader.string("\(index).failure") : nil,
-                    phases: phases))
+                    failure: try text("\(index).failure"), phases: phases,
+                    fromVersion: try text("\(index).from-version"), toVersion: try text("\(index).to-version")))
         }
         try reader.finish()
     }
