@@ -47,9 +47,8 @@ public final class VirtioBlock: VirtioDevice {
     private static let transferPiece = 1 << 19
     private static let zeroPiece = 1 << 22
     private static let discardPiece = 1 << 25
-    /// Of a piece of a transfer; every disk's, as each uses them at once.
-    private nonisolated(unsafe) static let parts = UnsafeMutablePointer<iovec>.allocate(
-        capacity: VirtQueue.maxSegments)
+    /// Scratch for the segments of a piece.
+    private let parts = UnsafeMutablePointer<iovec>.allocate(capacity: VirtQueue.maxSegments)
 
     /// - Parameter serial: what GET_ID gives; at most 20 bytes.
     public init(vm: VirtualMachine, backend: BlockBackend, serial: String) {
@@ -84,7 +83,10 @@ public final class VirtioBlock: VirtioDevice {
             config: config)
     }
 
-    deinit { scratch.deallocate() }
+    deinit {
+        scratch.deallocate()
+        parts.deallocate()
+    }
 
     public override func handle(_ queue: VirtQueue) { serveChains(queue) { serve($0, queue) } }
 
@@ -143,7 +145,7 @@ public final class VirtioBlock: VirtioDevice {
         let vectors = queue.writable(chain)
         guard length <= VirtioBlock.transferPiece else {
             return inPieces(queue, of: VirtioBlock.transferPiece, length: length) { position, count in
-                let parts = queue.slice(vectors, offset: position, count: count, into: VirtioBlock.parts)
+                let parts = queue.slice(vectors, offset: position, count: count, into: parts)
                 let done = backend.read(parts, offset: offset + UInt64(position))
                 queue.didWrite(chain, offset: position, length: count)
                 return done
@@ -166,7 +168,7 @@ public final class VirtioBlock: VirtioDevice {
         var vectors = queue.readable(chain)
         guard length <= VirtioBlock.transferPiece else {
             return inPieces(queue, of: VirtioBlock.transferPiece, length: length) { position, count in
-                let parts = queue.slice(vectors, offset: 16 + position, count: count, into: VirtioBlock.parts)
+                let parts = queue.slice(vectors, offset: 16 + position, count: count, into: parts)
                 return backend.write(parts, offset: offset + UInt64(position))
             }
         }

@@ -122,6 +122,12 @@ public final class EventLoop {
         return timer
     }
 
+    /// Timers that are kept.
+    public var timerCount: Int {
+        timers.removeAll { $0.handler == nil }
+        return timers.count
+    }
+
     /// Calls `handler` once, from the next `poll`, outside any other handler.
     public func later(_ handler: @escaping () -> Void) { deferred.append(handler) }
 
