@@ -1,4 +1,5 @@
 import BatonRuntime
+import CBaton
 import Glibc
 import Testing
 
@@ -15,8 +16,9 @@ import Testing
         private(set) var fds: [Int32] = []
         init(_ count: Int) {
             for _ in 0..<count {
-                let fd = eventfd(1, Int32(EFD_CLOEXEC.rawValue))
-                precondition(fd >= 0)
+                let fd = cbaton_eventfd()
+                var one: UInt64 = 1
+                precondition(fd >= 0 && write(fd, &one, 8) == 8)
                 fds.append(fd)
             }
         }
