@@ -134,7 +134,7 @@ enum SlowWork {
     static let betweenLooks: Int64 = 64
     /// What leaves the hart, an access to a device or a firmware call, counts
     /// as so many: some of these move 64 KiB, or map memory.
-    static let outside: Int64 = 16
+    static let outside: Int64 = 32
 }
 
 extension UnsafeMutablePointer where Pointee == HartState {

@@ -163,6 +163,9 @@ public final class EventLoop {
     /// everybody else and the guest have their turns.
     public func postpone(_ handler: @escaping () -> Void) { postponed.append(handler) }
 
+    /// Whether there is work that was put off.
+    public var hasPostponed: Bool { !postponed.isEmpty }
+
     private func runPostponed() {
         beginShare(at: EventLoop.now)
         var left = postponed.count
