@@ -62,7 +62,7 @@ public final class EventLoop {
     private static let share: Int64 = 3_000_000
     /// Work between two looks at the clock, see `mayGoOn`.
     private static let workBetweenLooks = 1 << 18
-    /// When the share began; 0 as long as nobody has looked.
+    /// When the share began; 0 before the first turn.
     private var shareStart: Int64 = 0
     private var workLeft = workBetweenLooks
 
@@ -153,8 +153,8 @@ public final class EventLoop {
         return true
     }
 
-    private func beginShare(at start: Int64 = 0) {
-        shareStart = start
+    private func beginShare() {
+        shareStart = EventLoop.now
         workLeft = EventLoop.workBetweenLooks
     }
 
@@ -167,7 +167,7 @@ public final class EventLoop {
     public var hasPostponed: Bool { !postponed.isEmpty }
 
     private func runPostponed() {
-        beginShare(at: EventLoop.now)
+        beginShare()
         var left = postponed.count
         repeat {
             postponed.removeFirst()()
@@ -213,7 +213,7 @@ public final class EventLoop {
     /// up. epoll tells of those that are left in the same order again, so the
     /// next round begins with the first of them.
     private func runHandlers(_ count: Int, _ round: Int) {
-        beginShare(at: count > 1 ? EventLoop.now : 0)
+        beginShare()
         var index = 0
         if let firstLeft {
             index = (0..<count).first { buffer[$0].data.u64 == firstLeft } ?? 0
