@@ -133,7 +133,9 @@ public final class VirtioBlock: VirtioDevice {
     /// The byte offset of a transfer that lies within the disk, else nil.
     private func place(_ sector: UInt64, _ length: Int) -> UInt64? {
         let (offset, overflow) = sector.multipliedReportingOverflow(by: 512)
-        guard length % 512 == 0, length <= VirtioBlock.maxRequest, !overflow, backend.contains(offset: offset, length: UInt64(length)) else {
+        guard length % 512 == 0, length <= VirtioBlock.maxRequest, !overflow,
+            backend.contains(offset: offset, length: UInt64(length))
+        else {
             Log.guestError("\(stateName): \(length) bytes at sector \(sector) are not within the disk, or too many")
             return nil
         }
