@@ -55,6 +55,8 @@ struct HartState {
     var mode = Mode.machine
     /// Valid while the loop does not run.
     var pc: UInt64 = 0
+    /// Ops off the loop until the next look at the clock, see `noteSlowWork`.
+    var slowWorkLeft: Int64 = SlowWork.betweenLooks
     /// What `leaveLoop` took from `budget`.
     var withheld: Int64 = 0
     /// In WFI, with no interrupt yet.

@@ -155,6 +155,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
             if isUniform(physical, .load) { fillData(address, host, .load) }
             return HostMemory.load(host, size)
         }
+        noteSlowWork(SlowWork.outside)
         guard let owner = pointee.owner,
             let value = owner._withUnsafeGuaranteedRef({ $0.addressSpace.mmioRead(physical, width: size) })
         else {
@@ -202,6 +203,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
             return true
         }
         let mask = size == 8 ? UInt64.max : (1 << UInt64(size * 8)) - 1
+        noteSlowWork(SlowWork.outside)
         guard let owner = pointee.owner,
             owner._withUnsafeGuaranteedRef({
                 $0.addressSpace.mmioWrite(physical, width: size, value: value & mask)

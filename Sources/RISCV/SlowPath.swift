@@ -5,6 +5,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
     /// - Returns: the op to go on with.
     @inline(never)
     func executeSlow(_ op: OpPointer, _ address: UInt64) -> OpPointer {
+        noteSlowWork(1)
         let d = op.pointee
         switch d.code {
         case .undecoded: return decode(op)
@@ -122,5 +123,30 @@ extension UnsafeMutablePointer where Pointee == HartState {
             let range = pointee.cache.pointee.range(containing: physical)
         else { return nil }
         return (range.pointee.host + Int(physical - range.pointee.start)).loadUnaligned(as: UInt16.self)
+    }
+}
+
+/// A slice ends after so many instructions, as many as the last ones did in its
+/// time. Ops off the loop may take a thousand times as long, so these look at
+/// the clock too.
+enum SlowWork {
+    /// In ops of a page walk's or a float op's length.
+    static let betweenLooks: Int64 = 64
+    /// What leaves the hart, an access to a device or a firmware call, counts
+    /// as so many: some of these move 64 KiB, or map memory.
+    static let outside: Int64 = 32
+}
+
+extension UnsafeMutablePointer where Pointee == HartState {
+    @inline(__always)
+    func noteSlowWork(_ amount: Int64) {
+        pointee.slowWorkLeft &-= amount
+        if pointee.slowWorkLeft <= 0 { endLateSlice() }
+    }
+
+    @inline(never)
+    private func endLateSlice() {
+        pointee.slowWorkLeft = SlowWork.betweenLooks
+        pointee.owner?._withUnsafeGuaranteedRef { $0.accelerator.endLateSlice() }
     }
 }

@@ -20,6 +20,10 @@ public final class SoftwareAccelerator: Accelerator {
 
     /// The length of a slice in nanoseconds.
     static let sliceLength: Int64 = 200_000
+    /// What a slice may take when its instructions are slower than those before.
+    private static let longestSlice: Int64 = 2_000_000
+    /// When the current slice is too long.
+    private var sliceEnd = Int64.max
 
     /// Makes the harts. The board adds each to the VM (`vm.add(hart)`), sets
     /// its reset vector and wires its interrupts.
@@ -83,6 +87,7 @@ public final class SoftwareAccelerator: Accelerator {
         requireMemory()
         yieldRequested = false
         let start = EventLoop.now
+        sliceEnd = start + SoftwareAccelerator.longestSlice
         var ran: Int64 = 0
         var limit = SoftwareAccelerator.sliceLength
         if let deadline = earliestDeadline { limit = min(limit, max(1_000, deadline - start)) }
@@ -102,6 +107,9 @@ public final class SoftwareAccelerator: Accelerator {
     }
 
     var shouldYield: Bool { yieldRequested }
+
+    /// Ends a slice whose time is over; asked after slow work.
+    func endLateSlice() { if EventLoop.now >= sliceEnd { yield() } }
 
     private var runnableHarts: Int { max(1, harts.count { !$0.isHalted }) }
 

@@ -68,6 +68,51 @@ struct VhostUserUpdateTests {
         }
     }
 
+    @Test("the guest goes on while a back end does not say what has changed")
+    func slowConfigChanges() throws {
+        let slowness = Slowness()
+        try withFakeDisk(intercept: slowness.intercept) { disk, guest in
+            slowness.holds = true
+            let before = disk.messages.count
+            func reads() -> Int { disk.messages.dropFirst(before).filter { $0 == FakeDisk.Request.getConfig }.count }
+            func change(_ capacity: UInt64) {
+                disk.capacity = capacity
+                Wire.send(disk.channel, WireMessage(request: 2, flags: 1, payload: Data()))
+            }
+            for capacity in UInt64(1)...50 { change(capacity) }
+            try eventually("the configuration is asked for") { reads() == 1 }
+            // The answer does not come, but everybody else has their turns.
+            try guest.waitForProgress()
+            func isRunning() throws -> Bool {
+                (try guest.qmp.execute("query-status") as? [String: Any])?["running"] as? Bool == true
+            }
+            #expect(try isRunning())
+            #expect(reads() == 1)
+            // It comes, and the 49 other changes are one reading.
+            change(16384)
+            slowness.answer(disk)
+            try eventually("the driver is told") { guest.serial.contains("config: 16384\n") }
+            try guest.waitForProgress()
+            #expect(reads() <= 3)
+            // A stop, an update and a reset in the midst of it: the answer is waited for.
+            let actions: [() throws -> Void] = [
+                { try guest.qmp.execute("stop") }, { try guest.update() }, { try guest.reset() },
+            ]
+            for action in actions {
+                slowness.holds = true
+                let reads = slowness.held
+                change(16384 + UInt64(reads))
+                try eventually("the configuration is asked for") { slowness.held > reads }
+                slowness.answer(disk, after: 0.1)
+                try action()
+                if try !isRunning() { try guest.qmp.execute("cont") }
+                try guest.waitForProgress()
+            }
+            #expect(disk.connectionCount == 1)
+            try guest.end()
+        }
+    }
+
     @Test("requests in hand go to the next back end", arguments: [true, false])
     func inHand(_ tracksRequests: Bool) throws {
         try withFakeDisk(tracksRequests: tracksRequests, chardev: ",reconnect-ms=20") { disk, guest in
@@ -97,6 +142,45 @@ struct VhostUserUpdateTests {
             }
             #expect(disk.connectionCount == 4)
             try guest.end()
+        }
+    }
+}
+
+/// Has a back end keep its answers to GET_CONFIG for itself.
+private final class Slowness: @unchecked Sendable {
+    private let lock = NSLock()
+    private var isHolding = false
+    private var waiting: (message: WireMessage, socket: Int32)?
+    private var count = 0
+
+    var holds: Bool {
+        get { lock.withLock { isHolding } }
+        set { lock.withLock { isHolding = newValue } }
+    }
+    /// Questions that were not answered at once.
+    var held: Int { lock.withLock { count } }
+
+    func intercept(_ backEnd: FakeBackEnd, _ message: WireMessage, _ socket: Int32) -> Bool {
+        lock.withLock {
+            guard isHolding, message.request == FakeDisk.Request.getConfig else { return false }
+            waiting = (message, socket)
+            count += 1
+            return true
+        }
+    }
+
+    /// Answers, and holds no further answers.
+    func answer(_ backEnd: FakeBackEnd, after seconds: Double = 0) {
+        DispatchQueue.global().asyncAfter(deadline: .now() + seconds) { [self] in
+            lock.withLock {
+                isHolding = false
+                if let (message, socket) = waiting {
+                    backEnd.reply(
+                        socket, to: message, message.payload.prefix(12) + backEnd.config
+                            + Data(count: max(0, message.payload.count - 12 - backEnd.config.count)))
+                }
+                waiting = nil
+            }
         }
     }
 }

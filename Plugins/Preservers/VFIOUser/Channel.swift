@@ -15,12 +15,19 @@ final class VFIOUserChannel {
         case broken(VMMError)
     }
 
+    /// How long the server's own requests may keep the guest waiting, on both
+    /// connections.
+    private let patience = PeerPatience()
     private let main: PeerSocket
     /// The server's connection for requests of its own.
     private var twin: PeerSocket?
     /// Nanoseconds.
     private let timeLimit: Int64
     private var nextID: UInt16 = 1
+    /// Nanoseconds after which an answer is slow.
+    private static let slow: Int64 = 1_000_000
+    /// Called after a command that kept the guest waiting.
+    var onSlowAnswer: (() -> Void)?
     /// Answers a request of the server; the payload is its own. A reply's
     /// payload, or an error number.
     var onRequest: ((_ command: UInt16, _ payload: [UInt8]) -> Result<[UInt8], VFIOUserErrno>)?
@@ -32,13 +39,13 @@ final class VFIOUserChannel {
     ///   - socket: stays the caller's.
     ///   - timeLimit: nanoseconds for each message.
     init(socket: Int32, timeLimit: Int64) {
-        main = PeerSocket(socket)
+        main = PeerSocket(socket, patience: patience)
         self.timeLimit = timeLimit
     }
 
     /// From here on the server's requests come on a connection of their own.
     func attend(_ socket: Int32) {
-        let twin = PeerSocket(socket)
+        let twin = PeerSocket(socket, patience: patience)
         self.twin = twin
         main.attendant = (socket, { [unowned self] in serveTwin() })
     }
@@ -54,6 +61,7 @@ final class VFIOUserChannel {
         fdCount: ClosedRange<Int> = 0...0
     ) throws(Failure) -> (payload: [UInt8], fds: ReceivedFDs) {
         main.begin(limit: timeLimit)
+        defer { if main.elapsed > VFIOUserChannel.slow { onSlowAnswer?() } }
         let id = try send(command, payload, fds: fds, flags: VFIOUser.Flag.command)
         while true {
             let (header, bytes, received) = try receive(main, command)
@@ -79,6 +87,7 @@ final class VFIOUserChannel {
     /// Sends a command that the server does not answer.
     func post(_ command: VFIOUser.Command, _ payload: [UInt8]) throws(Failure) {
         main.begin(limit: timeLimit)
+        defer { if main.elapsed > VFIOUserChannel.slow { onSlowAnswer?() } }
         _ = try send(command, payload, fds: [], flags: VFIOUser.Flag.command | VFIOUser.Flag.noReply)
     }
 
@@ -98,7 +107,7 @@ final class VFIOUserChannel {
 
     /// There is something on a connection, or its end.
     func serveMain() throws(Failure) {
-        main.begin(limit: timeLimit)
+        main.begin(limit: timeLimit, rationed: true)
         let (header, bytes, fds) = try receive(main, nil)
         guard header.isCommand else {
             throw .broken(VMMError("a reply to message \(header.command) number \(header.id) that nobody waits for"))
@@ -109,7 +118,7 @@ final class VFIOUserChannel {
     /// The same, of the connection for the server's requests.
     func serveTwin() {
         guard let twin else { return }
-        twin.begin(limit: timeLimit)
+        twin.begin(limit: timeLimit, rationed: true)
         do throws(Failure) {
             let (header, bytes, fds) = try receive(twin, nil)
             guard header.isCommand else { throw .broken(VMMError("a reply where only the server asks")) }
@@ -159,7 +168,7 @@ final class VFIOUserChannel {
             else { throw PeerFailure.system(EMSGSIZE) }
             return (header, try peer.receive(Int(header.size) - VFIOUserHeader.size, fds), fds)
         } catch {
-            throw .broken(problem(error, waiting))
+            throw .broken(problem(error, waiting, peer))
         }
     }
 
@@ -167,10 +176,13 @@ final class VFIOUserChannel {
         .broken(VMMError("message \(command.rawValue) (\(command)) \(what)"))
     }
 
-    private func problem(_ failure: PeerFailure, _ command: VFIOUser.Command?) -> VMMError {
+    private func problem(
+        _ failure: PeerFailure, _ command: VFIOUser.Command?, _ peer: PeerSocket? = nil
+    ) -> VMMError {
+        let limit = (peer ?? main).limit
         let name = command.map { "message \($0.rawValue) (\($0))" } ?? "a message of the server"
         return switch failure {
-        case .late: VMMError("\(name) was not answered or completed within \(timeLimit / 1_000_000) ms")
+        case .late: VMMError("\(name) was not answered or completed within \(limit / 1_000_000) ms")
         case .closed: VMMError("it has closed the connection")
         case .tooManyDescriptors: VMMError("\(name) was answered with too many file descriptors")
         case .system(EMSGSIZE): VMMError("\(name) was answered with a message of an impossible size")

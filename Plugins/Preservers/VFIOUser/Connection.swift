@@ -156,10 +156,13 @@ final class VFIOUserConnection {
 
     // MARK: Events
 
-    /// From here on the server's requests are served.
-    func watch(_ loop: EventLoop) throws(VMMError) {
+    /// From here on the server's requests are served, and whoever else wants
+    /// the loop has a turn after each access that it is slow to answer.
+    func watch(_ vm: VirtualMachine) throws(VMMError) {
         guard isConnected else { return }
+        let loop = vm.loop
         self.loop = loop
+        channel.onSlowAnswer = { [weak vm] in vm?.accelerator?.yield() }
         try loop.watch(socket, .readable) { [unowned self] _ in
             do throws(VFIOUserChannel.Failure) { try channel.serveMain() } catch { _ = outcome(error) }
         }

@@ -33,7 +33,7 @@ final class VFIOUserDeviceType: DeviceType {
             try bus.plug(device.function, at: place)
             preserver.add(device)
             // What was inherited may not be touched before the commit.
-            if context.vm.cpr?.inherited == nil { try device.connection.watch(context.vm.loop) }
+            if context.vm.cpr?.inherited == nil { try device.connection.watch(context.vm) }
         } catch {
             throw error.prefixed(label)
         }

@@ -54,7 +54,7 @@ final class VFIOUserPreserver: FdPreserver {
             // What the new command line has no device for.
             forget(cpr) { close($0) }
             for device in devices {
-                try device.connection.watch(device.function.vm.loop)
+                try device.connection.watch(device.function.vm)
                 device.function.settle()
             }
         default: break

@@ -76,9 +76,64 @@ extension VhostUserDevice {
             let sent = cbaton_send_fds(requestSocket, bytes, bytes.count, nil, 0, Int32(MSG_DONTWAIT))
             guard sent == bytes.count else { return disconnect("it does not take answers to its requests") }
         }
-        guard isKnown, let channel else { return }
+        if isKnown { refreshConfig() }
+    }
+
+    // MARK: The configuration
+
+    /// Nanoseconds between two readings at least.
+    private static let refreshInterval: Int64 = 10_000_000
+
+    /// Reads the configuration space anew while the guest goes on: a back end
+    /// may say that it has changed as often as it likes, and take its time to
+    /// answer. There is one reading at a time, and a pause after it.
+    private func refreshConfig() {
+        guard let channel else { return }
+        guard isActive, refreshTimer == nil else {
+            configIsStale = true
+            return
+        }
+        configIsStale = false
+        channel.begin()
+        channel.onConfig = { [weak self] in self?.refreshed($0) }
+        do throws(VMMError) {
+            try channel.startGetConfig(size: kind.backendConfigSize)
+        } catch {
+            return disconnect(error.message)
+        }
+        let limit = VhostUser.timeLimit
+        refreshTimer = vm.loop.schedule(at: EventLoop.now + limit) { [weak self] in
+            self?.refreshTimer = nil
+            self?.disconnect(
+                "vhost-user message \(VhostUser.Request.getConfig.rawValue) (getConfig) "
+                    + "was not answered within \(limit / 1_000_000) ms")
+        }
+    }
+
+    private func refreshed(_ config: [UInt8]) {
+        backendConfig = config
+        refreshTimer?.cancel()
+        refreshTimer = vm.loop.schedule(at: EventLoop.now + Self.refreshInterval) { [weak self] in
+            guard let self else { return }
+            refreshTimer = nil
+            if configIsStale { refreshConfig() }
+        }
+        host?.configChanged(self.config)
+    }
+
+    /// Brings the configuration up to date before a pause, as what comes after
+    /// that may be another process.
+    func finishRefresh() {
+        defer {
+            refreshTimer?.cancel()
+            refreshTimer = nil
+            configIsStale = false
+        }
+        guard let channel, channel.awaitsConfig || configIsStale else { return }
         channel.begin()
         do throws(VMMError) {
+            try channel.settle()
+            guard configIsStale else { return }
             backendConfig = try channel.getConfig(size: kind.backendConfigSize)
             host?.configChanged(config)
         } catch {

@@ -10,15 +10,20 @@ final class VhostUserChannel {
     /// Whether REPLY_ACK was negotiated.
     var acknowledges = false
 
-    /// - Parameter socket: the chardev's.
-    init(socket: Int32) { peer = PeerSocket(socket) }
+    /// - Parameters:
+    ///   - socket: the chardev's.
+    ///   - patience: the device's with its back ends.
+    init(socket: Int32, patience: PeerPatience) { peer = PeerSocket(socket, patience: patience) }
 
     var socket: Int32 { peer.fd }
 
     /// Starts the clock for a sequence of messages.
-    func begin() { peer.begin(limit: VhostUser.timeLimit) }
+    /// - Parameter rationed: what the guest or the back end causes.
+    func begin(rationed: Bool = false) { peer.begin(limit: VhostUser.timeLimit, rationed: rationed) }
 
     var isLate: Bool { peer.isLate }
+    /// Nanoseconds that the sequence may take.
+    var limit: Int64 { peer.limit }
 
     // MARK: Exchanges
 
@@ -63,6 +68,8 @@ final class VhostUserChannel {
     private func send(
         _ request: VhostUser.Request, _ payload: [UInt8], fds: [Int32], needReply: Bool
     ) throws(VMMError) {
+        // Answers come in order.
+        try settle()
         let flags = VhostUser.Flag.version | (needReply ? VhostUser.Flag.needReply : 0)
         let header = VhostUserHeader(request: request.rawValue, flags: flags, size: UInt32(payload.count))
         do throws(PeerFailure) {
@@ -76,7 +83,7 @@ final class VhostUserChannel {
 
     private func problem(_ request: VhostUser.Request, _ failure: PeerFailure) -> VMMError {
         switch failure {
-        case .late: problem(request, "was not answered within \(VhostUser.timeLimit / 1_000_000) ms")
+        case .late: problem(request, "was not answered within \(peer.limit / 1_000_000) ms")
         case .closed: VMMError("the back end has closed the connection")
         case .tooManyDescriptors: problem(request, "was answered with too many file descriptors")
         case .system(let code): .system("the connection failed", errno: code)
@@ -90,6 +97,16 @@ final class VhostUserChannel {
     ) throws(VMMError) -> ([UInt8], ReceivedFDs) {
         let fds = ReceivedFDs()
         let head = try read(VhostUser.headerSize, request, fds)
+        let size = try payloadSize(head, request)
+        let payload = try read(size, request, fds)
+        guard fdCount.contains(fds.count) else {
+            throw problem(request, "was answered with \(fds.count) file descriptors")
+        }
+        return (payload, fds)
+    }
+
+    /// Checks the header of a reply.
+    private func payloadSize(_ head: [UInt8], _ request: VhostUser.Request) throws(VMMError) -> Int {
         guard let header = VhostUserHeader(head[...]) else { throw problem(request, "has a reply without a header") }
         guard header.request == request.rawValue else {
             throw problem(request, "was answered as message \(header.request)")
@@ -100,14 +117,54 @@ final class VhostUserChannel {
         guard header.size <= UInt32(VhostUser.maxPayload) else {
             throw problem(request, "was answered with \(header.size) bytes")
         }
-        let payload = try read(Int(header.size), request, fds)
-        guard fdCount.contains(fds.count) else {
-            throw problem(request, "was answered with \(fds.count) file descriptors")
-        }
-        return (payload, fds)
+        return Int(header.size)
     }
 
     private func read(_ count: Int, _ request: VhostUser.Request, _ fds: ReceivedFDs) throws(VMMError) -> [UInt8] {
         do throws(PeerFailure) { return try peer.receive(count, fds) } catch { throw problem(request, error) }
+    }
+
+    // MARK: The configuration, while the guest goes on
+
+    /// What has come of the reply to `startGetConfig`; nil when none is due.
+    private var awaited: (size: Int, reply: [UInt8])?
+    /// Is given the configuration that `startGetConfig` asked for.
+    var onConfig: (([UInt8]) -> Void)?
+    var awaitsConfig: Bool { awaited != nil }
+
+    /// Asks for the configuration space, and does not wait for it.
+    func startGetConfig(size: Int) throws(VMMError) {
+        try send(.getConfig, VhostUserChannel.configRequest(size: size), fds: [], needReply: false)
+        awaited = (size, [])
+    }
+
+    /// Takes what has come of the reply.
+    func continueGetConfig() throws(VMMError) { try takeConfig(waits: false) }
+
+    /// Waits for a reply that is due.
+    func settle() throws(VMMError) { while awaited != nil { try takeConfig(waits: true) } }
+
+    private func takeConfig(waits: Bool) throws(VMMError) {
+        guard let (size, reply) = awaited else { return }
+        var end = VhostUser.headerSize
+        if reply.count >= end { end += try payloadSize(Array(reply[..<end]), .getConfig) }
+        let fds = ReceivedFDs()
+        var more: [UInt8] = []
+        do throws(PeerFailure) {
+            let missing = end - reply.count
+            more = waits ? try peer.receive(missing, fds) : try peer.receiveAvailable(missing, fds)
+        } catch {
+            throw problem(.getConfig, error)
+        }
+        guard fds.count == 0 else { throw problem(.getConfig, "was answered with \(fds.count) file descriptors") }
+        let whole = reply + more
+        awaited?.reply = whole
+        guard whole.count == end else { return }
+        if end == VhostUser.headerSize, try payloadSize(whole, .getConfig) > 0 {
+            // Now it is known how much is to come.
+            return try takeConfig(waits: waits)
+        }
+        awaited = nil
+        onConfig?(try configuration(Array(whole[VhostUser.headerSize...]), size: size))
     }
 }

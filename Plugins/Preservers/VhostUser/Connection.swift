@@ -17,7 +17,7 @@ extension VhostUserDevice: ChardevFrontend {
             connected()
             if channel != nil {
                 do throws(VMMError) { try watch() } catch { return disconnect(error.message) }
-                if host?.driver != nil { serve() }
+                if host?.driver != nil { serve(rationed: true) }
             }
         case .closed:
             // The VMM ends the connection itself.
@@ -31,9 +31,10 @@ extension VhostUserDevice: ChardevFrontend {
     func connected() {
         isNewConnection = false
         guard let socket = chardev.connectionDescriptor else { return }
-        let fresh = VhostUserChannel(socket: socket)
+        let fresh = VhostUserChannel(socket: socket, patience: patience)
         do throws(VMMError) {
-            let found = try fresh.negotiate(queues: kind.countedQueues, configSize: kind.backendConfigSize)
+            let found = try fresh.negotiate(
+                queues: kind.countedQueues, configSize: kind.backendConfigSize, isFirst: false)
             guard features & ~kind.offered(found) == 0 else {
                 throw VMMError(
                     "it lacks the features \(Hex(features & ~kind.offered(found))), which the guest was offered")
@@ -73,6 +74,9 @@ extension VhostUserDevice: ChardevFrontend {
         if requestSocket >= 0 { close(requestSocket) }
         requestSocket = -1
         pendingRequest = []
+        refreshTimer?.cancel()
+        refreshTimer = nil
+        configIsStale = false
         if kind.linkStatus != nil { host?.configChanged(config) }
         guard isServing else { return }
         isServing = false
@@ -124,9 +128,14 @@ extension VhostUserDevice: ChardevFrontend {
         return poll(&state, 1, 0) != 0
     }
 
-    /// Nothing is due on the connection between exchanges but its end.
+    /// Nothing is due on the connection between exchanges but its end, and the
+    /// configuration.
     private func socketReady() {
         guard let channel else { return }
+        if channel.awaitsConfig {
+            do throws(VMMError) { try channel.continueGetConfig() } catch { disconnect(error.message) }
+            return
+        }
         var byte: UInt8 = 0
         let flags = Int32(MSG_PEEK | MSG_DONTWAIT)
         let count = retryingInterrupts { recv(channel.socket, &byte, 1, flags) }

@@ -38,6 +38,12 @@ class VhostUserDevice: VirtioOffload {
     var requestSocket: Int32 = -1
     /// The start of a message on it.
     var pendingRequest: [UInt8] = []
+    /// How long back ends, one after the other, may keep the guest waiting.
+    let patience = PeerPatience()
+    /// The configuration is being read, or was a moment ago.
+    var refreshTimer: EventLoop.Timer?
+    /// The configuration has changed since it was asked for.
+    var configIsStale = false
     /// A connection has come up that nothing has been said on.
     var isNewConnection = false
 
@@ -83,7 +89,7 @@ class VhostUserDevice: VirtioOffload {
             inflight = heritage.inflight
             try chardev.attach(self)
             if chardev.isInherited, let socket = chardev.connectionDescriptor {
-                let channel = VhostUserChannel(socket: socket)
+                let channel = VhostUserChannel(socket: socket, patience: patience)
                 channel.acknowledges = backend.has(VhostUser.ProtocolFeature.replyAck)
                 self.channel = channel
                 isNewConnection = false
@@ -95,8 +101,9 @@ class VhostUserDevice: VirtioOffload {
         guard let socket = chardev.connectionDescriptor, DescriptorKind.isLocal(socket) else {
             throw VMMError("chardev '\(chardev.id)' is no UNIX socket, which vhost-user needs")
         }
-        let channel = VhostUserChannel(socket: socket)
-        backend = try channel.negotiate(queues: kind.countedQueues, configSize: kind.backendConfigSize)
+        let channel = VhostUserChannel(socket: socket, patience: patience)
+        backend = try channel.negotiate(
+            queues: kind.countedQueues, configSize: kind.backendConfigSize, isFirst: true)
         backendConfig = backend.config
         features = kind.offered(backend)
         self.channel = channel
@@ -133,12 +140,18 @@ class VhostUserDevice: VirtioOffload {
 
     func plugged(into host: any VirtioOffloadHost) { self.host = host }
 
-    func start() { if !isServing { serve() } }
+    func start() {
+        if !isServing { serve(rationed: true) }
+        endSlice()
+    }
+
+    /// The back end may have kept the guest waiting: others have their turn now.
+    private func endSlice() { vm.accelerator?.yield() }
 
     func stop() {
-        if isServing { rest() }
+        if isServing { rest(rationed: true) }
         if let channel, backend.has(VhostUser.ProtocolFeature.resetDevice), hasMemoryTable {
-            channel.begin()
+            channel.begin(rationed: true)
             do throws(VMMError) {
                 try channel.set(.resetDevice, [])
                 hasMemoryTable = false
@@ -152,6 +165,7 @@ class VhostUserDevice: VirtioOffload {
         served = []
         enabledQueues = kind.queuesAtFirst
         forgetInflight()
+        endSlice()
     }
 
     /// Has the back end use the first `count` queues and no other.
@@ -160,7 +174,8 @@ class VhostUserDevice: VirtioOffload {
         enabledQueues = count
         // A process that takes over finds the queues as they are.
         guard isServing, isActive, let channel, backend.hasQueueSwitches else { return }
-        channel.begin()
+        channel.begin(rationed: true)
+        defer { endSlice() }
         do throws(VMMError) {
             for queue in served where (queue.index < count) != (queue.index < before) {
                 try channel.enableVring(queue.index, queue.index < count)
@@ -187,7 +202,8 @@ class VhostUserDevice: VirtioOffload {
         guard kind.writableConfig.contains(offset), offset + width <= kind.writableConfig.upperBound, let channel else {
             return Log.guestError("\(host?.stateName ?? model): write of the read-only configuration at \(Hex(offset))")
         }
-        channel.begin()
+        channel.begin(rationed: true)
+        defer { endSlice() }
         let bytes = Array(littleEndianBytes(value).prefix(width))
         do throws(VMMError) {
             try channel.setConfig(offset: offset, bytes)
@@ -201,6 +217,7 @@ class VhostUserDevice: VirtioOffload {
     }
 
     func pause() {
+        finishRefresh()
         isActive = false
         unwatch()
         // A save may leave the back end at its work: the preserver sees to it
@@ -219,13 +236,14 @@ class VhostUserDevice: VirtioOffload {
     // MARK: Serving the queues
 
     /// Lets the back end serve the queues that the driver has set up.
-    func serve() {
+    /// - Parameter rationed: the guest or the back end is the reason.
+    func serve(rationed: Bool = false) {
         guard let driver = host?.driver, let channel else { return backendIsGone() }
         if let outside = driver.queues.first(where: { !shared.contains($0) }) {
             host?.fail("queue \(outside.index) is not in memory that the back end can reach")
             return
         }
-        channel.begin()
+        channel.begin(rationed: rationed)
         do throws(VMMError) {
             try serve(driver, channel)
         } catch {
@@ -265,10 +283,14 @@ class VhostUserDevice: VirtioOffload {
     }
 
     /// Has the back end finish what it has in hand and let go of the queues.
-    func rest() {
+    /// - Parameter rationed: the guest is the reason.
+    func rest(rationed: Bool = false) {
         guard isServing, let channel else { return }
-        if kind.runsEmpty { waitUntilEmpty() }
-        channel.begin()
+        if kind.runsEmpty {
+            channel.begin(rationed: rationed)
+            waitUntilEmpty(channel)
+        }
+        channel.begin(rationed: rationed)
         do throws(VMMError) {
             for queue in served {
                 if backend.hasQueueSwitches { try channel.enableVring(queue.index, false) }
@@ -286,11 +308,13 @@ class VhostUserDevice: VirtioOffload {
     /// Gives the back end time to answer what it has, and sees: QEMU's storage
     /// daemon panics when it is told to stop and has requests in hand, as it
     /// closes the queue's eventfd first. The guest makes no new ones.
-    private func waitUntilEmpty() {
-        let deadline = EventLoop.now + VhostUser.timeLimit / 2
+    private func waitUntilEmpty(_ channel: VhostUserChannel) {
+        let deadline = EventLoop.now + channel.limit / 2
         for queue in served {
             guard let rings = Rings(queue, vm.addressSpace) else { continue }
-            while rings.usedIndex != rings.availableIndex, EventLoop.now < deadline, !socketHasNews { usleep(200) }
+            while rings.usedIndex != rings.availableIndex, !channel.isLate, EventLoop.now < deadline, !socketHasNews {
+                usleep(200)
+            }
         }
     }
 

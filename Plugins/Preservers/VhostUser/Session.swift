@@ -21,8 +21,9 @@ extension VhostUserChannel {
     /// - Parameters:
     ///   - queues: how many the device needs, in what the back end counts.
     ///   - configSize: bytes of its configuration space that the back end has.
-    func negotiate(queues: Int, configSize: Int) throws(VMMError) -> BackendProperties {
-        begin()
+    ///   - isFirst: not one of many connections, which a back end may make.
+    func negotiate(queues: Int, configSize: Int, isFirst: Bool) throws(VMMError) -> BackendProperties {
+        begin(rationed: !isFirst)
         acknowledges = false
         var backend = BackendProperties(features: try getNumber(.getFeatures), protocolFeatures: 0)
         guard backend.features & 1 << 32 != 0 else {
@@ -50,11 +51,21 @@ extension VhostUserChannel {
     }
 
     func getConfig(size: Int) throws(VMMError) -> [UInt8] {
-        func header(_ flags: UInt32) -> [UInt8] {
-            littleEndianBytes(0 as UInt32) + littleEndianBytes(UInt32(size)) + littleEndianBytes(flags)
-        }
-        let (bytes, _) = try get(.getConfig, header(0) + [UInt8](repeating: 0, count: size))
-        guard bytes.count == 12 + size, bytes.prefix(8).elementsEqual(header(0).prefix(8)) else {
+        let (bytes, _) = try get(.getConfig, VhostUserChannel.configRequest(size: size))
+        return try configuration(bytes, size: size)
+    }
+
+    private static func configHeader(size: Int) -> [UInt8] {
+        littleEndianBytes(0 as UInt32) + littleEndianBytes(UInt32(size)) + littleEndianBytes(0 as UInt32)
+    }
+
+    static func configRequest(size: Int) -> [UInt8] {
+        configHeader(size: size) + [UInt8](repeating: 0, count: size)
+    }
+
+    /// The configuration space in the payload of a reply.
+    func configuration(_ bytes: [UInt8], size: Int) throws(VMMError) -> [UInt8] {
+        guard bytes.count == 12 + size, bytes.prefix(8).elementsEqual(Self.configHeader(size: size).prefix(8)) else {
             throw problem(.getConfig, "has a reply of \(bytes.count) bytes that is not the configuration asked for")
         }
         return Array(bytes[12...])

@@ -17,6 +17,8 @@ public final class HMPMonitor: ResumableMonitor {
     /// Received and not looked at yet.
     private var input: [UInt8] = []
     private(set) var isExecuting = false
+    /// The other lines wait for a later turn of the loop.
+    private var isPutOff = false
     /// The line being carried out has had its prompt from another process.
     private var isAnswered = false
     /// A session of the process before, which `.opened` does not end.
@@ -37,7 +39,9 @@ public final class HMPMonitor: ResumableMonitor {
         isResuming = false
     }
 
-    public func chardevCanReceive() -> Int { output.count > Self.outputHighWater || isExecuting ? 0 : 1024 }
+    public func chardevCanReceive() -> Int {
+        output.count > Self.outputHighWater || isExecuting || isPutOff ? 0 : 1024
+    }
 
     public func chardevReceive(_ bytes: UnsafeRawBufferPointer) {
         input.append(contentsOf: bytes)
@@ -45,7 +49,7 @@ public final class HMPMonitor: ResumableMonitor {
     }
 
     private func takeInput() {
-        guard !isExecuting else { return }
+        guard !isExecuting, !isPutOff else { return }
         isExecuting = true
         defer { isExecuting = false }
         // What follows a command stays in `input` while that runs: the command
@@ -71,6 +75,19 @@ public final class HMPMonitor: ResumableMonitor {
             }
             show(result)
             show(Self.prompt)
+            // A client may send hundreds at once.
+            if !input.isEmpty, !vm.loop.hasTimeLeft { return putOff() }
+        }
+    }
+
+    /// Goes on with the input in a later turn.
+    private func putOff() {
+        isPutOff = true
+        vm.loop.postpone { [weak self] in
+            guard let self else { return }
+            isPutOff = false
+            takeInput()
+            if chardevCanReceive() > 0 { chardev.acceptInput() }
         }
     }
 

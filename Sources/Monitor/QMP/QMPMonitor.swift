@@ -27,6 +27,8 @@ public final class QMPMonitor: ResumableMonitor {
     private var owedAnswer: JSON?
     private var output = OutputQueue()
     private(set) var isExecuting = false
+    /// The other requests wait for a later turn of the loop.
+    private var isPutOff = false
     /// The request being carried out has had its answer from another process.
     private var isAnswered = false
     /// Tells one client from the next.
@@ -105,7 +107,7 @@ public final class QMPMonitor: ResumableMonitor {
 
     private func executeRequests() {
         // A handler may cause input or output itself.
-        guard !isExecuting else { return }
+        guard !isExecuting, !isPutOff else { return }
         isExecuting = true
         defer { isExecuting = false }
         while !isBlocked, let request = requests.isEmpty ? nil : requests.removeFirst() {
@@ -117,12 +119,22 @@ public final class QMPMonitor: ResumableMonitor {
             let response = dispatcher.dispatch(request)
             vm.monitorInUse = nil
             Log.trace("monitor_qmp_respond", "mon \(chardev.id) \(response.text())")
-            guard session == self.session else { continue }
-            if isAnswered {
-                isAnswered = false
-                continue
+            if session == self.session {
+                if isAnswered { isAnswered = false } else { send(response) }
             }
-            send(response)
+            // A client may send hundreds at once.
+            if !requests.isEmpty, !vm.loop.hasTimeLeft { return putOff() }
+        }
+    }
+
+    /// Goes on with the requests in a later turn.
+    private func putOff() {
+        isPutOff = true
+        vm.loop.postpone { [weak self] in
+            guard let self else { return }
+            isPutOff = false
+            executeRequests()
+            if chardevCanReceive() > 0 { chardev.acceptInput() }
         }
     }
 

@@ -82,6 +82,7 @@ public final class BuiltinSBI {
     /// Carries out the call that the hart has made; its `pc` is behind it.
     func call(_ hart: Hart) {
         let x = hart.state.x
+        hart.state.noteSlowWork(SlowWork.outside)
         let answer: Answer
         switch x[17] {
         case Extension.base: answer = base(x[16], x[10])

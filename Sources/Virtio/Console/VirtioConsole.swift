@@ -43,41 +43,44 @@ public final class VirtioConsole: VirtioDevice, ChardevFrontend {
 
     private func transmit() {
         let queue = transmitQueue
-        repeat {
-            while let chain = queue.next() {
-                guard send(queue.readable(chain)) else {
-                    // The chain stays in the ring; `chardevWritable` goes on.
-                    return queue.signal()
-                }
-                sent = 0
-                queue.consume()
-                queue.push(chain, written: 0)
-            }
-        } while queue.enableNotifications()
-        queue.signal()
+        serveChains(queue) { chain in
+            let result = send(queue.readable(chain))
+            if case .used = result { sent = 0 }
+            return result
+        }
     }
 
+    /// The most that a chardev is given at once: one may take a gigabyte.
+    private static let piece = 1 << 16
+
     /// Sends what was not sent of a chain.
-    /// - Returns: false when the chardev takes no more.
-    private func send(_ segments: UnsafeMutableBufferPointer<iovec>) -> Bool {
-        guard let chardev else { return true }
+    private func send(_ segments: UnsafeMutableBufferPointer<iovec>) -> Served {
+        guard let chardev else { return .used(0) }
         var skip = sent
         for segment in segments {
             if skip >= segment.iov_len {
                 skip -= segment.iov_len
                 continue
             }
-            let part = UnsafeRawBufferPointer(start: segment.iov_base, count: segment.iov_len)
-            let rest = UnsafeRawBufferPointer(rebasing: part[skip...])
+            let whole = UnsafeRawBufferPointer(start: segment.iov_base, count: segment.iov_len)
+            while skip < whole.count {
+                let part = UnsafeRawBufferPointer(
+                    rebasing: whole[skip..<min(whole.count, skip + VirtioConsole.piece)])
+                let taken = min(part.count, max(0, chardev.write(part)))
+                sent += taken
+                skip += taken
+                // `chardevWritable` goes on.
+                if taken < part.count { return .stopped }
+                if !vm.loop.mayGoOn(after: taken * 4) { return .unfinished }
+            }
             skip = 0
-            let taken = min(rest.count, max(0, chardev.write(rest)))
-            sent += taken
-            if taken < rest.count { return false }
         }
-        return true
+        return .used(0)
     }
 
-    public func chardevWritable() { if isRunning, isOperating { transmit() } }
+    public func chardevWritable() {
+        if isRunning, isOperating, !transmitQueue.isPutOff { transmit() }
+    }
 
     // MARK: To the guest
 
@@ -110,7 +113,6 @@ public final class VirtioConsole: VirtioDevice, ChardevFrontend {
 
     public override func resumeDevice() {
         guard isOperating else { return }
-        transmit()
         chardev?.acceptInput()
     }
 

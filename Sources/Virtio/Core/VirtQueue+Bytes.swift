@@ -55,14 +55,47 @@ extension VirtQueue {
         return done
     }
 
-    /// Says that the device has stored to the first `length` writable bytes.
-    public func didWrite(_ chain: VirtioChain, length: Int) {
+    /// The parts of `segments` that have the bytes from `offset` on.
+    /// - Parameters:
+    ///   - offset: at most the segments' length.
+    ///   - count: of bytes, within the segments.
+    ///   - parts: where the result is put; room for as many as there are segments.
+    func slice(
+        _ segments: UnsafeMutableBufferPointer<iovec>, offset: Int, count: Int, into parts: UnsafeMutablePointer<iovec>
+    ) -> UnsafeBufferPointer<iovec> {
+        var skip = offset
+        var left = count
+        var used = 0
+        for segment in segments where left > 0 {
+            if skip >= segment.iov_len {
+                skip &-= segment.iov_len
+                continue
+            }
+            let length = min(segment.iov_len &- skip, left)
+            parts[used] = iovec(iov_base: segment.iov_base.map { $0 + skip }, iov_len: length)
+            used &+= 1
+            left &-= length
+            skip = 0
+        }
+        return UnsafeBufferPointer(start: parts, count: used)
+    }
+
+    /// Says that the device has stored to `length` writable bytes, from byte
+    /// `offset` on.
+    public func didWrite(_ chain: VirtioChain, offset: Int = 0, length: Int) {
+        var skip = offset
         var left = length
         var index = chain.readableCount
         while left > 0, index < chain.readableCount &+ chain.writableCount {
-            let count = min(left, segments[index].iov_len)
-            addressSpace.didWrite(addresses[index], length: UInt64(count))
-            left &-= count
+            let size = segments[index].iov_len
+            if skip < size {
+                let count = min(left, size &- skip)
+                addressSpace.didWrite(addresses[index] &+ UInt64(truncatingIfNeeded: skip), length: UInt64(count))
+                left &-= count
+                skip = 0
+            } else {
+                skip &-= size
+            }
             index &+= 1
         }
     }

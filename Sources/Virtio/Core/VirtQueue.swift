@@ -46,6 +46,11 @@ public final class VirtQueue {
     /// `nextUsed` when the driver was last told of.
     var signalledUsed: UInt16 = 0
     var signalledIsValid = false
+    /// Bytes of the chain that `next()` gives with which the device is done
+    /// already. Not in a checkpoint: the request begins anew then.
+    public internal(set) var progress = 0
+    /// The device goes on with the queue in a later turn of the loop.
+    var isPutOff = false
 
     // The rings' host addresses; nil unless `ready`.
     private var table: UnsafeMutableRawPointer?
@@ -107,6 +112,7 @@ public final class VirtQueue {
         nextUsed = 0
         signalledUsed = 0
         signalledIsValid = false
+        progress = 0
     }
 
     /// The rings' host addresses for a set-up, or why it is not valid
@@ -187,7 +193,10 @@ public final class VirtQueue {
 
     /// Takes the chain that `next()` gave last.
     @inline(__always)
-    public func consume() { nextAvailable &+= 1 }
+    public func consume() {
+        nextAvailable &+= 1
+        progress = 0
+    }
 
     /// Gives `count` chains back that were consumed and not pushed.
     public func unconsume(_ count: Int) { nextAvailable &-= UInt16(truncatingIfNeeded: count) }

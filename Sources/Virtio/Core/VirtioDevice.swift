@@ -48,9 +48,11 @@ open class VirtioDevice: Device {
 
     // MARK: For subclasses
 
-    /// The driver has made buffers available in a queue, or the device has
-    /// just become ready.
+    /// The driver has made buffers available in a queue, the device has just
+    /// become ready or runs again, or goes on with what it has put off.
     open func handle(_ queue: VirtQueue) {}
+    /// Whether `handle` takes the chains of a queue.
+    open func isServedHere(_ queue: VirtQueue) -> Bool { true }
     /// The driver has written the last of the initialisation's status bits.
     open func driverReady() {}
     /// Back to power-on state; status, features and queues are done already.
@@ -185,6 +187,8 @@ open class VirtioDevice: Device {
         guard isOperating, queue.ready else {
             return Log.guestError("\(stateName): notification of queue \(queueIndex), which is not in use")
         }
+        // However often it is told, it has its share of a turn.
+        if queue.isPutOff { return }
         handle(queue)
     }
 
@@ -211,6 +215,8 @@ open class VirtioDevice: Device {
         guard !isRunning else { return }
         isRunning = true
         resumeDevice()
+        // What was put off before the pause, here or in another process.
+        for queue in queues where isServedHere(queue) && queue.hasAvailable { handle(queue) }
     }
 
     public func save(to writer: inout StateWriter) {

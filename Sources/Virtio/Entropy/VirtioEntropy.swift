@@ -13,16 +13,16 @@ public final class VirtioEntropy: VirtioDevice {
     }
 
     public override func handle(_ queue: VirtQueue) {
-        repeat {
-            while let chain = queue.next() {
-                guard chain.writableBytes > 0 else { return fail("buffer that is not writable") }
-                let written = fill(queue.writable(chain))
-                queue.didWrite(chain, length: written)
-                queue.consume()
-                queue.push(chain, written: written)
+        // The host makes some hundred megabytes a second.
+        serveChains(queue, byteCost: 32) { chain in
+            guard chain.writableBytes > 0 else {
+                fail("buffer that is not writable")
+                return .stopped
             }
-        } while queue.enableNotifications()
-        queue.signal()
+            let written = fill(queue.writable(chain))
+            queue.didWrite(chain, length: written)
+            return .used(written)
+        }
     }
 
     private func fill(_ segments: UnsafeMutableBufferPointer<iovec>) -> Int {

@@ -64,21 +64,18 @@ extension VirtioDevice {
     /// - Parameter carryOut: returns false when the command is wrong; then
     ///   nothing has changed.
     func serveControl(_ queue: VirtQueue, _ carryOut: (inout NetControlRequest) -> Bool) {
-        repeat {
-            while let chain = queue.next() {
-                guard var request = NetControlRequest(queue, chain) else {
-                    return fail("control request of \(chain.readableBytes) bytes")
-                }
-                let isDone = carryOut(&request)
-                if !isDone {
-                    Log.guestError("\(stateName): refused the control command \(request.kind)/\(request.command)")
-                }
-                let reply: UInt8 = isDone ? 0 : 1
-                withUnsafeBytes(of: reply) { _ = queue.copyIn(chain, offset: 0, from: $0) }
-                queue.consume()
-                queue.push(chain, written: 1)
+        serveChains(queue) { chain in
+            guard var request = NetControlRequest(queue, chain) else {
+                fail("control request of \(chain.readableBytes) bytes")
+                return .stopped
             }
-        } while queue.enableNotifications()
-        queue.signal()
+            let isDone = carryOut(&request)
+            if !isDone {
+                Log.guestError("\(stateName): refused the control command \(request.kind)/\(request.command)")
+            }
+            let reply: UInt8 = isDone ? 0 : 1
+            withUnsafeBytes(of: reply) { _ = queue.copyIn(chain, offset: 0, from: $0) }
+            return .used(1)
+        }
     }
 }

@@ -109,20 +109,19 @@ public final class VirtioNet: VirtioDevice {
     // MARK: From the guest
 
     private func transmit(_ queue: VirtQueue, _ pair: Int) {
-        repeat {
-            while let chain = queue.next() {
-                let length = chain.readableBytes &- VirtioNet.headerSize
-                guard length >= 0 else { return fail("frame without a header") }
-                if length < 14 || length > VirtioNet.maxFrame {
-                    Log.guestError("\(stateName): frame of \(length) bytes dropped")
-                } else {
-                    send(queue, chain, pair)
-                }
-                queue.consume()
-                queue.push(chain, written: 0)
+        serveChains(queue) { chain in
+            let length = chain.readableBytes &- VirtioNet.headerSize
+            guard length >= 0 else {
+                fail("frame without a header")
+                return .stopped
             }
-        } while queue.enableNotifications()
-        queue.signal()
+            if length < 14 || length > VirtioNet.maxFrame {
+                Log.guestError("\(stateName): frame of \(length) bytes dropped")
+            } else {
+                send(queue, chain, pair)
+            }
+            return .used(0)
+        }
     }
 
     private func send(_ queue: VirtQueue, _ chain: VirtioChain, _ pair: Int) {

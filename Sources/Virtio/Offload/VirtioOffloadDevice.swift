@@ -47,6 +47,7 @@ public class VirtioOffloadDevice: VirtioDevice, VirtioOffloadHost {
 
     // MARK: VirtioDevice
 
+    public override func isServedHere(_ queue: VirtQueue) -> Bool { !isServedOutside(queue) }
     public override func handle(_ queue: VirtQueue) { offload.kick(queue: queue.index) }
     public override func driverReady() { offload.start() }
     public override func resetDevice() { offload.stop() }

@@ -143,7 +143,14 @@ final class GuestQueue {
         if kick { self.kick() }
     }
 
-    func kick() { notify() }
+    /// Notifies, and turns the loop until nothing is put off.
+    func kick() {
+        ring()
+        while machine.vm.loop.hasPostponed { machine.vm.loop.poll(timeout: 0) }
+    }
+
+    /// Notifies, and no more.
+    func ring() { notify() }
 
     var usedIndex: UInt16 { machine.load(used + 2) }
 

@@ -27,29 +27,92 @@ public final class ReceivedFDs {
     fileprivate func add(_ more: ArraySlice<Int32>) { fds += more }
 }
 
+/// How long the machine, which does nothing else meanwhile, waits for a process
+/// that serves a device of its: one that is slow now and then has the whole
+/// limit of its protocol, one that is slow all the time has ever less, and so
+/// keeps the guest waiting for a tenth of the time at most.
+public final class PeerPatience {
+    /// Waits that do not count, in nanoseconds.
+    private static let free: Int64 = 2_000_000
+    /// What was waited, less a tenth of the time since.
+    private var debt: Int64 = 0
+    private var countedAt: Int64 = 0
+
+    public init() {}
+
+    private func forgive(_ now: Int64) {
+        debt = max(0, debt - (now - countedAt) / 10)
+        countedAt = now
+    }
+
+    func note(waited: Int64, at now: Int64) {
+        guard waited > PeerPatience.free else { return }
+        forgive(now)
+        debt += waited
+    }
+
+    func limit(_ full: Int64, at now: Int64) -> Int64 {
+        if debt == 0 { return full }
+        forgive(now)
+        return min(full, max(PeerPatience.free, full - debt))
+    }
+}
+
 /// A connected UNIX stream socket to a process that serves a device: sends and
 /// receives whole messages, with descriptors, and never for longer than was
 /// allowed. Main thread only.
 public final class PeerSocket {
     /// Borrowed from whoever made it.
     public let fd: Int32
+    private let patience: PeerPatience
     private var deadline: Int64 = 0
+    /// Nanoseconds that the sequence of messages may take.
+    public private(set) var limit: Int64 = 0
+    private var begun: Int64 = 0
+    /// When the last message was through.
+    private var done: Int64 = 0
+    private var isRationed = false
     /// Another descriptor that must not wait while this socket does: the peer
     /// may need what is asked there to answer here. Called when it is readable.
     public var attendant: (fd: Int32, serve: () -> Void)?
 
-    /// - Parameter fd: stays the caller's, and must stay open.
-    public init(_ fd: Int32) { self.fd = fd }
+    /// - Parameters:
+    ///   - fd: stays the caller's, and must stay open.
+    ///   - patience: shared by all sockets to one peer, one after the other too.
+    public init(_ fd: Int32, patience: PeerPatience = PeerPatience()) {
+        self.fd = fd
+        self.patience = patience
+    }
 
     /// Starts the clock for a sequence of messages.
-    /// - Parameter limit: nanoseconds.
-    public func begin(limit: Int64) { deadline = EventLoop.now + limit }
+    /// - Parameters:
+    ///   - limit: nanoseconds, at most.
+    ///   - rationed: what the guest or the peer causes, and may cause again and
+    ///     again: the limit shrinks as the peer is slow, see `PeerPatience`.
+    public func begin(limit: Int64, rationed: Bool = false) {
+        let now = EventLoop.now
+        if isRationed { patience.note(waited: done - begun, at: now) }
+        isRationed = rationed
+        self.limit = rationed ? patience.limit(limit, at: now) : limit
+        begun = now
+        done = now
+        deadline = now + self.limit
+    }
 
-    public var isLate: Bool { EventLoop.now >= deadline }
+    /// Whether the time is up; for waits between messages, which count too.
+    public var isLate: Bool {
+        let now = EventLoop.now
+        if isRationed { done = now }
+        return now >= deadline
+    }
+
+    /// Nanoseconds since `begin`.
+    public var elapsed: Int64 { EventLoop.now - begun }
 
     /// Sends all of a message, and descriptors with its first byte; these stay
     /// the caller's.
     public func send(_ message: [UInt8], fds: [Int32] = []) throws(PeerFailure) {
+        defer { if isRationed { self.done = EventLoop.now } }
         var done = 0
         while done < message.count {
             let sent = message.withUnsafeBytes { bytes in
@@ -71,6 +134,16 @@ public final class PeerSocket {
 
     /// Receives exactly `count` bytes, and adds what descriptors come with them.
     public func receive(_ count: Int, _ fds: ReceivedFDs) throws(PeerFailure) -> [UInt8] {
+        try receive(count, fds, waits: true)
+    }
+
+    /// As `receive`, but gives what has come by now, which may be nothing.
+    public func receiveAvailable(_ count: Int, _ fds: ReceivedFDs) throws(PeerFailure) -> [UInt8] {
+        try receive(count, fds, waits: false)
+    }
+
+    private func receive(_ count: Int, _ fds: ReceivedFDs, waits: Bool) throws(PeerFailure) -> [UInt8] {
+        defer { if isRationed { self.done = EventLoop.now } }
         var bytes = [UInt8](repeating: 0, count: count)
         var done = 0
         while done < count {
@@ -84,6 +157,7 @@ public final class PeerSocket {
                 }
             }
             if got < 0, errno == EAGAIN || errno == EWOULDBLOCK {
+                if !waits { return Array(bytes[..<done]) }
                 try wait(POLLIN)
                 continue
             }

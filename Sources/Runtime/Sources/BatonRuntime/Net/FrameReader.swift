@@ -97,6 +97,8 @@ public final class FrameReader {
                 heldHeader = header
                 return stop()
             }
+            // epoll tells of what is left again.
+            if !loop.mayGoOn(after: 1 << 14 + count) { return }
         }
     }
 
