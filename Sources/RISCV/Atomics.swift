@@ -34,6 +34,10 @@ extension UnsafeMutablePointer where Pointee == HartState {
             if tlbHit(set, address, UInt32.self) {
                 host = RISCV.hostAddress(set, address)
             } else if let slow = hostAddress(address, .store, size: size) {
+                // Only PMP can allow a store and no load.
+                guard allowsPMP(pointee.lastPhysical, size: UInt64(size), .load, dataMode) else {
+                    return trap(op, Cause.storeAccess, address)
+                }
                 host = slow
             } else {
                 return faultTrap(op)

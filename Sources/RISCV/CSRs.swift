@@ -11,7 +11,8 @@ enum CSR {
     static let mcounteren = 0x306, menvcfg = 0x30a, mcountinhibit = 0x320
     static let mvien = 0x308, mvip = 0x309, miselect = 0x350, mireg = 0x351, mtopei = 0x35c, mtopi = 0xfb0
     static let mscratch = 0x340, mepc = 0x341, mcause = 0x342, mtval = 0x343, mip = 0x344
-    static let pmpcfg0 = 0x3a0, pmpcfg2 = 0x3a2, pmpaddr0 = 0x3b0, pmpaddr15 = 0x3bf
+    static let pmpcfg0 = 0x3a0, pmpcfg2 = 0x3a2, pmpcfg15 = 0x3af
+    static let pmpaddr0 = 0x3b0, pmpaddr15 = 0x3bf, pmpaddr63 = 0x3ef
     static let mhpmevent3 = 0x323, mhpmevent31 = 0x33f
     static let tselect = 0x7a0, tdata1 = 0x7a1, tdata2 = 0x7a2, tdata3 = 0x7a3, tinfo = 0x7a4
     static let mcycle = 0xb00, minstret = 0xb02, mhpmcounter3 = 0xb03, mhpmcounter31 = 0xb1f
@@ -102,6 +103,9 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case CSR.pmpcfg0: return readPMPConfig(0)
         case CSR.pmpcfg2: return readPMPConfig(2)
         case CSR.pmpaddr0...CSR.pmpaddr15: return pmpaddr[number - CSR.pmpaddr0]
+        // Of entries that there are not; the odd ones are RV32's.
+        case CSR.pmpcfg0...CSR.pmpcfg15: return number & 1 == 0 ? 0 : nil
+        case CSR.pmpaddr0...CSR.pmpaddr63: return 0
         case CSR.mcycle: return cycle
         case CSR.minstret: return instret
         case CSR.mhpmcounter3...CSR.mhpmcounter31, CSR.mhpmevent3...CSR.mhpmevent31: return 0
@@ -196,6 +200,8 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case CSR.pmpaddr0...CSR.pmpaddr15:
             writePMPAddress(number - CSR.pmpaddr0, value)
             return .translation
+        case CSR.pmpcfg0...CSR.pmpcfg15: if number & 1 != 0 { return nil }
+        case CSR.pmpaddr0...CSR.pmpaddr63: break
         // The instruction that writes a counter does not count into it.
         case CSR.mcycle: pointee.cycleOffset = cycleStands ? value : value &- pointee.retired
         case CSR.minstret: pointee.instretOffset = instretStands ? value : value &- pointee.retired

@@ -37,6 +37,7 @@ extension Hart {
         writer.put("waiting", s.waiting)
         writer.put("hsm", UInt64(s.hsm.rawValue))
         writer.put("builtin-sbi", s.hasBuiltinSBI)
+        saveSBI(to: &writer)
         writer.put("aia", s.hasAIA)
         if let aia {
             writer.put("aia-select", [aia.machineSelect, aia.supervisorSelect])
@@ -71,6 +72,7 @@ extension Hart {
                 "section '\(reader.section)' was saved \(new.hasAIA ? "without" : "with") the AIA",
                 hint: "Start with the same -machine aia= as before.")
         }
+        let applySBI = try loadSBI(from: reader)
         let applyAIA = try aia.map { aia throws(VMMError) in try Hart.load(aia, from: reader) }
         try reader.finish()
 
@@ -103,6 +105,7 @@ extension Hart {
         new.reservation = HartState.noReservation
         new.floatReady = new.mstatus & MStatus.fs == MStatus.fs
         state.pointee = new
+        applySBI()
         for index in 0..<32 {
             state.x[index] = x[index]
             state.f[index] = f[index]

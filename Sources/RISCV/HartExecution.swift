@@ -11,9 +11,9 @@ extension Hart {
         while left > 0 && !accelerator.shouldYield && state.pointee.hsm != .stopped {
             if state.pointee.waiting {
                 guard hasWakeUp else { break }
-                state.pointee.waiting = false
-                state.pointee.hsm = .started
+                wakeUp()
             }
+            if state.pointee.hasEvents { accelerator.sbi?.events.deliver(to: self) }
             state.takeInterrupt()
             state.pointee.retiredAtEnd &+= UInt64(left)
             state.pointee.budget = left
@@ -27,8 +27,8 @@ extension Hart {
     }
 
     /// WFI ends with any interrupt that is pending and enabled in `mie`,
-    /// whether or not it may be taken.
-    private var hasWakeUp: Bool { state.pointee.pendingBits & state.pointee.mie != 0 }
+    /// whether or not it may be taken, and with an event of the SBI.
+    var hasWakeUp: Bool { state.pointee.pendingBits & state.pointee.mie != 0 || state.pointee.hasEvents }
 
     /// Has nothing to do until an interrupt comes.
     var isIdle: Bool { state.pointee.hsm == .stopped || (state.pointee.waiting && !hasWakeUp) }

@@ -62,6 +62,12 @@ struct HartState {
     /// In WFI, with no interrupt yet.
     var waiting = false
     var hsm = HSMState.started
+    /// Where a non-retentive suspend ends, and a1 there.
+    var resumeAddress = HartState.noResume
+    var resumeOpaque: UInt64 = 0
+    static let noResume = UInt64.max
+    /// The SBI has an event for the hart, to be delivered before it runs on.
+    var hasEvents = false
     /// Physical address of the LR reservation and the value that was read.
     var reservation = HartState.noReservation
     var reservedValue: UInt64 = 0

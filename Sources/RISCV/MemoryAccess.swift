@@ -75,17 +75,45 @@ extension UnsafeMutablePointer where Pointee == HartState {
     }
 
     private func fillFetch(_ address: UInt64) -> OpPointer? {
-        guard let physical = translate(address, .fetch) else { return nil }
+        guard let physical = translate(address, .fetch, size: 2) else { return nil }
         guard let range = pointee.cache.pointee.range(containing: physical) else {
             return fail(Cause.fetchAccess, address)
         }
+        // A table of ops is entered without further checks.
+        guard isUniform(physical) else { return fetchAlone(address) }
         let ops = pointee.cache.pointee.ops(for: physical, in: range)
-        if isUniform(physical, .fetch) {
-            let entry = tlbEntry(pointee.fetchTLB + TLB.fetchOffset, address)
-            entry.pointee.tag = address & pageMask
-            entry.pointee.addend = UInt64(UInt(bitPattern: ops))
-        }
+        let entry = tlbEntry(pointee.fetchTLB + TLB.fetchOffset, address)
+        entry.pointee.tag = address & pageMask
+        entry.pointee.addend = UInt64(UInt(bitPattern: ops))
         return ops + Int(address & 0xfff) / 2
+    }
+
+    /// The instruction at an address of a page that PMP entries split, as an op
+    /// of its own: what comes next is looked up, and so checked, again.
+    /// - Returns: nil with `fault` set.
+    private func fetchAlone(_ address: UInt64) -> OpPointer? {
+        guard let low = fetchHalf(address) else { return nil }
+        guard low & 3 == 3 else { return setAside(UInt32(low)) }
+        guard let high = fetchHalf(address &+ 2) else { return nil }
+        return setAside(UInt32(low) | UInt32(high) << 16)
+    }
+
+    /// Decodes an instruction to `scratch`, with what leads on behind it.
+    private func setAside(_ word: UInt32) -> OpPointer {
+        scratch[0] = Decoder.decode(word, offset: nil)
+        scratch[1] = DecodedOp(code: .pageEnd)
+        scratch[2] = DecodedOp(code: .pageEnd)
+        return scratch
+    }
+
+    /// A halfword of code; checked by itself, as instructions are made of such.
+    /// - Returns: nil with `fault` set.
+    func fetchHalf(_ address: UInt64) -> UInt16? {
+        guard let physical = translate(address, .fetch, size: 2) else { return nil }
+        guard let range = pointee.cache.pointee.range(containing: physical) else {
+            return fail(Cause.fetchAccess, address)
+        }
+        return (range.pointee.host + Int(physical - range.pointee.start)).loadUnaligned(as: UInt16.self)
     }
 
     /// Runs an instruction whose second half is on the next page: from scratch,
@@ -94,19 +122,13 @@ extension UnsafeMutablePointer where Pointee == HartState {
         let address = pc(of: op)
         let (table, _) = pointee.cache.pointee.table(of: op)
         let low = (table.host + 0xffe).loadUnaligned(as: UInt16.self)
-        guard let physical = translate(address &+ 2, .fetch) else {
+        guard let high = fetchHalf(address &+ 2) else {
             return trap(op, pointee.fault.cause, pointee.fault.address)
         }
-        guard let range = pointee.cache.pointee.range(containing: physical) else {
-            return trap(op, Cause.fetchAccess, address &+ 2)
-        }
-        let high = (range.pointee.host + Int(physical - range.pointee.start)).loadUnaligned(as: UInt16.self)
-        scratch[0] = Decoder.decode(UInt32(low) | UInt32(high) << 16, offset: nil)
-        scratch[1] = DecodedOp(code: .pageEnd)
-        scratch[2] = DecodedOp(code: .pageEnd)
-        enterPage(address, scratch)
+        let alone = setAside(UInt32(low) | UInt32(high) << 16)
+        enterPage(address, alone)
         pointee.budget &+= 1
-        return scratch
+        return alone
     }
 
     /// Decodes the instruction at an op, in place.
@@ -143,16 +165,16 @@ extension UnsafeMutablePointer where Pointee == HartState {
     func load(_ address: UInt64, size: Int) -> UInt64? {
         let inPage = 4096 - Int(address & 0xfff)
         if size > inPage { return loadCrossing(address, size: size, first: inPage) }
-        guard let physical = translate(address, .load) else { return nil }
+        guard let physical = translate(address, .load, size: size) else { return nil }
         if let range = pointee.cache.pointee.range(containing: physical) {
             let host = range.pointee.host + Int(physical - range.pointee.start)
-            if isUniform(physical, .load) { fillData(address, host, .load) }
+            if isUniform(physical) { fillData(address, host, .load) }
             return HostMemory.load(host, size)
         }
         guard address & UInt64(size - 1) == 0 else { return fail(Cause.loadAccess, address) }
         if let memory = deviceMemory(physical) {
             let host = memory.host + Int(physical - memory.start)
-            if isUniform(physical, .load) { fillData(address, host, .load) }
+            if isUniform(physical) { fillData(address, host, .load) }
             return HostMemory.load(host, size)
         }
         noteSlowWork(SlowWork.outside)
@@ -183,7 +205,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
     func store(_ address: UInt64, size: Int, _ value: UInt64) -> Bool {
         let inPage = 4096 - Int(address & 0xfff)
         if size > inPage { return storeCrossing(address, size: size, first: inPage, value) }
-        guard let physical = translate(address, .store) else { return false }
+        guard let physical = translate(address, .store, size: size) else { return false }
         if let range = pointee.cache.pointee.range(containing: physical) {
             if range.pointee.readOnly {
                 Log.guestError("store of \(size) bytes to read-only memory at \(Hex(physical))")
@@ -198,7 +220,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         if let memory = deviceMemory(physical) {
             if memory.readOnly { return true }
             let host = memory.host + Int(physical - memory.start)
-            if isUniform(physical, .store) { fillData(address, host, .store) }
+            if isUniform(physical) { fillData(address, host, .store) }
             HostMemory.store(host, size, value)
             return true
         }
@@ -235,13 +257,13 @@ extension UnsafeMutablePointer where Pointee == HartState {
     /// The host address of a part of a page that must be RAM; for a store,
     /// drops what was decoded from it.
     func hostAddress(_ address: UInt64, _ kind: AccessKind, size: Int) -> UnsafeMutableRawPointer? {
-        guard let physical = translate(address, kind) else { return nil }
+        guard let physical = translate(address, kind, size: size) else { return nil }
         guard let range = pointee.cache.pointee.range(containing: physical),
             !(kind == .store && range.pointee.readOnly)
         else { return fail(kind.accessFault, address) }
         let host = range.pointee.host + Int(physical - range.pointee.start)
         if kind == .store { didStore(address, physical, size: UInt64(size), range, host) }
-        if kind == .load, isUniform(physical, .load) { fillData(address, host, .load) }
+        if kind == .load, isUniform(physical) { fillData(address, host, .load) }
         pointee.lastPhysical = physical
         return host
     }
@@ -255,7 +277,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         let cache = pointee.cache
         if cache.pointee.map[cache.pointee.mapIndex(range, physical)] != 0 {
             cache.pointee.dropOps(range, physical, length: size)
-        } else if isUniform(physical, .store) {
+        } else if isUniform(physical) {
             fillData(address, host, .store)
         }
     }

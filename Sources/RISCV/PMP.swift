@@ -1,5 +1,9 @@
 /// Physical memory protection: 16 entries (privileged specification,
-/// "Physical Memory Protection").
+/// "Physical Memory Protection"). The registers of the other 48 read as 0.
+///
+/// A page for which one entry decides, or none, is checked when it comes into
+/// the TLB. A page that entries split never does: each access to it is checked
+/// by itself, and each of its instructions is fetched by itself.
 enum PMP {
     static let entries = 16
     static let read: UInt8 = 1
@@ -13,16 +17,17 @@ enum PMP {
 }
 
 extension UnsafeMutablePointer where Pointee == HartState {
-    /// Whether an access that does not span an entry's bounds is allowed.
-    /// Accesses are checked by their first byte: ones that reach from one entry
-    /// into another are decided by the first.
-    func allowsPMP(_ address: UInt64, _ kind: AccessKind, _ mode: UInt8) -> Bool {
+    /// Whether an access is allowed: the lowest-numbered entry that matches any
+    /// of its bytes decides, and must match all of them.
+    func allowsPMP(_ address: UInt64, size: UInt64, _ kind: AccessKind, _ mode: UInt8) -> Bool {
+        let last = address &+ size
         var active = pointee.activePMP
         while active != 0 {
             let index = active.trailingZeroBitCount
             active &= active - 1
             let (start, end) = rangePMP(index)
-            guard address >= start, address < end else { continue }
+            guard start < end, start < last, address < end else { continue }
+            guard start <= address, last <= end else { return false }
             let config = pmpcfg[index]
             if mode == Mode.machine && config & PMP.locked == 0 { return true }
             let needed = kind == .load ? PMP.read : kind == .store ? PMP.write : PMP.execute
@@ -31,15 +36,18 @@ extension UnsafeMutablePointer where Pointee == HartState {
         return mode == Mode.machine
     }
 
-    /// Whether one entry (or none) decides for all of a page.
+    /// Whether what is allowed to one access is allowed to each of its kind in
+    /// the page: one entry decides for all of it, or none does. Entries that
+    /// allow stores and no loads count as not, so that atomics are checked.
     func isUniformPMP(_ page: UInt64) -> Bool {
         var active = pointee.activePMP
         while active != 0 {
             let index = active.trailingZeroBitCount
             active &= active - 1
             let (start, end) = rangePMP(index)
-            if start <= page && end >= page + 4096 { return true }
-            if start < page + 4096 && end > page { return false }
+            guard start < end, start < page + 4096, end > page else { continue }
+            return start <= page && end >= page + 4096
+                && pmpcfg[index] & (PMP.read | PMP.write) != PMP.write
         }
         return true
     }
@@ -64,10 +72,8 @@ extension UnsafeMutablePointer where Pointee == HartState {
         for byte in 0..<8 {
             let index = register * 4 + byte
             guard index < PMP.entries, pmpcfg[index] & PMP.locked == 0 else { continue }
-            var config = UInt8(truncatingIfNeeded: value >> UInt64(byte * 8)) & 0x9f
-            // W without R is reserved.
-            if config & (PMP.read | PMP.write) == PMP.write { config &= ~PMP.write }
-            pmpcfg[index] = config
+            // W without R is reserved; like QEMU, it is kept and allows stores.
+            pmpcfg[index] = UInt8(truncatingIfNeeded: value >> UInt64(byte * 8)) & 0x9f
         }
         updatePMP()
     }

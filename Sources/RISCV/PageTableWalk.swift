@@ -21,21 +21,21 @@ enum SATPMode {
 }
 
 extension UnsafeMutablePointer where Pointee == HartState {
-    /// Translates and checks one byte's address; an access never spans pages.
+    /// Translates and checks an access, or its part in one page.
     /// - Returns: the guest-physical address; nil with `fault` set.
-    func translate(_ address: UInt64, _ kind: AccessKind) -> UInt64? {
+    func translate(_ address: UInt64, _ kind: AccessKind, size: Int) -> UInt64? {
         let mode = kind == .fetch ? pointee.mode : dataMode
         var physical = address
         if mode != Mode.machine && pointee.satp >> 60 != SATPMode.bare {
             guard let walked = walk(address, kind, mode) else { return nil }
             physical = walked
         }
-        guard allowsPMP(physical, kind, mode) else { return fail(kind.accessFault, address) }
+        guard allowsPMP(physical, size: UInt64(size), kind, mode) else { return fail(kind.accessFault, address) }
         return physical
     }
 
-    /// Whether the whole page may be accessed as this byte was.
-    func isUniform(_ physical: UInt64, _ kind: AccessKind) -> Bool {
+    /// Whether the whole page may be accessed as these bytes were.
+    func isUniform(_ physical: UInt64) -> Bool {
         pointee.activePMP == 0 || isUniformPMP(physical & pageMask)
     }
 
@@ -53,7 +53,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
             level -= 1
             let shift = 12 + 9 * level
             let entryAddress = table + (address >> shift & 0x1ff) * 8
-            guard allowsPMP(entryAddress, .load, Mode.supervisor),
+            guard allowsPMP(entryAddress, size: 8, .load, Mode.supervisor),
                 let range = pointee.cache.pointee.range(containing: entryAddress)
             else { return fail(kind.accessFault, address) }
             let host = range.pointee.host + Int(entryAddress - range.pointee.start)
@@ -73,7 +73,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
             if entry & wanted != wanted {
                 // Svadu: with menvcfg.ADUE clear, software sets the bits.
                 guard pointee.menvcfg & MEnvCfg.adue != 0 else { return fail(kind.pageFault, address) }
-                guard allowsPMP(entryAddress, .store, Mode.supervisor), !range.pointee.readOnly else {
+                guard allowsPMP(entryAddress, size: 8, .store, Mode.supervisor), !range.pointee.readOnly else {
                     return fail(kind.accessFault, address)
                 }
                 host.storeBytes(of: entry | wanted, as: UInt64.self)

@@ -117,13 +117,6 @@ extension UnsafeMutablePointer where Pointee == HartState {
         guard let high = fetchHalf(address &+ 2) else { return illegal(op, UInt32(low)) }
         return illegal(op, UInt32(low) | UInt32(high) << 16)
     }
-
-    private func fetchHalf(_ address: UInt64) -> UInt16? {
-        guard let physical = translate(address, .fetch),
-            let range = pointee.cache.pointee.range(containing: physical)
-        else { return nil }
-        return (range.pointee.host + Int(physical - range.pointee.start)).loadUnaligned(as: UInt16.self)
-    }
 }
 
 /// A slice ends after so many instructions, as many as the last ones did in its

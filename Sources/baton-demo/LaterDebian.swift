@@ -88,12 +88,21 @@ struct PeerCommand: ParsableCommand {
     enum Peer: String, CaseIterable, ExpressibleByArgument {
         case virtiofsd, passt
         case storageDaemon = "qemu-storage-daemon"
+        case system = "qemu-system-riscv64"
 
-        var package: String { self == .storageDaemon ? "qemu-utils" : rawValue }
+        var package: String {
+            switch self {
+            case .virtiofsd, .passt: rawValue
+            case .storageDaemon: "qemu-utils"
+            case .system: "qemu-system-riscv"
+            }
+        }
         var program: String { self == .virtiofsd ? "usr/libexec/virtiofsd" : "usr/bin/\(rawValue)" }
+        /// In the cache; QEMU's is the one that `baton-demo bench` measures beside.
+        var directory: String { self == .system ? "qemu" : rawValue }
     }
 
-    @Argument(help: "virtiofsd, passt or qemu-storage-daemon.")
+    @Argument(help: "virtiofsd, passt, qemu-storage-daemon or qemu-system-riscv64.")
     var peer: Peer
 
     @Option(help: "Directory to keep downloads in.")
@@ -101,7 +110,7 @@ struct PeerCommand: ParsableCommand {
 
     func run() throws {
         let words = try LaterDebian(
-            cache: cache, name: peer.rawValue, package: peer.package, program: peer.program
+            cache: cache, name: peer.directory, package: peer.package, program: peer.program
         ).obtain()
         for word in words { print(word) }
     }

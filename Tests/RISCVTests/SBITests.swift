@@ -24,10 +24,12 @@ struct SBITests {
     func base() throws {
         let machine = try TestMachine(
             sbi: true, assembly: call("0x10", 0) + "add s0, a1, a0\n" + TestMachine.finish("s0"))
-        #expect(try machine.runUntilDone() == 2 << 24)
+        #expect(try machine.runUntilDone() == 3 << 24)
     }
 
-    @Test("has the extensions that it says it has", arguments: ["0x54494d45", "0x735049", "0x48534d", "0x4442434e"])
+    @Test("has the extensions that it says it has", arguments: [
+            "0x54494d45", "0x735049", "0x48534d", "0x4442434e", "0x53525354", "0x53555350", "0x46574654", "0x535345",
+        ])
     func probe(_ id: String) throws {
         let machine = try TestMachine(
             sbi: true, assembly: "li a0, \(id)\n" + call("0x10", 3) + TestMachine.finish("a1"))

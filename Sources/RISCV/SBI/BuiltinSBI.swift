@@ -10,20 +10,27 @@ public protocol SBIConsole: AnyObject {
     func read(into buffer: UnsafeMutableRawBufferPointer) -> Int
 }
 
-/// The Supervisor Binary Interface, version 2.0, answered by the VMM in place
-/// of firmware in M-mode: BASE, TIME, IPI, RFENCE, HSM, SRST, DBCN, and the
-/// legacy calls that early consoles use.
+/// The Supervisor Binary Interface, version 3.0, answered by the VMM in place
+/// of firmware in M-mode: BASE, TIME, IPI, RFENCE, HSM, SRST, SUSP, DBCN, FWFT,
+/// SSE, and the legacy calls that early consoles use.
+///
+/// Arguments that the specification gives 32 bits have no others: the upper
+/// half of their registers is ignored.
 public final class BuiltinSBI {
     /// Ours; there is no registry for private implementations.
     static let implementationID: UInt64 = 0x42
 
     public weak var console: (any SBIConsole)?
-    private unowned let accelerator: SoftwareAccelerator
-    private unowned let vm: VirtualMachine
+    unowned let accelerator: SoftwareAccelerator
+    unowned let vm: VirtualMachine
+    let features: FirmwareFeatures
+    let events: SupervisorEvents
 
     init(accelerator: SoftwareAccelerator, vm: VirtualMachine) {
         self.accelerator = accelerator
         self.vm = vm
+        features = FirmwareFeatures(hartCount: accelerator.harts.count)
+        events = SupervisorEvents(accelerator: accelerator, addressSpace: vm.addressSpace)
     }
 
     /// Extension ids: four letters, but for BASE and the legacy calls.
@@ -39,8 +46,12 @@ public final class BuiltinSBI {
         static let hsm: UInt64 = 0x48_534d
         static let srst: UInt64 = 0x5352_5354
         static let dbcn: UInt64 = 0x4442_434e
+        static let susp: UInt64 = 0x5355_5350
+        static let fwft: UInt64 = 0x4657_4654
+        static let sse: UInt64 = 0x53_5345
         static let all = [
             legacySetTimer, legacyPutchar, legacyGetchar, legacyShutdown, base, time, ipi, rfence, hsm, srst, dbcn,
+            susp, fwft, sse,
         ]
     }
 
@@ -49,8 +60,14 @@ public final class BuiltinSBI {
         case failed = -1
         case notSupported = -2
         case invalidParameter = -3
+        case denied = -4
         case invalidAddress = -5
         case alreadyAvailable = -6
+        case alreadyStarted = -7
+        case alreadyStopped = -8
+        case invalidState = -10
+        case badRange = -11
+        case deniedLocked = -14
     }
 
     enum Answer {
@@ -77,6 +94,9 @@ public final class BuiltinSBI {
         state.pmpcfg[0] = PMP.read | PMP.write | PMP.execute | PMP.matching
         state.updatePMP()
         state.pointee.hsm = hart.index == 0 ? .started : .stopped
+        features.reset(hart: hart.index)
+        events.reset(hart: hart.index)
+        if hart.index == 0 { events.resetGlobal() }
     }
 
     /// Carries out the call that the hart has made; its `pc` is behind it.
@@ -92,6 +112,12 @@ public final class BuiltinSBI {
         case Extension.hsm: answer = hartState(hart, x[16])
         case Extension.srst: answer = x[16] == 0 ? systemReset(type: x[10], reason: x[11]) : .failure(.notSupported)
         case Extension.dbcn: answer = debugConsole(x[16], x[10], x[11], x[12])
+        case Extension.susp:
+            answer =
+                x[16] == 0
+                ? suspendSystem(hart, type: x[10], at: x[11], opaque: x[12]) : .failure(.notSupported)
+        case Extension.fwft: answer = features.call(hart.index, x[16], x[10], x[11], x[12])
+        case Extension.sse: answer = events.call(hart, x[16], x[10], x[11], x[12], x[13], x[14])
         case Extension.legacySetTimer:
             _ = setTimer(hart, x[10])
             answer = .legacy(0)
@@ -116,13 +142,14 @@ public final class BuiltinSBI {
         case .legacy(let value): x[10] = value
         case .noReturn: break
         }
+        if hart.state.pointee.hasEvents { events.deliver(to: hart) }
     }
 
     // MARK: BASE and TIME
 
     private func base(_ function: UInt64, _ argument: UInt64) -> Answer {
         switch function {
-        case 0: return .value(2 << 24)
+        case 0: return .value(3 << 24)
         case 1: return .value(BuiltinSBI.implementationID)
         case 2: return .value(1)
         case 3: return .value(Extension.all.contains(argument) ? 1 : 0)
@@ -177,9 +204,11 @@ public final class BuiltinSBI {
     // MARK: SRST
 
     private func systemReset(type: UInt64, reason: UInt64) -> Answer {
+        let (type, reason) = (type & 0xffff_ffff, reason & 0xffff_ffff)
         guard reason <= 1 || (0xe000_0000...0xffff_ffff).contains(reason) else { return .failure(.invalidParameter) }
         switch type {
-        case 0: vm.guestRequestedShutdown(status: reason == 1 ? 1 : 0)
+        // As under QEMU with OpenSBI, the reason does not become the exit status.
+        case 0: vm.guestRequestedShutdown(status: 0)
         case 1, 2: vm.guestRequestedReset()
         case 0xf000_0000...0xffff_ffff: return .failure(.notSupported)
         default: return .failure(.invalidParameter)
@@ -200,12 +229,12 @@ public final class BuiltinSBI {
     private func debugConsole(_ function: UInt64, _ length: UInt64, _ low: UInt64, _ high: UInt64) -> Answer {
         switch function {
         case 0, 1:
-            // One call may move less than it was asked for.
-            let length = min(length, 65536)
             if length == 0 { return .value(0) }
             guard high == 0, let memory = vm.addressSpace.dma(low, length: length, writing: function == 1) else {
                 return .failure(.invalidParameter)
             }
+            // One call may move less than it was asked for.
+            let length = min(length, 65536)
             if function == 0 {
                 console?.write(UnsafeRawBufferPointer(start: memory, count: Int(length)))
                 return .value(length)
@@ -217,61 +246,6 @@ public final class BuiltinSBI {
             writeByte(UInt8(truncatingIfNeeded: length))
             return .success
         default: return .failure(.notSupported)
-        }
-    }
-
-    // MARK: HSM
-
-    private func hartState(_ hart: Hart, _ function: UInt64) -> Answer {
-        let x = hart.state.x
-        switch function {
-        case 0: return startHart(x[10], at: x[11], opaque: x[12])
-        case 1:
-            hart.state.pointee.hsm = .stopped
-            hart.state.pointee.waiting = false
-            hart.state.leaveLoop()
-            return .noReturn
-        case 2:
-            guard x[10] < UInt64(accelerator.harts.count) else { return .failure(.invalidParameter) }
-            return .value(UInt64(accelerator.harts[Int(x[10])].state.pointee.hsm.rawValue))
-        case 3: return suspend(hart, type: x[10])
-        default: return .failure(.notSupported)
-        }
-    }
-
-    private func startHart(_ number: UInt64, at address: UInt64, opaque: UInt64) -> Answer {
-        guard number < UInt64(accelerator.harts.count) else { return .failure(.invalidParameter) }
-        let target = accelerator.harts[Int(number)]
-        guard target.state.pointee.hsm == .stopped else { return .failure(.alreadyAvailable) }
-        guard address & 1 == 0, vm.addressSpace.dma(address, length: 4, writing: false) != nil else {
-            return .failure(.invalidAddress)
-        }
-        let state = target.state
-        state.pointee.satp = 0
-        state.pointee.mstatus &= ~MStatus.sie
-        state.pointee.pc = address
-        state.x[10] = number
-        state.x[11] = opaque
-        state.pointee.waiting = false
-        state.flushTLB()
-        state.setMode(Mode.supervisor)
-        state.pointee.hsm = .started
-        return .success
-    }
-
-    private func suspend(_ hart: Hart, type: UInt64) -> Answer {
-        switch type {
-        case 0:
-            // Default retentive: WFI that returns.
-            if hart.state.pointee.pendingBits & hart.state.pointee.mie == 0 {
-                hart.state.pointee.hsm = .suspended
-                hart.state.pointee.waiting = true
-            }
-            hart.state.leaveLoop()
-            return .success
-        case 0x8000_0000: return .failure(.notSupported)
-        case 0x1000_0000...0x7fff_ffff, 0x9000_0000...0xffff_ffff: return .failure(.notSupported)
-        default: return .failure(.invalidParameter)
         }
     }
 }
