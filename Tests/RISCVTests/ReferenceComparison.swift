@@ -27,7 +27,20 @@ struct ReferenceException: Sendable {
             if $0.qemu.mcause == 3, $0.qemu.mtval == 0, $0.baton.mtval == $0.baton.mepc { fields.insert(.mtval) }
             if $0.qemu.scause == 3, $0.qemu.stval == 0, $0.baton.stval == $0.baton.sepc { fields.insert(.stval) }
             return fields
-        }
+        },
+        ReferenceException(
+            reason: "QEMU's AMOs fault as loads (privileged 1.12, 3.1.15: store/AMO)", versions: 7.02...7.02,
+            isRequired: false
+        ) {
+            func isLoad(_ qemu: UInt64, _ baton: UInt64) -> Bool {
+                [(4, 6), (5, 7), (13, 15)].contains { $0 == (qemu, baton) }
+            }
+            guard $0.group.hasPrefix("amo") else { return [] }
+            var fields: ReferenceRecord.Fields = []
+            if isLoad($0.qemu.mcause, $0.baton.mcause) { fields.insert(.mcause) }
+            if isLoad($0.qemu.scause, $0.baton.scause) { fields.insert(.scause) }
+            return fields
+        },
     ]
 }
 
@@ -48,7 +61,7 @@ extension ReferenceProgram {
         var matched = [Int](repeating: 0, count: known.count)
         let (qemu, baton) = try ReferenceMachine.run(self, on: reference)
         var unexpected: [(number: Int, difference: ReferenceDifference)] = []
-        var groupsWithDifferences: [String: Int] = [:]
+        var counts: [String: Int] = [:]
         for number in 0..<caseCount where !qemu.hasEqualRecord(number, baton) {
             let group = group(of: number)
             let (expected, found) = (qemu.record(number), baton.record(number))
@@ -61,8 +74,8 @@ extension ReferenceProgram {
                 difference.fields.subtract(excused)
             }
             guard !difference.fields.isEmpty else { continue }
-            groupsWithDifferences[group.name, default: 0] += 1
-            if groupsWithDifferences[group.name]! <= 2 { unexpected.append((number, difference)) }
+            counts[group.name, default: 0] += 1
+            if counts[group.name] == 1 { unexpected.append((number, difference)) }
         }
         print("\(name): \(caseCount) cases, seed \(String(seed, radix: 16))")
         for (exception, count) in zip(known, matched) where count > 0 {
@@ -71,15 +84,12 @@ extension ReferenceProgram {
         for (exception, count) in zip(known, matched) where count == 0 && exception.isRequired {
             Issue.record("nothing differs any more as expected: \(exception.reason)", sourceLocation: sourceLocation)
         }
-        for (number, difference) in unexpected.prefix(12) {
-            let text = try explain(number, difference, on: reference)
-            Issue.record(
-                "\(text)\n  (\(groupsWithDifferences[difference.group] ?? 0) such in this group)",
-                sourceLocation: sourceLocation)
-        }
-        if unexpected.count > 12 {
-            let rest = groupsWithDifferences.sorted { $0.key < $1.key }.map { "\($0.key): \($0.value)" }
-            Issue.record("in all: \(rest.joined(separator: "\n"))", sourceLocation: sourceLocation)
+        // The first of each group; a few in full, as it takes another run to say which register differs.
+        for (index, (number, difference)) in unexpected.enumerated() {
+            let count = counts[difference.group] ?? 0
+            let text = try explain(number, difference, on: index < 4 ? reference : nil)
+            Issue.record("\(text)\n  (\(count) such in this group)", sourceLocation: sourceLocation)
+            if index == 100 { break }
         }
     }
 
@@ -91,7 +101,7 @@ extension ReferenceProgram {
         return "case \(number), \(group.name)" + (values.isEmpty ? "" : ": " + values.joined(separator: ", "))
     }
 
-    private func explain(_ number: Int, _ difference: ReferenceDifference, on reference: ReferenceMachine) throws
+    private func explain(_ number: Int, _ difference: ReferenceDifference, on reference: ReferenceMachine?) throws
         -> String
     {
         var lines = [describe(number)]
@@ -102,7 +112,7 @@ extension ReferenceProgram {
                     + " QEMU: \(Hex64(difference.qemu.words[index]))")
         }
         // Which register: that is in no record, so it is asked for in another run.
-        if !difference.fields.isDisjoint(with: [.x, .f]) {
+        if let reference, !difference.fields.isDisjoint(with: [.x, .f]) {
             let (qemu, baton) = try ReferenceMachine.run(self, on: reference, asked: number)
             for (index, (expected, found)) in zip(qemu.registers, baton.registers).enumerated() where expected != found {
                 lines.append("  \(Place.name(index)): \(Hex64(found)), QEMU: \(Hex64(expected))")

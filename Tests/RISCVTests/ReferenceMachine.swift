@@ -25,7 +25,9 @@ struct ReferenceMachine {
     /// The extensions that Baton's harts have (`BoardTree`), and no others.
     var processor: String {
         var options = ["rv64", "h=false", "v=false", "zbc=false", "zba=true", "zbb=true", "zbs=true", "sstc=true"]
-        if version >= (8, 0) { options += ["svadu=true", "zawrs=false", "svinval=false"] }
+        // No triggers; hpmcounter3 to 31, which Baton has as zeroes.
+        options += ["debug=false", "pmu-num=29"]
+        if version >= (8, 0) { options += ["svadu=true", "zawrs=false", "svinval=false", "sv57=false"] }
         if version >= (8, 1) { options += ["zicbom=false", "zicboz=false", "zfa=false"] }
         return options.joined(separator: ",")
     }

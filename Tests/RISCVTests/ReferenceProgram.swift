@@ -144,6 +144,14 @@ final class ReferenceProgram {
         descriptors.append((number, result, flags))
     }
 
+    /// Timers that are not due: what they hold after a reset is each machine's own.
+    func addTimersOff() {
+        var state = State()
+        state[11] = 0x200_4000
+        state[12] = UInt64.max
+        add("timers off", code: [Instruction.sd(12, 11), Instruction.csrrw(0, 0x14d, 12)], state: state)
+    }
+
     /// Puts bytes into RAM before the start.
     func store(_ address: UInt64, _ bytes: [UInt8]) { memory.append((address, bytes)) }
     func store(_ address: UInt64, words: [UInt64]) { store(address, words.flatMap { littleEndian($0) }) }

@@ -122,10 +122,12 @@ next_case:
     mret
 
 .balign 64
-# Where S-mode's traps go.
+# Where S-mode's traps go, interrupts to a word each: mepc of the ecall tells which.
 .globl supervisor_trap
 supervisor_trap:
+    .rept 16
     ecall
+    .endr
     j supervisor_trap
 
 .balign 64
