@@ -126,7 +126,8 @@ extension ReferenceProgram.Place {
     static func name(_ place: Int) -> String {
         let names = [
             "fcsr", "pc", "at", "is", "at", "is", "watch", "satp", "medeleg", "mideleg", "mie", "mip", "menvcfg",
-            "stvec", "mcounteren", "scounteren", "senvcfg",
+            "stvec", "mcounteren", "scounteren", "senvcfg", "pmpcfg0", "pmpcfg2", "pmpaddr0", "pmpaddr1", "pmpaddr2",
+            "pmpaddr3",
         ]
         switch place {
         case 0: return "mstatus"

@@ -37,7 +37,10 @@ final class ReferenceProgram {
         static let watch = 70
         static let satp = 71, medeleg = 72, mideleg = 73, mie = 74, mip = 75, menvcfg = 76, stvec = 77
         static let mcounteren = 78, scounteren = 79, senvcfg = 80
-        static let count = 81
+        /// pmpcfg0 and pmpcfg2, then pmpaddr0 to 3.
+        static let pmpConfiguration = 81, secondPMPConfiguration = 82
+        static func pmpAddress(_ entry: Int) -> Int { 83 + entry }
+        static let count = 87
     }
 
     struct State {
@@ -53,6 +56,7 @@ final class ReferenceProgram {
             for register in 1..<32 { words[register] = 0x0101_0101_0101_0101 &* UInt64(register) ^ 0x8000_0000_0000_0000 }
             // NaN-boxed small numbers.
             for register in 0..<32 { words[32 + register] = 0xffff_ffff_3f80_0000 + UInt64(register) << 12 }
+            words[Place.secondPMPConfiguration] = 0x1f << 56
         }
     }
 
@@ -65,6 +69,8 @@ final class ReferenceProgram {
         static let registers = Flags(rawValue: 2)
         /// fence.i, as the pokes are code.
         static let code = Flags(rawValue: 4)
+        /// The PMP words are CSRs to write.
+        static let protection = Flags(rawValue: 8)
     }
 
     // MARK: Groups
@@ -170,7 +176,8 @@ final class ReferenceProgram {
             ("GROUP_STATE", 0), ("GROUP_CASES", 8), ("GROUP_OPERANDS", 16), ("GROUP_PLACES", 24), ("GROUP_RESULT", 32),
             ("GROUP_FLAGS", 40), ("GROUP_SIZE", groupSize),
             ("FLAG_TLB", Int(Flags.translation.rawValue)), ("FLAG_CSRS", Int(Flags.registers.rawValue)),
-            ("FLAG_CODE", Int(Flags.code.rawValue)),
+            ("FLAG_CODE", Int(Flags.code.rawValue)), ("FLAG_PMP", Int(Flags.protection.rawValue)),
+            ("STATE_PMPCFG", Place.pmpConfiguration), ("STATE_PMPADDR", Place.pmpAddress(0)),
             ("STATE_MSTATUS", Place.mstatus), ("STATE_X", Place.x(0)), ("STATE_F", Place.f(0)),
             ("STATE_FCSR", Place.fcsr), ("STATE_PC", Place.pc), ("STATE_POKES", Place.poke),
             ("STATE_WATCH", Place.watch), ("STATE_SATP", Place.satp), ("STATE_MEDELEG", Place.medeleg),

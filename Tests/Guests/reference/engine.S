@@ -78,7 +78,7 @@ next_case:
 1:  andi a0, s8, FLAG_CSRS
     beqz a0, 1f
     .macro setcsr csr, place
-    ld a0, \place * 8(t6)
+    ld a0, (\place) * 8(t6)
     csrw \csr, a0
     .endm
     setcsr satp, STATE_SATP
@@ -91,6 +91,15 @@ next_case:
     setcsr mcounteren, STATE_MCOUNTEREN
     setcsr scounteren, STATE_SCOUNTEREN
     setcsr senvcfg, STATE_SENVCFG
+1:  andi a0, s8, FLAG_PMP
+    beqz a0, 1f
+    csrw pmpcfg0, zero
+    setcsr pmpaddr0, STATE_PMPADDR
+    setcsr pmpaddr1, STATE_PMPADDR + 1
+    setcsr pmpaddr2, STATE_PMPADDR + 2
+    setcsr pmpaddr3, STATE_PMPADDR + 3
+    setcsr pmpcfg0, STATE_PMPCFG
+    setcsr pmpcfg2, STATE_PMPCFG + 1
 1:  andi a0, s8, FLAG_TLB
     beqz a0, 1f
     sfence.vma
@@ -151,6 +160,11 @@ machine_trap:
     ld s\r, (STATE_WORDS + \r) * 8(t6)
     .endr
 
+    # What is set for the case must not hold for what comes between cases.
+    andi a0, s8, FLAG_PMP
+    beqz a0, 1f
+    csrw pmpcfg0, zero
+1:
     csrr a0, mcause
     sd a0, RECORD_MCAUSE(s3)
     csrr a0, mepc
