@@ -22,9 +22,7 @@ OPENSBI := /usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin
 # The peers of demo-peers and of tests; Debian 13 has some of them in packages of their own.
 PEERPACKAGES = qemu-system-common qemu-utils iproute2 iputils-ping $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 # What more the tests talk to.
-TESTPACKAGES = $(PEERPACKAGES) passt opensbi libjson-c-dev $(REFERENCE)
-# qemu-system-riscv64, with which the harts are compared; Debian 13 has it in a package of its own.
-REFERENCE = $(shell apt-cache show qemu-system-riscv >/dev/null 2>&1 && echo qemu-system-riscv || echo qemu-system-misc)
+TESTPACKAGES = $(PEERPACKAGES) passt opensbi libjson-c-dev
 
 ifeq ($(BIOS),opensbi)
 RUNPACKAGES := opensbi
@@ -32,6 +30,9 @@ FIRMWARE := $(OPENSBI)
 else
 FIRMWARE := $(or $(BIOS),default)
 endif
+
+# qemu-system-riscv64, with which the harts are compared; Debian 13 has it in a package of its own.
+TESTPACKAGES += $(or $(shell apt-cache search --names-only '^qemu-system-riscv$$' | cut -d' ' -f1),qemu-system-misc)
 
 PREFIX ?= /usr/local
 RELEASE := .build/release

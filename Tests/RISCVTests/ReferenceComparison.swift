@@ -114,7 +114,8 @@ extension ReferenceProgram {
         // Which register: that is in no record, so it is asked for in another run.
         if let reference, !difference.fields.isDisjoint(with: [.x, .f]) {
             let (qemu, baton) = try ReferenceMachine.run(self, on: reference, asked: number)
-            for (index, (expected, found)) in zip(qemu.registers, baton.registers).enumerated() where expected != found {
+            for (index, (expected, found)) in zip(qemu.registers, baton.registers).enumerated() where expected != found
+            {
                 lines.append("  \(Place.name(index)): \(Hex64(found)), QEMU: \(Hex64(expected))")
             }
         }

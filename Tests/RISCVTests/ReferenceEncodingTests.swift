@@ -2,7 +2,8 @@ import Testing
 
 /// Every 16-bit instruction, and 32-bit words in each corner of the encoding, against QEMU: what is an instruction and
 /// what is not, what it does, and what mtval says of one that is illegal.
-@Suite("QEMU as reference: encodings", .enabled(if: ReferenceMachine.absence == nil, "\(ReferenceMachine.absence ?? "")"))
+@Suite(
+    "QEMU as reference: encodings", .enabled(if: ReferenceMachine.absence == nil, "\(ReferenceMachine.absence ?? "")"))
 struct ReferenceEncodingTests {
     private typealias Place = ReferenceProgram.Place
 
@@ -94,67 +95,92 @@ struct ReferenceEncodingTests {
         func add(_ name: String, _ words: [UInt32]) { groups.append((name, words)) }
 
         for (name, opcode) in [("LOAD", 0x03), ("LOAD-FP", 0x07)] as [(String, UInt32)] {
-            add(name, (0..<8).flatMap { function in
-                (0..<40).map { _ in Instruction.i(opcode, function, register(), base(), Int(any(4096))) }
-            })
+            add(
+                name,
+                (0..<8).flatMap { function in
+                    (0..<40).map { _ in Instruction.i(opcode, function, register(), base(), Int(any(4096))) }
+                })
         }
         for (name, opcode) in [("STORE", 0x23), ("STORE-FP", 0x27)] as [(String, UInt32)] {
-            add(name, (0..<8).flatMap { function in
-                (0..<40).map { _ in Instruction.s(opcode, function, base(), register(), Int(any(4096))) }
-            })
+            add(
+                name,
+                (0..<8).flatMap { function in
+                    (0..<40).map { _ in Instruction.s(opcode, function, base(), register(), Int(any(4096))) }
+                })
         }
         for opcode in [0x0b, 0x2b, 0x5b, 0x7b, 0x57, 0x77, 0x6b, 0x1f, 0x3f, 0x5f, 0x7f] as [UInt32] {
             add("opcode \(Hex64(UInt64(opcode)))", (0..<400).map { _ in any(1 << 25) << 7 | opcode })
         }
-        add("MISC-MEM", (0..<8).flatMap { function in
-            (0..<200).map { _ in Instruction.i(0x0f, function, register(), base(), Int(any(4096))) }
-        } + (0..<4096).map { Instruction.i(0x0f, 0, 0, 0, $0) })
+        add(
+            "MISC-MEM",
+            (0..<8).flatMap { function in
+                (0..<200).map { _ in Instruction.i(0x0f, function, register(), base(), Int(any(4096))) }
+            } + (0..<4096).map { Instruction.i(0x0f, 0, 0, 0, $0) })
         for (name, opcode) in [("OP-IMM", 0x13), ("OP-IMM-32", 0x1b)] as [(String, UInt32)] {
             for function in 0..<8 as Range<UInt32> {
                 let isShift = function & 3 == 1
-                add("\(name) \(function)", (0..<(isShift ? 4096 : 256)).map {
-                    Instruction.i(opcode, function, register(), register(), isShift ? $0 : Int(any(4096)))
-                })
+                add(
+                    "\(name) \(function)",
+                    (0..<(isShift ? 4096 : 256)).map {
+                        Instruction.i(opcode, function, register(), register(), isShift ? $0 : Int(any(4096)))
+                    })
             }
         }
         for (name, opcode) in [("OP", 0x33), ("OP-32", 0x3b)] as [(String, UInt32)] {
-            add(name, (0..<1024 * 4).map {
-                Instruction.r(
-                    opcode, UInt32($0) & 7, UInt32($0) >> 3 & 127, register(), register(), $0 >> 10 == 0 ? 0 : register())
-            })
+            add(
+                name,
+                (0..<1024 * 4).map {
+                    Instruction.r(
+                        opcode, UInt32($0) & 7, UInt32($0) >> 3 & 127, register(), register(),
+                        $0 >> 10 == 0 ? 0 : register())
+                })
         }
-        add("AMO", (0..<1024 * 3).map {
-            Instruction.r(
-                0x2f, UInt32($0) & 7, UInt32($0) >> 3 & 127, register(), base(), $0 >> 10 == 0 ? 0 : register())
-        })
-        for function in 0..<128 as Range<UInt32> {
-            add("OP-FP \(function)", (0..<256).map {
-                Instruction.r(0x53, UInt32($0) & 7, function, register(), register(), UInt32($0) >> 3)
+        add(
+            "AMO",
+            (0..<1024 * 3).map {
+                Instruction.r(
+                    0x2f, UInt32($0) & 7, UInt32($0) >> 3 & 127, register(), base(), $0 >> 10 == 0 ? 0 : register())
             })
+        for function in 0..<128 as Range<UInt32> {
+            add(
+                "OP-FP \(function)",
+                (0..<256).map {
+                    Instruction.r(0x53, UInt32($0) & 7, function, register(), register(), UInt32($0) >> 3)
+                })
         }
         for (name, opcode) in [("MADD", 0x43), ("MSUB", 0x47), ("NMSUB", 0x4b), ("NMADD", 0x4f)] as [(String, UInt32)] {
-            add(name, (0..<32 * 16).map {
-                Instruction.r(opcode, UInt32($0) & 7, UInt32($0) >> 3 & 3 | register() << 2, register(), register(), register())
-            })
+            add(
+                name,
+                (0..<32 * 16).map {
+                    Instruction.r(
+                        opcode, UInt32($0) & 7, UInt32($0) >> 3 & 3 | register() << 2, register(), register(),
+                        register())
+                })
         }
-        add("BRANCH", (0..<64).map { Instruction.branch(2 + UInt32($0) & 1, register(), register(), Int(any(2048)) * 2) })
-        add("JALR", (1..<8).flatMap { function in
-            (0..<16).map { _ in Instruction.i(0x67, function, register(), register(), Int(any(4096))) }
-        })
+        add(
+            "BRANCH",
+            (0..<64).map { Instruction.branch(2 + UInt32($0) & 1, register(), register(), Int(any(2048)) * 2) })
+        add(
+            "JALR",
+            (1..<8).flatMap { function in
+                (0..<16).map { _ in Instruction.i(0x67, function, register(), register(), Int(any(4096))) }
+            })
         // mret, sret and wfi are no matter of one word.
         let controlled = [0x102, 0x302, 0x105]
         add("SYSTEM", (0..<4096).filter { !controlled.contains($0) }.map { Instruction.i(0x73, 0, 0, 0, $0) })
         add("SYSTEM with registers", (0..<4096).map { Instruction.i(0x73, 0, any(2) * register(), base(), $0) })
         add("SYSTEM 4", (0..<4096).map { Instruction.i(0x73, 4, register(), base(), $0) })
-        add("any", (0..<40_000).compactMap { _ in
-            let word = any(1 << 30) << 2 | 3
-            // What jumps, waits or depends on CSRs has its own tests; what addresses by x0 reaches no data.
-            switch word & 0x7f {
-            case 0x63, 0x67, 0x6f, 0x73: return nil
-            case 0x03, 0x07, 0x23, 0x27, 0x2f, 0x0f: return word >> 15 & 31 == 0 ? nil : word
-            default: return word
-            }
-        })
+        add(
+            "any",
+            (0..<40_000).compactMap { _ in
+                let word = any(1 << 30) << 2 | 3
+                // What jumps, waits or depends on CSRs has its own tests; what addresses by x0 reaches no data.
+                switch word & 0x7f {
+                case 0x63, 0x67, 0x6f, 0x73: return nil
+                case 0x03, 0x07, 0x23, 0x27, 0x2f, 0x0f: return word >> 15 & 31 == 0 ? nil : word
+                default: return word
+                }
+            })
 
         let ebreak = UInt64(Instruction.ebreak) << 32
         for (name, words) in groups {
@@ -163,7 +189,8 @@ struct ReferenceEncodingTests {
                 if name != "any" { for register in 1..<32 { state[register] = program.nextRandom() } }
             }
             program.add(
-                name, state: state, flags: .code, places: [Place.pokeValue], operands: words.map { UInt64($0) | ebreak })
+                name, state: state, flags: .code, places: [Place.pokeValue], operands: words.map { UInt64($0) | ebreak }
+            )
         }
         Self.addData(program)
         try program.compare()

@@ -1,7 +1,9 @@
 import Testing
 
 /// F and D with operands of every class, in all rounding modes, against QEMU.
-@Suite("QEMU as reference: floating point", .enabled(if: ReferenceMachine.absence == nil, "\(ReferenceMachine.absence ?? "")"))
+@Suite(
+    "QEMU as reference: floating point",
+    .enabled(if: ReferenceMachine.absence == nil, "\(ReferenceMachine.absence ?? "")"))
 struct ReferenceFloatTests {
     private typealias Place = ReferenceProgram.Place
 
@@ -28,7 +30,8 @@ struct ReferenceFloatTests {
                 0, 1, 2, ones, quiet,  // subnormal
                 1 << fraction, 1 << fraction | 1, 1 << fraction | ones,  // the smallest that are normal
                 one, one + 1, one - 1, one + 1 << fraction, one + quiet,  // 1 and its neighbours, 2, 1.5
-                (bias + fraction) << fraction, (bias + fraction) << fraction | 1, (bias + fraction + 1) << fraction | ones,
+                (bias + fraction) << fraction, (bias + fraction) << fraction | 1,
+                (bias + fraction + 1) << fraction | ones,
                 (bias - fraction) << fraction, (bias - fraction - 1) << fraction | 1,
                 (bias + 31) << fraction, (bias + 30) << fraction | ones, (bias + 32) << fraction,
                 (bias + 63) << fraction, (bias + 62) << fraction | ones, (bias + 64) << fraction,
@@ -52,7 +55,8 @@ struct ReferenceFloatTests {
 
     /// Registers that do not hold a single-precision value.
     private static let unboxed: [UInt64] = [
-        0x0000_0000_3f80_0000, 0xffff_fffe_3f80_0000, 0x7fff_ffff_3f80_0000, 0x3ff0_0000_0000_0000, 0xffff_fffe_7f80_0001,
+        0x0000_0000_3f80_0000, 0xffff_fffe_3f80_0000, 0x7fff_ffff_3f80_0000, 0x3ff0_0000_0000_0000,
+        0xffff_fffe_7f80_0001,
     ]
 
     /// A number whose exponent is near 1 or anywhere, and whose fraction has long runs; single or double.
@@ -133,7 +137,8 @@ struct ReferenceFloatTests {
 
     private func addUnary(_ program: ReferenceProgram, _ format: Format) {
         let operands = format.operands + Self.unboxed + samples(format, 200, program)
-        let integers = ReferenceIntegerTests.corners + (0..<60).map { _ in program.nextRandom() >> (program.nextRandom() & 63) }
+        let integers =
+            ReferenceIntegerTests.corners + (0..<60).map { _ in program.nextRandom() >> (program.nextRandom() & 63) }
         for (field, fcsr, _) in Self.roundings {
             let suffix = ".\(format.name) rm \(field) fcsr \(Hex64(fcsr))"
             func word(_ function: UInt32, _ second: UInt32) -> [UInt32] {
@@ -155,7 +160,9 @@ struct ReferenceFloatTests {
                 "fcvt\(suffix) from \(other.name)", code: word(8, other.fmt), state: state(fcsr), result: 42,
                 places: [Place.f(11)], operands: other.operands + Self.unboxed + samples(other, 200, program))
         }
-        func plain(_ name: String, _ function: UInt32, _ field: UInt32, result: Int, places: [Int], _ operands: [UInt64]) {
+        func plain(
+            _ name: String, _ function: UInt32, _ field: UInt32, result: Int, places: [Int], _ operands: [UInt64]
+        ) {
             program.add(
                 "\(name).\(format.name)", code: [Instruction.r(0x53, field, function << 2 | format.fmt, 10, 11, 0)],
                 result: result, places: places, operands: operands)
@@ -177,7 +184,9 @@ struct ReferenceFloatTests {
                 // Products that nearly cancel the addend.
                 for _ in 0..<(isFull ? 200 : 20) {
                     let a = samples(format, 1, program)[0]
-                    operands += [a, format.few[5], a ^ (format.fmt == 0 ? 1 << 31 : 1 << 63) ^ (program.nextRandom() & 1)]
+                    operands += [
+                        a, format.few[5], a ^ (format.fmt == 0 ? 1 << 31 : 1 << 63) ^ (program.nextRandom() & 1),
+                    ]
                 }
                 for value in format.few { operands += [value, format.few[5], format.few[1]] }
                 program.add(
@@ -222,7 +231,8 @@ struct ReferenceFloatTests {
                     "load of \(size) bytes to f\(register)", code: [Instruction.i(0x07, function, register, 11, 16)],
                     result: 32 + Int(register), places: [11], operands: (0..<9).map { data + $0 } + [0, 0x9000_0000])
                 program.add(
-                    "store of \(size) bytes from f\(register)", code: [Instruction.s(0x27, function, 11, register, -16)],
+                    "store of \(size) bytes from f\(register)",
+                    code: [Instruction.s(0x27, function, 11, register, -16)],
                     state: storing, places: [11], operands: (0..<9).map { data + 16 + $0 } + [0x10, 0x9000_0010])
             }
         }
@@ -233,10 +243,13 @@ struct ReferenceFloatTests {
                 state[Place.mstatus] = mode | status << 13
                 state[11] = data
                 let words: [(String, UInt32)] = [
-                    ("fadd.d", Instruction.r(0x53, 0, 1, 10, 11, 12)), ("fadd.s", Instruction.r(0x53, 0, 0, 10, 11, 12)),
+                    ("fadd.d", Instruction.r(0x53, 0, 1, 10, 11, 12)),
+                    ("fadd.s", Instruction.r(0x53, 0, 0, 10, 11, 12)),
                     ("fmadd.d", Instruction.r(0x43, 0, 13 << 2 | 1, 10, 11, 12)),
-                    ("fsgnj.d", Instruction.r(0x53, 0, 0x11, 10, 11, 12)), ("feq.d", Instruction.r(0x53, 2, 0x51, 10, 11, 12)),
-                    ("fmv.x.d", Instruction.r(0x53, 0, 0x71, 10, 11, 0)), ("fmv.d.x", Instruction.r(0x53, 0, 0x79, 10, 11, 0)),
+                    ("fsgnj.d", Instruction.r(0x53, 0, 0x11, 10, 11, 12)),
+                    ("feq.d", Instruction.r(0x53, 2, 0x51, 10, 11, 12)),
+                    ("fmv.x.d", Instruction.r(0x53, 0, 0x71, 10, 11, 0)),
+                    ("fmv.d.x", Instruction.r(0x53, 0, 0x79, 10, 11, 0)),
                     ("flw", Instruction.i(0x07, 2, 10, 11, 0)), ("fld", Instruction.i(0x07, 3, 10, 11, 0)),
                     ("fsw", Instruction.s(0x27, 2, 11, 10, 0)), ("fsd", Instruction.s(0x27, 3, 11, 10, 0)),
                     ("fadd.d rm 5", Instruction.r(0x53, 5, 1, 10, 11, 12)),
@@ -260,7 +273,8 @@ struct ReferenceFloatTests {
                 state[Place.fcsr] = 0xaa
                 program.add(
                     "CSR \(number), function \(function)",
-                    code: [Instruction.csr(function, 10, number, 12), Instruction.csrrs(13, 3, 0)], state: state, result: 13,
+                    code: [Instruction.csr(function, 10, number, 12), Instruction.csrrs(13, 3, 0)], state: state,
+                    result: 13,
                     places: [12, Place.fcsr], operands: ReferenceIntegerTests.corners.flatMap { [$0, $0 >> 3 & 0xff] })
             }
         }

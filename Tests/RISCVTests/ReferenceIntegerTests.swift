@@ -1,7 +1,8 @@
 import Testing
 
 /// Integer instructions with corner operands, against QEMU.
-@Suite("QEMU as reference: integers", .enabled(if: ReferenceMachine.absence == nil, "\(ReferenceMachine.absence ?? "")"))
+@Suite(
+    "QEMU as reference: integers", .enabled(if: ReferenceMachine.absence == nil, "\(ReferenceMachine.absence ?? "")"))
 struct ReferenceIntegerTests {
     static let corners: [UInt64] = [
         0, 1, 2, 7, 31, 32, 63, 64, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff,
@@ -107,7 +108,8 @@ struct ReferenceIntegerTests {
         for (name, funct3) in Instruction.branches {
             for distance in [2, 4, 6, 8, 0x7fe, 0xffe, -2, -4, -6, -0x800, -0xffe, -0x1000] {
                 program.add(
-                    "\(name) x11, x12, \(distance)", state: state, flags: .code, places: [ReferenceProgram.Place.pokeValue, 11, 12],
+                    "\(name) x11, x12, \(distance)", state: state, flags: .code,
+                    places: [ReferenceProgram.Place.pokeValue, 11, 12],
                     operands: [
                         poked(Instruction.branch(funct3, 11, 12, distance)), 1, 1,
                         poked(Instruction.branch(funct3, 11, 12, distance)), 1, 2,
@@ -154,7 +156,9 @@ struct ReferenceIntegerTests {
                         "\(name) x\(rd), \(offset)(x\(rs1))", code: [Instruction.i(0x03, funct3, rd, rs1, offset)],
                         result: Int(rd), places: [Int(rs1)],
                         operands: addresses.map { $0 &- UInt64(bitPattern: Int64(offset)) }
-                            + holes.filter { $0 & UInt64(size - 1) == 0 }.map { $0 &- UInt64(bitPattern: Int64(offset)) })
+                            + holes.filter { $0 & UInt64(size - 1) == 0 }.map {
+                                $0 &- UInt64(bitPattern: Int64(offset))
+                            })
                 }
             }
         }
@@ -213,7 +217,8 @@ struct ReferenceIntegerTests {
                         state: state, result: Int(rd), places: [pokeValue], operands: Self.corners)
                 }
                 program.add(
-                    "\(name) misaligned", code: [Instruction.amo(width, funct5, 0, 10, 11, 12)], state: state, result: 10,
+                    "\(name) misaligned", code: [Instruction.amo(width, funct5, 0, 10, 11, 12)], state: state,
+                    result: 10,
                     places: [11], operands: (1..<8).map { address + $0 })
             }
         }
@@ -225,7 +230,8 @@ struct ReferenceIntegerTests {
                 let reserve = Instruction.amo(width, 2, order, 10, 11, 0)
                 let conditional = Instruction.amo(width, 3, order, 14, 11, 12)
                 program.add(
-                    "lr.\(letter)", code: [reserve], state: state, result: 10, places: [pokeValue], operands: Self.corners)
+                    "lr.\(letter)", code: [reserve], state: state, result: 10, places: [pokeValue],
+                    operands: Self.corners)
                 program.add(
                     "lr.\(letter), sc.\(letter)", code: [reserve, conditional], state: state, result: 14,
                     places: [pokeValue, 12], operands: Self.corners.flatMap { [$0, ~$0] })
@@ -234,21 +240,23 @@ struct ReferenceIntegerTests {
                     "sc.\(letter) again", code: [reserve, conditional, conditional], state: state, result: 14,
                     places: [12], operands: Self.corners)
                 program.add(
-                    "sc.\(letter) elsewhere", code: [reserve, Instruction.amo(width, 3, order, 14, 13, 12)], state: state,
+                    "sc.\(letter) elsewhere", code: [reserve, Instruction.amo(width, 3, order, 14, 13, 12)],
+                    state: state,
                     result: 14)
             }
             program.add(
                 "lr.\(letter) misaligned", code: [Instruction.amo(width, 2, 0, 10, 11, 0)], state: state, result: 10,
                 places: [11], operands: (1..<8).map { address + $0 })
             program.add(
-                "sc.\(letter) misaligned", code: [drop, Instruction.amo(width, 3, 0, 10, 11, 12)], state: state, result: 10,
+                "sc.\(letter) misaligned", code: [drop, Instruction.amo(width, 3, 0, 10, 11, 12)], state: state,
+                result: 10,
                 places: [11], operands: (1..<8).map { address + $0 })
         }
         try program.compare(exceptions: [
             ReferenceException(
                 reason: "QEMU's SC looks at the reservation before it looks at the alignment (A: it must trap)",
                 versions: 7.02...7.02
-            ) { $0.group.hasPrefix("sc") && $0.qemu.mcause == 3 && $0.baton.mcause == 6 ? .all : [] },
+            ) { $0.group.hasPrefix("sc") && $0.qemu.mcause == 3 && $0.baton.mcause == 6 ? .all : [] }
         ])
     }
 }

@@ -50,7 +50,8 @@ struct ReferenceMachine {
                 ])
         }
         let qemu = try start(
-            "qemu", [reference.command, "-M", "virt,memory-backend=ram", "-cpu", reference.processor, "-display", "none"])
+            "qemu",
+            [reference.command, "-M", "virt,memory-backend=ram", "-cpu", reference.processor, "-display", "none"])
         let baton = try start("baton", [Products.baton, "-M", "virt,memory-backend=ram"])
         for (process, name) in [(qemu, "qemu"), (baton, "baton")] {
             let exit: ChildProcess.Exit

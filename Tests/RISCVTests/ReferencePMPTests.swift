@@ -63,7 +63,8 @@ struct ReferencePMPTests {
     }
 
     private static let offsets: [Int64] = [
-        -8, -7, -4, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 22, 23, 24, 28, 30, 32, 36, 40, 56, 60, 62,
+        -8, -7, -4, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 18, 20, 22, 23, 24, 28, 30, 32, 36, 40, 56, 60,
+        62,
         63, 64,
     ]
 
@@ -114,11 +115,17 @@ struct ReferencePMPTests {
         Self.addPages(program)
         let base = Self.data + 0x800
         var accesses: [(String, [UInt32], UInt64)] = []
-        for load in Instruction.loads.prefix(4) { accesses.append((load.name, [Instruction.i(0x03, load.funct3, 10, 11, 0)], 1)) }
-        for store in Instruction.stores { accesses.append((store.name, [Instruction.s(0x23, store.funct3, 11, 12, 0)], 1)) }
+        for load in Instruction.loads.prefix(4) {
+            accesses.append((load.name, [Instruction.i(0x03, load.funct3, 10, 11, 0)], 1))
+        }
+        for store in Instruction.stores {
+            accesses.append((store.name, [Instruction.s(0x23, store.funct3, 11, 12, 0)], 1))
+        }
         accesses += [
-            ("amoadd.w", [Instruction.amo(2, 0, 0, 10, 11, 12)], 4), ("amoadd.d", [Instruction.amo(3, 0, 0, 10, 11, 12)], 8),
-            ("lr.w", [Instruction.amo(2, 2, 0, 10, 11, 0)], 4), ("lr.d, sc.d", [Instruction.amo(3, 2, 0, 10, 11, 0), Instruction.amo(3, 3, 0, 13, 11, 12)], 8),
+            ("amoadd.w", [Instruction.amo(2, 0, 0, 10, 11, 12)], 4),
+            ("amoadd.d", [Instruction.amo(3, 0, 0, 10, 11, 12)], 8),
+            ("lr.w", [Instruction.amo(2, 2, 0, 10, 11, 0)], 4),
+            ("lr.d, sc.d", [Instruction.amo(3, 2, 0, 10, 11, 0), Instruction.amo(3, 3, 0, 13, 11, 12)], 8),
             ("fld", [Instruction.i(0x07, 3, 10, 11, 0)], 1),
         ]
         for (name, code, width) in accesses {
@@ -142,7 +149,8 @@ struct ReferencePMPTests {
             for isOpen in [true, false] {
                 for place in Self.codePlaces {
                     Self.add(
-                        program, "\(name) at \(Hex64(place))", [Instruction.jalr(1, 11)], base: page + place, isOpen: isOpen,
+                        program, "\(name) at \(Hex64(place))", [Instruction.jalr(1, 11)], base: page + place,
+                        isOpen: isOpen,
                         width: 2, permissions: Self.permissions)
                 }
             }
@@ -167,7 +175,9 @@ struct ReferencePMPTests {
         configurations += [Self.locked | Self.power | 1]
         addresses += [Self.napot(Self.shortCode + 0xa00, 16)]
         func words(_ range: Range<Int>) -> UInt64 {
-            range.reduce(UInt64(0)) { $0 | ($1 < configurations.count ? configurations[$1] : 0x1f) << UInt64(8 * ($1 - range.lowerBound)) }
+            range.reduce(UInt64(0)) {
+                $0 | ($1 < configurations.count ? configurations[$1] : 0x1f) << UInt64(8 * ($1 - range.lowerBound))
+            }
         }
         while configurations.count < 15 {
             configurations.append(0)
@@ -184,8 +194,12 @@ struct ReferencePMPTests {
 
         let places = (0..<12).map { Self.data + 0x800 + 64 * $0 } + [Self.data + 0xb00]
         var accesses: [(String, [UInt32])] = []
-        for load in Instruction.loads.prefix(4) { accesses.append((load.name, [Instruction.i(0x03, load.funct3, 10, 11, 0)])) }
-        for store in Instruction.stores { accesses.append((store.name, [Instruction.s(0x23, store.funct3, 11, 12, 0)])) }
+        for load in Instruction.loads.prefix(4) {
+            accesses.append((load.name, [Instruction.i(0x03, load.funct3, 10, 11, 0)]))
+        }
+        for store in Instruction.stores {
+            accesses.append((store.name, [Instruction.s(0x23, store.funct3, 11, 12, 0)]))
+        }
         for (mode, mpp) in Self.modes {
             var state = ReferenceProgram.State()
             state[Place.mstatus] = mpp | MachineStatus.floatDirty
@@ -204,13 +218,18 @@ struct ReferencePMPTests {
         // Nothing of what is locked changes, nor the address below a locked TOR; the rest does.
         for index in 0..<15 {
             program.add(
-                "write pmpaddr\(index)", code: [Instruction.csrrw(10, 0x3b0 + index, 11), Instruction.csrrw(12, 0x3b0 + index, 10)],
+                "write pmpaddr\(index)",
+                code: [Instruction.csrrw(10, 0x3b0 + index, 11), Instruction.csrrw(12, 0x3b0 + index, 10)],
                 result: 12, places: [11], operands: [0, 0x1234, (1 << 54) - 1])
         }
         for number in [0x3a0, 0x3a2] {
             program.add(
-                "write CSR \(Hex64(UInt64(number)))", code: [Instruction.csrrw(10, number, 11), Instruction.csrrw(12, number, 10)],
-                result: 12, places: [11], operands: [0, 0x1b1b_1b1b_1b1b_1b1b, 0x0909_0909_0909_0909].map { $0 & 0x00ff_ffff_ffff_ffff | 0x1f << 56 })
+                "write CSR \(Hex64(UInt64(number)))",
+                code: [Instruction.csrrw(10, number, 11), Instruction.csrrw(12, number, 10)],
+                result: 12, places: [11],
+                operands: [0, 0x1b1b_1b1b_1b1b_1b1b, 0x0909_0909_0909_0909].map {
+                    $0 & 0x00ff_ffff_ffff_ffff | 0x1f << 56
+                })
         }
         try program.compare()
     }
@@ -226,7 +245,8 @@ struct ReferencePMPTests {
         let page: UInt64 = 0x8090_0000
         program.store(page, words: (0..<512).map { _ in UInt64(Instruction.ebreak) << 32 | UInt64(Instruction.ebreak) })
         let accesses: [(String, [UInt32])] = [
-            ("load", [Instruction.ld(10, 11)]), ("store", [Instruction.sd(12, 11)]), ("fetch", [Instruction.jalr(1, 11)]),
+            ("load", [Instruction.ld(10, 11)]), ("store", [Instruction.sd(12, 11)]),
+            ("fetch", [Instruction.jalr(1, 11)]),
             ("amoadd", [Instruction.amo(3, 0, 0, 10, 11, 12)]),
         ]
         for (name, code) in accesses {

@@ -1,7 +1,9 @@
 import Testing
 
 /// Page tables against QEMU: each combination of permissions at each level, in each mode.
-@Suite("QEMU as reference: page tables", .enabled(if: ReferenceMachine.absence == nil, "\(ReferenceMachine.absence ?? "")"))
+@Suite(
+    "QEMU as reference: page tables", .enabled(if: ReferenceMachine.absence == nil, "\(ReferenceMachine.absence ?? "")")
+)
 struct ReferencePagingTests {
     private typealias Place = ReferenceProgram.Place
 
@@ -48,7 +50,8 @@ struct ReferencePagingTests {
         for index in 0..<4 as Range<UInt64> {
             program.store(last + index * 8, words: [leaf(page + index * 0x1000, Entry.all)])
         }
-        program.store(page, words: (0..<2048).map { _ in UInt64(Instruction.ebreak) << 32 | UInt64(Instruction.ebreak) })
+        program.store(
+            page, words: (0..<2048).map { _ in UInt64(Instruction.ebreak) << 32 | UInt64(Instruction.ebreak) })
     }
 
     /// - Parameter mode: MPP.
@@ -143,16 +146,17 @@ struct ReferencePagingTests {
                 access, state: state, result: 10, flags: [.translation, .registers], places: [Place.pokeValue],
                 operands: (0..<256).map { Self.leaf(Self.page, $0) })
         }
-        try program.compare(exceptions: Self.exceptions + [
-            ReferenceException(
-                reason: "QEMU 7.2 has no Svadu: it always sets A and D (privileged 1.12, 4.3.1: either is right)",
-                versions: 7.02...7.02
-            ) {
-                let entry = $0.operands[0]
-                let isSet = entry & Entry.accessed != 0 && entry & Entry.dirty != 0
-                return isSet ? [] : .all
-            }
-        ])
+        try program.compare(
+            exceptions: Self.exceptions + [
+                ReferenceException(
+                    reason: "QEMU 7.2 has no Svadu: it always sets A and D (privileged 1.12, 4.3.1: either is right)",
+                    versions: 7.02...7.02
+                ) {
+                    let entry = $0.operands[0]
+                    let isSet = entry & Entry.accessed != 0 && entry & Entry.dirty != 0
+                    return isSet ? [] : .all
+                }
+            ])
     }
 
     /// Reserved bits, page numbers that are nowhere, misaligned superpages, tables that are nowhere.
@@ -190,12 +194,14 @@ struct ReferencePagingTests {
                     program.add(
                         "\(access), pointer of \(scheme), MPP \(mode >> 11)", state: state, result: 10,
                         flags: [.translation, .registers], places: [Place.pokeValue],
-                        operands: [0, good, good & ~1] + (4..<10).map { good | 1 << $0 } + (54..<64).map { good | 1 << $0 }
+                        operands: [0, good, good & ~1] + (4..<10).map { good | 1 << $0 }
+                            + (54..<64).map { good | 1 << $0 }
                             + [0x9000_0000, 0x10_0000, 0x1000_0000_0000].map { Self.pointer($0) })
                     // The last table of the map is no table but a leaf that is a pointer again.
                     state[Place.pokeValue] = good
                     program.add(
-                        "\(access), pointer in the last table of \(scheme), MPP \(mode >> 11)", state: state, result: 10,
+                        "\(access), pointer in the last table of \(scheme), MPP \(mode >> 11)", state: state,
+                        result: 10,
                         flags: [.translation, .registers], places: [Place.secondPokeValue],
                         operands: [Self.pointer(Self.page), Self.pointer(Self.page) | Entry.user])
                     // A root that is nowhere.
@@ -212,10 +218,14 @@ struct ReferencePagingTests {
     @Test func addresses() throws {
         let program = ReferenceProgram("virtual addresses")
         Self.addTables(program)
-        let addresses: [UInt64] = [38, 39, 47, 48, 55, 56, 63].flatMap { bit -> [UInt64] in
-            let top: UInt64 = 1 << bit
-            return [top - 8, top, top | 0x90_0000, ~top & ~7, (~top &+ 1) & ~7, (~top &+ 1) &- 8, (~(top - 1)) | 0x90_0000]
-        } + [0, 8, Self.page, Self.page | 1 << 63, Self.region | 1 << 62]
+        let addresses: [UInt64] =
+            [38, 39, 47, 48, 55, 56, 63].flatMap { bit -> [UInt64] in
+                let top: UInt64 = 1 << bit
+                return [
+                    top - 8, top, top | 0x90_0000, ~top & ~7, (~top &+ 1) & ~7, (~top &+ 1) &- 8,
+                    (~(top - 1)) | 0x90_0000,
+                ]
+            } + [0, 8, Self.page, Self.page | 1 << 63, Self.region | 1 << 62]
         for (scheme, satp) in Self.schemes + [("bare", 0)] {
             for (access, code) in Self.accesses.prefix(4) {
                 for mode in [MachineStatus.supervisor, MachineStatus.user] {
@@ -226,7 +236,8 @@ struct ReferencePagingTests {
                     for delegation in [0, ReferenceTrapTests.delegated] {
                         state[Place.medeleg] = delegation
                         program.add(
-                            "\(access), \(scheme), MPP \(mode >> 11)\(delegation == 0 ? "" : ", delegated")", state: state,
+                            "\(access), \(scheme), MPP \(mode >> 11)\(delegation == 0 ? "" : ", delegated")",
+                            state: state,
                             result: 10, flags: [.translation, .registers], places: [11], operands: addresses)
                     }
                 }
@@ -242,10 +253,17 @@ struct ReferencePagingTests {
         let satp = Self.schemes[0].satp
         let first = Self.page + 0x1000
         let second = Self.page + 0x2000
-        let kinds: [UInt64] = [Entry.all, Entry.all & ~Entry.write & ~Entry.dirty, 0, Entry.all | Entry.user, Entry.valid | Entry.execute | Entry.accessed]
+        let kinds: [UInt64] = [
+            Entry.all, Entry.all & ~Entry.write & ~Entry.dirty, 0, Entry.all | Entry.user,
+            Entry.valid | Entry.execute | Entry.accessed,
+        ]
         var accesses: [(String, UInt32)] = []
-        for load in Instruction.loads where load.size > 1 { accesses.append((load.name, Instruction.i(0x03, load.funct3, 10, 11, 0))) }
-        for store in Instruction.stores where store.size > 1 { accesses.append((store.name, Instruction.s(0x23, store.funct3, 11, 12, 0))) }
+        for load in Instruction.loads where load.size > 1 {
+            accesses.append((load.name, Instruction.i(0x03, load.funct3, 10, 11, 0)))
+        }
+        for store in Instruction.stores where store.size > 1 {
+            accesses.append((store.name, Instruction.s(0x23, store.funct3, 11, 12, 0)))
+        }
         accesses += [("flw", Instruction.i(0x07, 2, 10, 11, 0)), ("fsd", Instruction.s(0x27, 3, 11, 10, 0))]
         for (name, word) in accesses {
             for watched in [first + 0xff8, second] {
@@ -268,7 +286,8 @@ struct ReferencePagingTests {
         }
         // An instruction on two pages.
         program.store(first + 0xff8, words: [0x0001_0001_0001 | UInt64(Instruction.addi(10, 0, 1) & 0xffff) << 48])
-        program.store(second, words: [UInt64(Instruction.addi(10, 0, 1) >> 16) | UInt64(Instruction.ebreak) << 16 | 0x9002 << 48])
+        program.store(
+            second, words: [UInt64(Instruction.addi(10, 0, 1) >> 16) | UInt64(Instruction.ebreak) << 16 | 0x9002 << 48])
         for (mode, extra) in [(MachineStatus.supervisor, 0), (MachineStatus.user, Entry.user)] {
             var state = try Self.state(program, [Instruction.jalr(1, 11)], mode: mode, satp: satp)
             state[Place.poke] = Self.last + 8
@@ -277,14 +296,17 @@ struct ReferencePagingTests {
             for a in kinds {
                 for b in kinds {
                     for offset in [0xff8, 0xffe] as [UInt64] {
-                        operands += [Self.region + 0x1000 + offset, Self.leaf(first, a ^ extra), Self.leaf(second, b ^ extra)]
+                        operands += [
+                            Self.region + 0x1000 + offset, Self.leaf(first, a ^ extra), Self.leaf(second, b ^ extra),
+                        ]
                     }
                 }
             }
             for delegation in [0, ReferenceTrapTests.delegated] {
                 state[Place.medeleg] = delegation
                 program.add(
-                    "an instruction on two pages, MPP \(mode >> 11)\(delegation == 0 ? "" : ", delegated")", state: state,
+                    "an instruction on two pages, MPP \(mode >> 11)\(delegation == 0 ? "" : ", delegated")",
+                    state: state,
                     result: 10, flags: [.translation, .registers, .code],
                     places: [11, Place.pokeValue, Place.secondPokeValue], operands: operands)
             }
@@ -313,7 +335,9 @@ struct ReferencePagingTests {
                 for mode in [MachineStatus.user, MachineStatus.supervisor, MachineStatus.machine] {
                     for chosen in 0..<8 {
                         let bits = [MachineStatus.mprv, MachineStatus.sum, MachineStatus.mxr].enumerated()
-                            .reduce(mode | MachineStatus.floatDirty) { chosen >> $1.offset & 1 != 0 ? $0 | $1.element : $0 }
+                            .reduce(mode | MachineStatus.floatDirty) {
+                                chosen >> $1.offset & 1 != 0 ? $0 | $1.element : $0
+                            }
                         // Else the address is a physical one, in the PCI window.
                         let isTranslated = bits & MachineStatus.mprv != 0 && mode != MachineStatus.machine
                         if isAtomic && !isTranslated { continue }
@@ -323,7 +347,8 @@ struct ReferencePagingTests {
                     }
                 }
                 program.add(
-                    "\(access) with mstatus of x13, \(scheme)", state: state, result: 10, flags: [.translation, .registers],
+                    "\(access) with mstatus of x13, \(scheme)", state: state, result: 10,
+                    flags: [.translation, .registers],
                     places: [13, Place.pokeValue], operands: operands)
             }
             // Before and after: the first load fills what an implementation caches.
@@ -335,7 +360,8 @@ struct ReferencePagingTests {
             ]
             for (name, fence) in fences {
                 var state = try Self.state(
-                    program, [load, Instruction.sd(13, 14)] + fence + [again], mode: MachineStatus.supervisor, satp: satp)
+                    program, [load, Instruction.sd(13, 14)] + fence + [again], mode: MachineStatus.supervisor,
+                    satp: satp)
                 state[16] = 0
                 for (size, entry, address, target, needsSv48) in Self.levels where !needsSv48 || satp >> 60 == 9 {
                     state[11] = address
@@ -345,12 +371,17 @@ struct ReferencePagingTests {
                     program.add(
                         "\(name), \(size) of \(scheme)", state: state, result: 15, flags: [.translation, .registers],
                         places: [13],
-                        operands: [0, Self.leaf(target, Entry.all | Entry.user), Self.leaf(target, Entry.valid | Entry.execute)]
-                            + (needsSv48 ? [] : [Self.leaf(size == "4 KiB" ? Self.page + 0x1000 : 0xc000_0000, Entry.all)]))
+                        operands: [
+                            0, Self.leaf(target, Entry.all | Entry.user),
+                            Self.leaf(target, Entry.valid | Entry.execute),
+                        ]
+                            + (needsSv48
+                                ? [] : [Self.leaf(size == "4 KiB" ? Self.page + 0x1000 : 0xc000_0000, Entry.all)]))
                 }
             }
             for (name, bit, flags) in [
-                ("SUM", MachineStatus.sum, Entry.all | Entry.user), ("MXR", MachineStatus.mxr, Entry.valid | Entry.execute | Entry.accessed),
+                ("SUM", MachineStatus.sum, Entry.all | Entry.user),
+                ("MXR", MachineStatus.mxr, Entry.valid | Entry.execute | Entry.accessed),
             ] {
                 var state = try Self.state(
                     program, [Instruction.csrrs(0, 0x100, 13), load, Instruction.csrrc(0, 0x100, 13), again],
@@ -359,12 +390,17 @@ struct ReferencePagingTests {
                 state[13] = bit
                 state[Place.poke] = Self.last
                 state[Place.pokeValue] = Self.leaf(Self.page, flags)
-                program.add("\(name) set and cleared, \(scheme)", state: state, result: 10, flags: [.translation, .registers])
+                program.add(
+                    "\(name) set and cleared, \(scheme)", state: state, result: 10, flags: [.translation, .registers])
             }
             // Another address space, with its own number and none, and back.
             let other = (satp >> 60 == 8 ? Self.otherRoot39 : Self.otherRoot48) >> 12
             var state = try Self.state(
-                program, [load, Instruction.csrrw(16, 0x180, 13), again, Instruction.csrrw(0, 0x180, 16), Instruction.ld(17, 11)],
+                program,
+                [
+                    load, Instruction.csrrw(16, 0x180, 13), again, Instruction.csrrw(0, 0x180, 16),
+                    Instruction.ld(17, 11),
+                ],
                 mode: MachineStatus.supervisor, satp: satp)
             state[11] = Self.region
             state[Place.poke] = Self.last
@@ -378,7 +414,8 @@ struct ReferencePagingTests {
 
     private static let exceptions: [ReferenceException] = [
         ReferenceException(
-            reason: "QEMU's AMOs read first, and set A where they may not write (privileged 1.12, 4.3.1: A may be early)",
+            reason:
+                "QEMU's AMOs read first, and set A where they may not write (privileged 1.12, 4.3.1: A may be early)",
             isRequired: false
         ) {
             $0.group.hasPrefix("amoadd") && $0.qemu.watched == $0.baton.watched | Entry.accessed ? .watched : []

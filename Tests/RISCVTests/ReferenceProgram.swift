@@ -53,7 +53,9 @@ final class ReferenceProgram {
         /// M-mode, floating point on and dirty, and another value in each register.
         init() {
             words[Place.mstatus] = MachineStatus.machine | MachineStatus.floatDirty
-            for register in 1..<32 { words[register] = 0x0101_0101_0101_0101 &* UInt64(register) ^ 0x8000_0000_0000_0000 }
+            for register in 1..<32 {
+                words[register] = 0x0101_0101_0101_0101 &* UInt64(register) ^ 0x8000_0000_0000_0000
+            }
             // NaN-boxed small numbers.
             for register in 0..<32 { words[32 + register] = 0xffff_ffff_3f80_0000 + UInt64(register) << 12 }
             words[Place.secondPMPConfiguration] = 0x1f << 56
@@ -170,24 +172,26 @@ final class ReferenceProgram {
     /// The engine, as an ELF file.
     static func engine() throws -> String {
         let source = "\(Products.repository)/Tests/Guests/reference/engine.S"
-        let layout: [(String, Int)] = [
-            ("HEADER", Int(header)), ("HEADER_GROUPS", 0), ("HEADER_GROUP_COUNT", 8), ("HEADER_RECORDS", 16),
-            ("HEADER_DONE", 24), ("HEADER_ASKED", 32), ("HEADER_REGISTERS", 64),
-            ("GROUP_STATE", 0), ("GROUP_CASES", 8), ("GROUP_OPERANDS", 16), ("GROUP_PLACES", 24), ("GROUP_RESULT", 32),
-            ("GROUP_FLAGS", 40), ("GROUP_SIZE", groupSize),
-            ("FLAG_TLB", Int(Flags.translation.rawValue)), ("FLAG_CSRS", Int(Flags.registers.rawValue)),
-            ("FLAG_CODE", Int(Flags.code.rawValue)), ("FLAG_PMP", Int(Flags.protection.rawValue)),
-            ("STATE_PMPCFG", Place.pmpConfiguration), ("STATE_PMPADDR", Place.pmpAddress(0)),
-            ("STATE_MSTATUS", Place.mstatus), ("STATE_X", Place.x(0)), ("STATE_F", Place.f(0)),
-            ("STATE_FCSR", Place.fcsr), ("STATE_PC", Place.pc), ("STATE_POKES", Place.poke),
-            ("STATE_WATCH", Place.watch), ("STATE_SATP", Place.satp), ("STATE_MEDELEG", Place.medeleg),
-            ("STATE_MIDELEG", Place.mideleg), ("STATE_MIE", Place.mie), ("STATE_MIP", Place.mip),
-            ("STATE_MENVCFG", Place.menvcfg), ("STATE_STVEC", Place.stvec), ("STATE_MCOUNTEREN", Place.mcounteren),
-            ("STATE_SCOUNTEREN", Place.scounteren), ("STATE_SENVCFG", Place.senvcfg), ("STATE_WORDS", Place.count),
-            // Nine registers are kept between the two.
-            ("AFTER", Place.count + 9),
-            ("PMPADDR_OPEN", 0x3bf), ("PMPCFG_OPEN", 0x3a2),
-        ] + ReferenceRecord.layout.map { ("RECORD_\($0)", $1 * 8) } + [("RECORD_SIZE", ReferenceRecord.size)]
+        let layout: [(String, Int)] =
+            [
+                ("HEADER", Int(header)), ("HEADER_GROUPS", 0), ("HEADER_GROUP_COUNT", 8), ("HEADER_RECORDS", 16),
+                ("HEADER_DONE", 24), ("HEADER_ASKED", 32), ("HEADER_REGISTERS", 64),
+                ("GROUP_STATE", 0), ("GROUP_CASES", 8), ("GROUP_OPERANDS", 16), ("GROUP_PLACES", 24),
+                ("GROUP_RESULT", 32),
+                ("GROUP_FLAGS", 40), ("GROUP_SIZE", groupSize),
+                ("FLAG_TLB", Int(Flags.translation.rawValue)), ("FLAG_CSRS", Int(Flags.registers.rawValue)),
+                ("FLAG_CODE", Int(Flags.code.rawValue)), ("FLAG_PMP", Int(Flags.protection.rawValue)),
+                ("STATE_PMPCFG", Place.pmpConfiguration), ("STATE_PMPADDR", Place.pmpAddress(0)),
+                ("STATE_MSTATUS", Place.mstatus), ("STATE_X", Place.x(0)), ("STATE_F", Place.f(0)),
+                ("STATE_FCSR", Place.fcsr), ("STATE_PC", Place.pc), ("STATE_POKES", Place.poke),
+                ("STATE_WATCH", Place.watch), ("STATE_SATP", Place.satp), ("STATE_MEDELEG", Place.medeleg),
+                ("STATE_MIDELEG", Place.mideleg), ("STATE_MIE", Place.mie), ("STATE_MIP", Place.mip),
+                ("STATE_MENVCFG", Place.menvcfg), ("STATE_STVEC", Place.stvec), ("STATE_MCOUNTEREN", Place.mcounteren),
+                ("STATE_SCOUNTEREN", Place.scounteren), ("STATE_SENVCFG", Place.senvcfg), ("STATE_WORDS", Place.count),
+                // Nine registers are kept between the two.
+                ("AFTER", Place.count + 9),
+                ("PMPADDR_OPEN", 0x3bf), ("PMPCFG_OPEN", 0x3a2),
+            ] + ReferenceRecord.layout.map { ("RECORD_\($0)", $1 * 8) } + [("RECORD_SIZE", ReferenceRecord.size)]
         let header = layout.map { "#define \($0) \($1)\n" }.joined()
         return try GuestBuilder.build(
             "reference", sources: ["engine.S": String(contentsOfFile: source, encoding: .utf8), "layout.h": header])
@@ -216,7 +220,9 @@ final class ReferenceProgram {
         for state in states { tables += state }
         tables += operands
         for (group, descriptor) in zip(groups, descriptors) {
-            let places = group.places.enumerated().reduce(UInt64(0)) { $0 | UInt64($1.element + 1) << UInt64(8 * $1.offset) }
+            let places = group.places.enumerated().reduce(UInt64(0)) {
+                $0 | UInt64($1.element + 1) << UInt64(8 * $1.offset)
+            }
             tables += [
                 address(statesAt + descriptor.state * Place.count), UInt64(group.cases),
                 address(operandsAt + group.operands.lowerBound), places, UInt64(descriptor.result),
@@ -230,7 +236,8 @@ final class ReferenceProgram {
         defer { close(fd) }
         guard ftruncate(fd, off_t(ReferenceProgram.ramSize)) == 0 else { throw TestError.system("ftruncate \(path)") }
         func put(_ bytes: UnsafeRawBufferPointer, at address: UInt64) throws {
-            guard pwrite(fd, bytes.baseAddress, bytes.count, off_t(address - ReferenceProgram.ram)) == bytes.count else {
+            guard pwrite(fd, bytes.baseAddress, bytes.count, off_t(address - ReferenceProgram.ram)) == bytes.count
+            else {
                 throw TestError.system("write \(path)")
             }
         }
@@ -328,7 +335,9 @@ struct ReferenceRecord {
 
     func differs(from other: ReferenceRecord) -> Fields {
         var fields: Fields = []
-        for index in words.indices where words[index] != other.words[index] { fields.insert(Fields(rawValue: 1 << index)) }
+        for index in words.indices where words[index] != other.words[index] {
+            fields.insert(Fields(rawValue: 1 << index))
+        }
         return fields
     }
 }

@@ -88,7 +88,8 @@ struct ReferenceRegisterTests {
                     let values = isShort ? Array(Self.values.suffix(40)) : Self.values
                     program.add(
                         "\(verb) \(name) in \(mode)",
-                        code: [Instruction.csr(function, 10, number, 11), Instruction.csrrw(12, number, 10)], state: state,
+                        code: [Instruction.csr(function, 10, number, 11), Instruction.csrrw(12, number, 10)],
+                        state: state,
                         result: 12, flags: .registers, places: [11],
                         operands: isOpen ? values.map { $0 & mask } : [0])
                 }
@@ -184,7 +185,8 @@ struct ReferenceRegisterTests {
         Freedom(
             registers: ["mepc", "sepc"], bits: 1, reason: "QEMU keeps bit 0 (3.1.14 and 4.1.7: it is always zero)"),
         Freedom(
-            registers: ["medeleg"], bits: ~0xb3ff, reason: "QEMU delegates exceptions that are the hypervisor's (3.1.8)"),
+            registers: ["medeleg"], bits: ~0xb3ff, reason: "QEMU delegates exceptions that are the hypervisor's (3.1.8)"
+        ),
         Freedom(
             registers: ["mideleg", "mie", "mip", "sie", "sip"], bits: ~0xaaa,
             reason: "QEMU has interrupts of extensions that the hart does not have (3.1.9)"),

@@ -33,12 +33,14 @@ struct ReferenceTrapTests {
         let data = ReferenceProgram.data
         let codes: [(String, [UInt32])] = [
             ("ebreak", []), ("ecall", [Instruction.ecall]), ("c.ebreak", [0x0001_9002]),
-            ("no instruction", [0xffff_ffff]), ("zero", [0]), ("custom", [0x0000_000b]), ("c.unimp behind c.nop", [0x0000_0001]),
+            ("no instruction", [0xffff_ffff]), ("zero", [0]), ("custom", [0x0000_000b]),
+            ("c.unimp behind c.nop", [0x0000_0001]),
             ("load from nowhere", [Instruction.ld(10, 11)]), ("store to nowhere", [Instruction.sd(10, 11)]),
             ("float load from nowhere", [Instruction.i(0x07, 3, 10, 11, 0)]),
             ("float store to nowhere", [Instruction.s(0x27, 3, 11, 10, 0)]),
             ("jump to nowhere", [Instruction.jalr(1, 11)]), ("jump to an odd address", [Instruction.jalr(1, 12, 1)]),
-            ("lr misaligned", [Instruction.amo(2, 2, 0, 10, 13, 0)]), ("lr from nowhere", [Instruction.amo(2, 2, 0, 10, 11, 0)]),
+            ("lr misaligned", [Instruction.amo(2, 2, 0, 10, 13, 0)]),
+            ("lr from nowhere", [Instruction.amo(2, 2, 0, 10, 11, 0)]),
             ("mret", [Instruction.csrrw(0, 0x341, 14), Instruction.mret]),
             ("only mret", [Instruction.jalr(0, 15)]),
             ("sret", [Instruction.csrrw(0, 0x141, 14), Instruction.sret]),
@@ -86,7 +88,8 @@ struct ReferenceTrapTests {
                 state[Place.stvec] = cause == 9 ? program.place(code: []) : try ReferenceProgram.supervisorTrap()
                 for (mode, mpp) in Self.modes.dropFirst() {
                     state[Place.mstatus] = mpp | MachineStatus.floatDirty
-                    program.add("\(name) in \(mode), medeleg \(Hex64(1 << cause))", code: code, state: state, flags: .registers)
+                    program.add(
+                        "\(name) in \(mode), medeleg \(Hex64(1 << cause))", code: code, state: state, flags: .registers)
                 }
             }
         }
@@ -104,9 +107,14 @@ struct ReferenceTrapTests {
         let codes: [(String, [UInt32])] = [
             ("mret", [Instruction.csrrw(0, 0x341, 11), Instruction.csrrw(0, 0x300, 12), Instruction.mret]),
             ("sret", [Instruction.csrrw(0, 0x141, 11), Instruction.csrrw(0, 0x300, 12), Instruction.sret]),
-            ("sret after sstatus", [Instruction.csrrw(0, 0x141, 11), Instruction.csrrw(0, 0x100, 12), Instruction.sret]),
+            (
+                "sret after sstatus",
+                [Instruction.csrrw(0, 0x141, 11), Instruction.csrrw(0, 0x100, 12), Instruction.sret]
+            ),
         ]
-        let targets = [ReferenceProgram.arena, ReferenceProgram.arena + 2, ReferenceProgram.arena + 1, 0x9000_0000, 1 << 63]
+        let targets = [
+            ReferenceProgram.arena, ReferenceProgram.arena + 2, ReferenceProgram.arena + 1, 0x9000_0000, 1 << 63,
+        ]
         for (name, code) in codes {
             for (mode, mpp) in Self.modes {
                 var state = try Self.state()
@@ -170,19 +178,48 @@ struct ReferenceTrapTests {
         }
         // What enables an interrupt: it is taken before the next instruction.
         let enablers: [(String, UInt32, (inout ReferenceProgram.State) -> Void)] = [
-            ("csrs sstatus", Instruction.csr(6, 10, 0x100, 2), { $0[Place.mie] = 2; $0[Place.mip] = 2 }),
-            ("csrs sie", Instruction.csr(6, 10, 0x104, 2), { $0[Place.mip] = 2; $0[Place.mstatus] |= MachineStatus.sie }),
-            ("csrs sip", Instruction.csr(6, 10, 0x144, 2), { $0[Place.mie] = 2; $0[Place.mstatus] |= MachineStatus.sie }),
-            ("csrs mstatus", Instruction.csr(6, 10, 0x300, 8), { $0[Place.mie] = 2; $0[Place.mip] = 2; $0[Place.mideleg] = 0 }),
-            ("csrs mie", Instruction.csr(6, 10, 0x304, 2), {
-                $0[Place.mip] = 2; $0[Place.mideleg] = 0; $0[Place.mstatus] |= MachineStatus.mpie
-            }),
-            ("csrs mip", Instruction.csr(6, 10, 0x344, 2), {
-                $0[Place.mie] = 2; $0[Place.mideleg] = 0; $0[Place.mstatus] |= MachineStatus.mpie
-            }),
-            ("csrw mideleg", Instruction.csrrw(10, 0x303, 0), {
-                $0[Place.mie] = 2; $0[Place.mip] = 2; $0[Place.mstatus] |= MachineStatus.mpie
-            }),
+            (
+                "csrs sstatus", Instruction.csr(6, 10, 0x100, 2),
+                {
+                    $0[Place.mie] = 2; $0[Place.mip] = 2
+                }
+            ),
+            (
+                "csrs sie", Instruction.csr(6, 10, 0x104, 2),
+                {
+                    $0[Place.mip] = 2; $0[Place.mstatus] |= MachineStatus.sie
+                }
+            ),
+            (
+                "csrs sip", Instruction.csr(6, 10, 0x144, 2),
+                {
+                    $0[Place.mie] = 2; $0[Place.mstatus] |= MachineStatus.sie
+                }
+            ),
+            (
+                "csrs mstatus", Instruction.csr(6, 10, 0x300, 8),
+                {
+                    $0[Place.mie] = 2; $0[Place.mip] = 2; $0[Place.mideleg] = 0
+                }
+            ),
+            (
+                "csrs mie", Instruction.csr(6, 10, 0x304, 2),
+                {
+                    $0[Place.mip] = 2; $0[Place.mideleg] = 0; $0[Place.mstatus] |= MachineStatus.mpie
+                }
+            ),
+            (
+                "csrs mip", Instruction.csr(6, 10, 0x344, 2),
+                {
+                    $0[Place.mie] = 2; $0[Place.mideleg] = 0; $0[Place.mstatus] |= MachineStatus.mpie
+                }
+            ),
+            (
+                "csrw mideleg", Instruction.csrrw(10, 0x303, 0),
+                {
+                    $0[Place.mie] = 2; $0[Place.mip] = 2; $0[Place.mstatus] |= MachineStatus.mpie
+                }
+            ),
         ]
         for (name, word, prepare) in enablers {
             for (mode, mpp) in Self.modes.prefix(2) {
@@ -213,7 +250,8 @@ struct ReferenceTrapTests {
                         taking[Place.mip] = enabled & 0x222
                         program.add("\(name) on", code: store(on, width: width), state: state, flags: .registers)
                         program.add(
-                            "\(name) interrupt in \(mode), mie \(Hex64(enabled)), mstatus \(Hex64(enables))", code: nops,
+                            "\(name) interrupt in \(mode), mie \(Hex64(enabled)), mstatus \(Hex64(enables))",
+                            code: nops,
                             state: taking, flags: .registers)
                         program.add("\(name) off", code: store(off, width: width), state: state, flags: .registers)
                     }
@@ -222,7 +260,8 @@ struct ReferenceTrapTests {
         }
         try program.compare(exceptions: [
             ReferenceException(
-                reason: "QEMU without AIA takes the lowest number (privileged 1.12, 3.1.9: MEI, MSI, MTI, SEI, SSI, STI)"
+                reason:
+                    "QEMU without AIA takes the lowest number (privileged 1.12, 3.1.9: MEI, MSI, MTI, SEI, SSI, STI)"
             ) {
                 guard $0.group.hasPrefix("interrupts"), $0.operands.count == 4 else { return [] }
                 // Operands: mstatus, mideleg, mip, mie.
