@@ -33,6 +33,9 @@ else
 FIRMWARE := $(or $(BIOS),default)
 endif
 
+# qemu-system-riscv64, with which the harts are compared; Debian 13 has it in a package of its own.
+TESTPACKAGES += $(or $(shell apt-cache search --names-only '^qemu-system-riscv$$' | cut -d' ' -f1),qemu-system-misc)
+
 PREFIX ?= /usr/local
 RELEASE := .build/release
 INSTALLED := $(DESTDIR)$(PREFIX)
