@@ -11,6 +11,37 @@ public enum ChardevFactory {
         "Available chardev backend types: \n" + backends.map { "  \($0)\n" }.joined()
     }
 
+    /// The text of `-chardev BACKEND,help`; nil for a back end that there is not.
+    public static func help(_ backend: String) -> String? {
+        let common = [
+            DeviceProperty("mux", "bool", "whether several front ends may share it"),
+            DeviceProperty("reopen-on-cpr", "bool", "whether it is closed, and opened anew, over an update"),
+        ]
+        let own: [DeviceProperty]
+        switch backend {
+        case "null", "pty": own = []
+        case "file":
+            own = [
+                DeviceProperty("path", "str", "where output goes"),
+                DeviceProperty("append", "bool", "whether what is there stays"),
+            ]
+        case "ringbuf": own = [DeviceProperty("size", "size", "bytes that are kept; a power of two")]
+        case "stdio": own = [DeviceProperty("signal", "bool", "whether Ctrl-C ends the VMM")]
+        case "socket":
+            own = [
+                DeviceProperty("path", "str", "a unix socket"), DeviceProperty("host", "str", "of a TCP socket"),
+                DeviceProperty("port", "str", "of a TCP socket"), DeviceProperty("fd", "int", "an open socket"),
+                DeviceProperty("server", "bool", "whether it listens"),
+                DeviceProperty("wait", "bool", "whether the start waits for a client"),
+                DeviceProperty("nodelay", "bool", "whether TCP sends at once"),
+                DeviceProperty("reconnect", "uint32", "seconds until a client connects again"),
+                DeviceProperty("reconnect-ms", "uint32", "the same in milliseconds"),
+            ]
+        default: return nil
+        }
+        return DeviceProperty.help(own + common, of: backend)
+    }
+
     /// Parses and carries out `-chardev BACKEND,id=ID,…`.
     public static func make(_ text: String, vm: VirtualMachine) throws(VMMError) -> Chardev {
         try make(KeyValueOptions(text, impliedKey: "backend"), vm: vm)

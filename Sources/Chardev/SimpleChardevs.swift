@@ -16,10 +16,10 @@ public final class FileChardev: Chardev {
     private var hasFailed = false
     private let path: String
 
-    /// Creates or opens the file; empties it unless `append`.
+    /// Creates or opens the file; empties it unless `append`. What a FIFO or device does not take at once is lost.
     public init(id: String, path: String, append: Bool) throws(VMMError) {
         let flags = O_WRONLY | O_CREAT | (append ? O_APPEND : O_TRUNC)
-        outputFD = try FD.open(path, flags, mode: 0o666).release()
+        outputFD = try FD.openFile(path, flags, kinds: [.regular, .fifo, .characterDevice], mode: 0o666).release()
         self.path = path
         super.init(id: id, backend: "file")
     }

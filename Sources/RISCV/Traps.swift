@@ -18,7 +18,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         let isInterrupt = cause & Cause.interrupt != 0
         let delegated = (isInterrupt ? pointee.mideleg : pointee.medeleg) >> (cause & 63) & 1 != 0
         if Log.mask.contains(.int) {
-            Log.writeLine(
+            Log.interrupt(
                 "riscv_cpu_do_interrupt: hart:\(pointee.hartID), async:\(isInterrupt ? 1 : 0), "
                     + "cause:\(Hex(cause & ~Cause.interrupt)), epc:\(Hex(address)), tval:\(Hex(value)), "
                     + "desc=\(causeName(cause))")

@@ -17,14 +17,20 @@ struct Inspect: ParsableCommand {
     var section: String?
 
     func run() throws {
-        let container: SectionContainer
         do {
-            container = try SectionContainer(file: file)
-        } catch {
-            throw ValidationError(error.description)
+            try inspect()
+        } catch let error as VMMError {
+            // It may quote the file.
+            throw ValidationError(TerminalText.escaped(error.description, keepingLines: true))
         }
+    }
+
+    private func inspect() throws {
+        let container = try SectionContainer(file: file)
         let chosen = container.sections.filter { section == nil || $0.name == section }
-        if let section, chosen.isEmpty { throw ValidationError("\(file) has no section '\(section)'") }
+        if let section, chosen.isEmpty {
+            throw VMMError("\(file) has no section '\(section)'")
+        }
         let sections = try chosen.map { section in
             (
                 section,
@@ -42,14 +48,18 @@ struct Inspect: ParsableCommand {
     private typealias Sections = [(section: SectionContainer.Section, fields: [FieldText])]
 
     private func printTable(_ kind: SectionContainer.Kind, _ sections: Sections, _ blocks: [MemoryBlock]) {
-        print("\(file): \(kind), \(sections.count) sections")
-        for block in blocks { print("memory \(block)") }
+        // Whatever a name or a text in the file says, it is shown and not done.
+        func show(_ line: String) { print(TerminalText.escaped(line)) }
+        show("\(file): \(kind), \(sections.count) sections")
+        for block in blocks { show("memory \(block)") }
         for (section, fields) in sections {
             let optional = section.optional ? ", optional" : ""
-            print("\n\(section.name) (version \(section.version), \(section.payload.count) bytes\(optional))")
-            let width = fields.map(\.name.count).max() ?? 0
-            for field in fields {
-                print("  \(field.name.padding(toLength: width, withPad: " ", startingAt: 0))  \(field.text)")
+            print("")
+            show("\(section.name) (version \(section.version), \(section.payload.count) bytes\(optional))")
+            let names = fields.map { TerminalText.escaped($0.name) }
+            let width = names.map(\.count).max() ?? 0
+            for (name, field) in zip(names, fields) {
+                show("  \(name.padding(toLength: width, withPad: " ", startingAt: 0))  \(field.text)")
             }
         }
     }

@@ -38,7 +38,8 @@ struct Update: ParsableCommand {
             try update()
         } catch let error as VMMError {
             Progress.end()
-            FileHandle.standardError.write(Data("baton-ctl: \(error.description)\n".utf8))
+            let text = TerminalText.escaped(error.description, keepingLines: true)
+            FileHandle.standardError.write(Data("baton-ctl: \(text)\n".utf8))
             throw ExitCode.failure
         }
     }
@@ -59,7 +60,9 @@ struct Update: ParsableCommand {
             Progress.show("preflight")
             let result = try monitor.execute("cpr-preflight", arguments).objectValue
             Progress.end()
-            if let output = result?["output"]?.stringValue, !output.isEmpty { print(output, terminator: "") }
+            if let output = result?["output"]?.stringValue, !output.isEmpty {
+                print(TerminalText.escaped(output, keepingLines: true), terminator: "")
+            }
             print("the new VMM could take the guest over (start-up \(result?["time-us"]?.intValue ?? 0) us)")
             return
         }
@@ -96,7 +99,7 @@ struct Update: ParsableCommand {
         print("updated: process \(pid), update \(generation) of this guest")
         guard let report else { return }
         for (name, value) in report.members {
-            let label = name == "pause-us" ? "pause" : "  \(name.dropLast(3))"
+            let label = TerminalText.escaped(name == "pause-us" ? "pause" : "  \(name.dropLast(3))")
             let padding = String(repeating: " ", count: max(1, 16 - label.count))
             let time = String(format: "%8.3f ms", Double(value.intValue ?? 0) / 1000)
             print("\(label)\(padding)\(time)")
@@ -119,5 +122,7 @@ private enum Progress {
         isOpen = false
     }
 
-    private static func write(_ text: String) { FileHandle.standardError.write(Data(text.utf8)) }
+    private static func write(_ text: String) {
+        FileHandle.standardError.write(Data(TerminalText.escaped(text, keepingLines: true).utf8))
+    }
 }

@@ -4,30 +4,83 @@ import Monitor
 import Virtio
 import VirtBoard
 
-/// Options that only print something: `-help`, `-version` and the `help`
-/// argument of others.
+/// Options that only print something: `-help`, `-version`, and `help` or `?` as, or in, the argument of others.
 enum Help {
     /// Prints and exits when the command line asks for it.
     static func answer(_ invocation: Invocation) throws(VMMError) {
         if invocation.has("h") { say(OptionTable.help) }
         if invocation.has("version") { say("Baton emulator version \(MonitorVersion.package)\n") }
-        func wants(_ option: String) -> Bool {
-            invocation.all(option).contains { $0 == "help" || $0 == "?" }
+        for spec in OptionTable.all {
+            for value in invocation.all(spec.name) {
+                guard let request = request(spec, value) else { continue }
+                say(try text(spec, request, invocation))
+            }
         }
-        if wants("machine") { say("Supported machines are:\nvirt                 RISC-V VirtIO board (default)\n") }
-        if wants("accel") { say("Accelerators supported in Baton binary:\ntcg\n") }
-        if wants("cpu") { say("Available CPUs:\n  rv64\n  max\n") }
-        if wants("chardev") { say(ChardevFactory.help) }
-        if wants("netdev") { say(ModuleOptions.netHelp(loader: try moduleLoader(invocation))) }
-        for device in invocation.all("device") {
-            guard let request = DeviceModel.helpRequest(device) else { continue }
-            say(try ModuleOptions.deviceHelp(request, loader: try moduleLoader(invocation)))
+    }
+
+    /// Whether an option's argument asks for help.
+    static func isWanted(_ invocation: Invocation, _ name: String) -> Bool {
+        guard let spec = OptionTable.find(name) else { return false }
+        return invocation.all(name).contains { request(spec, $0) != nil }
+    }
+
+    /// What help is wanted about.
+    private enum Request {
+        /// What the option can be at all.
+        case all
+        /// One of that: `virtio-blk-device` of `virtio-blk-device,help`.
+        case one(String)
+    }
+
+    private static func request(_ spec: OptionSpec, _ value: String) -> Request? {
+        switch spec.help {
+        case .none: return nil
+        case .word: return value == "help" || value == "?" ? .all : nil
+        case .keys(let implied, _):
+            // What cannot be parsed is told where it is used.
+            guard let options = try? KeyValueOptions(value, impliedKey: implied), options.wantsHelp else { return nil }
+            let first = implied.flatMap { try? options.string($0) } ?? "help"
+            return first == "help" || first == "?" ? .all : .one(first)
         }
-        if wants("d") { say(LogOptions.help) }
-        for (option, kind) in [("module", ModuleOptions.HelpKind.modules), ("cpr-enable", .modes), ("object", .objects)]
-        where wants(option) {
-            say(ModuleOptions.help(kind, loader: try moduleLoader(invocation)))
+    }
+
+    private static func text(
+        _ spec: OptionSpec, _ request: Request, _ invocation: Invocation
+    ) throws(VMMError) -> String {
+        switch (spec.name, request) {
+        case ("machine", .all): return "Supported machines are:\nvirt                 RISC-V VirtIO board (default)\n"
+        case ("machine", .one(let type)): try MachineOptions.check(machine: type)
+        case ("accel", .all): return "Accelerators supported in Baton binary:\n\(MachineOptions.accelerator)\n"
+        case ("accel", .one(let name)): try MachineOptions.checkAccelerator(name)
+        case ("cpu", .all): return "Available CPUs:\n" + MachineOptions.cpus.map { "  \($0)\n" }.joined()
+        case ("cpu", .one(let model)):
+            try MachineOptions.check(cpu: model)
+            return "There are no options for \(model).\n"
+        case ("display", _): return "Available display backend types:\nnone\n"
+        case ("d", _): return LogOptions.help
+        case ("trace", _): return LogOptions.traceHelp
+        case ("chardev", .all): return ChardevFactory.help
+        case ("chardev", .one(let name)):
+            guard let text = ChardevFactory.help(name) else {
+                throw VMMError(
+                    "'\(name)' is not a valid char driver name", hint: "Use -chardev help to list the back ends.")
+            }
+            return text
+        case ("netdev", .all): return ModuleOptions.netHelp(loader: try moduleLoader(invocation))
+        case ("netdev", .one(let type)):
+            return try ModuleOptions.netHelp(type, loader: try moduleLoader(invocation))
+        case ("device", .all): return try ModuleOptions.deviceHelp(.all, loader: try moduleLoader(invocation))
+        case ("device", .one(let name)):
+            return try ModuleOptions.deviceHelp(.type(name), loader: try moduleLoader(invocation))
+        case ("object", .one(let type)):
+            return try ModuleOptions.objectHelp(type, loader: try moduleLoader(invocation))
+        case ("object", .all): return ModuleOptions.help(.objects, loader: try moduleLoader(invocation))
+        case ("module", _): return ModuleOptions.help(.modules, loader: try moduleLoader(invocation))
+        case ("cpr-enable", _): return ModuleOptions.help(.modes, loader: try moduleLoader(invocation))
+        default: break
         }
+        guard case .keys(_, let properties) = spec.help else { return "" }
+        return DeviceProperty.help(properties, of: spec.name)
     }
 
     /// A loader with the modules that the command line names.

@@ -3,6 +3,8 @@ import BatonRuntime
 /// `-d`, `-trace` and `-D`.
 enum LogOptions {
     static func apply(_ invocation: Invocation) throws(VMMError) {
+        // Asking for the items or events makes no log.
+        if Help.isWanted(invocation, "d") || Help.isWanted(invocation, "trace") { return }
         if let path = invocation.last("D") { try Log.open(file: path) }
         for items in invocation.all("d") { try Log.enable(items: items) }
         for text in invocation.all("trace") {
@@ -12,6 +14,9 @@ enum LogOptions {
             try options.finish()
         }
     }
+
+    /// The text of `-trace help`.
+    static var traceHelp: String { Log.events.map { $0 + "\n" }.joined() }
 
     /// The text of `-d help`.
     static var help: String {

@@ -15,10 +15,7 @@ struct MachineOptions {
     init(_ invocation: Invocation) throws(VMMError) {
         for text in invocation.all("machine") {
             let options = try KeyValueOptions(text, impliedKey: "type")
-            if let type = try options.string("type"), type != "virt" {
-                throw VMMError(
-                    "unsupported machine type: \"\(type)\"", hint: "Use -machine help to list supported machines")
-            }
+            if let type = try options.string("type") { try MachineOptions.check(machine: type) }
             memoryBackend = try options.string("memory-backend") ?? memoryBackend
             dumpDTB = try options.string("dumpdtb") ?? dumpDTB
             mergeMemory = try options.bool("mem-merge") ?? mergeMemory
@@ -46,9 +43,7 @@ struct MachineOptions {
             _ = try options.string("thread")
             try options.finish()
         }
-        if let cpu = invocation.last("cpu"), !["rv64", "max"].contains(cpu) {
-            throw VMMError("unable to find CPU model '\(cpu)'", hint: "Models: rv64, max.")
-        }
+        if let cpu = invocation.last("cpu") { try MachineOptions.check(cpu: cpu) }
         for text in invocation.all("smp") {
             let options = try KeyValueOptions(text, impliedKey: "cpus")
             hartCount = Int(try options.number("cpus", in: 1...8) ?? UInt64(hartCount))
@@ -57,9 +52,25 @@ struct MachineOptions {
         }
     }
 
+    static let accelerator = "tcg"
+    static let cpus = ["rv64", "max"]
+
+    static func check(machine type: String) throws(VMMError) {
+        guard type == "virt" else {
+            throw VMMError(
+                "unsupported machine type: \"\(type)\"", hint: "Use -machine help to list supported machines")
+        }
+    }
+
+    static func check(cpu: String) throws(VMMError) {
+        guard cpus.contains(cpu) else {
+            throw VMMError("unable to find CPU model '\(cpu)'", hint: "Models: \(cpus.joined(separator: ", ")).")
+        }
+    }
+
     /// A list such as `kvm:tcg` names what to try in turn.
-    private static func checkAccelerator(_ list: String) throws(VMMError) {
-        for name in list.split(separator: ":") where name == "tcg" { return }
+    static func checkAccelerator(_ list: String) throws(VMMError) {
+        for name in list.split(separator: ":") where name == MachineOptions.accelerator { return }
         throw VMMError("invalid accelerator \(list)", hint: "Accelerators: tcg.")
     }
 }

@@ -6,11 +6,12 @@ enum MemoryOptions {
     static func size(_ invocation: Invocation) throws(VMMError) -> UInt64? {
         guard let text = invocation.last("m") else { return nil }
         let options = try KeyValueOptions(text, impliedKey: "size")
-        guard let size = try options.size("size", defaultUnit: 1 << 20) else { return nil }
+        let given = try options.size("size", defaultUnit: 1 << 20)
         for key in ["slots", "maxmem"] where options.has(key) {
             throw VMMError("-m \(key)= is not supported: memory cannot be added to a running machine")
         }
         try options.finish()
+        guard let size = given else { return nil }
         guard size >= 4096, size <= 1 << 46 else {
             throw VMMError("ram size \(size) is out of range", hint: "Use 4K to 64T, such as -m 512M.")
         }
@@ -43,7 +44,8 @@ enum MemoryOptions {
         try options.finish()
     }
 
-    private static func find(_ type: String, _ loader: ModuleLoader) throws(VMMError) -> any MemoryBackendType {
+    /// The memory backend of a name, whose module is loaded if it is not yet.
+    static func find(_ type: String, _ loader: ModuleLoader) throws(VMMError) -> any MemoryBackendType {
         if let known = loader.registry.memoryBackend(type) { return known }
         let prefix = "memory-backend-"
         guard type.hasPrefix(prefix) else {

@@ -103,6 +103,23 @@ enum ModuleOptions {
         }
     }
 
+    /// What `-object TYPE,help` prints.
+    static func objectHelp(_ type: String, loader: ModuleLoader) throws(VMMError) -> String {
+        if let known = try loader.objectType(type) { return known.help }
+        return try MemoryOptions.find(type, loader).help
+    }
+
+    /// What `-netdev TYPE,help` prints.
+    static func netHelp(_ type: String, loader: ModuleLoader) throws(VMMError) -> String {
+        if let text = NetBackendFactory.help(type) { return text }
+        guard let known = try loader.netBackendType(type) else {
+            throw VMMError(
+                "Parameter 'type' does not accept value '\(type)'",
+                hint: "Use -netdev help to list the network back ends.")
+        }
+        return DeviceProperty.help(known.properties, of: type)
+    }
+
     /// What `-netdev help` prints.
     static func netHelp(loader: ModuleLoader) -> String {
         warn(loadAll(loader) { ["device", "preserver"].contains($0) })

@@ -1,9 +1,30 @@
+import BatonRuntime
+
 /// One option of the command line.
 struct OptionSpec {
+    /// What `help` in the option's argument is.
+    enum HelpArgument {
+        /// A value like any other: a file's name.
+        case none
+        /// A question if it is all of the argument.
+        case word
+        /// A question wherever a key could be. The keys are those of every use; what depends on the first one's value
+        /// is known elsewhere.
+        case keys(implied: String?, [DeviceProperty])
+    }
+
     let name: String
     /// How `-help` shows the argument; nil for an option without one.
     let argument: String?
-    let help: String
+    let summary: String
+    let help: HelpArgument
+
+    init(name: String, argument: String?, help summary: String, on help: HelpArgument = .none) {
+        self.name = name
+        self.argument = argument
+        self.summary = summary
+        self.help = help
+    }
 }
 
 /// The options, in QEMU's spelling and the order of `-help`.
@@ -15,13 +36,46 @@ enum OptionTable {
         OptionSpec(
             name: "machine", argument: "[type=]name[,prop=value...]",
             help: "the machine: virt; props: memory-backend=ID, dumpdtb=FILE, accel=tcg, mem-merge=on|off, "
-                    + "dump-guest-core=on|off, aia=none|aplic|aplic-imsic, aux-ram-share=on|off"),
+                    + "dump-guest-core=on|off, aia=none|aplic|aplic-imsic, aux-ram-share=on|off",
+            on: .keys(implied: "type", [
+                DeviceProperty("memory-backend", "str", "id of the -object that is main memory"),
+                DeviceProperty("dumpdtb", "str", "a file to write the device tree to"),
+                DeviceProperty("mem-merge", "bool", "whether equal pages may be merged"),
+                DeviceProperty("dump-guest-core", "bool", "whether guest memory is part of a core dump"),
+                DeviceProperty("aux-ram-share", "bool", "whether memory that no option names outlives the VMM"),
+                DeviceProperty("accel", "str", "what runs the guest's instructions: tcg"),
+                DeviceProperty("aia", "str", "none, aplic or aplic-imsic"),
+                DeviceProperty("aia-guests", "uint32", "0"),
+                DeviceProperty("usb", "bool", "off"),
+            ])),
         OptionSpec(name: "M", argument: "...", help: "as -machine"),
-        OptionSpec(name: "accel", argument: "name", help: "what runs the guest's instructions: tcg"),
-        OptionSpec(name: "cpu", argument: "model", help: "the CPU model: rv64"),
-        OptionSpec(name: "smp", argument: "[cpus=]n", help: "the number of harts, 1 to 8 (default 1)"),
-        OptionSpec(name: "m", argument: "[size=]megs", help: "guest memory, in MiB or with a unit (default 128M)"),
-        OptionSpec(name: "name", argument: "string", help: "the name of the guest"),
+        OptionSpec(
+            name: "accel", argument: "name", help: "what runs the guest's instructions: tcg",
+            on: .keys(implied: "accel", [DeviceProperty("thread", "str", "accepted for QEMU's sake")])),
+        OptionSpec(
+            name: "cpu", argument: "model", help: "the CPU model: rv64",
+            on: .keys(implied: "model", [])),
+        OptionSpec(
+            name: "smp", argument: "[cpus=]n", help: "the number of harts, 1 to 8 (default 1)",
+            on: .keys(implied: "cpus", [
+                DeviceProperty("cpus", "uint32", "the number of harts"),
+                DeviceProperty("sockets", "uint32", "accepted for QEMU's sake"),
+                DeviceProperty("cores", "uint32", "accepted for QEMU's sake"),
+                DeviceProperty("threads", "uint32", "accepted for QEMU's sake"),
+                DeviceProperty("maxcpus", "uint32", "accepted for QEMU's sake"),
+                DeviceProperty("dies", "uint32", "accepted for QEMU's sake"),
+                DeviceProperty("clusters", "uint32", "accepted for QEMU's sake"),
+            ])),
+        OptionSpec(
+            name: "m", argument: "[size=]megs", help: "guest memory, in MiB or with a unit (default 128M)",
+            on: .keys(implied: "size", [DeviceProperty("size", "size", "guest memory")])),
+        OptionSpec(
+            name: "name", argument: "string", help: "the name of the guest",
+            on: .keys(implied: "guest", [
+                DeviceProperty("guest", "str", "the name of the guest"),
+                DeviceProperty("process", "str", "accepted for QEMU's sake"),
+                DeviceProperty("debug-threads", "bool", "accepted for QEMU's sake"),
+            ])),
         OptionSpec(name: "uuid", argument: "uuid", help: "the UUID of the guest"),
         OptionSpec(name: "kernel", argument: "file", help: "the kernel: a flat image, ELF, or a Linux Image"),
         OptionSpec(name: "initrd", argument: "file", help: "the initial RAM disk"),
@@ -31,28 +85,66 @@ enum OptionTable {
         OptionSpec(name: "dtb", argument: "file", help: "a device tree to use instead of the machine's own"),
         OptionSpec(
             name: "drive", argument: "[file=file][,if=type][,...]",
-            help: "a disk: file, format=raw, if=none|virtio|pflash, id, readonly, discard"),
+            help: "a disk: file, format=raw, if=none|virtio|pflash, id, readonly, discard",
+            on: .keys(implied: nil, [
+                DeviceProperty("file", "str", "the image: a regular file or a block device"),
+                DeviceProperty("format", "str", "raw; else the image is looked at"),
+                DeviceProperty("if", "str", "none, virtio or pflash"),
+                DeviceProperty("id", "str", "its name"),
+                DeviceProperty("readonly", "bool", "whether it is only read"),
+                DeviceProperty("discard", "str", "unmap or ignore"),
+                DeviceProperty("file.locking", "str", "on, off or auto: whether others are kept off the image"),
+                DeviceProperty("unit", "uint32", "of pflash: 0 or 1"),
+                DeviceProperty("index", "uint32", "accepted for QEMU's sake"),
+                DeviceProperty("media", "str", "disk"),
+                DeviceProperty("cache", "str", "accepted for QEMU's sake"),
+                DeviceProperty("aio", "str", "accepted for QEMU's sake"),
+                DeviceProperty("snapshot", "bool", "off"),
+            ])),
         OptionSpec(
             name: "blockdev", argument: "[driver=]driver[,node-name=N][,...]",
-            help: "a block node: driver=file|host_device|raw"),
-        OptionSpec(name: "device", argument: "driver[,prop=value...]", help: "a device; '-device help' lists them"),
+            help: "a block node: driver=file|host_device|raw",
+            on: .keys(implied: "driver", [
+                DeviceProperty("driver", "str", "file, host_device or raw"),
+                DeviceProperty("node-name", "str", "its name"),
+                DeviceProperty("filename", "str", "of file and host_device: the image"),
+                DeviceProperty("file", "str", "of raw: a node's name, or file.driver, file.filename and so on"),
+                DeviceProperty("read-only", "bool", "whether it is only read"),
+                DeviceProperty("discard", "str", "unmap or ignore"),
+                DeviceProperty("locking", "str", "on, off or auto: whether others are kept off the image"),
+                DeviceProperty("aio", "str", "accepted for QEMU's sake"),
+                DeviceProperty("cache", "str", "accepted for QEMU's sake"),
+            ])),
         OptionSpec(
-            name: "netdev", argument: "type,id=str[,...]", help: "a network back end: socket, stream, dgram, tap"),
+            name: "device", argument: "driver[,prop=value...]", help: "a device; '-device help' lists them",
+            on: .keys(implied: "driver", [])),
         OptionSpec(
-            name: "object", argument: "type,id=str[,prop=value...]", help: "an object; '-object help' lists them"),
+            name: "netdev", argument: "type,id=str[,...]", help: "a network back end: socket, stream, dgram, tap",
+            on: .keys(implied: "type", [])),
+        OptionSpec(
+            name: "object", argument: "type,id=str[,prop=value...]", help: "an object; '-object help' lists them",
+            on: .keys(implied: "qom-type", [])),
         OptionSpec(
             name: "chardev", argument: "backend,id=str[,...]",
             help: "a character device; '-chardev help' lists the back ends; "
-                    + "reopen-on-cpr=on does not keep it over an update"),
+                    + "reopen-on-cpr=on does not keep it over an update",
+            on: .keys(implied: "backend", [])),
         OptionSpec(name: "serial", argument: "dev", help: "where the serial port goes"),
         OptionSpec(name: "monitor", argument: "dev", help: "where the monitor (HMP) goes"),
         OptionSpec(name: "qmp", argument: "dev", help: "where a QMP monitor goes"),
         OptionSpec(name: "qmp-pretty", argument: "dev", help: "as -qmp, with pretty JSON"),
         OptionSpec(
             name: "mon", argument: "[chardev=]name[,mode=readline|control][,pretty=on]",
-            help: "a monitor on a chardev"),
+            help: "a monitor on a chardev",
+            on: .keys(implied: "chardev", [
+                DeviceProperty("chardev", "str", "id of the -chardev"),
+                DeviceProperty("mode", "str", "readline or control"),
+                DeviceProperty("pretty", "bool", "whether JSON is for people to read"),
+            ])),
         OptionSpec(name: "nographic", argument: nil, help: "serial port and monitor on the terminal (the default)"),
-        OptionSpec(name: "display", argument: "none", help: "accepted for QEMU's sake; there is no display"),
+        OptionSpec(
+            name: "display", argument: "none", help: "accepted for QEMU's sake; there is no display",
+            on: .word),
         OptionSpec(name: "nodefaults", argument: nil, help: "do not make default devices"),
         OptionSpec(name: "no-user-config", argument: nil, help: "accepted for QEMU's sake"),
         OptionSpec(name: "S", argument: nil, help: "do not start the guest; use 'cont'"),
@@ -61,18 +153,34 @@ enum OptionTable {
             help: "wait for a VM's state from a file, or from where migrate-incoming says"),
         OptionSpec(name: "no-reboot", argument: nil, help: "exit instead of rebooting"),
         OptionSpec(name: "no-shutdown", argument: nil, help: "stop instead of exiting when the guest powers off"),
-        OptionSpec(name: "rtc", argument: "[base=utc][,clock=host|vm]", help: "the guest's clock"),
+        OptionSpec(
+            name: "rtc", argument: "[base=utc][,clock=host|vm]", help: "the guest's clock",
+            on: .keys(implied: nil, [
+                DeviceProperty("base", "str", "utc"),
+                DeviceProperty("clock", "str", "host or vm"),
+                DeviceProperty("driftfix", "str", "accepted for QEMU's sake"),
+            ])),
         OptionSpec(name: "pidfile", argument: "file", help: "write the PID to a file"),
         OptionSpec(name: "daemonize", argument: nil, help: "go to the background when the machine stands"),
         OptionSpec(
-            name: "cpr-enable", argument: "mode[,mode...]", help: "enable CPR modes; '-cpr-enable help' lists them"),
+            name: "cpr-enable", argument: "mode[,mode...]", help: "enable CPR modes; '-cpr-enable help' lists them",
+            on: .word),
         OptionSpec(
             name: "only-cpr-capable", argument: nil,
             help: "refuse whatever could not be updated in the enabled CPR modes"),
-        OptionSpec(name: "module", argument: "path", help: "load a module; '-module help' lists those found"),
-        OptionSpec(name: "d", argument: "item1,...", help: "log what happens; '-d help' lists the items"),
+        OptionSpec(
+            name: "module", argument: "path", help: "load a module; '-module help' lists those found",
+            on: .word),
+        OptionSpec(
+            name: "d", argument: "item1,...", help: "log what happens; '-d help' lists the items",
+            on: .word),
         OptionSpec(name: "D", argument: "file", help: "where the log goes (default: standard error)"),
-        OptionSpec(name: "trace", argument: "[enable=]pattern", help: "log trace events"),
+        OptionSpec(
+            name: "trace", argument: "[enable=]pattern", help: "log trace events",
+            on: .keys(implied: "enable", [
+                DeviceProperty("enable", "str", "a pattern"),
+                DeviceProperty("file", "str", "where the log goes"),
+            ])),
     ]
 
     static func find(_ name: String) -> OptionSpec? { all.first { $0.name == name } }
@@ -83,8 +191,8 @@ enum OptionTable {
         for option in all {
             let head = "-\(option.name)" + (option.argument.map { " \($0)" } ?? "")
             text += head.utf8.count < 24
-                ? head + String(repeating: " ", count: 24 - head.utf8.count) + option.help + "\n"
-                : head + "\n" + String(repeating: " ", count: 24) + option.help + "\n"
+                ? head + String(repeating: " ", count: 24 - head.utf8.count) + option.summary + "\n"
+                : head + "\n" + String(repeating: " ", count: 24) + option.summary + "\n"
         }
         return text
     }

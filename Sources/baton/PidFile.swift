@@ -8,7 +8,11 @@ final class PidFile {
 
     /// - Throws: an error when another process holds the file.
     init(_ path: String) throws(VMMError) {
-        fd = try FD.open(path, O_RDWR | O_CREAT, mode: 0o644).release()
+        do throws(VMMError) {
+            fd = try FD.openFile(path, O_RDWR | O_CREAT, mode: 0o644).release()
+        } catch {
+            throw error.prefixed("cannot create PID file \(path)")
+        }
         self.path = path
         try write()
     }
@@ -25,6 +29,6 @@ final class PidFile {
 
     deinit { close(fd) }
 
-    /// Removes the file at the end of the VMM.
-    func remove() { unlink(path) }
+    /// Removes the file at the end of the VMM, unless another has taken its name.
+    func remove() { if FD.isSameFile(fd, as: path) { unlink(path) } }
 }

@@ -16,7 +16,7 @@ func say(_ text: String) -> Never {
 do throws(VMMError) {
     // First, so that whoever waits for us is told of everything that is refused.
     let inherited = try CprState.inherited()
-    let invocation = try Invocation(Array(CommandLine.arguments.dropFirst()))
+    let invocation = try Invocation(Array(try ProcessArguments.all().dropFirst()))
     try LogOptions.apply(invocation)
     try Help.answer(invocation)
     exit(try Launcher(invocation, inherited: inherited, startedAt: startedAt).run())

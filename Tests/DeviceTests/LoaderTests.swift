@@ -163,6 +163,10 @@ import VirtBoard
         #expect(try failure { $0.initrd = kernel } == "-initrd only allowed with -kernel option")
         #expect(try failure { $0.commandLine = "x" } == "-append only allowed with -kernel option")
         #expect(try failure { $0.kernel = "/tmp" }.contains("Is a directory"))
+        let device = "Could not open '/dev/null': it is a character device, not a regular file"
+        #expect(try failure { $0.kernel = "/dev/null" }.hasSuffix(device))
+        #expect(try failure { $0.firmware = .file("/dev/null") }.hasSuffix(device))
+        #expect(try failure { $0.deviceTree = "/dev/null" }.hasSuffix(device))
     }
 
     @Test func refusesKernelsThatDoNotFit() throws {

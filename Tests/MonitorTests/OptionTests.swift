@@ -86,6 +86,16 @@ struct OptionTests {
         #expect(try !KeyValueOptions("virtio-blk-device,id=help", impliedKey: "driver").wantsHelp)
     }
 
+    @Test("A call for help that nobody answers is refused, and a name is none")
+    func unansweredHelp() throws {
+        let options = try KeyValueOptions("x,help", impliedKey: "driver")
+        _ = try options.string("driver")
+        #expect(errorText { try options.finish() } == "there is no help for 'x,help'")
+        let named = try KeyValueOptions("help", impliedKey: "path")
+        #expect(try named.string("path") == "help")
+        try named.finish()
+    }
+
     @Test("No text makes the parser fail other than with an error")
     func fuzz() {
         var random = SeededGenerator(state: 1)

@@ -14,6 +14,8 @@ final class MemfdBackend: MemoryBackendType {
     let typeName = "memory-backend-memfd"
     let summary = "memory in a memfd; preserved by restart unless share=off"
 
+    let properties = [DeviceProperty("seal", "bool", "whether its size is sealed")]
+
     func makeBlock(
         _ request: RAMRequest, common: MemoryBackendProperties, options: KeyValueOptions, memory: GuestMemory
     ) throws(VMMError) -> RAMBlock {

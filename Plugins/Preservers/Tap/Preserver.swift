@@ -35,6 +35,15 @@ final class TapPreserver: FdPreserver {
 /// `-netdev tap`: options as QEMU's, but no script is run unless one is named.
 final class TapType: NetBackendType {
     let name = "tap"
+    let properties = [
+        DeviceProperty("ifname", "str", "the host's interface"),
+        DeviceProperty("fd", "int", "an open queue of an interface"),
+        DeviceProperty("fds", "str", "open queues of an interface, with ':' between"),
+        DeviceProperty("queues", "uint32", "how many queues to open"),
+        DeviceProperty("vnet_hdr", "bool", "whether each frame has a virtio-net header"),
+        DeviceProperty("script", "str", "a program that sets the interface up"),
+        DeviceProperty("downscript", "str", "a program that takes it down"),
+    ]
     private let preserver: TapPreserver
 
     init(_ preserver: TapPreserver) { self.preserver = preserver }

@@ -208,6 +208,7 @@ final class VFIOIOAS {
 final class VFIOIOMMUFDType: ObjectType {
     let name = "iommufd"
     let summary = "/dev/iommu, for devices with iommufd=ID; fd= gives it open"
+    let properties = [DeviceProperty("fd", "str", "an open /dev/iommu, by its number or name")]
     private let preserver: VFIOPreserver
 
     init(_ preserver: VFIOPreserver) { self.preserver = preserver }

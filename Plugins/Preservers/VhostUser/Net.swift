@@ -4,6 +4,11 @@ import BatonRuntime
 /// process serves, with options as QEMU's.
 final class VhostUserNetType: NetBackendType {
     let name = "vhost-user"
+    let properties = [
+        DeviceProperty("chardev", "str", "id of the -chardev socket to the back end"),
+        DeviceProperty("queues", "uint32", "how many pairs of queues"),
+        DeviceProperty("vhostforce", "bool", "accepted for QEMU's sake"),
+    ]
     private let preserver: VhostUserPreserver
 
     init(_ preserver: VhostUserPreserver) { self.preserver = preserver }

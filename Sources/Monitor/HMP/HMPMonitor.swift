@@ -73,7 +73,8 @@ public final class HMPMonitor: ResumableMonitor {
                 isAnswered = false
                 continue
             }
-            show(result)
+            // It may quote a file, a peer or the guest; the monitor's own words control the terminal.
+            show(TerminalText.escaped(result, keepingLines: true))
             show(Self.prompt)
             // A client may send hundreds at once.
             if !input.isEmpty, !vm.loop.hasTimeLeft { return putOff() }

@@ -47,6 +47,8 @@ struct BootPlan {
     private(set) var kernelEntry: UInt64 = 0
 
     private static let alignment: UInt64 = 2 << 20
+    /// Bytes of the largest file that is read, however much memory the guest has: it is read as a whole.
+    private static let sizeLimit = 4 << 30
 
     /// - Parameters:
     ///   - memorySize: bytes of RAM.
@@ -203,8 +205,8 @@ struct BootPlan {
 
     private static func read(_ path: String, limit: Int, what: String) throws(VMMError) -> [UInt8] {
         try attempt(what) { () throws(VMMError) in
-            let fd = try FD.open(path, O_RDONLY)
-            return try FD.readAll(fd.raw, limit: limit, from: "'\(path)'")
+            let fd = try FD.openFile(path, O_RDONLY)
+            return try FD.readAll(fd.raw, limit: min(limit, sizeLimit), from: "'\(path)'")
         }
     }
 

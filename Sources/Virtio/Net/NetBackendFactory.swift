@@ -5,6 +5,35 @@ public enum NetBackendFactory {
     /// The names that need no module.
     public static let types = ["dgram", "socket", "stream"]
 
+    /// The text of `-netdev TYPE,help`; nil for a type that is not one of `types`.
+    public static func help(_ type: String) -> String? {
+        func address(_ prefix: String) -> [DeviceProperty] {
+            [
+                DeviceProperty("\(prefix).type", "str", "unix, inet or fd"),
+                DeviceProperty("\(prefix).path", "str", "of type unix"),
+                DeviceProperty("\(prefix).host", "str", "of type inet"),
+                DeviceProperty("\(prefix).port", "str", "of type inet"),
+                DeviceProperty("\(prefix).str", "int", "of type fd: an open socket"),
+            ]
+        }
+        switch type {
+        case "dgram": return DeviceProperty.help(address("local") + address("remote"), of: type)
+        case "socket":
+            return DeviceProperty.help(
+                [
+                    DeviceProperty("listen", "str", "[HOST]:PORT"), DeviceProperty("connect", "str", "HOST:PORT"),
+                    DeviceProperty("fd", "int", "an open socket"),
+                ], of: type)
+        case "stream":
+            return DeviceProperty.help(
+                [
+                    DeviceProperty("server", "bool", "whether it listens"),
+                    DeviceProperty("reconnect-ms", "uint32", "when a client connects again"),
+                ] + address("addr"), of: type)
+        default: return nil
+        }
+    }
+
     /// - Parameters:
     ///   - options: the argument of `-netdev`, parsed with the implied
     ///   key `type`.

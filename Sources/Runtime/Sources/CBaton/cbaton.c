@@ -40,6 +40,17 @@ int cbaton_zero_range(int fd, off_t offset, off_t length) {
     return fallocate(fd, FALLOC_FL_ZERO_RANGE, offset, length);
 }
 
+int cbaton_lock_range(int fd, int kind, off_t start, off_t length) {
+    struct flock lock = {.l_type = (short)kind, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
+    return fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+int cbaton_is_range_locked(int fd, off_t start, off_t length) {
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
+    if (fcntl(fd, F_OFD_GETLK, &lock) != 0) return -1;
+    return lock.l_type != F_UNLCK;
+}
+
 int cbaton_open_nofollow(const char *path, int flags) {
     struct open_how how = {
         .flags = (uint64_t)(flags | O_CLOEXEC),

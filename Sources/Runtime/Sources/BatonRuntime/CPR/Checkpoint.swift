@@ -50,33 +50,16 @@ enum Checkpoint {
         return container
     }
 
-    /// Writes a container to a file, which appears whole or not at all.
+    /// Writes a container to a file, which appears whole or not at all (`WholeFile`).
     /// - Parameter contents: blocks whose contents follow the sections, which
     ///   describe them.
     static func write(
         _ container: SectionContainer, contents: [RAMBlock], to path: String, durable: Bool,
         progress: RAMContents.Progress
     ) throws(VMMError) {
-        let temporary = "\(path).\(getpid()).tmp"
-        do throws(VMMError) {
-            let fd = try FD.open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode: 0o600)
-            try write(container, contents: contents, to: fd.raw, name: "'\(path)'", progress: progress)
-            if durable, retryingInterrupts({ fsync(fd.raw) }) != 0 { throw .system("Could not write '\(path)'") }
-            guard rename(temporary, path) == 0 else { throw .system("Could not write '\(path)'") }
-        } catch {
-            unlink(temporary)
-            throw error
-        }
-        if durable { syncDirectory(of: path) }
-    }
-
-    /// Makes the new name durable too. Where a file system cannot do that, the
-    /// file itself is still whole.
-    private static func syncDirectory(of path: String) {
-        let fd = retryingInterrupts { open(FD.directory(of: path), O_RDONLY | O_DIRECTORY | O_CLOEXEC) }
-        guard fd >= 0 else { return }
-        _ = retryingInterrupts { fsync(fd) }
-        close(fd)
+        let file = try WholeFile(path)
+        try write(container, contents: contents, to: file.fd, name: "'\(path)'", progress: progress)
+        try file.commit(durable: durable)
     }
 
     /// Writes a container to a memfd, which `fd` is if it could be made.
@@ -210,7 +193,7 @@ enum Checkpoint {
         var readers: [StateReader] = []
         for device in vm.devices { readers.append(try reader(device.stateName, upTo: device.stateVersion)) }
 
-        if savedBoot == bootID() && !vm.clock.stopsWithVM {
+        if !savedBoot.isEmpty && savedBoot == bootID() && !vm.clock.stopsWithVM {
             vm.clock.restore(monotonicOffset: offset)
         } else if vm.clock.stopsWithVM {
             vm.clock.restore(now: now, wallClock: realtime)
@@ -239,7 +222,8 @@ enum Checkpoint {
         }
     }
 
-    /// Identifies this boot of the host: CLOCK_MONOTONIC means nothing in another.
+    /// Identifies this boot of the host: CLOCK_MONOTONIC means nothing in another. Empty where that cannot be known
+    /// (without /proc): then no two boots are the same.
     private static func bootID() -> String {
         guard let fd = try? FD.open("/proc/sys/kernel/random/boot_id", O_RDONLY),
             let bytes = try? FD.readAll(fd.raw, limit: 64, from: "boot_id")

@@ -9,6 +9,7 @@ extension CprController {
         let mode = try enabledMode(name)
         try checkIdle()
         if let blocker = blockers(mode).first { throw blocker }
+        try WholeFile.check(path)
         let stateBefore = vm.runState
         try watched(limit: CprController.defaultStartLimit, mode, stateBefore: stateBefore) { () throws(VMMError) in
             let (container, contents) = try stopAndCollect(mode)

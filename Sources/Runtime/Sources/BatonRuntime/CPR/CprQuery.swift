@@ -50,7 +50,7 @@ extension CprController {
     private func query() throws(VMMError) -> JSONObject {
         var result = JSONObject()
         result["pid"] = .int(Int64(getpid()))
-        result["argv"] = .array(CommandLine.arguments.map { .string($0) })
+        result["argv"] = .array(try ProcessArguments.all().map { .string($0) })
         result["enabled-modes"] = .array(enabledModes.map { .string($0.name) })
         result["modes"] = .array(enabledModes.map { mode in
             [

@@ -83,21 +83,13 @@ public final class Migration {
         }
         if mode == .exec && execCommand.isEmpty { throw VMMError("cpr-exec mode requires setting cpr-exec-command") }
         if let blocker = cpr.blockers(try cpr.requireMode(module)).first { throw blocker }
-        try Migration.checkWritable(address.path)
+        // As QEMU opens its file: an error here is the command's.
+        try WholeFile.check(address.path)
         isIncoming = false
         started = EventLoop.now
         transferred = 0
         change(to: .setup)
         vm.loop.later { [weak self] in self?.carryOut(address.path, module) }
-    }
-
-    /// As QEMU opens its file: an error here is the command's.
-    private static func checkWritable(_ path: String) throws(VMMError) {
-        let trial = "\(path).\(getpid()).tmp"
-        let fd = open(trial, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o600)
-        guard fd >= 0 else { throw .system("Could not create '\(path)'") }
-        close(fd)
-        unlink(trial)
     }
 
     private func carryOut(_ path: String, _ module: String) {

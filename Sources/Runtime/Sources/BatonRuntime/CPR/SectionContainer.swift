@@ -67,7 +67,7 @@ public struct SectionContainer {
     /// Reads a file of either kind, by its magic; for tools.
     /// - Throws: why it cannot be read, is neither, or is damaged.
     public init(file: String) throws(VMMError) {
-        let fd = try FD.open(file, O_RDONLY | O_NONBLOCK)
+        let fd = try FD.openFile(file, O_RDONLY)
         let state = try? FD.readAll(fd.raw, limit: CprState.sizeLimit, from: file)
         if let state, state.starts(with: Kind.cprState.magic) {
             try self.init(kind: .cprState, parsing: state, name: file)

@@ -52,8 +52,7 @@ extension DeviceType {
     /// The text of `-device NAME,help`.
     public var help: String {
         let all = properties + (bus == PCIProperties.busType ? PCIProperties.all : [])
-        guard !all.isEmpty else { return "There are no options for \(name).\n" }
-        return "\(name) options:\n" + all.map(\.help).joined()
+        return DeviceProperty.help(all, of: name)
     }
 }
 
@@ -72,6 +71,12 @@ public struct DeviceProperty {
     }
 
     var help: String { "  \(name)=<\(type)>" + (summary.isEmpty ? "" : " - \(summary)") + "\n" }
+
+    /// What `NAME,help` prints.
+    public static func help(_ properties: [DeviceProperty], of name: String) -> String {
+        guard !properties.isEmpty else { return "There are no options for \(name).\n" }
+        return "\(name) options:\n" + properties.map(\.help).joined()
+    }
 }
 
 extension DeviceProperty {

@@ -8,6 +8,8 @@ public protocol ObjectType: AnyObject {
     var name: String { get }
     /// One line for `-object help`.
     var summary: String { get }
+    /// What it takes besides `id`, for `-object NAME,help`.
+    var properties: [DeviceProperty] { get }
     /// Makes one object, before any device is made.
     ///
     /// Also called in a process that takes over a guest: what the process
@@ -19,4 +21,11 @@ public protocol ObjectType: AnyObject {
     ///     `finish`.
     /// - Throws: why there is no such object; then everything is as before.
     func make(id: String, _ options: KeyValueOptions, vm: VirtualMachine) throws(VMMError)
+}
+
+extension ObjectType {
+    public var properties: [DeviceProperty] { [] }
+
+    /// The text of `-object NAME,help`.
+    public var help: String { DeviceProperty.help(properties, of: name) }
 }

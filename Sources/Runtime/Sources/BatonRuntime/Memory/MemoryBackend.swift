@@ -25,6 +25,8 @@ public protocol MemoryBackendType: AnyObject {
     var typeName: String { get }
     /// One line for `-object help`.
     var summary: String { get }
+    /// What it takes besides what every memory backend does, for `-object TYPE,help`.
+    var properties: [DeviceProperty] { get }
     /// Makes the block of one object.
     ///
     /// The backend takes its own keys from `options`; `id`, `size`, `share`,
@@ -38,6 +40,15 @@ public protocol MemoryBackendType: AnyObject {
     ) throws(VMMError) -> RAMBlock
 }
 
+extension MemoryBackendType {
+    public var properties: [DeviceProperty] { [] }
+
+    /// The text of `-object TYPE,help`.
+    public var help: String {
+        "\(typeName) options:\n" + (MemoryBackendProperties.all + properties).map(\.help).joined()
+    }
+}
+
 /// The properties that every memory backend has, as QEMU's `HostMemoryBackend`.
 public struct MemoryBackendProperties {
     /// `share=`: nil when not given; each backend has its own default.
@@ -48,6 +59,15 @@ public struct MemoryBackendProperties {
     public var dump: Bool
     /// `prealloc=`: populate the memory at start.
     public var prealloc: Bool
+
+    static let all = [
+        DeviceProperty("size", "size", "bytes of memory"),
+        DeviceProperty("share", "bool", "whether it is shared, and so outlives the VMM"),
+        DeviceProperty("merge", "bool", "whether equal pages may be merged"),
+        DeviceProperty("dump", "bool", "whether it is part of a core dump"),
+        DeviceProperty("prealloc", "bool", "whether it is allocated at the start"),
+        DeviceProperty("align", "size", "alignment of the mapping"),
+    ]
 
     public init(share: Bool? = nil, merge: Bool = true, dump: Bool = true, prealloc: Bool = false) {
         self.share = share

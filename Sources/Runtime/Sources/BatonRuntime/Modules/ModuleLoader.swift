@@ -98,8 +98,13 @@ public final class ModuleLoader {
         throw VMMError(
             "there is no \(kind) module '\(name)'",
             hint: "Modules of this kind: \(list). Searched: \(directories.joined(separator: ", ")). "
-                + "A module elsewhere is loaded with -module PATH.")
+                + (ModuleLoader.hasProc
+                    ? "A module elsewhere is loaded with -module PATH."
+                    : "Where the executable is cannot be known: /proc is not mounted."))
     }
+
+    /// Modules are found, and loaded, by what /proc says of this process.
+    private static var hasProc: Bool { access("/proc/self/fd", F_OK) == 0 }
 
     /// The file of a module in the module directories, or nil.
     private func find(kind: String, name: String) -> String? {
@@ -176,6 +181,11 @@ public final class ModuleLoader {
         }
         if let stamp = image.stamp, stamp != runtimeFingerprint.description {
             throw ModuleLoader.wrongStamp(path, stamp)
+        }
+        guard ModuleLoader.hasProc else {
+            throw VMMError(
+                "module '\(path)' cannot be loaded: /proc is not mounted",
+                hint: "A module is loaded by its open file, /proc/self/fd/N, so that it is the one that was checked.")
         }
         guard let handle = cbaton_dlopen("/proc/self/fd/\(fd.raw)") else {
             throw ModuleLoader.notLoadable(path, dlerror().map { String(cString: $0) } ?? "unknown error")

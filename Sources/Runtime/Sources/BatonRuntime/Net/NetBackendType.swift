@@ -7,6 +7,8 @@
 public protocol NetBackendType: AnyObject {
     /// As on the command line, unique.
     var name: String { get }
+    /// What it takes besides `type` and `id`, for `-netdev NAME,help`.
+    var properties: [DeviceProperty] { get }
     /// Makes a back end.
     ///
     /// Also called in a process that takes over a guest: what the process
@@ -16,4 +18,8 @@ public protocol NetBackendType: AnyObject {
     ///   with `finish`.
     /// - Throws: why there is no such back end; then everything is as before.
     func make(id: String, _ options: KeyValueOptions, vm: VirtualMachine) throws(VMMError) -> NetBackend
+}
+
+extension NetBackendType {
+    public var properties: [DeviceProperty] { [] }
 }

@@ -27,6 +27,8 @@ public final class KeyValueOptions {
 
     /// Whether the text asked for help: a bare `help` or `?`.
     public private(set) var wantsHelp = false
+    /// It was a word of its own, and no value that may be a name.
+    private var hasHelpWord = false
     /// The text as it was given, for messages.
     public let source: String
     let style: Style
@@ -81,6 +83,7 @@ public final class KeyValueOptions {
                 position = min(end + 1, bytes.count)
                 if word == "help" || word == "?" {
                     wantsHelp = true
+                    hasHelpWord = true
                 } else if style == .keyval {
                     throw VMMError(word.isEmpty ? "Invalid parameter ''" : "Expected '=' after parameter '\(word)'")
                 } else {
@@ -172,9 +175,11 @@ public final class KeyValueOptions {
         self.style = style
     }
 
-    /// Refuses the first key that no accessor has taken.
+    /// Refuses the first key that no accessor has taken, and a call for help that nobody has answered.
     /// - Throws: `Invalid parameter 'KEY'`, or QEMU's `Parameter 'KEY' is unexpected`.
     public func finish() throws(VMMError) {
+        // Who asks what there is does not want to have it.
+        if hasHelpWord { throw VMMError("there is no help for '\(source)'") }
         guard let entry = entries.first(where: { !$0.taken }) else { return }
         if style == .keyval { throw VMMError("Parameter '\(entry.key)' is unexpected") }
         throw VMMError("Invalid parameter '\(entry.key)'")

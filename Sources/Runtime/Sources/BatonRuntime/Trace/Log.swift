@@ -32,18 +32,22 @@ public enum Log {
     public nonisolated(unsafe) static var mask: LogMask = []
     nonisolated(unsafe) static var fd: Int32 = 2
     nonisolated(unsafe) static var patterns: [String] = []
-    nonisolated(unsafe) static var lines: Int = 0
+    /// How many lines of each kind there may be: the guest can cause them at will.
+    nonisolated(unsafe) private static var budgets = [
+        "guest_errors": LineBudget(burst: 1000, perSecond: 100), "unimp": LineBudget(burst: 1000, perSecond: 100),
+        "int": LineBudget(burst: 100_000, perSecond: 10_000), "trace": LineBudget(burst: 100_000, perSecond: 10_000),
+    ]
 
     /// Logs an access by the guest that is not allowed.
     @inline(__always)
     public static func guestError(_ message: @autoclosure () -> String) {
-        if mask.contains(.guestErrors) { writeLine(message()) }
+        if mask.contains(.guestErrors), admits("guest_errors") { writeLine(message()) }
     }
 
     /// Logs a function that is not implemented.
     @inline(__always)
     public static func unimplemented(_ message: @autoclosure () -> String) {
-        if mask.contains(.unimp) { writeLine(message()) }
+        if mask.contains(.unimp), admits("unimp") { writeLine(message()) }
     }
 
     /// Logs a trace event that `-trace` enabled: `NAME MESSAGE`.
@@ -52,11 +56,28 @@ public enum Log {
         if mask.contains(.trace) { traceSlow(event.description, message()) }
     }
 
+    /// Logs an exception or interrupt. The caller looks at the mask.
+    @inline(never)
+    public static func interrupt(_ message: @autoclosure () -> String) {
+        if admits("int") { writeLine(message()) }
+    }
+
     @inline(never)
     private static func traceSlow(_ event: String, _ message: String) {
-        if patterns.contains(where: { matches(Array(event.utf8)[...], Array($0.utf8)[...]) }) {
-            writeLine("\(event) \(message)")
-        }
+        guard patterns.contains(where: { matches(Array(event.utf8)[...], Array($0.utf8)[...]) }), admits("trace")
+        else { return }
+        writeLine("\(event) \(message)")
+    }
+
+    /// Whether another line of a kind may be written; says first how many were not.
+    @inline(never)
+    private static func admits(_ kind: String) -> Bool {
+        guard var budget = budgets[kind] else { return true }
+        defer { budgets[kind] = budget }
+        guard budget.take(at: EventLoop.now) else { return false }
+        let lost = budget.takeSuppressed()
+        if lost > 0 { writeLine("log: \(lost) \(kind) messages suppressed") }
+        return true
     }
 
     /// Enables the trace events that a glob pattern (`*` only, as QEMU's) names.
@@ -78,19 +99,32 @@ public enum Log {
         }
     }
 
-    /// Sends the log to a file, made anew: the argument of `-D`.
+    /// Sends the log to the end of a file, a device or a FIFO: the argument of `-D`.
     public static func open(file path: String) throws(VMMError) {
-        fd = try FD.open(path, O_WRONLY | O_CREAT | O_APPEND, mode: 0o644).release()
+        fd = try FD.openFile(
+            path, O_WRONLY | O_CREAT | O_APPEND, kinds: [.regular, .characterDevice, .fifo], mode: 0o644
+        ).release()
     }
 
-    /// Writes one line. The guest can cause lines at will, so their number a
-    /// process is bounded.
+    /// At the end of the process: says what has not been said of lines that were not written.
+    public static func finish() {
+        for kind in budgets.keys.sorted() {
+            let lost = budgets[kind]?.takeSuppressed() ?? 0
+            if lost > 0 { writeLine("log: \(lost) \(kind) messages suppressed") }
+        }
+    }
+
+    /// The names of all trace events, for `-trace help`.
+    public static let events = [
+        "anon_memfd_alloc", "cpr_exec", "cpr_load", "cpr_preflight", "cpr_save", "cpr_volatile_ram",
+        "handle_qmp_command", "module_load", "module_log", "module_method_ignored", "monitor_qmp_respond",
+        "net_dgram_drop", "net_socket_disconnect", "net_tap_drop",
+    ]
+
+    /// Writes one line, whatever its kind's number. What the guest or a file says in it cannot control a terminal.
     @inline(never)
-    public static func writeLine(_ text: String) {
-        lines += 1
-        guard lines <= 1_000_000 else { return }
-        var line = text + "\n"
-        if lines == 1_000_000 { line = "log: more than a million lines, giving up\n" }
+    private static func writeLine(_ text: String) {
+        var line = TerminalText.escaped(text) + "\n"
         line.withUTF8 { _ = Glibc.write(fd, $0.baseAddress, $0.count) }
     }
 
@@ -119,7 +153,8 @@ public enum Report {
     public static func info(_ message: String) { line("\(program): info: \(message)") }
 
     private static func line(_ text: String) {
-        var text = text + "\n"
+        // A message may quote a file, a peer or the guest.
+        var text = TerminalText.escaped(text, keepingLines: true) + "\n"
         text.withUTF8 { _ = Glibc.write(2, $0.baseAddress, $0.count) }
     }
 }

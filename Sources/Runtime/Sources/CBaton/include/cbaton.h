@@ -30,6 +30,16 @@ int cbaton_seal_size(int fd);
 int cbaton_punch_hole(int fd, off_t offset, off_t length);
 int cbaton_zero_range(int fd, off_t offset, off_t length);
 
+/* Locks a range of a file for this open file description, with whatever shares it (F_OFD_SETLK): KIND is F_RDLCK,
+ * F_WRLCK or F_UNLCK. Returns 0, or -1 and errno, EAGAIN when another has a lock in the way. */
+int cbaton_lock_range(int fd, int kind, off_t start, off_t length);
+/* Whether another open file description has a lock in a range, of whatever kind: 1 or 0, or -1 and errno. */
+int cbaton_is_range_locked(int fd, off_t start, off_t length);
+
+/* The arguments of main, which neither /proc nor anybody's good will is needed for. Valid as long as the process. */
+int cbaton_argument_count(void);
+const char *cbaton_argument(int index);
+
 /* Opens PATH refusing symbolic links in any component (openat2(2) with
  * RESOLVE_NO_SYMLINKS). Returns an O_CLOEXEC fd or -1 and errno. */
 int cbaton_open_nofollow(const char *path, int flags);
