@@ -18,13 +18,11 @@ public enum ChardevUpdate {
                 VMMError("chardev \(chardev.id) -> \(chardev.filename) does not allow cpr. See reopen-on-cpr."),
                 scope: .promising(.keepsConnections))
         }
+        cpr.beforeExec { [unowned vm] in for chardev in vm.chardevs { chardev.prepareForExec() } }
         cpr.onPhase { [unowned vm, unowned cpr] phase throws(VMMError) in
             switch phase {
-            case .survey:
+            case .survey, .exec:
                 for chardev in vm.chardevs { try chardev.handOver(to: cpr) }
-            case .exec:
-                for chardev in vm.chardevs { try chardev.handOver(to: cpr) }
-                for chardev in vm.chardevs { chardev.prepareForExec() }
             case .saveFailed:
                 for entry in cpr.fds.entries where entry.name.hasPrefix(prefix) {
                     cpr.fds.delete(entry.name, id: entry.id)

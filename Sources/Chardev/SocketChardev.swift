@@ -118,7 +118,7 @@ public final class SocketChardev: StreamChardev {
     }
 
     public override func execFailed() {
-        guard isClosedForExec else { return }
+        guard isClosedForExec else { return listenAgain() }
         isClosedForExec = false
         do throws(VMMError) {
             if configuration.isServer {
@@ -126,6 +126,21 @@ public final class SocketChardev: StreamChardev {
             } else {
                 try open()
             }
+        } catch {
+            Report.warning("chardev '\(id)': \(error.message)")
+        }
+    }
+
+    /// A server whose clients cannot find it any more is to be found again.
+    private func listenAgain() {
+        guard listenerFD >= 0 else { return }
+        do throws(VMMError) {
+            guard let fd = try configuration.address.listenAgain(socketFile) else { return }
+            loop.unwatch(listenerFD)
+            close(listenerFD)
+            listenerFD = fd
+            socketFile = SocketFile(configuration.address)
+            if !isOpen { try listenForClients() }
         } catch {
             Report.warning("chardev '\(id)': \(error.message)")
         }

@@ -42,7 +42,13 @@ public final class StdioChardev: StreamChardev {
         Self.inUse = false
     }
     public override func prepareForExec() { StandardTerminal.restore() }
-    public override func execFailed() { StandardTerminal.enterRawMode(signals: signals) }
+    public override func execFailed() {
+        guard StandardTerminal.isLost else { return StandardTerminal.enterRawMode(signals: signals) }
+        // Whoever started this VMM has the terminal again, and reads from it.
+        if isatty(1) != 0 { disconnect() } else { closeInput() }
+        StandardTerminal.leave()
+        Report.warning("chardev '\(id)': the terminal belongs to the session that this process has left")
+    }
 }
 
 /// The modes of the terminal on standard input, put back at every exit.
@@ -50,6 +56,8 @@ enum StandardTerminal {
     private nonisolated(unsafe) static var saved: termios?
     private nonisolated(unsafe) static var savedFlags: [(fd: Int32, flags: Int32)] = []
     private nonisolated(unsafe) static var registered = false
+    /// Whether it is the terminal of this process' session.
+    private nonisolated(unsafe) static var isControlling = false
 
     static func save() {
         savedFlags = ([0, 1] as [Int32]).compactMap { fd in
@@ -58,6 +66,7 @@ enum StandardTerminal {
         }
         var mode = termios()
         saved = tcgetattr(0, &mode) == 0 ? mode : nil
+        isControlling = tcgetsid(0) >= 0
         if !registered {
             registered = true
             _ = atexit { StandardTerminal.restore() }
@@ -78,6 +87,23 @@ enum StandardTerminal {
             $0[Int(VTIME)] = 0
         }
         tcsetattr(0, TCSANOW, &mode)
+    }
+
+    /// Whether the process has left the session that the terminal belongs to.
+    static var isLost: Bool { isControlling && tcgetsid(0) < 0 }
+
+    /// Puts the modes back for its owner, and lets go of it: for this process,
+    /// and for the next one, it is /dev/null.
+    static func leave() {
+        let outputIsTerminal = isatty(1) != 0
+        if !outputIsTerminal { savedFlags.removeAll { $0.fd == 1 } }
+        restore()
+        (saved, savedFlags, isControlling) = (nil, [], false)
+        let null = open("/dev/null", O_RDWR | O_CLOEXEC)
+        guard null > 2 else { return }
+        dup2(null, 0)
+        if outputIsTerminal { dup2(null, 1) }
+        close(null)
     }
 
     static func restore() {

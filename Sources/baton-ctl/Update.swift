@@ -66,6 +66,10 @@ struct Update: ParsableCommand {
             print("the new VMM could take the guest over (start-up \(result?["time-us"]?.intValue ?? 0) us)")
             return
         }
+        // Before there is no way back.
+        for warning in (before["warnings"]?.arrayValue ?? []).compactMap(\.stringValue) {
+            FileHandle.standardError.write(Data("baton-ctl: warning: \(warning)\n".utf8))
+        }
         arguments["preflight"] = .bool(preflight)
         if preflight { Progress.show("preflight") }
         do {

@@ -51,6 +51,7 @@ final class Launcher {
         cpr.onPhase { phase throws(VMMError) in if phase == .saveFailed { try pidFile?.write() } }
         // Before a chardev changes the terminal's mode, or waits for a client.
         try Signals.install(vm)
+        ServiceManager.register(cpr)
         let backends = try Backends(invocation, vm: vm, loader: loader)
         let board = try BoardBuilder.build(
             invocation, machine: machine, backends: backends, vm: vm, memory: memory, loader: loader)
@@ -88,9 +89,11 @@ final class Launcher {
         if cpr.inherited != nil { MonitorUpdate.machineStands(vm: vm) }
         if let daemonPipe { cbaton_daemon_ready(daemonPipe, 0) }
         daemonPipe = nil
+        if cpr.inherited == nil { ServiceManager.machineStands() }
         // A process that took over a guest waits for cpr-load.
         if vm.autostart && cpr.inherited == nil && incoming == nil { try vm.start() }
         let status = vm.run()
+        ServiceManager.ending()
         cpr.ending()
         for chardev in vm.chardevs { chardev.shutDown() }
         for backend in backends.net { backend.shutDown() }

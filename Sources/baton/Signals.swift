@@ -4,8 +4,10 @@ import Glibc
 
 /// Ends the VMM in order on SIGINT, SIGTERM and SIGHUP.
 ///
-/// A handler that writes to a pipe, and no blocked mask: a mask would be
-/// inherited by whatever cpr-exec executes.
+/// A handler that writes to a pipe. While the VMM runs none of them is blocked;
+/// over an exec all are (`cbaton_execvp`), so that one that comes before the new
+/// VMM has its handlers ends that in order, and with it the guest, instead of
+/// looking like a new VMM that crashed.
 enum Signals {
     nonisolated(unsafe) private static var pipeWriter: Int32 = -1
 
@@ -36,6 +38,12 @@ enum Signals {
             if number == SIGHUP && cbaton_is_ignored(number) != 0 { continue }
             sigaction(number, &action, nil)
         }
+        cbaton_accept_stop_signals()
+        // Ignored, as whoever started us may have left it, it would take the
+        // exit status of every child from whoever waits for it.
+        var standard = sigaction()
+        standard.__sigaction_handler.sa_handler = SIG_DFL
+        sigaction(SIGCHLD, &standard, nil)
         var ignore = sigaction()
         ignore.__sigaction_handler.sa_handler = SIG_IGN
         sigaction(SIGPIPE, &ignore, nil)

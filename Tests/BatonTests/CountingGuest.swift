@@ -25,9 +25,10 @@ final class CountingGuest {
     /// Starts the VMM and waits until the guest counts.
     /// - Parameter extra: arguments after those that every counting guest has.
     ///   - vmm: the program, and options that it always needs.
+    ///   - environment, descriptors: of the process, see `ChildProcess`.
     init(
         extra: [String] = ["-cpr-enable", "restart"], prefix: [String] = [], vmm: [String] = [Products.baton],
-        guest: String = "counter"
+        guest: String = "counter", environment: [String: String] = [:], descriptors: [Int32: Int32] = [:]
     ) throws {
         directory = try TemporaryDirectory()
         let ram = try directory.writeSparse("ram", size: Self.memorySize)
@@ -39,7 +40,7 @@ final class CountingGuest {
                 "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
                 "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
             ] + extra
-        process = try ChildProcess(prefix + arguments)
+        process = try ChildProcess(prefix + arguments, environment: environment, descriptors: descriptors)
         memory = try SharedMemory(path: ram, writable: true)
         qmp = try QMPClient(path: directory.file("qmp"), of: process)
         let (process, memory) = (self.process, self.memory)

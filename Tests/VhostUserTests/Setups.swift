@@ -6,9 +6,11 @@ import TestSupport
 ///   - connects: the disk connects to the VMM, which listens, instead of the other way round.
 ///   - chardev: more options of the chardev.
 ///   - intercept: takes messages instead of the disk, see `FakeDisk`.
+///   - extra: more arguments of the VMM.
 ///   - waits: begin when the guest is at work.
 func withFakeDisk(
     tracksRequests: Bool = false, connects: Bool = false, chardev: String = "", waits: Bool = true,
+    extra: [String] = ["-cpr-enable", "restart"],
     intercept: @escaping (FakeBackEnd, WireMessage, Int32) -> Bool = { _, _, _ in false },
     _ body: (FakeDisk, VhostUserGuest) throws -> Void
 ) throws {
@@ -16,7 +18,7 @@ func withFakeDisk(
     let disk = try FakeDisk(directory, tracksRequests: tracksRequests, connects: connects, intercept: intercept)
     defer { disk.end() }
     let guest = try VhostUserGuest(
-        "blk", socket: disk.path, in: directory, chardev: (connects ? ",server=on" : "") + chardev)
+        "blk", socket: disk.path, in: directory, chardev: (connects ? ",server=on" : "") + chardev, extra: extra)
     if waits { try guest.waitForProgress() }
     try body(disk, guest)
 }

@@ -38,6 +38,33 @@ struct VhostUserUpdateTests {
         }
     }
 
+    @Test("a save that is taken back after the queues were stopped has the back end serve them again")
+    func saveTakenBack() throws {
+        let modules = try TemporaryDirectory()
+        let source = """
+            #include <unistd.h>
+            static int32_t save(struct baton_host *host) { (void)host; for (;;) pause(); }
+            static const struct baton_method methods[] = { BATON_METHOD("save", "i(h)", save) };
+            """
+        let rogue = try CModule.build(kind: "preserver", name: "rogue", source, in: modules)
+        let extra = [
+            "-module", Products.module("preserver-vhost-user"), "-module", rogue, "-cpr-enable", "restart",
+            "-cpr-enable", "reboot",
+        ]
+        try withFakeDisk(extra: extra) { disk, guest in
+            let before = disk.messages.count
+            #expect(throws: QMPClient.Refusal.self) {
+                try guest.qmp.execute("cpr-save", ["filename": modules.file("state"), "mode": "reboot"])
+            }
+            #expect(!guest.process.isRunning)
+            try guest.waitForProgress()
+            let after = disk.messages.dropFirst(before)
+            #expect(after.contains(FakeDisk.Request.getVringBase) && after.last == FakeDisk.Request.setVringEnable)
+            #expect(disk.connectionCount == 1)
+            try guest.qmp.execute("quit")
+        }
+    }
+
     @Test("a stop and cont has the back end rest in between")
     func stopAndContinue() throws {
         try withFakeDisk { disk, guest in

@@ -10,9 +10,7 @@ enum NetworkScript {
         var arguments: [UnsafeMutablePointer<CChar>?] = [strdup(path), strdup(interface), nil]
         defer { for argument in arguments { free(argument) } }
         var pid: pid_t = 0
-        // From here on children's ends are waited for, and no more behind this.
         let code = cbaton_spawn(&arguments, nil, 0, 2, &pid)
-        defer { cbaton_discard_children() }
         guard code == 0 else { throw .system("could not launch network script '\(path)'", errno: code) }
         var status: Int32 = 0
         guard retryingInterrupts({ waitpid(pid, &status, 0) }) == pid else {

@@ -16,6 +16,8 @@ public class KeptNetBackend: NetBackend {
     func handOver(to cpr: CprController) throws(VMMError) {}
     /// The guest is this process' own now.
     func committed() {}
+    /// The guest goes on here: whatever a process that failed may have done is undone.
+    func execFailed() {}
 }
 
 /// Keeps the connections of `-netdev` over an update.
@@ -30,7 +32,10 @@ public enum NetBackendUpdate {
             case .survey, .exec:
                 for backend in kept { try backend.handOver(to: cpr) }
             case .saveFailed:
-                for backend in kept { cpr.forgetDescriptors(of: backend) }
+                for backend in kept {
+                    cpr.forgetDescriptors(of: backend)
+                    backend.execFailed()
+                }
             case .commit:
                 for backend in kept {
                     backend.isCommitted = true

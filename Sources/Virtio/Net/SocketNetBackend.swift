@@ -234,6 +234,20 @@ public final class SocketNetBackend: KeptNetBackend {
         try heritage.state.finish()
     }
 
+    override func execFailed() {
+        guard listener >= 0, case .listen(let address) = peer else { return }
+        do throws(VMMError) {
+            guard let fd = try address.listenAgain(file) else { return }
+            loop.unwatch(listener)
+            close(listener)
+            listener = fd
+            file = SocketFile(address)
+            try watchListener()
+        } catch {
+            Report.warning("netdev \(id): \(error.message)")
+        }
+    }
+
     override func committed() {
         // An inherited one was the earlier process' to remove until now.
         if case .listen(let address) = peer, file == nil { file = SocketFile(address) }

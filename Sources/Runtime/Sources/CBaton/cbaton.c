@@ -217,14 +217,6 @@ int cbaton_pidfd_send_signal(int pidfd, int number) {
     return (int)syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0);
 }
 
-void cbaton_discard_children(void) {
-    struct sigaction action = {.sa_handler = SIG_DFL, .sa_flags = SA_NOCLDWAIT};
-    sigaction(SIGCHLD, &action, NULL);
-    /* Those that ended before that. */
-    while (waitpid(-1, NULL, WNOHANG) > 0) {
-    }
-}
-
 int cbaton_is_memory_filesystem(const char *path) {
     const long tmpfs = 0x01021994, hugetlbfs = 0x958458f6;
     struct statfs system;

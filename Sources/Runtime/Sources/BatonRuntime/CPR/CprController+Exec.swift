@@ -29,7 +29,9 @@ extension CprController {
         guard saved.mode.promises.contains(.samePID) else { return try saved.mode.exec(argv, cpr: self) }
         self.closesConnection = closesConnection
         defer { self.closesConnection = false }
-        try watched(limit: CprController.defaultStartLimit, saved.mode, stateBefore: saved.stateBefore) {
+        try watched(
+            limit: CprController.defaultStartLimit, saved.mode, stateBefore: saved.stateBefore, end: .execAndWait
+        ) {
             () throws(VMMError) in try replaceProcess(argv, saved.mode)
         }
     }
@@ -56,7 +58,7 @@ extension CprController {
         defer { closesConnection = false }
         let memfd = OwnedFD(adopting: cbaton_memfd_create("cpr-checkpoint", 0))
         let stateBefore = vm.runState
-        try watched(limit: options.limit, mode, stateBefore: stateBefore) { () throws(VMMError) in
+        try watched(limit: options.limit, mode, stateBefore: stateBefore, end: .exec) { () throws(VMMError) in
             let checkpoint = try stopAndCollect(mode)
             try Checkpoint.write(checkpoint.0, contents: checkpoint.1, toMemfd: memfd.raw)
             times.saved = EventLoop.now
@@ -81,9 +83,9 @@ extension CprController {
     }
 
     private func replaceProcess(_ argv: [String], _ mode: any CprMode) throws(VMMError) {
-        if mayHang(mode) { try launchGuardian() }
-        try notify(.exec)
+        try notify(.exec) { [unowned self] () throws(VMMError) in if mayHang(mode) { try launchGuardian() } }
         try launchGuardian()
+        for warning in warnings { Report.warning(warning) }
         if let guardian { Lifeboat.report(guardian.link, .starting) }
         times.exec = EventLoop.now
         try mode.exec(argv, cpr: self)

@@ -72,6 +72,7 @@ extension CprController {
             vm.setStoppedState(runState == .running ? .paused : runState)
         }
         times.resumed = EventLoop.now
+        helpers.reap(on: vm.loop)
         if let report = times.report?.objectValue {
             vm.emit("CPR_UPDATED", report)
             history.append(mode: mode.name, times: times, from: inherited?.version)
@@ -82,10 +83,11 @@ extension CprController {
     /// Makes the guest this process' own, for good.
     private func commit() throws(VMMError) {
         if let link = CprState.lifeboatOfThisProcess {
-            guard Lifeboat.take(token: link.token) else {
+            guard Lifeboat.take(link) else {
                 // Too late: the process before runs the guest again, and
                 // nothing here may touch it any more.
                 Report.error(VMMError("the guest was taken back by the VMM before"))
+                CprController.stayIfLast()
                 exit(1)
             }
             Lifeboat.release(link)

@@ -1,6 +1,16 @@
 import CBaton
 import Glibc
 
+/// What a step that stops the guest comes to if all goes well.
+enum StepEnd {
+    /// The VM stays saved, in this process.
+    case checkpoint
+    /// A new VMM that is to have the guest within the time limit.
+    case exec
+    /// A new VMM that waits for its client to say `cpr-load`.
+    case execAndWait
+}
+
 /// `cpr-save`, and what every way of saving has in common.
 extension CprController {
     /// Stops the guest and writes its checkpoint; the run state becomes `save-vm`.
@@ -46,8 +56,7 @@ extension CprController {
         times.drained = EventLoop.now
         times.stopped = stateBefore == .running ? vm.stoppedAt : times.drained
         modeOfSave = mode
-        if mayHang(mode) { try launchGuardian() }
-        try notify(.save)
+        try notify(.save) { [unowned self] () throws(VMMError) in if mayHang(mode) { try launchGuardian() } }
         return try collect(mode, stateBefore: stateBefore)
     }
 
@@ -95,19 +104,22 @@ extension CprController {
     /// Carries out a step during which the guest stands still. When it fails,
     /// be it in this process or in one that was to follow it, the guest goes on
     /// in the state that it had.
-    /// - Parameter limit: nanoseconds that each stage of it may take.
+    /// - Parameters:
+    ///   - limit: nanoseconds that each stage of it may take.
+    ///   - end: what it comes to if all goes well.
     func watched(
-        limit: Int64, _ mode: any CprMode, stateBefore: RunState, _ body: () throws(VMMError) -> Void
+        limit: Int64, _ mode: any CprMode, stateBefore: RunState, end: StepEnd = .checkpoint,
+        _ body: () throws(VMMError) -> Void
     ) throws(VMMError) {
         let pid = getpid()
-        stepLimit = limit
+        (stepLimit, stepEnd, isPrepared) = (limit, end, false)
         defer { stepLimit = nil }
         successorAnswered = false
         do throws(VMMError) {
             try body()
         } catch {
             let isCopy = getpid() != pid
-            if isCopy { guardian = nil } else { dismissGuardian() }
+            if isCopy { ownAgain() } else { dismissGuardian() }
             saved = nil
             checkpointFD = nil
             successorAnswered = isCopy && Lifeboat.successorStood
@@ -133,18 +145,36 @@ extension CprController {
     ///   be one.
     func launchGuardian() throws(VMMError) {
         guard guardian == nil, let stepLimit else { return }
-        switch try Lifeboat.launch(limit: stepLimit) {
+        if stepEnd != .checkpoint { prepareOnce() }
+        switch try Lifeboat.launch(limit: stepLimit, mayWait: stepEnd == .execAndWait) {
         case .rolledBack(let reason):
             throw VMMError("the update failed and the guest was taken back: \(reason)")
-        case .successor(let link, let pid):
-            guardian = (link, pid)
+        case .successor(let copy):
+            guardian = copy
         }
+    }
+
+    /// Once in a step, and always before the copy is made.
+    func prepareOnce() {
+        guard !isPrepared else { return }
+        isPrepared = true
+        prepareForExec()
+    }
+
+    /// In the copy that has taken the guest back: what it shared with the
+    /// process before and what was that one's alone becomes its own.
+    private func ownAgain() {
+        guardian = nil
+        helpers.forget()
+        do throws(VMMError) { try vm.loop.beginAnew() } catch { Report.warning(error.message) }
     }
 
     /// The step has ended in this process.
     func dismissGuardian() {
         guard let guardian else { return }
         self.guardian = nil
-        Lifeboat.recall(guardian.link, lifeboat: guardian.pid)
+        guard !Lifeboat.recall(guardian) else { return }
+        helpers.add(guardian.pid)
+        helpers.reap(on: vm.loop)
     }
 }

@@ -47,7 +47,19 @@ public final class CprController {
     /// Calls of which nobody but this process sees that they hang.
     let calls = BoundedCalls()
     /// What watches over the step in hand.
-    var guardian: (link: Lifeboat.Link, pid: pid_t)?
+    var guardian: Lifeboat.Guardian?
+    /// Whether the step in hand ends in an exec, and whether the successor may
+    /// then wait for its client.
+    var stepEnd = StepEnd.checkpoint
+    var isPrepared = false
+    /// What earlier updates of this process have left.
+    let helpers: HelperProcesses
+    /// What successors find in their environment, beside the rest of it: for
+    /// what this process was told by its own and keeps from other children.
+    public var successorEnvironment: [(name: String, value: String)] = []
+    /// Lets go of what outlives this process and nothing that follows may find
+    /// in use. Before the copy is made, which could not do that.
+    private var preparations: [() -> Void] = []
     /// The checkpoint that the next successor loads without being asked.
     var checkpointFD: Int32?
     /// After an exec that failed: whether the successor was as far as to answer
@@ -81,6 +93,7 @@ public final class CprController {
         times = inherited?.times ?? UpdateTimes()
         times.started = startedAt
         history = inherited?.history ?? UpdateHistory()
+        helpers = HelperProcesses(inherited?.helpers ?? [])
         awaitsLoad = inherited != nil
         if let inherited {
             updateLimit = inherited.callLimit ?? updateLimit
@@ -165,13 +178,28 @@ public final class CprController {
     }
 
     /// In a successor: tells the lifeboat how far it is.
-    func tellGuardian(_ stage: Lifeboat.Stage) {
+    func tellGuardian(_ stage: UpdateStage) {
         if let link = CprState.lifeboatOfThisProcess { Lifeboat.report(link, stage) }
     }
 
     /// This process gives up before it owns the guest: tells whoever waits.
     public static func giveUp(_ error: VMMError) {
-        if let link = CprState.lifeboatOfThisProcess { Lifeboat.reportFailure(link, error.message) }
+        guard let link = CprState.lifeboatOfThisProcess else { return }
+        Lifeboat.reportFailure(link, error.message)
+        stayIfLast()
+    }
+
+    /// The guest is another process' again. PID 1 of a namespace does not
+    /// return: its end would be that process' too.
+    static func stayIfLast() { if getpid() == 1 { cbaton_keep_namespace() } }
+
+    /// What is to be known before an update.
+    var warnings: [String] {
+        guard getpid() == 1 else { return [] }
+        return [
+            "this VMM is PID 1 of its namespace: should the new VMM crash, the namespace ends, and the guest with it; "
+                + "one that refuses or hangs leads back to this VMM"
+        ]
     }
 
     /// The VMM was told to end. One that still waits for its guest's state
@@ -180,8 +208,13 @@ public final class CprController {
         // Destructors of a module may wait for what a stopped call of it holds.
         if !calls.late.isEmpty { alarm(2) }
         guard let link = CprState.lifeboatOfThisProcess else { return }
-        _ = Lifeboat.take(token: link.token)
+        if Lifeboat.take(link) { Lifeboat.release(link) }
+        CprState.lifeboatOfThisProcess = nil
     }
+
+    /// Has `body` called in a process that takes its guest back, before
+    /// anything else, while the one that failed may still be there.
+    public static func whenTakenBack(_ body: @escaping () -> Void) { Lifeboat.whenTakenBack = body }
 
     // MARK: Phases
 
@@ -189,23 +222,39 @@ public final class CprController {
     /// error ends what is in hand.
     public func onPhase(_ observer: @escaping (CprPhase) throws(VMMError) -> Void) { observers.append(observer) }
 
+    /// Has `body` called when this process is to be replaced, before the copy is
+    /// made that can take the guest back: it lets go of what outlives the process
+    /// and the next one must not find in use, such as a terminal's raw mode.
+    /// `.saveFailed` follows when nothing comes of it.
+    public func beforeExec(_ body: @escaping () -> Void) { preparations.append(body) }
+
+    func prepareForExec() { for prepare in preparations { prepare() } }
+
     /// Tells of a phase in which anybody may object.
-    func notify(_ phase: CprPhase) throws(VMMError) {
+    /// - Parameter watching: called when those have been told who are known not
+    ///   to hang: the copy that it makes knows what they have done.
+    func notify(_ phase: CprPhase, watching: (() throws(VMMError) -> Void)? = nil) throws(VMMError) {
         if phase == .survey || phase == .exec { outgoingParts = [] }
         if phase == .survey {
             if let error = tellPreservers(phase).first { throw error }
         } else {
+            try notify(registry.preservers.filter(\.neverHangs), phase)
+            try watching?()
             // A lifeboat sees it when one does not come back.
-            for preserver in registry.preservers {
-                do throws(VMMError) {
-                    try preserver.notify(phase, cpr: self)
-                } catch {
-                    throw error.prefixed(preserver.name)
-                }
-            }
+            try notify(registry.preservers.filter { !$0.neverHangs }, phase)
         }
         for observer in observers { try observer(phase) }
         tell(phase)
+    }
+
+    private func notify(_ preservers: [any FdPreserver], _ phase: CprPhase) throws(VMMError) {
+        for preserver in preservers {
+            do throws(VMMError) {
+                try preserver.notify(phase, cpr: self)
+            } catch {
+                throw error.prefixed(preserver.name)
+            }
+        }
     }
 
     /// Tells of a phase that nobody can object to.
@@ -260,6 +309,8 @@ public final class CprController {
         state.checkpointFD = checkpointFD
         state.lifeboat = guardian?.link
         state.lifeboatPID = guardian?.pid ?? 0
+        state.helpers = helpers.pids + (guardian.map { [$0.pid] } ?? [])
+        state.environment = successorEnvironment
         state.callLimit = callLimit
         state.history = history
         for part in outgoingParts { state.addPart(part.name, version: part.version, part.writer) }

@@ -32,6 +32,7 @@ extension CprController {
             QMPMember("only-cpr-capable", .bool),
             QMPMember("awaits-load", .bool),
             QMPMember("generation", .int),
+            QMPMember("warnings", .array(.string)),
             QMPMember("fds", .array(.object(name: "CprFd", members: [
                 QMPMember("name", .string), QMPMember("id", .int), QMPMember("fd", .int),
             ]))),
@@ -65,6 +66,7 @@ extension CprController {
         result["only-cpr-capable"] = .bool(onlyCapable)
         result["awaits-load"] = .bool(awaitsLoad)
         result["generation"] = JSON(times.generation)
+        result["warnings"] = .array(warnings.map { .string($0) })
         result["fds"] = .array(
             try preserved().map { ["name": .string($0.name), "id": JSON($0.id), "fd": .int(Int64($0.fd))] })
         result["ram"] = .array(
@@ -88,6 +90,7 @@ extension CprController {
 
     private func describe() throws(VMMError) -> String {
         var text = "modes: " + (enabledModes.isEmpty ? "none" : enabledModes.map(\.name).joined(separator: " ")) + "\n"
+        for warning in warnings { text += "warning: \(warning)\n" }
         for mode in enabledModes {
             for blocker in blockers(mode) { text += "\(mode.name) is blocked: \(blocker.message)\n" }
         }

@@ -10,6 +10,9 @@ public struct CprState {
     private static let partPrefix = "part/"
     /// The environment variable that carries the memfd's number.
     public static let environmentVariable = "BATON_CPR_STATE"
+    /// Tells whoever executed this process why the state cannot be read, in
+    /// case it cannot: the watch's descriptor and the token's secret.
+    static let reportVariable = "BATON_CPR_REPORT"
     /// The lifeboat that waits for this process' commit.
     nonisolated(unsafe) static var lifeboatOfThisProcess: Lifeboat.Link?
     /// No state is larger: a record takes at most some 300 bytes, and there
@@ -30,6 +33,11 @@ public struct CprState {
     var lifeboat: Lifeboat.Link?
     /// Its PID in the process before; not part of what is written.
     var lifeboatPID: pid_t = 0
+    /// Children of this process that end by themselves, see `HelperProcesses`.
+    var helpers: [pid_t] = []
+    /// What the successor finds in its environment, beside the rest of it; not
+    /// part of what is written.
+    var environment: [(name: String, value: String)] = []
     /// Nanoseconds that each call into a module may take.
     var callLimit: Int64?
     /// A descriptor to load the checkpoint from without being asked to:
@@ -82,8 +90,12 @@ public struct CprState {
     /// reaches any other child.
     /// - Throws: why the state cannot be used; the caller must end the process.
     public static func inherited() throws(VMMError) -> CprState? {
+        let report = getenv(reportVariable).map { String(cString: $0) }
+        unsetenv(reportVariable)
         guard let text = getenv(environmentVariable).map({ String(cString: $0) }) else { return nil }
         unsetenv(environmentVariable)
+        // What is wrong from here on is reported, also if it is the state itself.
+        lifeboatOfThisProcess = report.flatMap(reportLink)
         guard let raw = Int32(text), raw > 2, FD.isOpen(raw) else {
             throw VMMError(
                 "\(environmentVariable)=\(text) does not name an open file descriptor",
@@ -103,7 +115,7 @@ public struct CprState {
         }
         var seen: Set<Int32> = [raw]
         var named = state.fds.map { ($0.name, $0.fd) } + state.ram.map { ($0.name, $0.fd) }
-        if let link = state.lifeboat { named += [("the lifeboat", link.token), ("the lifeboat", link.watch)] }
+        if let link = state.lifeboat { named += [("the update's token", link.token), ("the watch", link.watch)] }
         if let fd = state.checkpointFD { named.append(("the checkpoint", fd)) }
         for (name, fd) in named {
             guard seen.insert(fd).inserted else {
@@ -116,10 +128,20 @@ public struct CprState {
             }
         }
         lifeboatOfThisProcess = state.lifeboat
-        // Lifeboats are children of this process, and of the ones before it
-        // under the same PID; one may have ended while nobody was there.
-        cbaton_discard_children()
         return state
+    }
+
+    /// For the environment, see `reportVariable`.
+    var reportText: String? { lifeboat.map { "\($0.watch):\(String($0.secret, radix: 16))" } }
+
+    /// - Returns: a link that can only report; nil when the text names no pipe.
+    private static func reportLink(_ text: String) -> Lifeboat.Link? {
+        let words = text.split(separator: ":")
+        var status = stat()
+        guard words.count == 2, let fd = Int32(words[0]), let secret = UInt64(words[1], radix: 16), fd > 2,
+            fstat(fd, &status) == 0, status.st_mode & S_IFMT == S_IFIFO, fcntl(fd, F_SETFD, FD_CLOEXEC) == 0
+        else { return nil }
+        return Lifeboat.Link(token: -1, watch: fd, secret: secret)
     }
 
     func encoded() -> [UInt8] {
@@ -131,7 +153,9 @@ public struct CprState {
         if let lifeboat {
             general.put("lifeboat-token-fd", UInt64(lifeboat.token), optional: true)
             general.put("lifeboat-watch-fd", UInt64(lifeboat.watch), optional: true)
+            general.put("lifeboat-secret", lifeboat.secret)
         }
+        if !helpers.isEmpty { general.put("helper-pids", helpers.map { UInt64($0) }, optional: true) }
         if let callLimit { general.put("call-limit-ns", UInt64(bitPattern: callLimit), optional: true) }
         if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
         if isTrial { general.put("trial", true) }
@@ -197,7 +221,12 @@ public struct CprState {
         if general.has("lifeboat-token-fd") {
             lifeboat = Lifeboat.Link(
                 token: Int32(try general.unsigned("lifeboat-token-fd", in: fdNumbers)),
-                watch: Int32(try general.unsigned("lifeboat-watch-fd", in: fdNumbers)))
+                watch: Int32(try general.unsigned("lifeboat-watch-fd", in: fdNumbers)),
+                secret: try general.unsigned("lifeboat-secret"))
+        }
+        if general.has("helper-pids") {
+            helpers = try general.array("helper-pids", count: 0...HelperProcesses.limit)
+                .filter { (2...UInt64(Int32.max)).contains($0) }.map { pid_t($0) }
         }
         if general.has("call-limit-ns") {
             callLimit = Int64(try general.unsigned("call-limit-ns", in: 1...UInt64(Int64.max / 2)))

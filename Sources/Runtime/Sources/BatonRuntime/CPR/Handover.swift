@@ -13,17 +13,37 @@ public enum Handover {
     ///     2 and the CPR state. Borrowed.
     /// - Throws: why the exec failed. Descriptors and environment are as before.
     public static func exec(_ argv: [String], state: CprState, fds: [Int32]) throws(VMMError) {
-        guard let program = argv.first, !program.isEmpty else { throw VMMError("cpr-exec requires a command") }
+        guard argv.first?.isEmpty == false else { throw VMMError("cpr-exec requires a command") }
         try check(argv)
+        var state = state
+        let keeper = cbaton_start_keeper(state.lifeboatPID)
+        if keeper > 0 { state.helpers.append(keeper) }
+        let failure = executeWithState(argv, state, fds)
+        if keeper > 0 {
+            kill(keeper, SIGKILL)
+            _ = cbaton_await_child(keeper, 1_000_000_000)
+        }
+        throw failure
+    }
+
+    /// - Returns: why the exec failed.
+    private static func executeWithState(_ argv: [String], _ state: CprState, _ fds: [Int32]) -> VMMError {
+        do throws(VMMError) { try execute(argv, state, fds) } catch { return error }
+    }
+
+    private static func execute(_ argv: [String], _ state: CprState, _ fds: [Int32]) throws(VMMError) -> Never {
         let memfd = try state.writeMemfd()
         // Modules and libraries may have opened files of their own without
         // FD_CLOEXEC: everything is marked first, then exactly the preserved
         // descriptors are cleared.
         guard cbaton_cloexec_from(3) == 0 else { throw .system("Could not set FD_CLOEXEC") }
         var cleared: [Int32] = []
+        var environment = state.environment
+        environment.append((CprState.environmentVariable, String(memfd.raw)))
+        if let text = state.reportText { environment.append((CprState.reportVariable, text)) }
         func restore() {
             for fd in cleared { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
-            unsetenv(CprState.environmentVariable)
+            for variable in environment { unsetenv(variable.name) }
         }
         for fd in fds + state.ownDescriptors + [memfd.raw] {
             do {
@@ -34,15 +54,15 @@ public enum Handover {
                 throw error
             }
         }
-        setenv(CprState.environmentVariable, String(memfd.raw), 1)
+        for variable in environment { setenv(variable.name, variable.value, 1) }
         var arguments = argv.map { strdup($0) }
         arguments.append(nil)
-        Log.trace("cpr_exec", "\(program)")
-        _ = cbaton_execvp(program, &arguments, state.lifeboatPID)
+        Log.trace("cpr_exec", "\(argv[0])")
+        _ = cbaton_execvp(argv[0], &arguments)
         let code = errno
         for argument in arguments { free(argument) }
         restore()
-        throw .system("cpr-exec: execvp '\(program)' failed", errno: code)
+        throw .system("cpr-exec: execvp '\(argv[0])' failed", errno: code)
     }
 
     static func check(_ argv: [String]) throws(VMMError) {

@@ -10,45 +10,35 @@ import Glibc
 /// become of the old binary on disk. The copy costs no guest memory: shared
 /// mappings are not copied.
 ///
-/// Who owns the guest is decided by one byte in a pipe, the token. The
-/// successor reads it at its commit; the lifeboat reads it before it takes the
-/// guest back. A pipe gives each byte out once, so never do both run the
-/// guest, however their deadlines and deaths fall.
-///
-/// The process that is watched has the writing end of a second pipe, the watch.
-/// It says there how far it is (`Stage`), or why it refuses (`F` and a text);
-/// its death, however it comes, is the end of file.
+/// Who owns the guest is decided by a word that both share (`HandoverToken`).
+/// The process that is watched has the writing end of a pipe, the watch. It
+/// reports there how far it is (`UpdateStage`), or why it refuses. Its death,
+/// however it comes, shows on its pidfd, and as the pipe's end.
 enum Lifeboat {
     /// What the successor inherits.
     struct Link {
-        /// Reading end of the token pipe.
+        /// The page of the token.
         var token: Int32
         /// Writing end of the watch pipe.
         var watch: Int32
+        /// The token's secret, which every message carries.
+        var secret: UInt64
+    }
+
+    /// The copy, as the process that made it knows it.
+    struct Guardian {
+        let token: HandoverToken
+        let watch: Int32
+        let pid: pid_t
+        var link: Link { Link(token: token.fd, watch: watch, secret: token.secret) }
     }
 
     /// Which of the two processes `launch` returned in.
     enum Side {
         /// The process that is about to be replaced.
-        case successor(Link, lifeboat: pid_t)
+        case successor(Guardian)
         /// The copy, after the successor has failed; the guest is ours again.
         case rolledBack(reason: String)
-    }
-
-    /// How far the update is. Each stage but `waiting` has the time limit, from
-    /// when it was told.
-    enum Stage: UInt8 {
-        /// The VMM that made the copy collects its state: parts and modules may
-        /// do what they like in it.
-        case saving = 0x53  // S
-        /// The successor has been executed, and builds its machine.
-        case starting = 0x58  // X
-        /// The machine stands, and a client is to say `cpr-load`, when it likes.
-        case waiting = 0x52  // R
-        /// The devices get their state.
-        case loading = 0x4c  // L
-        /// A trial run got as far as to the commit.
-        case passed = 0x50  // P
     }
 
     /// In the copy: whether the successor that failed had answered the
@@ -56,24 +46,31 @@ enum Lifeboat {
     nonisolated(unsafe) private(set) static var successorStood = false
     /// In the copy: called when the successor stands, for what must end then.
     nonisolated(unsafe) static var whenSuccessorStands: (() -> Void)?
+    /// In the copy: called when the guest is its own again, while the process
+    /// that failed may still be there.
+    nonisolated(unsafe) static var whenTakenBack: (() -> Void)?
+    /// Nanoseconds that a process which has been killed may take to end. It
+    /// runs no more of its code, so nothing depends on it.
+    private static let endLimit: Int64 = 1_000_000_000
 
     /// Makes the copy. Returns at once in this process; in the copy, only when
     /// the guest has to be taken back.
-    /// - Parameter limit: nanoseconds that each stage may take.
-    static func launch(limit: Int64) throws(VMMError) -> Side {
+    /// - Parameters:
+    ///   - limit: nanoseconds that each stage may take.
+    ///   - mayWait: whether the successor may wait for its client, see `UpdateStage`.
+    static func launch(limit: Int64, mayWait: Bool) throws(VMMError) -> Side {
         successorStood = false
-        let token = try Pipe()
+        let token = try HandoverToken()
         let watch: Pipe
         do throws(VMMError) {
             watch = try Pipe()
-            // Whoever comes second finds the pipe empty, and must not wait.
-            try FD.setNonBlocking(token.reader, true)
-            try FD.writeAll(token.writer, [1], to: "the token pipe")
+            try FD.setNonBlocking(watch.reader, true)
         } catch {
             token.close()
             throw error
         }
-        let ancestor = cbaton_pidfd_open(getpid())
+        let before = getpid()
+        let ancestor = cbaton_pidfd_open(before)
         let child = ancestor < 0 ? -1 : cbaton_fork()
         guard child >= 0 else {
             let failure = VMMError.system("cannot watch over the update")
@@ -82,143 +79,127 @@ enum Lifeboat {
             watch.close()
             throw failure
         }
-        close(token.writer)
         if child > 0 {
             close(watch.reader)
             close(ancestor)
-            return .successor(Link(token: token.reader, watch: watch.writer), lifeboat: child)
+            return .successor(Guardian(token: token, watch: watch.writer, pid: child))
         }
         // From here on we are the copy. The watch's writing end must be the
-        // successor's alone, or its death would not show.
+        // successor's alone, or its end would not show.
         close(watch.writer)
-        let reason = wait(watch: watch.reader, limit: limit)
-        guard take(token: token.reader) else { _exit(0) }
-        end(ancestor)
+        // The end of a session's leader is a SIGHUP for its terminal's processes.
+        var mask = sigset_t()
+        block(SIGHUP, saving: &mask)
+        var messages = WatchMessages(stage: .saving, secret: token.secret, mayWait: mayWait)
+        let reason = wait(watch: watch.reader, process: ancestor, limit: limit, &messages)
+        guard token.takeBack() else { _exit(0) }
+        whenTakenBack?()
+        let stops = LostSession.leave(of: before)
+        // PID 1 cannot be ended by a process of its namespace; it knows how to stay.
+        if before != 1 { end(ancestor) }
+        LostSession.forgetHangup(&mask)
+        // An operator's stop that the process which failed had not come to.
+        for number in stops { raise(number) }
         close(ancestor)
-        close(token.reader)
+        token.close()
         close(watch.reader)
         return .rolledBack(reason: reason)
     }
 
-    /// The exec failed: the copy is told that it is not needed.
-    static func recall(_ link: Link, lifeboat: pid_t) {
-        _ = take(token: link.token)
-        release(link)
-        var status: Int32 = 0
-        _ = retryingInterrupts { waitpid(lifeboat, &status, 0) }
+    private static func block(_ number: Int32, saving mask: inout sigset_t) {
+        var one = sigset_t()
+        sigemptyset(&one)
+        sigaddset(&one, number)
+        sigprocmask(SIG_BLOCK, &one, &mask)
     }
 
-    static func release(_ link: Link) {
-        close(link.token)
-        close(link.watch)
-    }
-
-    /// Takes the token, if the other side has not.
-    static func take(token: Int32) -> Bool {
-        var byte: UInt8 = 0
-        return retryingInterrupts { read(token, &byte, 1) } == 1
+    /// The exec failed, or the step has ended: there is no need for the copy.
+    /// - Returns: false when the copy cannot be waited for now.
+    static func recall(_ guardian: Guardian) -> Bool {
+        // The copy was faster, and is about to end this process.
+        guard guardian.token.take() else { while true { pause() } }
+        close(guardian.watch)
+        guardian.token.close()
+        // It has nothing to do any more, and may not be able to see that.
+        kill(guardian.pid, SIGKILL)
+        return cbaton_await_child(guardian.pid, endLimit) != 0
     }
 
     // MARK: In the copy
 
-    /// Waits until the watched process dies, refuses, or is too late.
+    /// Waits until the watched process dies, refuses, is too late, or has the guest.
     /// - Returns: which, as a sentence.
-    private static func wait(watch: Int32, limit: Int64) -> String {
-        var messages = WatchMessages(stage: .saving)
+    private static func wait(
+        watch: Int32, process: Int32, limit: Int64, _ messages: inout WatchMessages
+    ) -> String {
         var deadline = EventLoop.now + limit
-        while true {
-            let left = messages.stage == .waiting ? -1 : max(0, deadline - EventLoop.now)
-            var state = pollfd(fd: watch, events: Int16(POLLIN), revents: 0)
-            let ready = poll(&state, 1, left < 0 ? -1 : Int32(min(left / 1_000_000 + 1, 1 << 30)))
+        while messages.stage != .committed {
+            let isPatient = messages.stage == .waiting && messages.refusal == nil
+            let left = isPatient ? -1 : max(0, deadline - EventLoop.now)
+            var states = [watch, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+            let ready = poll(&states, 2, left < 0 ? -1 : Int32(min(left / 1_000_000 + 1, 1 << 30)))
             if ready < 0 && errno == EINTR { continue }
             if ready == 0 {
                 if EventLoop.now < deadline { continue }
-                return messages.tooLate(limit: limit)
+                return messages.refusal == nil ? messages.tooLate(limit: limit) : messages.ended
             }
-            guard messages.receive(from: watch) else { break }
+            // What it said last comes before its end, which the pipe may not
+            // show: somebody else may have inherited that.
+            let (stage, hadRefused) = (messages.stage, messages.refusal != nil)
+            guard states[0].revents != 0, messages.receive(from: watch) else { break }
             if messages.hasWaited, !successorStood {
                 successorStood = true
                 whenSuccessorStands?()
             }
-            deadline = EventLoop.now + limit
+            if messages.stage != stage { deadline = EventLoop.now + limit }
+            if messages.refusal != nil, !hadRefused { deadline = EventLoop.now + endLimit }
         }
         return messages.ended
     }
 
-    /// Makes sure that the process that was to take over is gone.
+    /// Makes sure that the process that was to take over runs no more.
     private static func end(_ pidfd: Int32) {
         cbaton_pidfd_send_signal(pidfd, SIGKILL)
-        var state = pollfd(fd: pidfd, events: Int16(POLLIN), revents: 0)
-        while poll(&state, 1, -1) < 0 && errno == EINTR {}
+        let deadline = EventLoop.now + endLimit
+        while true {
+            var state = pollfd(fd: pidfd, events: Int16(POLLIN), revents: 0)
+            let left = deadline - EventLoop.now
+            if left > 0, poll(&state, 1, Int32(left / 1_000_000 + 1)) == 0 { continue }
+            if state.revents != 0 { return }
+            guard left > 0 else {
+                return Report.warning("the process that was to take over has been killed, and does not end yet")
+            }
+        }
     }
 
     // MARK: In the watched process
 
-    static func report(_ link: Link, _ stage: Stage) { say(link, [stage.rawValue]) }
-
-    /// Says why this process gives up.
-    static func reportFailure(_ link: Link, _ message: String) {
-        say(link, [WatchMessages.failure] + message.utf8.prefix(WatchMessages.textLimit))
+    static func report(_ link: Link, _ stage: UpdateStage) {
+        send(link, WatchMessages.message(link.secret, stage.rawValue))
     }
 
-    private static func say(_ link: Link, _ bytes: [UInt8]) {
+    /// Reports why this process gives up.
+    static func reportFailure(_ link: Link, _ message: String) {
+        send(link, WatchMessages.message(link.secret, WatchMessages.failure, message))
+    }
+
+    private static func send(_ link: Link, _ bytes: [UInt8]) {
         _ = bytes.withUnsafeBytes { write(link.watch, $0.baseAddress, $0.count) }
     }
-}
 
-/// What a watched process has said.
-struct WatchMessages {
-    static let failure = UInt8(ascii: "F")
-    static let textLimit = 2048
-
-    private(set) var stage: Lifeboat.Stage
-    /// Whether the stage was `waiting` at any time: several may be read at once.
-    private(set) var hasWaited = false
-    private var text: [UInt8]?
-
-    init(stage: Lifeboat.Stage) { self.stage = stage }
-
-    /// Why the process refuses; nil as long as it does not.
-    var refusal: String? { text.map { String(decoding: $0, as: UTF8.self) } }
-
-    /// Reads what there is.
-    /// - Returns: false at the end: the process is gone, or babbles.
-    mutating func receive(from watch: Int32) -> Bool {
-        var buffer = [UInt8](repeating: 0, count: 512)
-        let count = retryingInterrupts { read(watch, &buffer, buffer.count) }
-        if count < 0 && errno == EAGAIN { return true }
-        guard count > 0 else { return false }
-        for byte in buffer[..<count] {
-            if text != nil {
-                text?.append(byte)
-            } else if byte == WatchMessages.failure {
-                text = []
-            } else if let next = Lifeboat.Stage(rawValue: byte) {
-                stage = next
-                if next == .waiting { hasWaited = true }
-            }
-        }
-        return text.map { $0.count <= WatchMessages.textLimit } ?? true
+    /// Takes the guest, if the copy has not taken it back.
+    static func take(_ link: Link) -> Bool {
+        guard let token = try? HandoverToken(fd: link.token, secret: link.secret) else { return false }
+        defer { token.unmap() }
+        return token.take()
     }
 
-    /// The end of the process, as a sentence.
-    var ended: String {
-        if let refusal { return "the new VMM refused: \(refusal)" }
-        return switch stage {
-        case .saving: "the VMM ended while it saved its state"
-        case .starting: "the new VMM ended during its start"
-        case .waiting, .loading, .passed: "the new VMM ended before it took the guest over"
-        }
-    }
-
-    /// The stage has lasted longer than `limit` nanoseconds, as a sentence.
-    func tooLate(limit: Int64) -> String {
-        let span = "within \(limit / 1_000_000) ms"
-        return switch stage {
-        case .saving: "the state was not saved \(span): a device or a module hangs"
-        case .starting: "the new VMM did not start \(span)"
-        case .waiting, .loading, .passed: "the new VMM did not load the guest's state \(span)"
-        }
+    /// The guest has been taken: the copy is to end.
+    static func release(_ link: Link) {
+        // Not by the pipe's end alone: others may have inherited that.
+        report(link, .committed)
+        close(link.token)
+        close(link.watch)
     }
 }
 

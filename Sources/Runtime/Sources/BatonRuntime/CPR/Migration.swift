@@ -183,6 +183,8 @@ public final class Migration {
                 let text = error.prefixed("load of migration failed")
                 guard exitsOnError else {
                     isDeferred = true
+                    // The client may try again, and take its time.
+                    cpr.tellGuardian(.waiting)
                     return change(to: .failed, text)
                 }
                 Report.error(text)

@@ -50,7 +50,8 @@ extension CprController {
         vm.run(until: { run.isDecided })
         guard run.isDecided else { throw VMMError("the VMM is ending") }
         if let failure = run.failure { throw failure }
-        return PreflightReport(duration: run.duration, output: run.output)
+        let advice = warnings.map { "\(Report.program): warning: \($0)\n" }.joined()
+        return PreflightReport(duration: run.duration, output: advice + run.output)
     }
 
     /// Has everybody save and hand over what would be preserved now, for the

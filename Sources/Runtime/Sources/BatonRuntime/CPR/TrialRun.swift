@@ -14,7 +14,7 @@ final class TrialRun {
     private var pidfd: Int32 = -1
     private var timer: EventLoop.Timer?
     private weak var loop: EventLoop?
-    private var messages = WatchMessages(stage: .starting)
+    private var messages: WatchMessages
     private var errors: [UInt8] = []
     /// Why the new VMM could not take the guest over; nil until that is known,
     /// and when it could.
@@ -32,8 +32,11 @@ final class TrialRun {
             let (token, watch, errors) = (pipes[0], pipes[1], pipes[2])
             for reader in pipes.map(\.reader) { try FD.setNonBlocking(reader, true) }
             var state = state
-            // A pipe that nobody will write to: it has no token to take.
-            state.lifeboat = Lifeboat.Link(token: token.reader, watch: watch.writer)
+            // A pipe: there is no token to take.
+            var secret: UInt64 = 0
+            guard cbaton_getrandom(&secret, 8) == 8 else { throw .system("cannot make a secret for the trial") }
+            messages = WatchMessages(stage: .starting, secret: secret, mayWait: false)
+            state.lifeboat = Lifeboat.Link(token: token.reader, watch: watch.writer, secret: secret)
             let memfd = try state.writeMemfd()
             pid = try TrialRun.spawn(argv, state, memfd: memfd.raw, standardError: errors.writer)
             for fd in [token.reader, watch.writer, errors.writer] { close(fd) }
@@ -77,7 +80,7 @@ final class TrialRun {
         // follows would have the guest wait for it.
         guard !more else { return }
         if messages.stage == .passed { return decide(nil) }
-        if let refusal = messages.refusal { return decide(VMMError("the new VMM refused: \(refusal)")) }
+        if messages.refusal != nil || messages.isBroken { return decide(VMMError(messages.ended)) }
         awaitEnd()
     }
 
@@ -157,7 +160,5 @@ final class TrialRun {
         }
         if token >= 0 { close(token) }
         (watchReader, errorReader, token, pidfd) = (-1, -1, -1, -1)
-        // From now on as before: lifeboats are not waited for.
-        cbaton_discard_children()
     }
 }

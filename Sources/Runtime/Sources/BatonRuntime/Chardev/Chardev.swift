@@ -101,6 +101,9 @@ open class Chardev {
     /// The process is about to be replaced: undoes what outlives it, such as a
     /// terminal's raw mode. `execFailed` follows when it is not replaced.
     open func prepareForExec() {}
+    /// The guest goes on here, with or without a `prepareForExec` before it: in
+    /// this process, or in a copy of it that took the guest back. Whatever the
+    /// process that failed may have done is undone.
     open func execFailed() {}
 
     // MARK: Update

@@ -126,6 +126,20 @@ public enum SocketAddress: Equatable {
         throw failure
     }
 
+    /// Listens here again for a socket whose file is gone, or is another's that
+    /// has ended: what a process has done that was to take this one's place.
+    /// - Parameter file: the socket's own.
+    /// - Returns: a new listening socket, owned by the caller; nil when there is
+    ///   nothing to be done.
+    public func listenAgain(_ file: SocketFile?) throws(VMMError) -> Int32? {
+        guard let file, !file.isInPlace else { return nil }
+        if let (fd, _) = try? startConnecting() {
+            close(fd)
+            throw VMMError("another process listens on \(description) now")
+        }
+        return try listen()
+    }
+
     /// Starts to connect.
     /// - Returns: a non-blocking socket, owned by the caller, and whether it is
     ///   connected already.

@@ -14,9 +14,15 @@ public struct SocketFile {
         (self.path, device, inode) = (path, status.st_dev, status.st_ino)
     }
 
+    /// Whether clients can still find the socket by it: another may have taken
+    /// its place, or nothing.
+    public var isInPlace: Bool {
+        var status = stat()
+        return lstat(path, &status) == 0 && status.st_dev == device && status.st_ino == inode
+    }
+
     /// Removes it, unless another process has put its own there since.
     public func remove() {
-        var status = stat()
-        if lstat(path, &status) == 0, status.st_dev == device, status.st_ino == inode { unlink(path) }
+        if isInPlace { unlink(path) }
     }
 }

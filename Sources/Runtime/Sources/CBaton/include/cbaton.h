@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 #include "baton-module.h"
+#include <signal.h>
 #include <stddef.h>
 #include <sys/epoll.h>
 #include <sys/types.h>
@@ -13,13 +14,39 @@
 int cbaton_memfd_create(const char *name, unsigned extra_flags);
 
 /* Shell-free execve of argv[0], searched in PATH as execvp does. Returns only
- * on failure, with -1 and errno.
- *
- * To free an address space takes an exec time for each page that is mapped, some
+ * on failure, with -1 and errno. The new program starts with SIGINT, SIGTERM and
+ * SIGHUP blocked: one that comes before it can end in order waits until it can
+ * (cbaton_accept_stop_signals), whatever command it is executed by. */
+int cbaton_execvp(const char *file, char *const argv[]);
+
+/* To free an address space takes an exec time for each page that is mapped, some
  * 70 ms for a GiB of small ones. So a child that shares it keeps it until the
  * process WATCHER has ended, or this one; it has no descriptors of this process.
- * Without it (WATCHER 0, or no resources) the exec frees the memory itself. */
-int cbaton_execvp(const char *file, char *const argv[], pid_t watcher);
+ * Returns its PID, or -1: without resources, or without a WATCHER (0), the exec
+ * frees the memory itself. */
+pid_t cbaton_start_keeper(pid_t watcher);
+
+/* The signals by which an operator ends a VMM, and what lets them through. */
+void cbaton_stop_signals(sigset_t *set);
+void cbaton_accept_stop_signals(void);
+
+/* Waits up to LIMIT nanoseconds for a child of this process to end. Returns 1
+ * when there is no such child any more: it has been waited for, or was none; 0
+ * when it still is there. */
+int cbaton_await_child(pid_t child, int64_t limit);
+
+/* For PID 1 of a namespace whose work another of its processes does: lets go of
+ * all descriptors, waits for whatever ends, passes signals to stop on, and ends
+ * when it is the last. The end of PID 1 would be the end of all. */
+void cbaton_keep_namespace(void) __attribute__((noreturn));
+
+/* A 64-bit word that processes share. */
+static inline uint64_t cbaton_load64(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_SEQ_CST); }
+static inline void cbaton_store64(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, __ATOMIC_SEQ_CST); }
+/* Changes it from OLD to NEW. Returns whether it was OLD. */
+static inline int cbaton_change64(void *p, uint64_t old, uint64_t new_) {
+    return __atomic_compare_exchange_n((uint64_t *)p, &old, new_, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
 
 #define CBATON_MFD_ALLOW_SEALING 2u
 /* Seals a memfd against shrinking and growing. Returns 0, or -1 and errno. */
@@ -108,10 +135,6 @@ int cbaton_spawn(char *const argv[], const int *fds, size_t count, int standard_
 int cbaton_pidfd_open(pid_t pid);
 /* pidfd_send_signal(2) without further information. */
 int cbaton_pidfd_send_signal(int pidfd, int signal);
-
-/* Ended children, also those of before, leave nothing to wait for. Programs executed later do not
- * inherit this. */
-void cbaton_discard_children(void);
 
 /* True when the file system of PATH keeps its files in memory only (tmpfs,
  * hugetlbfs), or cannot be told. */

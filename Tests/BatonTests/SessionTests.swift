@@ -1,0 +1,243 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// The processes around a VMM: its session, its service manager, its namespace,
+/// and whoever stops it.
+@Suite(
+    "Around an update",
+    .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
+struct SessionTests {
+    private func update(_ guest: CountingGuest, _ argv: [String], timeout: Int = 10_000) -> String {
+        refusal {
+            try guest.qmp.execute("cpr-update", ["argv": argv, "timeout-ms": timeout, "preflight": false])
+        }
+    }
+
+    private func expectNobody(_ guest: CountingGuest) throws {
+        while try guest.qmp.receive() != nil {}
+        let count = guest.count
+        usleep(300_000)
+        #expect(guest.count == count)
+    }
+
+    // MARK: Terminals
+
+    /// As tmux and `ssh -t` do.
+    @Test(
+        "A session leader's guest survives the leader, its terminal's hangup, and is not told by the terminal",
+        .enabled(if: Products.find("setsid") != nil, "needs setsid of util-linux"))
+    func sessionLeader() throws {
+        var ends: (Int32, Int32) = (-1, -1)
+        try #require(openpty(&ends.0, &ends.1, nil, nil, nil) == 0)
+        for fd in [ends.0, ends.1] { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
+        let guest = try CountingGuest(
+            extra: ["-cpr-enable", "restart", "-monitor", "stdio"], prefix: ["setsid", "-c"],
+            descriptors: [0: ends.1, 1: ends.1])
+        #expect(getsid(guest.process.pid) == guest.process.pid)
+        let before = guest.count
+        // One that crashes, and is gone before anybody can see it; one that is ended.
+        #expect(update(guest, ["sh", "-c", "kill -SEGV $$"]).contains("ended during its start"))
+        try guest.waitForProgress(past: before)
+        #expect(try guest.qmp.status() == "running")
+        close(ends.1)
+        // Nobody has the terminal any more.
+        close(ends.0)
+        let count = guest.count
+        #expect(update(guest, ["sleep", "1000"], timeout: 300).contains("did not start within 300 ms"))
+        try guest.waitForProgress(past: count)
+        #expect(try guest.qmp.status() == "running")
+        #expect(!guest.process.errors.contains("terminating on signal"))
+        try guest.qmp.execute("quit")
+    }
+
+    @Test("A lost terminal is the end of its chardev and not of the VMM")
+    func hangup() throws {
+        var ends: (Int32, Int32) = (-1, -1)
+        try #require(openpty(&ends.0, &ends.1, nil, nil, nil) == 0)
+        for fd in [ends.0, ends.1] { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
+        let guest = try CountingGuest(
+            extra: ["-cpr-enable", "restart", "-monitor", "stdio"], descriptors: [0: ends.1, 1: ends.1])
+        close(ends.1)
+        close(ends.0)
+        try guest.waitForProgress(past: guest.count)
+        #expect(update(guest, ["false"]).contains("taken back"))
+        try guest.waitForProgress(past: guest.count)
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        try guest.waitForProgress(past: guest.count)
+        try guest.qmp.execute("quit")
+    }
+
+    // MARK: Signals
+
+    @Test(
+        "A signal to stop that comes before the new VMM can take it ends that in order",
+        arguments: [SIGTERM, SIGINT, SIGHUP])
+    func earlyStop(_ number: Int32) throws {
+        let guest = try CountingGuest()
+        let (started, go) = (guest.directory.file("started"), guest.directory.file("go"))
+        let script = "touch \(started); while [ ! -e \(go) ]; do sleep 0.02; done; exec \"$@\""
+        try guest.qmp.executeWithoutAnswer(
+            "cpr-update", ["argv": ["sh", "-c", script, "sh"] + guest.arguments, "preflight": false])
+        try eventually("the exec") { FileManager.default.fileExists(atPath: started) }
+        guest.process.signal(number)
+        try guest.directory.write("go", "")
+        #expect(try guest.process.waitForExit() == .status(0))
+        #expect(guest.process.errors.contains("terminating on signal \(number)"))
+        try expectNobody(guest)
+    }
+
+    @Test("A stop that the new VMM did not come to is not undone by the guest's return")
+    func stopOfOneThatHangs() throws {
+        let guest = try CountingGuest()
+        let started = guest.directory.file("started")
+        let script = "touch \(started); while :; do sleep 0.02; done"
+        try guest.qmp.executeWithoutAnswer(
+            "cpr-update", ["argv": ["sh", "-c", script], "preflight": false, "timeout-ms": 2000])
+        try eventually("the exec") { FileManager.default.fileExists(atPath: started) }
+        guest.process.signal(SIGTERM)
+        try guest.process.waitForExit()
+        try expectNobody(guest)
+        #expect(guest.process.errors.contains("terminating on signal 15"))
+    }
+
+    @Test("The new VMM has no signal blocked, nor have its children")
+    func signalMask() throws {
+        let guest = try CountingGuest()
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        let status = try String(contentsOfFile: "/proc/\(guest.process.pid)/status", encoding: .utf8)
+        let blocked = status.split(separator: "\n").first { $0.hasPrefix("SigBlk:") }
+        #expect(blocked?.hasSuffix("0000000000000000") == true, "\(blocked ?? "")")
+        guest.process.signal(SIGTERM)
+        #expect(try guest.process.waitForExit() == .status(0))
+    }
+
+    // MARK: Service managers
+
+    /// Stands for systemd: takes datagrams, with the descriptors that come along.
+    private final class Manager {
+        let path: String
+        private let fd: Int32
+
+        init(_ directory: TemporaryDirectory) throws {
+            let path = directory.file("notify")
+            self.path = path
+            fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+            let fd = fd
+            guard QMPClient.withAddress(path, { bind(fd, $0, $1) }) == 0 else { throw TestError.system("bind") }
+        }
+        deinit { close(fd) }
+
+        /// The next message, and its descriptor, which is the caller's.
+        func next() throws -> (text: String, descriptor: Int32?) {
+            var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+            guard poll(&state, 1, 30_000) == 1 else { throw TestError("the manager is told nothing") }
+            guard let message = DescriptorPassing.receive(upTo: 256, from: fd) else {
+                throw TestError.system("recvmsg")
+            }
+            return (String(decoding: message.bytes, as: UTF8.self), message.fds.first)
+        }
+
+        var isQuiet: Bool {
+            var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+            return poll(&state, 1, 0) == 0
+        }
+    }
+
+    @Test("A service manager is told who has the guest while the process before is still there")
+    func serviceManager() throws {
+        let directory = try TemporaryDirectory()
+        let manager = try Manager(directory)
+        let guest = try CountingGuest(environment: ["NOTIFY_SOCKET": manager.path])
+        #expect(try manager.next().text == "READY=1")
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        #expect(manager.isQuiet)
+        // The manager takes its time: the process that hangs must live as long.
+        try guest.qmp.executeWithoutAnswer(
+            "cpr-update", ["argv": ["sleep", "1000"], "preflight": false, "timeout-ms": 300])
+        let main = try manager.next()
+        let pid = try #require(pid_t(main.text.dropFirst("MAINPID=".count)))
+        #expect(main.text.hasPrefix("MAINPID=") && pid != guest.process.pid && kill(pid, 0) == 0)
+        let barrier = try manager.next()
+        #expect(barrier.text == "BARRIER=1")
+        let descriptor = try #require(barrier.descriptor)
+        #expect(guest.process.isRunning)
+        close(descriptor)
+        #expect(try guest.process.waitForExit() == .signal(SIGKILL))
+        try guest.waitForProgress(past: guest.count)
+        while let message = try guest.qmp.receive(), message["error"] == nil {}
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        try guest.qmp.execute("quit")
+        #expect(try manager.next().text == "STOPPING=1")
+        #expect(manager.isQuiet)
+    }
+
+    @Test("No child but a new VMM is given the manager's socket")
+    func environment() throws {
+        let directory = try TemporaryDirectory()
+        let manager = try Manager(directory)
+        let guest = try CountingGuest(environment: ["NOTIFY_SOCKET": manager.path])
+        func told(_ command: String) throws -> String {
+            let file = directory.file("environment")
+            _ = refusal {
+                try guest.qmp.execute(
+                    command, ["argv": ["sh", "-c", "env >\(file).new; mv \(file).new \(file); exit 1"]])
+            }
+            let text = try String(contentsOfFile: file, encoding: .utf8)
+            try FileManager.default.removeItem(atPath: file)
+            return text
+        }
+        #expect(try !told("cpr-preflight").contains("NOTIFY_SOCKET"))
+        try guest.save()
+        #expect(try told("cpr-exec").contains("NOTIFY_SOCKET=\(manager.path)"))
+        try guest.qmp.execute("quit")
+    }
+
+    // MARK: PID 1
+
+    private static let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    private static let canUnshare = (try? ChildProcess.run(unshare + ["true"])) != nil
+
+    @Test(
+        "PID 1 of a namespace says what a crash would cost, and a new VMM that refuses or hangs does not end it",
+        .enabled(if: canUnshare, "needs root and unshare of util-linux"))
+    func firstProcess() throws {
+        let guest = try CountingGuest(prefix: Self.unshare)
+        let query = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
+        #expect(query["pid"] as? Int == 1)
+        #expect((query["warnings"] as? [String])?.first?.contains("PID 1") == true)
+        let report = try #require(try guest.qmp.execute("cpr-preflight", ["argv": guest.arguments]) as? [String: Any])
+        #expect((report["output"] as? String)?.contains("PID 1") == true)
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        try guest.waitForProgress(past: guest.count)
+        #expect(guest.process.errors.contains("PID 1"))
+        #expect(update(guest, guest.arguments + ["-bogus"]).contains("the new VMM refused: -bogus"))
+        try guest.waitForProgress(past: guest.count)
+        #expect(guest.process.isRunning)
+        // Of the process that has the guest now it is not true any more.
+        let next = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
+        #expect(next["pid"] as? Int != 1 && (next["warnings"] as? [String]) == [])
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        try guest.waitForProgress(past: guest.count)
+        try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
+    }
+
+    @Test(
+        "A new VMM as PID 1 that hangs and comes too late stays out of the way",
+        .enabled(if: canUnshare, "needs root and unshare of util-linux"))
+    func lateFirstProcess() throws {
+        let guest = try CountingGuest(prefix: Self.unshare)
+        let go = guest.directory.file("go")
+        let script = "while [ ! -e \(go) ]; do sleep 0.02; done; exec \"$@\""
+        let text = update(guest, ["sh", "-c", script, "sh"] + guest.arguments, timeout: 500)
+        #expect(text.contains("did not start within 500 ms"), "\(text)")
+        try guest.waitForProgress(past: guest.count)
+        try guest.directory.write("go", "")
+        try guest.process.waitForErrors("the guest was taken back by the VMM before")
+        try guest.waitForProgress(past: guest.count)
+        #expect(try guest.qmp.status() == "running")
+        try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
+    }
+}
