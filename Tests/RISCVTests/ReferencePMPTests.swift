@@ -158,7 +158,7 @@ struct ReferencePMPTests {
         try program.compare(exceptions: [
             ReferenceException(
                 reason: "QEMU checks fetches where a page is entered only (privileged 1.12, 3.7.1: every access)",
-                versions: 7.02...7.02
+                versions: ReferenceException.beforeTen
             ) { $0.baton.mcause == 1 && $0.qemu.mcause == 3 ? .all : [] }
         ])
     }
