@@ -6,6 +6,9 @@ struct ReferenceMachine {
     let command: String
     let version: (major: Int, minor: Int)
 
+    /// Debian 12's and 13's, with which the suites were written: only for these must each exception be met.
+    var isKnown: Bool { version == (7, 2) || version == (10, 0) }
+
     /// `BATON_QEMU_RISCV64`, else the one in PATH.
     static let installed: ReferenceMachine? = {
         let given = ProcessInfo.processInfo.environment["BATON_QEMU_RISCV64"]
@@ -26,7 +29,7 @@ struct ReferenceMachine {
     var processor: String {
         var options = ["rv64", "h=false", "v=false", "zbc=false", "zba=true", "zbb=true", "zbs=true", "sstc=true"]
         // No triggers; hpmcounter3 to 31, which Baton has as zeroes.
-        options += ["debug=false", "pmu-num=29"]
+        options += ["debug=false", version >= (9, 0) ? "pmu-mask=0xfffffff8" : "pmu-num=29"]
         if version >= (8, 0) { options += ["svadu=true", "zawrs=false", "svinval=false", "sv57=false"] }
         if version >= (8, 1) { options += ["zicbom=false", "zicboz=false", "zfa=false"] }
         return options.joined(separator: ",")
@@ -56,7 +59,7 @@ struct ReferenceMachine {
         for (process, name) in [(qemu, "qemu"), (baton, "baton")] {
             let exit: ChildProcess.Exit
             do {
-                exit = try process.waitForExit(by: .seconds(100))
+                exit = try process.waitForExit(by: .seconds(300))
             } catch {
                 let done = try ReferenceProgram.Outcome(path: directory.file(name)).done
                 throw TestError("\(name) does not end; it is at \(program.describe(done)): \(process.report)")

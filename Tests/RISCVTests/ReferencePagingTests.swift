@@ -150,7 +150,7 @@ struct ReferencePagingTests {
             exceptions: Self.exceptions + [
                 ReferenceException(
                     reason: "QEMU 7.2 has no Svadu: it always sets A and D (privileged 1.12, 4.3.1: either is right)",
-                    versions: 7.02...7.02
+                    versions: ReferenceException.beforeTen
                 ) {
                     let entry = $0.operands[0]
                     let isSet = entry & Entry.accessed != 0 && entry & Entry.dirty != 0
@@ -422,14 +422,14 @@ struct ReferencePagingTests {
         },
         ReferenceException(
             reason: "QEMU's SC without a reservation fails before it looks at the page (A: either is right)",
-            versions: 7.02...7.02, isRequired: false
+            versions: ReferenceException.beforeTen, isRequired: false
         ) {
             let isUntouched = $0.qemu.mcause == 3 || $0.qemu.scause == 3
             return $0.group.hasPrefix("sc") && $0.qemu.result == 1 && isUntouched ? .all : []
         },
         ReferenceException(
             reason: "QEMU's page fault for a table that is nowhere (privileged 1.12, 4.3.2, step 2: access fault)",
-            versions: 7.02...7.02, isRequired: false
+            versions: ReferenceException.beforeTen, isRequired: false
         ) {
             func isSofter(_ qemu: UInt64, _ baton: UInt64) -> Bool {
                 [(12, 1), (13, 5), (15, 7), (13, 7)].contains { $0 == (qemu, baton) }
