@@ -68,13 +68,18 @@ struct LockTests {
         let directory = try TemporaryDirectory()
         let image = try directory.writeSparse("disk", size: 1 << 20)
         let vm = try IdleVM(directory, disk(image))
-        let info = ["qemu-img", "info", "-f", "raw", image]
-        let refused = try ChildProcess(info)
-        #expect(try refused.waitForExit() == .status(1))
-        #expect(refused.errors.contains("Failed to get shared \"write\" lock"), "\(refused.errors)")
-        try ChildProcess.run(["qemu-img", "info", "-U", "-f", "raw", image])
+        func refused(_ command: [String]) throws -> String {
+            let process = try ChildProcess(command)
+            #expect(try process.waitForExit() == .status(1))
+            return process.errors
+        }
+        let copy = ["-f", "raw", "-O", "raw", image, directory.file("copy")]
+        let resize = ["qemu-img", "resize", "-f", "raw", image, "2M"]
+        #expect(try refused(["qemu-img", "convert"] + copy).contains("Failed to get shared \"write\" lock"))
+        #expect(try refused(resize).contains("Failed to get \"write\" lock"))
+        try ChildProcess.run(["qemu-img", "convert", "-U"] + copy)
         try vm.end()
-        try ChildProcess.run(info)
+        try ChildProcess.run(resize)
     }
 
     @Test(

@@ -56,12 +56,13 @@ final class FileBackend: MemoryBackendType {
         if stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR {
             return try openTemporary(in: path, length: length)
         }
-        let fd: OwnedFD
+        let raw: Int32
         do throws(VMMError) {
-            fd = try FD.openFile(path, O_RDWR | O_CREAT)
+            raw = try FD.openFile(path, O_RDWR | O_CREAT).release()
         } catch {
             throw error.prefixed("can't open backing store \(path) for guest RAM")
         }
+        let fd = OwnedFD(adopting: raw)
         // The lock belongs to the open file, with whatever shares it: it goes over an exec with the descriptor.
         if locks, try !FileLock.acquire(fd.raw, name: "backing store \(path)") {
             throw VMMError(
