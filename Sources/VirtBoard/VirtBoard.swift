@@ -146,7 +146,9 @@ public final class VirtBoard {
             let block = try configuration.allocate("virt.flash\(index)", Int(MemoryMap.flashSize))
             let start = MemoryMap.flash + MemoryMap.flashSize * UInt64(index)
             try space.map(block, at: start, size: MemoryMap.flashSize, readOnly: true)
-            if index < configuration.flash.count { configuration.flash[index].user = "virt.flash\(index)" }
+            guard index < configuration.flash.count else { continue }
+            try configuration.flash[index].lock(for: .firmware)
+            configuration.flash[index].user = "virt.flash\(index)"
         }
         try space.map(ram, at: MemoryMap.ram, size: UInt64(ram.usedLength))
     }
@@ -158,7 +160,8 @@ public final class VirtBoard {
     /// Writes the device tree that the guest gets: `-machine dumpdtb=FILE`.
     public func dumpDeviceTree(to path: String) throws(VMMError) {
         let blob = try loader.plan().deviceTree
-        let file = try FD.open(path, O_WRONLY | O_CREAT | O_TRUNC, mode: 0o644)
-        try FD.writeAll(file.raw, blob, to: "'\(path)'")
+        let file = try WholeFile(path, mode: 0o644)
+        try FD.writeAll(file.fd, blob, to: "'\(path)'")
+        try file.commit()
     }
 }

@@ -19,14 +19,18 @@ enum BlockOptions {
         }
         let unit = try options.number("unit", in: 0...1)
         _ = try options.number("index")
-        _ = try options.string("media")
-        _ = try options.string("cache")
-        _ = try options.string("aio")
+        _ = try options.enumeration("media", ["disk"])
+        _ = try options.enumeration("cache", ["none", "writeback", "writethrough", "directsync", "unsafe"])
+        try skipAIO(options)
         if try options.bool("snapshot") == true {
             throw VMMError("snapshot=on is not supported; use a copy of the image")
         }
         let id = try options.identifier("id") ?? "\(interface)\(index)"
-        let backend = try open(options, id: id, file: try options.requiredString("file"), readOnlyKey: "readonly")
+        let file = try options.requiredString("file")
+        let locks = try locking(options, "file.locking")
+        let format = try options.string("format")
+        let backend = try open(
+            options, id: id, file: file, readOnlyKey: "readonly", format: format, locks: locks, vm: vm)
         try options.finish()
         try vm.add(backend)
         switch interface {
@@ -36,45 +40,54 @@ enum BlockOptions {
         }
     }
 
-    private static func open(_ options: KeyValueOptions, id: String, file: String, readOnlyKey: String)
-        throws(VMMError) -> BlockBackend
-    {
-        let format = try options.string("format") ?? "raw"
-        guard format == "raw" else {
+    /// - Parameter format: as the command line says; nil to look at the image.
+    private static func open(
+        _ options: KeyValueOptions, id: String, file: String, readOnlyKey: String, format: String?, locks: Bool,
+        vm: VirtualMachine
+    ) throws(VMMError) -> BlockBackend {
+        guard format == nil || format == "raw" else {
             throw VMMError(
-                "Unknown driver '\(format)'", hint: "Only raw images are supported: convert it with qemu-img.")
+                "Unknown driver '\(format ?? "")'", hint: "Only raw images are supported: convert it with qemu-img.")
         }
         let discard = try options.enumeration("discard", ["unmap", "ignore", "on", "off"]) ?? "unmap"
         return try BlockBackend(
             id: id, filename: file, readOnly: try options.bool(readOnlyKey) ?? false,
-            discardEnabled: discard == "unmap" || discard == "on")
+            discardEnabled: discard == "unmap" || discard == "on", formatIsKnown: format != nil, isLocked: locks,
+            cpr: vm.cpr)
+    }
+
+    /// `locking=`: `auto`, as there are locks on every Linux that this runs on, is `on`.
+    private static func locking(_ options: KeyValueOptions, _ key: String) throws(VMMError) -> Bool {
+        try options.enumeration(key, ["on", "off", "auto"]) != "off"
+    }
+
+    /// `aio=`: requests are carried out in the call whatever it says.
+    private static func skipAIO(_ options: KeyValueOptions) throws(VMMError) {
+        _ = try options.enumeration("aio", ["threads", "native", "io_uring"])
     }
 
     /// File nodes that `-blockdev driver=raw,file=NODE` may refer to.
     struct Nodes {
-        private var files: [String: String] = [:]
+        private var files: [String: (path: String, locks: Bool)] = [:]
 
         mutating func add(_ text: String, vm: VirtualMachine) throws(VMMError) {
             let options = try KeyValueOptions(text, impliedKey: "driver", style: .keyval)
             let driver = try options.requiredString("driver")
             let name = try options.requiredIdentifier("node-name")
             _ = options.under("cache")
+            let file: (path: String, locks: Bool)
             switch driver {
             case "file", "host_device":
-                let file = try options.requiredString("filename")
-                _ = try options.string("aio")
-                _ = try options.string("locking")
-                try vm.add(try BlockOptions.open(options, id: name, file: file, readOnlyKey: "read-only"))
+                file = (try options.requiredString("filename"), try locking(options, "locking"))
+                try skipAIO(options)
                 files[name] = file
             case "raw":
-                let file: String
                 if let nested = options.under("file") {
                     guard let kind = try nested.string("driver"), kind == "file" || kind == "host_device" else {
                         throw VMMError("Parameter 'file.driver' must be 'file' or 'host_device'")
                     }
-                    file = try nested.requiredString("filename")
-                    _ = try nested.string("aio")
-                    _ = try nested.string("locking")
+                    file = (try nested.requiredString("filename"), try locking(nested, "locking"))
+                    try skipAIO(nested)
                     _ = try nested.string("node-name")
                     _ = try nested.bool("read-only")
                     _ = nested.under("cache")
@@ -86,11 +99,14 @@ enum BlockOptions {
                     }
                     file = known
                 }
-                try vm.add(try BlockOptions.open(options, id: name, file: file, readOnlyKey: "read-only"))
             default:
                 throw VMMError("Unknown driver '\(driver)'", hint: "Drivers: file, host_device, raw.")
             }
+            // A node's driver says what the bytes are.
+            let backend = try open(
+                options, id: name, file: file.path, readOnlyKey: "read-only", format: "raw", locks: file.locks, vm: vm)
             try options.finish()
+            try vm.add(backend)
         }
     }
 }

@@ -11,7 +11,7 @@ struct Invocation {
         var rest = arguments[...]
         while let argument = rest.popFirst() {
             guard argument.hasPrefix("-") else {
-                options.append(("drive", "file=\(Invocation.escaped(argument)),if=virtio,format=raw"))
+                options.append(("drive", "file=\(Invocation.escaped(argument)),if=virtio"))
                 continue
             }
             let name = String(argument.dropFirst(argument.hasPrefix("--") ? 2 : 1))

@@ -73,6 +73,8 @@ final class Launcher {
         MonitorUpdate.register(vm: vm, cpr: cpr)
         ChardevUpdate.closeLeftovers(cpr)
         NetBackendUpdate.register(backends.net, cpr: cpr)
+        BlockUpdate.register(vm: vm, cpr: cpr)
+        BlockUpdate.closeUnclaimed(cpr)
         if invocation.has("only-cpr-capable") { try cpr.requireCapable() }
         if let incoming {
             do throws(VMMError) {
@@ -93,6 +95,7 @@ final class Launcher {
         for chardev in vm.chardevs { chardev.shutDown() }
         for backend in backends.net { backend.shutDown() }
         pidFile?.remove()
+        Log.finish()
         return status
     }
 
@@ -121,6 +124,9 @@ final class Launcher {
             vm.clock.stopsWithVM = try options.enumeration("clock", ["host", "vm"]) == "vm"
             _ = try options.string("driftfix")
             try options.finish()
+        }
+        if let display = invocation.last("display"), display != "none" {
+            throw VMMError("Parameter 'type' does not accept value '\(display)'", hint: "There is no display but none.")
         }
         vm.autostart = !invocation.has("S")
         vm.noReboot = invocation.has("no-reboot")

@@ -21,9 +21,12 @@ import Virtio
         try directory.write("disk", contents)
     }
 
-    private func makeDriver(readOnly: Bool = false, size: UInt16 = 8) throws -> GuestDriver {
+    private func makeDriver(
+        readOnly: Bool = false, formatIsKnown: Bool = true, size: UInt16 = 8
+    ) throws -> GuestDriver {
         let slot = VirtioMMIO(slot: 0, line: wire.line)
-        let backend = try BlockBackend(id: "d", filename: directory.file("disk"), readOnly: readOnly)
+        let backend = try BlockBackend(
+            id: "d", filename: directory.file("disk"), readOnly: readOnly, formatIsKnown: formatIsKnown)
         let device = VirtioBlock(vm: machine.vm, backend: backend, serial: "serial-0123456789-too-long")
         try slot.plug(device)
         try machine.vm.add(slot)
@@ -74,6 +77,51 @@ import Virtio
         #expect(machine.bytes(Self.data, 100) == Array(repeating: 3, count: 100))
         #expect(machine.bytes(Self.data + 4096, 924) == (100..<1024).map { $0 < 512 ? 3 : 4 })
         #expect(wire.level)
+    }
+
+    /// What the guest writes, in buffers that are cut where the format's magic is.
+    private func writeMagic(
+        _ driver: GuestDriver, _ magic: [UInt8], at offset: Int, sector: UInt64, count: Int
+    ) -> UInt8 {
+        var bytes = [UInt8](repeating: 0x5a, count: count * 512)
+        bytes.replaceSubrange(offset..<offset + magic.count, with: magic)
+        for (index, byte) in bytes.enumerated() { machine.store(byte, at: Self.data + UInt64(index)) }
+        let cut = UInt32(offset + 2)
+        return request(
+            driver, 1, sector: sector,
+            [
+                .init(address: Self.data, length: cut, writable: false),
+                .init(address: Self.data + UInt64(cut), length: UInt32(bytes.count) - cut, writable: false),
+            ]
+        ).status
+    }
+
+    @Test func anImageThatWasGuessedToBeRawCannotBeMadeToLookOtherwise() throws {
+        let driver = try makeDriver(formatIsKnown: false)
+        let before = try disk(0..<Self.size)
+        let last = UInt64(Self.size / 512 - 1)
+        let qcow: [UInt8] = [0x51, 0x46, 0x49, 0xfb]
+        #expect(writeMagic(driver, qcow, at: 0, sector: 0, count: 1) == 1)
+        #expect(writeMagic(driver, qcow, at: 0, sector: 0, count: 8) == 1)
+        #expect(writeMagic(driver, [0x7f, 0x10, 0xda, 0xbe], at: 0x40, sector: 0, count: 2) == 1)
+        #expect(writeMagic(driver, Array("conectix".utf8), at: 0, sector: last, count: 1) == 1)
+        #expect(writeMagic(driver, Array("koly".utf8), at: 1024, sector: last - 2, count: 3) == 1)
+        #expect(try disk(0..<Self.size) == before, "nothing of a refused request is written")
+        // Anything else goes there, and magic anywhere else.
+        #expect(writeMagic(driver, [1, 2, 3, 4], at: 0, sector: 0, count: 4) == 0)
+        #expect(try disk(0..<8) == [1, 2, 3, 4, 0x5a, 0x5a, 0x5a, 0x5a])
+        #expect(writeMagic(driver, qcow, at: 512, sector: 0, count: 3) == 0)
+        #expect(try disk(510..<518) == [0x5a, 0x5a] + qcow + [0x5a, 0x5a])
+        #expect(try disk(1536..<1538) == [0x5a, 0x5a] && disk(2048..<2050) == [4, 4])
+        #expect(writeMagic(driver, qcow, at: 0, sector: last, count: 1) == 0)
+        #expect(try disk(Self.size - 512..<Self.size - 507) == qcow + [0x5a])
+        #expect(writeMagic(driver, qcow, at: 512, sector: last - 1, count: 2) == 0)
+    }
+
+    @Test func whatTheCommandLineCallsRawTakesAnything() throws {
+        let driver = try makeDriver()
+        #expect(writeMagic(driver, [0x51, 0x46, 0x49, 0xfb], at: 0, sector: 0, count: 1) == 0)
+        #expect(try disk(0..<5) == [0x51, 0x46, 0x49, 0xfb, 0x5a])
     }
 
     @Test func readsWithStatusInTheDatasLastSegment() throws {

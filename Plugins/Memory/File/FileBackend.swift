@@ -10,15 +10,22 @@ public func batonModuleQuery() -> UnsafeRawPointer {
     }
 }
 
-/// `-object memory-backend-file,id=ID,size=SIZE,mem-path=PATH[,share=on|off]`:
+/// `-object memory-backend-file,id=ID,size=SIZE,mem-path=PATH[,share=on|off][,locking=on|off]`:
 /// memory in a file, private unless `share=on`, as QEMU's.
 ///
-/// The file is made, or grown to `size`, when it is smaller; it is never
-/// truncated. With `share=on` the open file, and not its path, is what a
-/// restart hands over: it may be renamed or unlinked in between.
+/// The file is made, for its user only, or grown to `size` when it is empty; it
+/// is never truncated. With `share=on` the open file, and not its path, is what a
+/// restart hands over: it may be renamed or unlinked in between. It is locked
+/// then, as two VMs in the same memory destroy each other; `locking=off` is for
+/// memory that is shared on purpose.
 final class FileBackend: MemoryBackendType {
     let typeName = "memory-backend-file"
     let summary = "memory in a file; preserved by restart with share=on"
+
+    let properties = [
+        DeviceProperty("mem-path", "str", "the file, or a directory to make one in"),
+        DeviceProperty("locking", "bool", "whether a shared file is this VM's alone"),
+    ]
 
     func makeBlock(
         _ request: RAMRequest, common: MemoryBackendProperties, options: KeyValueOptions, memory: GuestMemory
@@ -26,8 +33,9 @@ final class FileBackend: MemoryBackendType {
         let path = try options.requiredString("mem-path")
         guard !path.isEmpty else { throw VMMError("Property 'mem-path' must not be empty") }
         let shared = common.share ?? false
+        let locks = try options.bool("locking") ?? true
         let block = try memory.preservedBlock(request, shared: shared, origin: typeName) { () throws(VMMError) in
-            try FileBackend.open(path, length: request.maxLength).release()
+            try FileBackend.open(path, length: request.maxLength, locks: shared && locks).release()
         }
         if shared { block.file = FileBackend.persistentPath(path) }
         return block
@@ -43,18 +51,25 @@ final class FileBackend: MemoryBackendType {
 
     /// Opens the file, or makes one in a directory given instead, with at
     /// least `length` bytes.
-    private static func open(_ path: String, length: Int) throws(VMMError) -> OwnedFD {
+    private static func open(_ path: String, length: Int, locks: Bool) throws(VMMError) -> OwnedFD {
         var status = stat()
         if stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR {
             return try openTemporary(in: path, length: length)
         }
-        let raw = retryingInterrupts { Glibc.open(path, O_RDWR | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0o644) }
-        guard raw >= 0 else { throw .system("can't open backing store \(path) for guest RAM") }
-        let fd = OwnedFD(adopting: raw)
-        guard fstat(fd.raw, &status) == 0 else { throw .system("can't open backing store \(path) for guest RAM") }
-        guard status.st_mode & S_IFMT == S_IFREG else {
-            throw VMMError("can't open backing store \(path) for guest RAM: not a regular file")
+        let raw: Int32
+        do throws(VMMError) {
+            raw = try FD.openFile(path, O_RDWR | O_CREAT).release()
+        } catch {
+            throw error.prefixed("can't open backing store \(path) for guest RAM")
         }
+        let fd = OwnedFD(adopting: raw)
+        // The lock belongs to the open file, with whatever shares it: it goes over an exec with the descriptor.
+        if locks, try !FileLock.acquire(fd.raw, name: "backing store \(path)") {
+            throw VMMError(
+                "backing store \(path) is locked: another VMM has its guest's RAM there",
+                hint: "Two VMs need two files. For memory that they share on purpose say locking=off in both.")
+        }
+        guard fstat(fd.raw, &status) == 0 else { throw .system("can't open backing store \(path) for guest RAM") }
         if Int(status.st_size) > 0 && Int(status.st_size) < length {
             throw VMMError("backing store size \(Hex(Int(status.st_size))) does not match 'size' option \(Hex(length))")
         }

@@ -82,8 +82,9 @@ public final class DeviceFactory: DeviceContext {
     func addBlock(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
         guard let drive = try options.text("drive") else { throw VMMError("drive property not set") }
         guard let backend = vm.blockBackend(drive) else { throw options.notFound("drive", drive) }
-        guard backend.user == nil else { throw VMMError("Drive '\(drive)' is already in use by another device") }
+        let sharesWrites = try options.options.bool("share-rw") ?? false
         let place = try place(options, busType)
+        try backend.lock(for: .disk(sharesWrites: sharesWrites))
         let device = VirtioBlock(vm: vm, backend: backend, serial: try options.text("serial") ?? "")
         try plug(device, place, options)
         backend.user = options.id ?? device.stateName

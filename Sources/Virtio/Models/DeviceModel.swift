@@ -51,6 +51,7 @@ public final class DeviceModel: DeviceType {
     private static let disk = [
         DeviceProperty("drive", "str", "id of the -drive or -blockdev behind it"),
         DeviceProperty("serial", "str", "serial number, at most 20 bytes of which the guest sees"),
+        DeviceProperty("share-rw", "bool", "whether others may write to the image at the same time"),
     ]
     private static let card =
         [
