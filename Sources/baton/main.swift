@@ -16,8 +16,9 @@ do throws(VMMError) {
     // First, so that whoever waits for us is told of everything that is refused.
     let inherited = try CprState.inherited()
     let invocation = try Invocation(Array(CommandLine.arguments.dropFirst()))
-    try LogOptions.apply(invocation)
+    try LogOptions.apply(invocation, isTrial: inherited?.isTrial == true)
     try Help.answer(invocation)
+    if inherited == nil { try CprController.checkIsNoSuccessor() }
     exit(try Launcher(invocation, inherited: inherited, startedAt: startedAt).run())
 } catch {
     Report.error(error)
