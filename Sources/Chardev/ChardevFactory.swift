@@ -101,7 +101,9 @@ public enum ChardevFactory {
             }
             let append = try options.bool("append") ?? false
             try options.finish()
-            if let heritage { return try FileChardev(id: id, path: path, heritage: heritage) }
+            if let heritage {
+                return try FileChardev(id: id, path: path, heritage: heritage, isStandIn: isTrial(vm))
+            }
             if isTrial(vm) {
                 try UnopenedChardev.checkWritable(path)
                 return UnopenedChardev(id: id, backend: backend)
@@ -109,8 +111,11 @@ public enum ChardevFactory {
             return try FileChardev(id: id, path: path, append: append)
         case "pty":
             try options.finish()
+            if isTrial(vm) {
+                try heritage.map { heritage throws(VMMError) in try PTYChardev.checkStandIn(heritage) }
+                return UnopenedChardev(id: id, backend: backend)
+            }
             if let heritage { return try PTYChardev(id: id, loop: vm.loop, heritage: heritage, held: held) }
-            if isTrial(vm) { return UnopenedChardev(id: id, backend: backend) }
             let pty = try PTYChardev(id: id, loop: vm.loop, held: held)
             announce("char device redirected to \(pty.slavePath) (label \(id))\n")
             return pty

@@ -37,6 +37,15 @@ public final class PTYChardev: StreamChardev {
             inherited: true, held: held)
     }
 
+    /// In a trial: checks that everything was handed over. What it has in place
+    /// of the master is no terminal.
+    static func checkStandIn(_ heritage: ChardevHeritage) throws(VMMError) {
+        guard let standIn = heritage.claim("master") else { throw heritage.mismatch("there") }
+        close(standIn)
+        _ = try heritage.state.string("slave-path")
+        _ = try heritage.bytes("unsent")
+    }
+
     /// Takes over an open, non-blocking master.
     public init(
         id: String, loop: EventLoop, adopting master: Int32, slavePath: String, unsent: [UInt8] = [],

@@ -25,7 +25,8 @@ public final class FileChardev: Chardev {
     }
 
     /// Takes over the open file of the process before, where that left off.
-    init(id: String, path: String, heritage: ChardevHeritage) throws(VMMError) {
+    /// - Parameter isStandIn: a trial has it for reading only.
+    init(id: String, path: String, heritage: ChardevHeritage, isStandIn: Bool) throws(VMMError) {
         let before = try heritage.state.string("path")
         guard before == path else {
             throw VMMError(
@@ -33,7 +34,7 @@ public final class FileChardev: Chardev {
                 hint: "With reopen-on-cpr=on the file is opened anew.")
         }
         guard let fd = heritage.claim("file") else { throw heritage.mismatch("there") }
-        guard DescriptorKind.isWritable(fd) else { throw heritage.mismatch("a file open for writing") }
+        guard isStandIn || DescriptorKind.isWritable(fd) else { throw heritage.mismatch("a file open for writing") }
         outputFD = fd
         self.path = path
         super.init(id: id, backend: "file")

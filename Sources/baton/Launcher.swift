@@ -56,6 +56,9 @@ final class Launcher {
         let board = try BoardBuilder.build(
             invocation, machine: machine, backends: backends, vm: vm, memory: memory, loader: loader)
         if let file = machine.dumpDTB {
+            guard cpr.inherited == nil else {
+                throw VMMError("dumpdtb= ends the VMM, which is to take over a guest", hint: "Leave dumpdtb= out.")
+            }
             try board.dumpDeviceTree(to: file)
             return 0
         }

@@ -2,15 +2,17 @@ import BatonRuntime
 
 /// `-d`, `-trace` and `-D`.
 enum LogOptions {
-    static func apply(_ invocation: Invocation) throws(VMMError) {
+    /// - Parameter isTrial: the log goes to standard error, as the file is not a trial's to make or write.
+    static func apply(_ invocation: Invocation, isTrial: Bool) throws(VMMError) {
         // Asking for the items or events makes no log.
         if Help.isWanted(invocation, "d") || Help.isWanted(invocation, "trace") { return }
-        if let path = invocation.last("D") { try Log.open(file: path) }
+        func open(_ path: String) throws(VMMError) { if !isTrial { try Log.open(file: path) } }
+        if let path = invocation.last("D") { try open(path) }
         for items in invocation.all("d") { try Log.enable(items: items) }
         for text in invocation.all("trace") {
             let options = try KeyValueOptions(text, impliedKey: "enable")
             if let pattern = try options.string("enable") { Log.enableTrace(pattern) }
-            if let path = try options.string("file") { try Log.open(file: path) }
+            if let path = try options.string("file") { try open(path) }
             try options.finish()
         }
     }

@@ -18,8 +18,9 @@ do throws(VMMError) {
     let inherited = try CprState.inherited()
     ServiceManager.find()
     let invocation = try Invocation(Array(try ProcessArguments.all().dropFirst()))
-    try LogOptions.apply(invocation)
+    try LogOptions.apply(invocation, isTrial: inherited?.isTrial == true)
     try Help.answer(invocation)
+    if inherited == nil { try CprController.checkIsNoSuccessor() }
     exit(try Launcher(invocation, inherited: inherited, startedAt: startedAt).run())
 } catch {
     Report.error(error)

@@ -37,18 +37,35 @@ struct ChardevTests {
         let machine = try TestMachine()
         let directory = try TemporaryDirectory()
         let path = directory.file("s")
-        let old = try ChardevFactory.make("socket,id=a,path=\(path),server=on,wait=off", vm: machine.vm)
-        let new = try ChardevFactory.make("socket,id=b,path=\(path),server=on,wait=off", vm: machine.vm)
+        func make(_ id: String) throws -> Chardev {
+            try ChardevFactory.make("socket,id=\(id),path=\(path),server=on,wait=off", vm: machine.vm)
+        }
+        let old = try make("a")
+        #expect(errorText { _ = try make("b") } == "Failed to bind socket to \(path): Address already in use")
+        _ = try machine.connect(path)
+        unlink(path)
+        let new = try make("b")
         old.shutDown()
         // The old one must not take the new one's socket away.
         #expect(FileManager.default.fileExists(atPath: path))
         _ = try machine.connect(path)
         new.shutDown()
+        // One whose process has ended without removing it.
+        try leaveSocket(path)
+        let third = try make("c")
+        _ = try machine.connect(path)
+        third.shutDown()
         try directory.write("file", "precious")
         #expect(errorText {
             _ = try ChardevFactory.make("socket,id=c,path=\(directory.file("file")),server=on,wait=off", vm: machine.vm)
         } == "Failed to bind socket to \(directory.file("file")): Address already in use")
         #expect(try String(contentsOfFile: directory.file("file"), encoding: .utf8) == "precious")
+    }
+
+    private func leaveSocket(_ path: String) throws {
+        let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        defer { close(fd) }
+        try #require(QMPClient.withAddress(path) { bind(fd, $0, $1) } == 0 && listen(fd, 1) == 0)
     }
 
     @Test("TCP on the loopback works, and shows the port that was chosen")

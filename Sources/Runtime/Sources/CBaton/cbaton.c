@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <linux/openat2.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
@@ -30,6 +31,23 @@ int cbaton_memfd_create(const char *name, unsigned extra_flags) {
 
 int cbaton_seal_size(int fd) {
     return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+}
+
+int cbaton_seal_contents(int fd) {
+    return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL);
+}
+
+int cbaton_is_sealed(int fd) {
+    int seals = fcntl(fd, F_GET_SEALS);
+    return seals >= 0 && seals & F_SEAL_WRITE;
+}
+
+int cbaton_link_begins(int fd, const char *prefix) {
+    char path[32], link[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(path, link, sizeof link);
+    size_t wanted = strlen(prefix);
+    return length > 0 && (size_t)length >= wanted && memcmp(link, prefix, wanted) == 0;
 }
 
 int cbaton_punch_hole(int fd, off_t offset, off_t length) {

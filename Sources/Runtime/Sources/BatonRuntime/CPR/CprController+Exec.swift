@@ -27,6 +27,7 @@ extension CprController {
         }
         // A mode that has no exec has nothing to undo: the VM stays saved.
         guard saved.mode.promises.contains(.samePID) else { return try saved.mode.exec(argv, cpr: self) }
+        makeMark()
         self.closesConnection = closesConnection
         defer { self.closesConnection = false }
         try watched(
@@ -79,6 +80,7 @@ extension CprController {
             throw VMMError("cpr-update needs a mode that executes the new VMM, such as restart")
         }
         if let blocker = blockers(mode).first { throw blocker }
+        makeMark()
         return mode
     }
 

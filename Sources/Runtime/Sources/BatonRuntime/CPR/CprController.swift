@@ -77,6 +77,8 @@ public final class CprController {
             }
         }
     }
+    /// By which a process that an update starts knows that it is no VM of its own.
+    private var mark: UpdateMark?
     private var observers: [(CprPhase) throws(VMMError) -> Void] = []
     private var outgoingParts: [(name: String, version: UInt32, writer: StateWriter)] = []
 
@@ -102,6 +104,8 @@ public final class CprController {
             memory.isTrial = inherited.isTrial
         }
         vm.cpr = self
+        // When there is time: not while another process' guest waits to be this one's.
+        if !isTrial { vm.loop.later { [weak self] in self?.makeMark() } }
         vm.namedFDs.keep(in: fds)
         vm.onRunStateChange { [unowned self] state in if state == .running { guestStarted() } }
         vm.startBlocker = { [unowned self] in
@@ -112,6 +116,10 @@ public final class CprController {
                 : nil
         }
     }
+
+    /// Before whatever executes the command of an update, and before the copy
+    /// is made that takes the guest back: it has the mark too.
+    func makeMark() { if mark == nil { mark = UpdateMark() } }
 
     // MARK: Modes
 
@@ -312,6 +320,8 @@ public final class CprController {
         state.helpers = helpers.pids + (guardian.map { [$0.pid] } ?? [])
         state.environment = successorEnvironment
         state.callLimit = callLimit
+        state.timerSlack = UInt(cbaton_timer_slack())
+        state.markedTimerSlack = mark?.timerSlack
         state.history = history
         for part in outgoingParts { state.addPart(part.name, version: part.version, part.writer) }
         return state

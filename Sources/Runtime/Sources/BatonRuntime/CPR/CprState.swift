@@ -6,6 +6,7 @@ import Glibc
 ///
 /// Written just before the exec into a memfd whose number the environment
 /// variable `BATON_CPR_STATE` carries; a `SectionContainer` of kind `cprState`.
+/// A process without the variable finds the memfd among its descriptors.
 public struct CprState {
     private static let partPrefix = "part/"
     /// The environment variable that carries the memfd's number.
@@ -20,6 +21,7 @@ public struct CprState {
     static let sizeLimit = 512 << 20
     private static let fdLimit = 1_000_000
     private static let fdsVersion: UInt32 = 2
+    private static let standInsSection = "stand-ins"
 
     /// The mode that the process before was saved in.
     public var mode: String
@@ -46,6 +48,15 @@ public struct CprState {
     /// Whether the new process is to say only whether it could take the guest
     /// over: the process before runs it all the while.
     public var isTrial = false
+    /// Nanoseconds of timer slack that the process before has by itself; the new
+    /// one begins with `markedTimerSlack`.
+    var timerSlack: UInt?
+    /// What tells that the new process is of this update, see `UpdateMark`; not
+    /// part of what is written.
+    var markedTimerSlack: UInt?
+    /// In a trial: where sockets are bound that others stand in for, by these
+    /// others' descriptors; as the system has addresses.
+    var addresses: [Int32: [UInt8]] = [:]
     /// How the last updates ended.
     public var history = UpdateHistory()
     /// What parts must know before they are made anew: a chardev's unread
@@ -76,35 +87,22 @@ public struct CprState {
         (lifeboat.map { [$0.token, $0.watch] } ?? []) + (checkpointFD.map { [$0] } ?? [])
     }
 
-    /// Writes the state to a new memfd.
-    public func writeMemfd() throws(VMMError) -> OwnedFD {
-        let bytes = encoded()
-        let fd = try Mapping.createMemfd(name: "cpr-state", length: bytes.count)
-        try FD.writeAll(fd.raw, bytes, to: "the CPR state")
-        return fd
-    }
-
     /// Takes the state over that the process before left, if there is one, and
     /// closes its memfd. The environment variable is removed and every
     /// descriptor named in the state gets FD_CLOEXEC back, so that nothing
-    /// reaches any other child.
+    /// reaches any other child. Without the variable the memfd is looked for.
     /// - Throws: why the state cannot be used; the caller must end the process.
     public static func inherited() throws(VMMError) -> CprState? {
         let report = getenv(reportVariable).map { String(cString: $0) }
         unsetenv(reportVariable)
-        guard let text = getenv(environmentVariable).map({ String(cString: $0) }) else { return nil }
-        unsetenv(environmentVariable)
         // What is wrong from here on is reported, also if it is the state itself.
-        lifeboatOfThisProcess = report.flatMap(reportLink)
-        guard let raw = Int32(text), raw > 2, FD.isOpen(raw) else {
-            throw VMMError(
-                "\(environmentVariable)=\(text) does not name an open file descriptor",
-                hint:
-                    "This variable is set by cpr-exec only. If a prefix command closes file descriptors, leave it out.")
-        }
+        if getenv(environmentVariable) != nil { lifeboatOfThisProcess = report.flatMap(reportLink) }
+        var descriptor = try namedDescriptor()
+        if descriptor == nil { descriptor = try findDescriptor() }
+        guard let raw = descriptor else { return nil }
         let fd = OwnedFD(adopting: raw)
         guard lseek(fd.raw, 0, SEEK_SET) == 0 else {
-            throw VMMError("\(environmentVariable)=\(text) does not name a CPR state")
+            throw VMMError("\(environmentVariable)=\(raw) does not name a CPR state")
         }
         let bytes = try FD.readAll(fd.raw, limit: sizeLimit, from: "the CPR state")
         let state: CprState
@@ -127,6 +125,8 @@ public struct CprState {
                 throw VMMError("cannot use the CPR state: fd \(fd) of '\(name)' is not open")
             }
         }
+        DescriptorKind.addressesOfStandIns = state.addresses
+        if let timerSlack = state.timerSlack { _ = cbaton_set_timer_slack(timerSlack) }
         lifeboatOfThisProcess = state.lifeboat
         return state
     }
@@ -144,6 +144,18 @@ public struct CprState {
         return Lifeboat.Link(token: -1, watch: fd, secret: secret)
     }
 
+    private static func namedDescriptor() throws(VMMError) -> Int32? {
+        guard let text = getenv(environmentVariable).map({ String(cString: $0) }) else { return nil }
+        unsetenv(environmentVariable)
+        guard let raw = Int32(text), raw > 2, FD.isOpen(raw) else {
+            throw VMMError(
+                "\(environmentVariable)=\(text) does not name an open file descriptor",
+                hint:
+                    "This variable is set by cpr-exec only. If a prefix command closes file descriptors, leave it out.")
+        }
+        return raw
+    }
+
     func encoded() -> [UInt8] {
         var container = SectionContainer(kind: .cprState)
         var general = StateWriter()
@@ -159,6 +171,7 @@ public struct CprState {
         if let callLimit { general.put("call-limit-ns", UInt64(bitPattern: callLimit), optional: true) }
         if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
         if isTrial { general.put("trial", true) }
+        if let timerSlack { general.put("timer-slack-ns", UInt64(timerSlack), optional: true) }
         container.add("cpr", version: 1, general)
         var list = StateWriter()
         list.put("names", fds.map(\.name))
@@ -179,6 +192,12 @@ public struct CprState {
         var past = StateWriter()
         history.put(into: &past)
         container.add(UpdateHistory.sectionName, version: 1, optional: true, past)
+        if !addresses.isEmpty {
+            var standIns = StateWriter()
+            standIns.put("fds", addresses.keys.sorted().map { UInt64($0) })
+            for (fd, address) in addresses { standIns.put("\(fd).address", bytes: address) }
+            container.add(CprState.standInsSection, version: 1, optional: true, standIns)
+        }
         for part in parts.sections { container.add(part) }
         return container.encoded()
     }
@@ -235,9 +254,21 @@ public struct CprState {
             checkpointFD = Int32(try general.unsigned("checkpoint-fd", in: fdNumbers))
         }
         if general.has("trial") { isTrial = try general.bool("trial") }
+        if general.has("timer-slack-ns") {
+            timerSlack = UInt(try general.unsigned("timer-slack-ns", in: 1...UInt64(Int64.max)))
+        }
         try general.finish()
         if let section = container.section(UpdateHistory.sectionName), section.version == 1 {
             history = try UpdateHistory(from: try container.reader(section))
+        }
+        if let section = container.section(CprState.standInsSection), section.version == 1 {
+            let standIns = try container.reader(section)
+            for number in try standIns.array("fds", count: 0...CprState.fdLimit) {
+                guard fdNumbers.contains(number) else { throw VMMError("fd \(number) of a stand-in is impossible") }
+                addresses[Int32(number)] = try standIns.bytes(
+                    "\(number).address", count: 0...MemoryLayout<sockaddr_storage>.size)
+            }
+            try standIns.finish()
         }
 
         let list = try reader("fds", version: CprState.fdsVersion)

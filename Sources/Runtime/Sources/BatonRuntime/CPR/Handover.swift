@@ -58,8 +58,10 @@ public enum Handover {
         var arguments = argv.map { strdup($0) }
         arguments.append(nil)
         Log.trace("cpr_exec", "\(argv[0])")
+        if let slack = state.markedTimerSlack { _ = cbaton_set_timer_slack(slack) }
         _ = cbaton_execvp(argv[0], &arguments)
         let code = errno
+        if let slack = state.timerSlack { _ = cbaton_set_timer_slack(slack) }
         for argument in arguments { free(argument) }
         restore()
         throw .system("cpr-exec: execvp '\(argv[0])' failed", errno: code)

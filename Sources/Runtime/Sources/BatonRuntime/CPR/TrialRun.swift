@@ -1,25 +1,39 @@
 import CBaton
 import Glibc
 
-/// The process of a preflight, watched from the event loop.
+/// The process of a preflight, and whatever it starts, watched from the event loop.
+///
+/// All of it is below a process of this run's own, the supervisor, which passes
+/// on how the program ends and, when it is told or this VMM ends, kills what is
+/// left: also what a wrapper has put into the background. So no child of
+/// anybody else in this VMM is taken for one of the trial's.
 final class TrialRun {
     private static let outputLimit = 4096
     /// Nanoseconds that a process may live without speaking any more.
     private static let lastMoments: Int64 = 2_000_000_000
-    private let pid: pid_t
+    /// Nanoseconds in which the supervisor is sure to have ended: it gives the
+    /// others five seconds.
+    private static let endLimit: Int64 = 6_000_000_000
+    private let supervisor: pid_t
+    private var control: Int32
+    private var reportReader: Int32
     private let startedAt = EventLoop.now
     private var watchReader: Int32
     private var errorReader: Int32
     private var token: Int32
-    private var pidfd: Int32 = -1
     private var timer: EventLoop.Timer?
     private weak var loop: EventLoop?
     private var messages: WatchMessages
     private var errors: [UInt8] = []
+    /// The wait status of the program, once it has ended.
+    private var status: Int32?
+    private var speaksNoMore = false
     /// Why the new VMM could not take the guest over; nil until that is known,
     /// and when it could.
     private(set) var failure: VMMError?
     private(set) var isDecided = false
+    /// Whether everything that was started has ended, or cannot be ended.
+    private(set) var hasEnded = false
     /// Nanoseconds until it was decided.
     private(set) var duration: Int64 = 0
 
@@ -38,37 +52,42 @@ final class TrialRun {
             messages = WatchMessages(stage: .starting, secret: secret, mayWait: false)
             state.lifeboat = Lifeboat.Link(token: token.reader, watch: watch.writer, secret: secret)
             let memfd = try state.writeMemfd()
-            pid = try TrialRun.spawn(argv, state, memfd: memfd.raw, standardError: errors.writer)
-            for fd in [token.reader, watch.writer, errors.writer] { close(fd) }
+            let process = try TrialRun.start(argv, state, memfd: memfd.raw, standardError: errors.writer)
+            for fd in [token.reader, watch.writer, errors.writer] { Glibc.close(fd) }
+            (supervisor, control, reportReader) = (process.supervisor, process.control, process.report)
             (self.token, watchReader, errorReader) = (token.writer, watch.reader, errors.reader)
         } catch {
             for pipe in pipes { pipe.close() }
             throw error
         }
-        Log.trace("cpr_preflight", "\(argv[0]) pid \(pid)")
+        Log.trace("cpr_preflight", "\(argv[0]) below pid \(supervisor)")
     }
 
-    private static func spawn(_ argv: [String], _ state: CprState, memfd: Int32, standardError: Int32)
-        throws(VMMError) -> pid_t
+    private static func start(_ argv: [String], _ state: CprState, memfd: Int32, standardError: Int32)
+        throws(VMMError) -> cbaton_supervised
     {
         guard cbaton_cloexec_from(3) == 0 else { throw .system("Could not set FD_CLOEXEC") }
         var arguments = argv.map { strdup($0) }
         arguments.append(nil)
         defer { for argument in arguments { free(argument) } }
         let inherited = state.ram.map(\.fd) + state.fds.map(\.fd) + state.ownDescriptors + [memfd]
-        var pid: pid_t = 0
+        var process = cbaton_supervised()
         setenv(CprState.environmentVariable, String(memfd), 1)
         defer { unsetenv(CprState.environmentVariable) }
-        let code = cbaton_spawn(&arguments, inherited, inherited.count, standardError, &pid)
+        let code = cbaton_supervise(
+            &arguments, inherited, inherited.count, standardError, state.markedTimerSlack ?? cbaton_timer_slack(),
+            &process)
         guard code == 0 else { throw .system("cannot execute '\(argv[0])'", errno: code) }
-        return pid
+        return process
     }
 
     /// Follows the process until it is decided, for at most `limit` nanoseconds.
     func watch(_ loop: EventLoop, limit: Int64) throws(VMMError) {
         self.loop = loop
+        try FD.setNonBlocking(reportReader, true)
         try loop.watch(errorReader, .readable) { [unowned self] _ in takeErrors() }
         try loop.watch(watchReader, .readable) { [unowned self] _ in takeMessages() }
+        try loop.watch(reportReader, .readable) { [unowned self] _ in takeReport() }
         timer = loop.schedule(at: startedAt + limit) { [unowned self] in
             decide(messages.stage == .passed ? nil : VMMError(messages.tooLate(limit: limit)))
         }
@@ -78,26 +97,49 @@ final class TrialRun {
         let more = messages.receive(from: watchReader)
         // Its end takes some ms, in which the guest runs: an update that
         // follows would have the guest wait for it.
-        guard !more else { return }
-        if messages.stage == .passed { return decide(nil) }
-        if messages.refusal != nil || messages.isBroken { return decide(VMMError(messages.ended)) }
+        guard !more, !decideByMessages() else { return }
         awaitEnd()
+    }
+
+    /// - Returns: false when it has not said how the trial ends.
+    private func decideByMessages() -> Bool {
+        if messages.stage == .passed {
+            decide(nil)
+        } else if messages.refusal != nil || messages.isBroken {
+            decide(VMMError(messages.ended))
+        } else {
+            return false
+        }
+        return true
     }
 
     /// It does not speak any more, so it is about to end: at once, or on a busy machine not so soon. The guest runs.
     private func awaitEnd() {
-        guard let loop else { return }
+        guard let loop, !isDecided else { return }
         loop.unwatch(watchReader)
+        speaksNoMore = true
+        if hasEnded { return decideByEnd() }
         timer?.cancel()
-        timer = loop.schedule(at: EventLoop.now + TrialRun.lastMoments) { [unowned self] in takeEnd() }
-        pidfd = cbaton_pidfd_open(pid)
-        guard pidfd >= 0 else { return }
-        do throws(VMMError) { try loop.watch(pidfd, .readable) { [unowned self] _ in takeEnd() } } catch { takeEnd() }
+        timer = loop.schedule(at: EventLoop.now + TrialRun.lastMoments) { [unowned self] in decideByEnd() }
     }
 
-    private func takeEnd() {
-        loop?.unwatch(pidfd)
-        reap(WNOHANG)
+    /// The supervisor reports the program's end, and with its own the end of all.
+    private func takeReport() {
+        var value: Int32 = 0
+        let count = retryingInterrupts { read(reportReader, &value, MemoryLayout<Int32>.size) }
+        if count == MemoryLayout<Int32>.size {
+            status = value
+            // What a wrapper has started may have the pipe still.
+            _ = messages.receive(from: watchReader)
+            _ = decideByMessages()
+        } else if count >= 0 || errno != EAGAIN {
+            loop?.unwatch(reportReader)
+            hasEnded = true
+            if speaksNoMore { decideByEnd() }
+        }
+    }
+
+    private func decideByEnd() {
         takeErrors()
         decide(VMMError("\(endText)\(lastWords)"))
     }
@@ -129,36 +171,57 @@ final class TrialRun {
         return "the new VMM ended during its start, with status \(status >> 8 & 0xff)"
     }
 
-    /// What the process wrote to its standard error.
+    /// What the process wrote to its standard error: the last few KiB.
     var output: String { String(decoding: errors, as: UTF8.self) }
 
-    /// The last line of that, for an error.
+    /// The error of that, or else its last line.
     private var lastWords: String {
-        let line = output.split(separator: "\n").last.map(String.init) ?? ""
-        return line.isEmpty ? "" : ": \(line)"
+        let lines = output.split(separator: "\n").map(String.init)
+        // A hint may follow the error of a VMM.
+        let error = lines.last { line in
+            line.hasPrefix("\(Report.program): ")
+                && !["warning", "info"].contains { line.hasPrefix("\(Report.program): \($0): ") }
+        }
+        return (error ?? lines.last).map { ": \($0)" } ?? ""
     }
 
-    private var status: Int32?
+    // MARK: The end
 
-    private func reap(_ options: Int32) {
-        var value: Int32 = 0
-        if retryingInterrupts({ waitpid(pid, &value, options) }) == pid { status = value }
-    }
-
-    /// Makes sure that nothing is left of the process.
+    /// Has everything ended that there still is of the process, and of what it
+    /// has started: `hasEnded` follows.
     func end() {
         timer?.cancel()
-        if status == nil {
-            kill(pid, SIGKILL)
-            reap(0)
-            // Not to be killed a second time.
-            status = status ?? 0
+        if control >= 0 { Glibc.close(control) }
+        control = -1
+        guard let loop, !hasEnded else { return }
+        timer = loop.schedule(at: EventLoop.now + TrialRun.endLimit) { [unowned self] in abandon() }
+    }
+
+    private func abandon() {
+        hasEnded = true
+        kill(supervisor, SIGKILL)
+    }
+
+    /// Closes what the run has open, when everything of it has ended; waits for
+    /// that when the event loop has not.
+    func close() {
+        end()
+        timer?.cancel()
+        let limit = EventLoop.now + TrialRun.endLimit
+        while !hasEnded {
+            let left = limit - EventLoop.now
+            guard left > 0 else {
+                abandon()
+                break
+            }
+            var state = pollfd(fd: reportReader, events: Int16(POLLIN), revents: 0)
+            if poll(&state, 1, Int32(left / 1_000_000 + 1)) > 0 { takeReport() }
         }
-        for fd in [watchReader, errorReader, pidfd] where fd >= 0 {
+        cbaton_reap(supervisor)
+        for fd in [watchReader, errorReader, reportReader] {
             loop?.unwatch(fd)
-            close(fd)
+            Glibc.close(fd)
         }
-        if token >= 0 { close(token) }
-        (watchReader, errorReader, token, pidfd) = (-1, -1, -1, -1)
+        Glibc.close(token)
     }
 }

@@ -31,7 +31,7 @@ extension SocketAddress {
             let number = socket(raw.family, kind, 0)
             guard number >= 0 else { throw .system("can't create datagram socket") }
             let fd = OwnedFD(adopting: number)
-            SocketFile(self)?.remove()
+            guard removeStaleFile() else { throw .system("can't bind '\(name)'") }
             if raw.withPointer({ bind(fd.raw, $0, $1) }) == 0 { return fd.release() }
             failure = .system("can't bind '\(name)'")
         }

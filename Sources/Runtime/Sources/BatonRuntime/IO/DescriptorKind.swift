@@ -37,19 +37,33 @@ public enum DescriptorKind {
         return flags >= 0 && flags & O_ACCMODE != O_RDONLY
     }
 
+    /// In a trial: where the sockets are bound that its own stand in for.
+    nonisolated(unsafe) static var addressesOfStandIns: [Int32: [UInt8]] = [:]
+
+    /// Where a socket is bound, or the one that it stands in for, as the system
+    /// has it; nil for what is no socket.
+    static func boundAddress(of fd: Int32) -> [UInt8]? {
+        if let address = addressesOfStandIns[fd] { return address }
+        var address = sockaddr_storage()
+        var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+        let ok = withUnsafeMutablePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(fd, $0, &length) == 0 }
+        }
+        guard ok else { return nil }
+        return withUnsafeBytes(of: &address) { Array($0.prefix(Int(length))) }
+    }
+
     /// Whether a socket is bound to an address of the command line.
     public static func isBound(_ fd: Int32, to address: SocketAddress) -> Bool {
         switch address {
         case .unix(let path):
             // fd=N: nobody knows where it is bound.
             if path.isEmpty { return true }
-            var bound = sockaddr_un()
-            var length = socklen_t(MemoryLayout<sockaddr_un>.size)
-            let ok = withUnsafeMutablePointer(to: &bound) { pointer in
-                pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(fd, $0, &length) == 0 }
-            }
-            guard ok, bound.sun_family == sa_family_t(AF_UNIX) else { return false }
-            return withUnsafeBytes(of: &bound.sun_path) { $0.prefix { $0 != 0 }.elementsEqual(path.utf8) }
+            guard let bound = boundAddress(of: fd), bound.count > MemoryLayout<sa_family_t>.size,
+                bound.prefix(MemoryLayout<sa_family_t>.size).elementsEqual(
+                    withUnsafeBytes(of: sa_family_t(AF_UNIX)) { Array($0) })
+            else { return false }
+            return bound.dropFirst(MemoryLayout<sa_family_t>.size).prefix { $0 != 0 }.elementsEqual(path.utf8)
         case .tcp(_, let port):
             guard case .tcp(_, let bound)? = SocketAddress.tcp(ofSocket: fd, peer: false) else { return false }
             // Port 0 asked for any; a port by name is not looked up again.

@@ -93,6 +93,30 @@ public enum SocketAddress: Equatable {
         return OwnedFD(adopting: fd)
     }
 
+    /// Removes the file of a unix socket that nobody has any more. Only ever a
+    /// socket: the path may be mistyped.
+    /// - Returns: false when somebody has it, with EADDRINUSE: a live socket of
+    ///   another process keeps its name.
+    func removeStaleFile() -> Bool {
+        guard case .unix(let path) = self else { return true }
+        var status = stat()
+        guard lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK else { return true }
+        guard isServed else { return unlink(path) == 0 || errno == ENOENT }
+        errno = EADDRINUSE
+        return false
+    }
+
+    /// Whether a socket has the path. One of another type, which is what most
+    /// are, is refused a connection for its type, and does not notice.
+    private var isServed: Bool {
+        guard var raw = try? resolve(passive: false).first else { return false }
+        let kind = Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
+        let number = socket(AF_UNIX, kind, 0)
+        guard number >= 0 else { return true }
+        let fd = OwnedFD(adopting: number)
+        return raw.withPointer { connect(fd.raw, $0, $1) } == 0 || ![ECONNREFUSED, ENOENT].contains(errno)
+    }
+
     /// Listens here; a unix socket that nobody owns any more is replaced.
     /// - Returns: a non-blocking listening socket, owned by the caller.
     public func listen() throws(VMMError) -> Int32 {
@@ -100,9 +124,7 @@ public enum SocketAddress: Equatable {
         for var raw in try resolve(passive: true) {
             let fd = try Self.makeSocket(raw)
             if case .unix(let path) = self {
-                var status = stat()
-                // Only ever remove a socket: the path may be mistyped.
-                if lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK { unlink(path) }
+                guard removeStaleFile() else { throw .system("Failed to bind socket to \(path)") }
             } else {
                 var on: Int32 = 1
                 setsockopt(fd.raw, SOL_SOCKET, SO_REUSEADDR, &on, socklen_t(MemoryLayout<Int32>.size))
@@ -162,9 +184,14 @@ public enum SocketAddress: Equatable {
         var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
         var host = [CChar](repeating: 0, count: 256)
         var port = [CChar](repeating: 0, count: 32)
+        if !peer {
+            guard let bound = DescriptorKind.boundAddress(of: fd) else { return nil }
+            length = socklen_t(min(bound.count, MemoryLayout<sockaddr_storage>.size))
+            withUnsafeMutableBytes(of: &storage) { $0.copyBytes(from: bound.prefix(Int(length))) }
+        }
         let ok = withUnsafeMutablePointer(to: &storage) { pointer in
             pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { address in
-                (peer ? getpeername(fd, address, &length) : getsockname(fd, address, &length)) == 0
+                (!peer || getpeername(fd, address, &length) == 0)
                     && getnameinfo(
                         address, length, &host, socklen_t(host.count), &port, socklen_t(port.count),
                         NI_NUMERICHOST | NI_NUMERICSERV) == 0

@@ -182,8 +182,10 @@ void baton_log(struct baton_host *host, const char *text);
 void baton_report(struct baton_host *host, int32_t severity, const char *text);
 
 /* Whether this process only tries whether it could take over a guest, beside
- * the VMM that runs it: what is behind inherited descriptors is that VMM's, and
- * must not be touched. No step but "init" is told here. */
+ * the VMM that runs it. What baton_find_fd gives here stands in for what was
+ * saved: a socket of the same type that is connected to nobody or listens
+ * elsewhere, a new eventfd or end of a pipe, the same file or block device open for
+ * reading only, /dev/null for anything else. No step but "init" is told here. */
 bool baton_is_trial(struct baton_host *host);
 
 /* File descriptors that the next process inherits, by a name (1 to 200 bytes,

@@ -131,6 +131,39 @@ uint32_t cbaton_call_bounded(
  * for. Returns 0 and its PID, or an errno. */
 int cbaton_spawn(char *const argv[], const int *fds, size_t count, int standard_error, pid_t *pid);
 
+/* A program that was started, and with it whatever that starts in turn, however
+ * it goes to the background: all of it has one process above it, which ends it. */
+struct cbaton_supervised {
+    pid_t supervisor; /* the caller's child */
+    int control;      /* when this is closed, be it by the caller's end, everything is killed */
+    int report;       /* gives the program's wait status (32 bits) when that has ended, and its end when all have */
+};
+
+/* Starts argv[0], searched in PATH, as a session of its own, which inherits FDS, an
+ * empty standard input and output, and STANDARD_ERROR, whatever their FD_CLOEXEC,
+ * and TIMER_SLACK (prctl(2), nanoseconds). Takes no other child's end, and changes
+ * nothing about SIGCHLD. Returns 0 and RESULT, whose descriptors have FD_CLOEXEC, or
+ * an errno. */
+int cbaton_supervise(
+    char *const argv[], const int *fds, size_t count, int standard_error, unsigned long timer_slack,
+    struct cbaton_supervised *result);
+
+/* Waits for the end of one child, which may be discarded already. */
+void cbaton_reap(pid_t pid);
+
+/* The calling thread's timer slack in nanoseconds (prctl(2)). */
+unsigned long cbaton_timer_slack(void);
+int cbaton_set_timer_slack(unsigned long nanoseconds);
+
+/* Seals a memfd against any change from here on. Returns 0, or -1 and errno. */
+int cbaton_seal_contents(int fd);
+/* Whether a descriptor is a file with such a seal. */
+int cbaton_is_sealed(int fd);
+
+/* An eventfd, listening socket or other object of the kernel without a name in the
+ * file system says by its link in /proc what it is: whether that begins with PREFIX. */
+int cbaton_link_begins(int fd, const char *prefix);
+
 /* pidfd_open(2). Returns an fd with FD_CLOEXEC, or -1 and errno. */
 int cbaton_pidfd_open(pid_t pid);
 /* pidfd_send_signal(2) without further information. */
