@@ -103,11 +103,11 @@ struct PMPTests {
                     li t1, 1000
                     1: addi a0, a0, 3
                     c.addi a0, 1
-                    call add
+                    call plus
                     addi t1, t1, -1
                     bnez t1, 1b
                     \(TestMachine.finish("a0"))
-                    add: .word 0x00750513
+                    plus: addi a0, a0, 7
                     c.jr ra
                     .balign 4
                     hole: .word 0x13
@@ -130,8 +130,8 @@ struct PMPTests {
                 body: """
                     .balign 4
                     c.nop
-                    split: .word 0x00150513
-                    .set hole, split + 2
+                    split: .half 0x0513
+                    hole: .half 0x0015
                     c.nop
                     stopped:
                     la t0, split
