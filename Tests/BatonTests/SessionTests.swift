@@ -70,6 +70,8 @@ struct SessionTests {
 
     // MARK: Signals
 
+    // bash leaves the signal mask alone; dash unblocks all when it waits for a child.
+
     @Test(
         "A signal to stop that comes before the new VMM can take it ends that in order",
         arguments: [SIGTERM, SIGINT, SIGHUP])
@@ -78,7 +80,7 @@ struct SessionTests {
         let (started, go) = (guest.directory.file("started"), guest.directory.file("go"))
         let script = "touch \(started); while [ ! -e \(go) ]; do sleep 0.02; done; exec \"$@\""
         try guest.qmp.executeWithoutAnswer(
-            "cpr-update", ["argv": ["sh", "-c", script, "sh"] + guest.arguments, "preflight": false])
+            "cpr-update", ["argv": ["bash", "-c", script, "bash"] + guest.arguments, "preflight": false])
         try eventually("the exec") { FileManager.default.fileExists(atPath: started) }
         guest.process.signal(number)
         try guest.directory.write("go", "")
@@ -93,7 +95,7 @@ struct SessionTests {
         let started = guest.directory.file("started")
         let script = "touch \(started); while :; do sleep 0.02; done"
         try guest.qmp.executeWithoutAnswer(
-            "cpr-update", ["argv": ["sh", "-c", script], "preflight": false, "timeout-ms": 2000])
+            "cpr-update", ["argv": ["bash", "-c", script], "preflight": false, "timeout-ms": 2000])
         try eventually("the exec") { FileManager.default.fileExists(atPath: started) }
         guest.process.signal(SIGTERM)
         try guest.process.waitForExit()

@@ -33,7 +33,8 @@ enum LostSession {
         if isMeant { raise(SIGHUP) }
     }
 
-    /// The kernel says so in `ShdPnd` and `SigPnd` of the process' status, in hexadecimal.
+    /// The kernel says so in `ShdPnd` and `SigPnd` of the process' status, in
+    /// hexadecimal. A leader's own end leaves it a SIGHUP that nobody has sent.
     private static func pendingStops(of process: pid_t) -> [Int32] {
         // Mounted in another namespace, it has others' PIDs.
         var link = [CChar](repeating: 0, count: 16)
@@ -42,11 +43,14 @@ enum LostSession {
             let text = try? FD.readAll(file.raw, limit: 1 << 16, from: "the process' status")
         else { return [] }
         var pending: UInt64 = 0
+        var hasEnded = false
         for line in text.split(separator: UInt8(ascii: "\n")) {
+            if line.starts(with: "State:".utf8) { hasEnded = line.contains { "ZX".utf8.contains($0) } }
             guard line.starts(with: "ShdPnd:".utf8) || line.starts(with: "SigPnd:".utf8) else { continue }
             let digits = String(decoding: line.dropFirst(7).drop { $0 <= 32 }, as: UTF8.self)
             pending |= UInt64(digits, radix: 16) ?? 0
         }
+        if hasEnded { pending &= ~(1 << UInt64(SIGHUP - 1)) }
         return ([SIGINT, SIGTERM, SIGHUP] as [Int32]).filter { pending & 1 << UInt64($0 - 1) != 0 }
     }
 }
