@@ -25,47 +25,64 @@ struct Inspect: ParsableCommand {
         }
         let chosen = container.sections.filter { section == nil || $0.name == section }
         if let section, chosen.isEmpty { throw ValidationError("\(file) has no section '\(section)'") }
-        let sections = try chosen.map { section in
-            (
-                section,
-                try container.reader(section).dump.map { FieldText(name: $0.name, type: $0.type, payload: $0.payload) }
-            )
-        }
-        let blocks = section == nil ? try MemoryBlock.all(in: container) : []
         if json {
-            printJSON(container.kind, sections, blocks)
+            try printJSON(container, chosen)
         } else {
-            printTable(container.kind, sections, blocks)
+            try printTable(container, chosen)
         }
     }
 
-    private typealias Sections = [(section: SectionContainer.Section, fields: [FieldText])]
+    // A file may have millions of fields: each is printed as it is read.
 
-    private func printTable(_ kind: SectionContainer.Kind, _ sections: Sections, _ blocks: [MemoryBlock]) {
-        print("\(file): \(kind), \(sections.count) sections")
-        for block in blocks { print("memory \(block)") }
-        for (section, fields) in sections {
+    private func printTable(_ container: SectionContainer, _ sections: [SectionContainer.Section]) throws {
+        print("\(file): \(container.kind), \(sections.count) sections")
+        if section == nil { try MemoryBlock.forEach(in: container) { print("memory \($0)") } }
+        for section in sections {
             let optional = section.optional ? ", optional" : ""
             print("\n\(section.name) (version \(section.version), \(section.payload.count) bytes\(optional))")
-            let width = fields.map(\.name.count).max() ?? 0
-            for field in fields {
+            let fields = try container.reader(section).dump
+            let width = fields.reduce(0) { max($0, $1.name.count) }
+            for field in fields.lazy.map({ FieldText(name: $0.name, type: $0.type, payload: $0.payload) }) {
                 print("  \(field.name.padding(toLength: width, withPad: " ", startingAt: 0))  \(field.text)")
             }
         }
     }
 
-    private func printJSON(_ kind: SectionContainer.Kind, _ sections: Sections, _ blocks: [MemoryBlock]) {
-        let list = sections.map { section, fields in
-            JSON.object([
-                "name": .string(section.name), "version": .int(Int64(section.version)),
-                "optional": .bool(section.optional),
-                "fields": .array(fields.map { ["name": .string($0.name), "value": $0.json] }),
-            ])
+    private func printJSON(_ container: SectionContainer, _ sections: [SectionContainer.Section]) throws {
+        print("{\"file\": \(JSON.string(file).text()), \"kind\": \(JSON.string("\(container.kind)").text()),")
+        if section == nil {
+            print(" \"memory\": [", terminator: "")
+            var items = ItemPrinter(indentation: "  ")
+            try MemoryBlock.forEach(in: container) { items.print($0.json) }
+            print("],")
         }
-        var object: JSONObject = ["file": .string(file), "kind": .string("\(kind)")]
-        if section == nil { object["memory"] = .array(blocks.map(\.json)) }
-        object["sections"] = .array(list)
-        print(JSON.object(object).text(pretty: true))
+        print(" \"sections\": [", terminator: "")
+        for (index, section) in sections.enumerated() {
+            print(
+                "\(index > 0 ? "," : "")\n  {\"name\": \(JSON.string(section.name).text()), "
+                    + "\"version\": \(section.version), \"optional\": \(section.optional), \"fields\": [",
+                terminator: "")
+            var items = ItemPrinter(indentation: "    ")
+            for field in try container.reader(section).dump {
+                let text = FieldText(name: field.name, type: field.type, payload: field.payload)
+                items.print(["name": .string(text.name), "value": text.json])
+            }
+            print("]}", terminator: "")
+        }
+        print("]}")
+    }
+}
+
+/// Prints the elements of a JSON array one by one.
+private struct ItemPrinter {
+    let indentation: String
+    private var isFirst = true
+
+    init(indentation: String) { self.indentation = indentation }
+
+    mutating func print(_ item: JSON) {
+        Swift.print("\(isFirst ? "" : ",")\n\(indentation)\(item.text())", terminator: "")
+        isFirst = false
     }
 }
 
