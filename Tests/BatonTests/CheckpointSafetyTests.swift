@@ -11,7 +11,8 @@ struct CheckpointSafetyTests {
     }
 
     private func number(_ name: String, _ value: UInt64) -> FormatReader.Field {
-        FormatReader.Field(name: name, type: 1, value: Data((0..<8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }))
+        let bytes = (0..<8).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) }
+        return FormatReader.Field(name: name, type: 1, value: Data(bytes))
     }
 
     // MARK: A refused load
@@ -201,7 +202,8 @@ struct CheckpointSafetyTests {
         let place = directory.file("full")
         try FileManager.default.createDirectory(atPath: place, withIntermediateDirectories: true)
         // One page is left for all that a reset and the guest write.
-        let script = "mount -t tmpfs -o size=64k none \(place) && head -c 61440 /dev/zero >\(place)/other && exec \"$@\""
+        let script =
+            "mount -t tmpfs -o size=64k none \(place) && head -c 61440 /dev/zero >\(place)/other && exec \"$@\""
         let process = try ChildProcess([
             "unshare", "-rm", "sh", "-c", script, "sh", Products.baton,
             "-machine", "virt,memory-backend=ram", "-m", "16M", "-object",
