@@ -58,7 +58,7 @@ let modules = [
     Module(file: "preserver-vfio", target: "PreserverVFIO", path: "Preservers/VFIO", dependencies: ["VFIOPCI"]),
     Module(
         file: "preserver-vfio-user", target: "PreserverVFIOUser", path: "Preservers/VFIOUser",
-        dependencies: ["VFIOPCI", "CMappingGuard"]),
+        dependencies: ["VFIOPCI"]),
     Module(file: "preserver-tap", target: "PreserverTap", path: "Preservers/Tap"),
     // A foreign module: C, and all that it knows is baton-module.h.
     Module(file: "preserver-fd", target: "PreserverFD", path: "Preservers/FD", isSwift: false),
@@ -91,8 +91,7 @@ let package = Package(
         part("Chardev"),
         part("Monitor"),
         // Of the modules for VFIO and vfio-user, in each of which it is a copy.
-        part("VFIOPCI", ["CMappingGuard"]),
-        .target(name: "CMappingGuard", path: "Sources/CMappingGuard"),
+        part("VFIOPCI"),
         part("VirtBoard", ["RISCV", "PCI", "Virtio"]),
         .executableTarget(
             name: "baton", dependencies: [runtime, "RISCV", "PCI", "Virtio", "VirtBoard", "Chardev", "Monitor"],

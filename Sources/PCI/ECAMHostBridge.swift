@@ -114,7 +114,7 @@ public final class ECAMHostBridge: PCIHost, MMIODevice, Device {
         writer.put("functions", bus.functions.map { UInt64($0.slot?.devfn ?? 0) })
     }
 
-    public func load(from reader: StateReader) throws(VMMError) {
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let there = bus.functions.map { UInt64($0.slot?.devfn ?? 0) }
         let saved = try reader.array("functions", count: 0...256)
         try reader.finish()
@@ -126,5 +126,6 @@ public final class ECAMHostBridge: PCIHost, MMIODevice, Device {
                 "section '\(reader.section)' has functions at \(list(saved)), this machine has \(list(there))",
                 hint: "Start with the same -device options as before.")
         }
+        return {}
     }
 }

@@ -46,7 +46,7 @@ extension Hart {
         }
     }
 
-    public func load(from reader: StateReader) throws(VMMError) {
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         var new = state.pointee
         new.pc = try reader.unsigned("pc")
         new.mode = UInt8(truncatingIfNeeded: try reader.unsigned("mode", in: 0...3))
@@ -97,29 +97,31 @@ extension Hart {
                 hint: "Start with the same -bios option as before.")
         }
 
-        applyAIA?()
-        new.hsm = hsmState
-        new.hasBuiltinSBI = usesSBI
-        new.budget = 0
-        new.withheld = 0
-        new.reservation = HartState.noReservation
-        new.floatReady = new.mstatus & MStatus.fs == MStatus.fs
-        state.pointee = new
-        applySBI()
-        for index in 0..<32 {
-            state.x[index] = x[index]
-            state.f[index] = f[index]
+        return { [self] in
+            applyAIA?()
+            new.hsm = hsmState
+            new.hasBuiltinSBI = usesSBI
+            new.budget = 0
+            new.withheld = 0
+            new.reservation = HartState.noReservation
+            new.floatReady = new.mstatus & MStatus.fs == MStatus.fs
+            state.pointee = new
+            applySBI()
+            for index in 0..<32 {
+                state.x[index] = x[index]
+                state.f[index] = f[index]
+            }
+            for index in 0..<PMP.entries {
+                state.pmpaddr[index] = pmpaddr[index]
+                state.pmpcfg[index] = pmpcfg[index]
+            }
+            // RAM has been filled behind the back of the address space.
+            state.pointee.cache.pointee.flush()
+            state.updateFloatFast()
+            state.updatePMP()
+            state.setMode(new.mode)
+            updateTimers()
         }
-        for index in 0..<PMP.entries {
-            state.pmpaddr[index] = pmpaddr[index]
-            state.pmpcfg[index] = pmpcfg[index]
-        }
-        // RAM has been filled behind the back of the address space.
-        state.pointee.cache.pointee.flush()
-        state.updateFloatFast()
-        state.updatePMP()
-        state.setMode(new.mode)
-        updateTimers()
     }
 
     /// Reads and checks the state of the AIA.

@@ -1,5 +1,5 @@
 import BatonRuntime
-import CMappingGuard
+import CBaton
 import Glibc
 
 /// The parts of a device's BARs that are mapped, and where the guest reaches
@@ -37,7 +37,7 @@ final class VFIODeviceMemory {
         guard access & PROT_READ != 0, let length = Int(exactly: size) else { return true }
         let at = off_t(truncatingIfNeeded: start &+ offset)
         guard let host = mmap(nil, length, access, MAP_SHARED, file, at), host != MAP_FAILED else { return false }
-        guard !isGuarded || mapping_guard_add(host, length) == 0 else {
+        guard !isGuarded || cbaton_guard_add(host, length, CBATON_GUARD_DEVICE) == 0 else {
             munmap(host, length)
             return false
         }
@@ -67,7 +67,7 @@ final class VFIODeviceMemory {
 
     deinit {
         for area in areas {
-            if isGuarded { mapping_guard_remove(area.host) }
+            if isGuarded { cbaton_guard_remove(area.host) }
             munmap(area.host, Int(area.size))
         }
     }

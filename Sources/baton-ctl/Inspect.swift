@@ -28,54 +28,69 @@ struct Inspect: ParsableCommand {
     private func inspect() throws {
         let container = try SectionContainer(file: file)
         let chosen = container.sections.filter { section == nil || $0.name == section }
-        if let section, chosen.isEmpty {
-            throw VMMError("\(file) has no section '\(section)'")
-        }
-        let sections = try chosen.map { section in
-            (
-                section,
-                try container.reader(section).dump.map { FieldText(name: $0.name, type: $0.type, payload: $0.payload) }
-            )
-        }
-        let blocks = section == nil ? try MemoryBlock.all(in: container) : []
+        if let section, chosen.isEmpty { throw VMMError("\(file) has no section '\(section)'") }
         if json {
-            printJSON(container.kind, sections, blocks)
+            try printJSON(container, chosen)
         } else {
-            printTable(container.kind, sections, blocks)
+            try printTable(container, chosen)
         }
     }
 
-    private typealias Sections = [(section: SectionContainer.Section, fields: [FieldText])]
+    // A file may have millions of fields: each is printed as it is read.
 
-    private func printTable(_ kind: SectionContainer.Kind, _ sections: Sections, _ blocks: [MemoryBlock]) {
+    private func printTable(_ container: SectionContainer, _ sections: [SectionContainer.Section]) throws {
         // Whatever a name or a text in the file says, it is shown and not done.
         func show(_ line: String) { print(TerminalText.escaped(line)) }
-        show("\(file): \(kind), \(sections.count) sections")
-        for block in blocks { show("memory \(block)") }
-        for (section, fields) in sections {
+        show("\(file): \(container.kind), \(sections.count) sections")
+        if section == nil { try MemoryBlock.forEach(in: container) { show("memory \($0)") } }
+        for section in sections {
             let optional = section.optional ? ", optional" : ""
             print("")
             show("\(section.name) (version \(section.version), \(section.payload.count) bytes\(optional))")
-            let names = fields.map { TerminalText.escaped($0.name) }
-            let width = names.map(\.count).max() ?? 0
-            for (name, field) in zip(names, fields) {
+            let fields = try container.reader(section).dump
+            let width = fields.reduce(0) { max($0, TerminalText.escaped($1.name).count) }
+            for field in fields.lazy.map({ FieldText(name: $0.name, type: $0.type, payload: $0.payload) }) {
+                let name = TerminalText.escaped(field.name)
                 show("  \(name.padding(toLength: width, withPad: " ", startingAt: 0))  \(field.text)")
             }
         }
     }
 
-    private func printJSON(_ kind: SectionContainer.Kind, _ sections: Sections, _ blocks: [MemoryBlock]) {
-        let list = sections.map { section, fields in
-            JSON.object([
-                "name": .string(section.name), "version": .int(Int64(section.version)),
-                "optional": .bool(section.optional),
-                "fields": .array(fields.map { ["name": .string($0.name), "value": $0.json] }),
-            ])
+    private func printJSON(_ container: SectionContainer, _ sections: [SectionContainer.Section]) throws {
+        print("{\"file\": \(JSON.string(file).text()), \"kind\": \(JSON.string("\(container.kind)").text()),")
+        if section == nil {
+            print(" \"memory\": [", terminator: "")
+            var items = ItemPrinter(indentation: "  ")
+            try MemoryBlock.forEach(in: container) { items.print($0.json) }
+            print("],")
         }
-        var object: JSONObject = ["file": .string(file), "kind": .string("\(kind)")]
-        if section == nil { object["memory"] = .array(blocks.map(\.json)) }
-        object["sections"] = .array(list)
-        print(JSON.object(object).text(pretty: true))
+        print(" \"sections\": [", terminator: "")
+        for (index, section) in sections.enumerated() {
+            print(
+                "\(index > 0 ? "," : "")\n  {\"name\": \(JSON.string(section.name).text()), "
+                    + "\"version\": \(section.version), \"optional\": \(section.optional), \"fields\": [",
+                terminator: "")
+            var items = ItemPrinter(indentation: "    ")
+            for field in try container.reader(section).dump {
+                let text = FieldText(name: field.name, type: field.type, payload: field.payload)
+                items.print(["name": .string(text.name), "value": text.json])
+            }
+            print("]}", terminator: "")
+        }
+        print("]}")
+    }
+}
+
+/// Prints the elements of a JSON array one by one.
+private struct ItemPrinter {
+    let indentation: String
+    private var isFirst = true
+
+    init(indentation: String) { self.indentation = indentation }
+
+    mutating func print(_ item: JSON) {
+        Swift.print("\(isFirst ? "" : ",")\n\(indentation)\(item.text())", terminator: "")
+        isFirst = false
     }
 }
 

@@ -12,11 +12,10 @@ struct MemoryBlock: CustomStringConvertible {
     var isContained = false
 
     /// The blocks of the section `ram`, and what `ram-contents` says of them.
-    static func all(in container: SectionContainer) throws(VMMError) -> [MemoryBlock] {
-        guard let section = container.section("ram") else { return [] }
+    static func forEach(in container: SectionContainer, _ body: (MemoryBlock) -> Void) throws(VMMError) {
+        guard let section = container.section("ram") else { return }
         let contained = try names(container.section("ram-contents"), container)
         let reader = try container.reader(section)
-        var blocks: [MemoryBlock] = []
         for index in 0..<(try reader.unsigned("count", in: 0...1_000_000)) {
             let name = try reader.string("\(index).name")
             var block = MemoryBlock(name: name, length: try reader.unsigned("\(index).used-length"))
@@ -24,9 +23,8 @@ struct MemoryBlock: CustomStringConvertible {
             if reader.has("\(index).inode") { block.inode = try reader.unsigned("\(index).inode") }
             if reader.has("\(index).fd") { block.descriptor = try reader.unsigned("\(index).fd") }
             block.isContained = contained.contains(name)
-            blocks.append(block)
+            body(block)
         }
-        return blocks
     }
 
     private static func names(

@@ -20,12 +20,13 @@ enum Signals {
         }
         pipeWriter = ends[1]
         let reader = ends[0]
-        try vm.loop.watch(reader, .readable) { [unowned vm] _ in
+        vm.takeSignals = { [unowned vm] in
             var number: UInt8 = 0
             guard read(reader, &number, 1) == 1 else { return }
             Report.info("terminating on signal \(number)")
             vm.requestQuit(cause: "host-signal")
         }
+        try vm.loop.watch(reader, .readable) { [unowned vm] _ in vm.takeSignals() }
         for number in [SIGINT, SIGTERM, SIGHUP] {
             var action = sigaction()
             action.__sigaction_handler.sa_handler = { number in

@@ -79,4 +79,66 @@ struct InspectTests {
             #expect(process.errors.contains("Could not open '\(path)': it is \(kind), not a regular file"))
         }
     }
+
+    /// A checkpoint whose one section has as many fields as fit.
+    private func manyFields(_ size: Int, _ directory: TemporaryDirectory) throws -> String {
+        func word<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
+            withUnsafeBytes(of: value.littleEndian) { Array($0) }
+        }
+        // That of FormatReader takes a bit at a time.
+        var table: [UInt32] = []
+        for byte in 0..<256 as Range<UInt32> {
+            var value = byte
+            for _ in 0..<8 { value = value & 1 == 1 ? value >> 1 ^ 0x82f6_3b78 : value >> 1 }
+            table.append(value)
+        }
+        func crc(_ bytes: [UInt8]) -> [UInt8] {
+            var value = ~UInt32(0)
+            for byte in bytes { value = value >> 8 ^ table[Int((value ^ UInt32(byte)) & 0xff)] }
+            return word(~value)
+        }
+        var payload: [UInt8] = []
+        payload.reserveCapacity(size + 32)
+        var count = 0
+        while payload.count < size {
+            let name = Array(String(count, radix: 36).utf8)
+            payload += [UInt8(name.count)] + name + [3, 1, 0, 0, 0, 0]
+            count += 1
+        }
+        var head = word(4 as UInt16) + word(1 as UInt16)
+        head += word(1 as UInt32) + word(UInt32(payload.count))
+        let named = Array("many".utf8) + payload
+        let body = head + crc(head + named) + named
+        var header = Array("BATONVM\0".utf8) + word(1 as UInt32)
+        header += word(1 as UInt32) + word(UInt64(body.count))
+        let start = header + crc(header) + word(0 as UInt32)
+        return try directory.write("many-\(size)", Data(start + body))
+    }
+
+    /// What `baton-ctl inspect` takes in user mode, in seconds, with no more than so much memory of its own.
+    private func time(_ arguments: [String], memory: Int) throws -> Double {
+        var actions = posix_spawn_file_actions_t()
+        posix_spawn_file_actions_init(&actions)
+        defer { posix_spawn_file_actions_destroy(&actions) }
+        posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0)
+        let shell = ["sh", "-c", "ulimit -d \(memory >> 10) && exec \"$@\"", "sh", tool, "inspect"]
+        var words: [UnsafeMutablePointer<CChar>?] = (shell + arguments).map { strdup($0) } + [nil]
+        defer { for word in words { free(word) } }
+        var pid: pid_t = 0
+        try #require(posix_spawn(&pid, "/bin/sh", &actions, nil, &words, environ) == 0)
+        var usage = rusage()
+        var status: Int32 = 0
+        while wait4(pid, &status, 0, &usage) < 0 && errno == EINTR {}
+        #expect(status == 0, "\(arguments)")
+        return Double(usage.ru_utime.tv_sec) + Double(usage.ru_utime.tv_usec) / 1e6
+    }
+
+    @Test(arguments: [[], ["--json"]])
+    func whatAFileCostsIsASmallMultipleOfItsSize(_ options: [String]) throws {
+        let directory = try TemporaryDirectory()
+        let small = try time(options + [try manyFields(5 << 20, directory)], memory: 128 << 20)
+        let large = try time(options + [try manyFields(20 << 20, directory)], memory: 128 << 20)
+        // Four times the size; a cost that grew with the square of it would be sixteen times as high.
+        #expect(large < 8 * max(small, 0.1), "\(small) s and \(large) s")
+    }
 }

@@ -86,4 +86,26 @@ struct SectionContainerTests {
             #expect(error(parsing: changed) != "parsed", "byte \(index)")
         }
     }
+
+    private func section(_ count: Int, _ name: (Int) -> String) -> ArraySlice<UInt8> {
+        var writer = StateWriter()
+        for index in 0..<count { writer.put(name(index), UInt64(index)) }
+        return writer.encoded()[...]
+    }
+
+    @Test(arguments: [2, 16, 17, 5000])
+    func aFieldThatOccursTwiceIsRefused(_ count: Int) throws {
+        let good = try StateReader(section: "s", version: 1, payload: section(count) { "field\($0)" })
+        for index in (0..<count).reversed() { #expect(try good.unsigned("field\(index)") == UInt64(index)) }
+        try good.finish()
+        let twice = section(count) { $0 == count - 1 ? "field0" : "field\($0)" }
+        let error = #expect(throws: VMMError.self) { try StateReader(section: "s", version: 1, payload: twice) }
+        #expect(error?.message == "field 'field0' of section 's' occurs twice")
+    }
+
+    @Test func moreSectionsThanAnyMachineHasAreRefused() {
+        var container = SectionContainer(kind: .checkpoint)
+        for index in 0...(1 << 16) { container.add("s\(index)", version: 1, StateWriter()) }
+        #expect(error(parsing: container.encoded()) == "f has 65537 sections, at most 65536 are accepted")
+    }
 }

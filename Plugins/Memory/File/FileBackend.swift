@@ -37,7 +37,7 @@ final class FileBackend: MemoryBackendType {
         let block = try memory.preservedBlock(request, shared: shared, origin: typeName) { () throws(VMMError) in
             try FileBackend.open(path, length: request.maxLength, locks: shared && locks).release()
         }
-        if shared { block.file = FileBackend.persistentPath(path) }
+        if shared && GuestMemory.canBeMarked(block.fd) { block.file = FileBackend.persistentPath(path) }
         return block
     }
 

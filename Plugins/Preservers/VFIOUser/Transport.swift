@@ -1,5 +1,5 @@
 import BatonRuntime
-import CMappingGuard
+import CBaton
 import Glibc
 import VFIOPCI
 
@@ -32,7 +32,7 @@ extension VFIOUserConnection: VFIOTransport {
         if let old = regionFiles[index] { close(old) }
         regionFiles[index] = nil
         if let fd = fds.take() {
-            if mapping_guard_accepts(fd, argument.value(24), argument.value(16)) != 0 {
+            if cbaton_guard_accepts(fd, argument.value(24), argument.value(16)) != 0 {
                 regionFiles[index] = fd
             } else {
                 close(fd)

@@ -341,7 +341,7 @@ public final class APLIC: MMIODevice, Device {
         writer.put("idcs", idcs.flatMap { [$0.delivers ? 1 : 0, $0.forced ? 1 : 0, UInt64($0.threshold)] })
     }
 
-    public func load(from reader: StateReader) throws(VMMError) {
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         func words(_ name: String, _ count: Int) throws(VMMError) -> [UInt32] {
             var result: [UInt32] = []
             for value in try reader.array(name, count: count...count) {
@@ -376,23 +376,26 @@ public final class APLIC: MMIODevice, Device {
             newSources.allSatisfy({ $0 <= 7 && $0 != 2 && $0 != 3 || $0 == APLIC.delegated && child != nil }),
             newIDCs.indices.allSatisfy({ newIDCs[$0] <= ($0 % 3 == 2 ? 0xff : 1) })
         else { throw VMMError("section '\(reader.section)' has a source that does not exist, or an invalid register") }
-        isEnabled = newEnabled
-        inputs = newInputs
-        sourceConfig = newSources
-        targets = newTargets
-        pending = newPending
-        enabled = newEnables
-        messageAddress = MessageAddresses(
-            machineLow: addresses[0], machineHigh: addresses[1], supervisorLow: addresses[2],
-            supervisorHigh: addresses[3])
-        generated = newGenerated
-        for hart in 0..<hartCount {
-            idcs[hart] = IDC(
-                delivers: newIDCs[3 * hart] == 1, forced: newIDCs[3 * hart + 1] == 1, threshold: newIDCs[3 * hart + 2])
+        return { [self] in
+            isEnabled = newEnabled
+            inputs = newInputs
+            sourceConfig = newSources
+            targets = newTargets
+            pending = newPending
+            enabled = newEnables
+            messageAddress = MessageAddresses(
+                machineLow: addresses[0], machineHigh: addresses[1], supervisorLow: addresses[2],
+                supervisorHigh: addresses[3])
+            generated = newGenerated
+            for hart in 0..<hartCount {
+                idcs[hart] = IDC(
+                    delivers: newIDCs[3 * hart] == 1, forced: newIDCs[3 * hart + 1] == 1,
+                    threshold: newIDCs[3 * hart + 2])
+            }
+            guard case .wires(let output) = delivery else { return }
+            update()
+            // Whatever the harts have loaded, they agree with this.
+            for hart in 0..<hartCount { output(hart, outputs[hart]) }
         }
-        guard case .wires(let output) = delivery else { return }
-        update()
-        // Whatever the harts have loaded, they agree with this.
-        for hart in 0..<hartCount { output(hart, outputs[hart]) }
     }
 }

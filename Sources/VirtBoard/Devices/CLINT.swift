@@ -94,15 +94,17 @@ public final class CLINT: MMIODevice, Device {
         writer.put("msip", softwareInterrupts.map { $0 ? 1 : 0 })
     }
 
-    public func load(from reader: StateReader) throws(VMMError) {
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let bits = try reader.array("msip", count: softwareInterrupts.count...softwareInterrupts.count)
         guard bits.allSatisfy({ $0 <= 1 }) else {
             throw VMMError("field 'msip' of section '\(reader.section)' is out of range")
         }
         try reader.finish()
-        for (hart, bit) in bits.enumerated() {
-            softwareInterrupts[hart] = bit == 1
-            harts.setClintSoftwareInterrupt(hart: hart, bit == 1)
+        return { [self] in
+            for (hart, bit) in bits.enumerated() {
+                softwareInterrupts[hart] = bit == 1
+                harts.setClintSoftwareInterrupt(hart: hart, bit == 1)
+            }
         }
     }
 }

@@ -137,7 +137,7 @@ public final class GoldfishRTC: MMIODevice, Device {
         writer.put("high-words", [UInt64(timeHigh), UInt64(writtenTimeHigh), UInt64(alarmHigh)])
     }
 
-    public func load(from reader: StateReader) throws(VMMError) {
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let newOffset = Int64(bitPattern: try reader.unsigned("offset"))
         let newAlarm = Int64(bitPattern: try reader.unsigned("alarm"))
         let armed = try reader.bool("alarm-armed")
@@ -148,14 +148,16 @@ public final class GoldfishRTC: MMIODevice, Device {
             throw VMMError("field 'high-words' of section '\(reader.section)' is out of range")
         }
         try reader.finish()
-        offset = newOffset
-        alarm = newAlarm
-        alarmArmed = armed
-        interruptPending = isPending
-        interruptEnabled = isEnabled
-        timeHigh = UInt32(truncatingIfNeeded: words[0])
-        writtenTimeHigh = UInt32(truncatingIfNeeded: words[1])
-        alarmHigh = UInt32(truncatingIfNeeded: words[2])
-        update()
+        return { [self] in
+            offset = newOffset
+            alarm = newAlarm
+            alarmArmed = armed
+            interruptPending = isPending
+            interruptEnabled = isEnabled
+            timeHigh = UInt32(truncatingIfNeeded: words[0])
+            writtenTimeHigh = UInt32(truncatingIfNeeded: words[1])
+            alarmHigh = UInt32(truncatingIfNeeded: words[2])
+            update()
+        }
     }
 }

@@ -45,7 +45,7 @@ public final class IMSIC: MMIODevice, Device {
         writer.put("threshold", files.map(\.threshold))
     }
 
-    public func load(from reader: StateReader) throws(VMMError) {
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let words = 4
         let pending = try reader.array("pending", count: files.count * words...files.count * words)
         let enabled = try reader.array("enabled", count: files.count * words...files.count * words)
@@ -56,11 +56,13 @@ public final class IMSIC: MMIODevice, Device {
         guard firstWords.allSatisfy({ (pending[$0] | enabled[$0]) & 1 == 0 }), delivery.allSatisfy({ $0 <= 1 }),
             threshold.allSatisfy({ $0 <= UInt64(IMSICFile.identities) })
         else { throw VMMError("section '\(reader.section)' has a message that does not exist") }
-        for (hart, file) in files.enumerated() {
-            file.restore(
-                pending: Array(pending[hart * words..<(hart + 1) * words]),
-                enabled: Array(enabled[hart * words..<(hart + 1) * words]), delivers: delivery[hart] == 1,
-                threshold: threshold[hart])
+        return { [self] in
+            for (hart, file) in files.enumerated() {
+                file.restore(
+                    pending: Array(pending[hart * words..<(hart + 1) * words]),
+                    enabled: Array(enabled[hart * words..<(hart + 1) * words]), delivers: delivery[hart] == 1,
+                    threshold: threshold[hart])
+            }
         }
     }
 }

@@ -203,7 +203,7 @@ public final class PLIC: MMIODevice, Device {
         writer.put("threshold", bytes: threshold)
     }
 
-    public func load(from reader: StateReader) throws(VMMError) {
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let newPriority = try reader.bytes("priority", count: priority.count...priority.count)
         let newThreshold = try reader.bytes("threshold", count: contextCount...contextCount)
         guard newPriority.allSatisfy({ $0 <= PLIC.maxPriority }), newThreshold.allSatisfy({ $0 <= PLIC.maxPriority })
@@ -223,14 +223,16 @@ public final class PLIC: MMIODevice, Device {
         let newClaimed = try words("claimed", PLIC.words)
         let newEnabled = try words("enabled", PLIC.words * contextCount)
         try reader.finish()
-        priority = newPriority
-        threshold = newThreshold
-        levels = newLevels
-        pending = newPending
-        claimed = newClaimed
-        enabled = newEnabled
-        update()
-        // Whatever the harts have loaded, they agree with this.
-        for context in 0..<contextCount { output(context, outputs[context]) }
+        return { [self] in
+            priority = newPriority
+            threshold = newThreshold
+            levels = newLevels
+            pending = newPending
+            claimed = newClaimed
+            enabled = newEnabled
+            update()
+            // Whatever the harts have loaded, they agree with this.
+            for context in 0..<contextCount { output(context, outputs[context]) }
+        }
     }
 }

@@ -17,7 +17,7 @@ extension SerialUART {
         writer.put("output", bytes: output)
     }
 
-    public func load(from reader: StateReader) throws(VMMError) {
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let ier = UInt8(try reader.unsigned("ier", in: 0...0x0f))
         let fcr = UInt8(try reader.unsigned("fcr", in: 0...0xff))
         let lcr = UInt8(try reader.unsigned("lcr", in: 0...0xff))
@@ -34,18 +34,20 @@ extension SerialUART {
         let newInput = try reader.bytes("input", count: 0...(fcr & 1 != 0 ? SerialUART.fifoDepth : 1))
         let newOutput = try reader.bytes("output", count: 0...SerialUART.batch + SerialUART.fifoDepth)
         try reader.finish()
-        interruptEnable = ier
-        fifoControl = fcr
-        lineControl = lcr
-        modemControl = mcr
-        scratch = scr
-        divisor = newDivisor
-        lineErrors = errors
-        modemDeltas = deltas
-        transmitInterrupt = pendingTransmit
-        isBlocked = blocked
-        input = newInput
-        output = newOutput
-        update()
+        return { [self] in
+            interruptEnable = ier
+            fifoControl = fcr
+            lineControl = lcr
+            modemControl = mcr
+            scratch = scr
+            divisor = newDivisor
+            lineErrors = errors
+            modemDeltas = deltas
+            transmitInterrupt = pendingTransmit
+            isBlocked = blocked
+            input = newInput
+            output = newOutput
+            update()
+        }
     }
 }

@@ -25,5 +25,8 @@ public final class TestFinisher: MMIODevice, Device {
 
     public func reset() {}
     public func save(to writer: inout StateWriter) {}
-    public func load(from reader: StateReader) throws(VMMError) { try reader.finish() }
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
+        try reader.finish()
+        return {}
+    }
 }

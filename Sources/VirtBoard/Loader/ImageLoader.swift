@@ -89,8 +89,8 @@ final class ImageLoader: Device {
 
     func save(to writer: inout StateWriter) {}
 
-    func load(from reader: StateReader) throws(VMMError) {
+    func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         try reader.finish()
-        flashIsLoaded = true
+        return { [self] in flashIsLoaded = true }
     }
 }

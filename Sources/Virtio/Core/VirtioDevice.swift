@@ -229,7 +229,7 @@ open class VirtioDevice: Device {
         saveDevice(to: &writer)
     }
 
-    public func load(from reader: StateReader) throws(VMMError) {
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let id = try reader.uint32("device-id")
         guard id == deviceID else {
             throw VMMError("section '\(reader.section)' is of virtio device \(id), not \(deviceID)")
@@ -256,10 +256,12 @@ open class VirtioDevice: Device {
         let apply = try loadDevice(from: reader)
         try reader.finish()
 
-        driverFeatures = features
-        configGeneration = generation
-        for (queue, state) in zip(queues, states) { queue.apply(state, features: features) }
-        setStatus(newStatus)
-        apply()
+        return { [self] in
+            driverFeatures = features
+            configGeneration = generation
+            for (queue, state) in zip(queues, states) { queue.apply(state, features: features) }
+            setStatus(newStatus)
+            apply()
+        }
     }
 }

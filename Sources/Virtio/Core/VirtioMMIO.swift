@@ -190,16 +190,18 @@ public final class VirtioMMIO: VirtioTransport, MMIODevice, Device, DeviceBus {
         writer.put("interrupt-status", UInt64(interruptStatus))
     }
 
-    public func load(from reader: StateReader) throws(VMMError) {
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let deviceSelect = try reader.uint32("device-features-select")
         let driverSelect = try reader.uint32("driver-features-select")
         let queue = try reader.uint32("queue-select")
         let interrupts = UInt32(try reader.unsigned("interrupt-status", in: 0...3))
         try reader.finish()
-        deviceFeaturesSelect = deviceSelect
-        driverFeaturesSelect = driverSelect
-        queueSelect = queue
-        interruptStatus = interrupts
-        line.set(interrupts != 0)
+        return { [self] in
+            deviceFeaturesSelect = deviceSelect
+            driverFeaturesSelect = driverSelect
+            queueSelect = queue
+            interruptStatus = interrupts
+            line.set(interrupts != 0)
+        }
     }
 }

@@ -21,6 +21,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
@@ -30,7 +31,33 @@ int cbaton_memfd_create(const char *name, unsigned extra_flags) {
 }
 
 int cbaton_seal_size(int fd) {
-    return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+    return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+}
+
+int cbaton_is_write_sealed(int fd) {
+    const int future_write = 0x10; /* F_SEAL_FUTURE_WRITE of Linux 5.1. */
+    int seals = fcntl(fd, F_GET_SEALS);
+    return seals >= 0 && (seals & (F_SEAL_WRITE | future_write)) != 0;
+}
+
+static void attribute_name(const char *name, char *full, size_t size) { snprintf(full, size, "user.%s", name); }
+
+ssize_t cbaton_get_attribute(int fd, const char *name, void *value, size_t size) {
+    char full[64];
+    attribute_name(name, full, sizeof full);
+    return fgetxattr(fd, full, value, size);
+}
+
+int cbaton_set_attribute(int fd, const char *name, const void *value, size_t size) {
+    char full[64];
+    attribute_name(name, full, sizeof full);
+    return fsetxattr(fd, full, value, size, 0);
+}
+
+int cbaton_remove_attribute(int fd, const char *name) {
+    char full[64];
+    attribute_name(name, full, sizeof full);
+    return fremovexattr(fd, full) == 0 || errno == ENODATA ? 0 : -1;
 }
 
 int cbaton_seal_contents(int fd) {

@@ -1,8 +1,8 @@
 import CBaton
 import Glibc
 
-/// Writes and loads checkpoints: everything of the VM except RAM that stays
-/// where it is.
+/// Writes and reads checkpoints: everything of the VM except RAM that stays
+/// where it is. `CheckedCheckpoint` is the way of one into a VM.
 ///
 /// The sections `global`, `clock` and `ram` are the core's; every device has
 /// one under its state name; a mode may add its own.
@@ -21,6 +21,7 @@ enum Checkpoint {
         global.put("machine", vm.machineType)
         global.put("name", vm.name ?? "", optional: true)
         global.put("mode", mode, optional: true)
+        if let identity = memory.identity { global.put("memory-id", identity, optional: true) }
         container.add("global", version: 1, global)
 
         var clock = StateWriter()
@@ -116,104 +117,8 @@ enum Checkpoint {
         return result
     }
 
-    /// Gives every device its section.
-    /// - Parameter ownSections: names of sections that a mode has taken.
-    /// - Returns: the run state that the VM was saved in.
-    static func apply(
-        _ container: SectionContainer, to vm: VirtualMachine, memory: GuestMemory, mode: String, ownSections: [String],
-        name: String
-    ) throws(VMMError) -> RunState {
-        func reader(_ sectionName: String, upTo version: UInt32) throws(VMMError) -> StateReader {
-            guard let section = container.section(sectionName) else {
-                throw VMMError(
-                    "\(name) has no section '\(sectionName)'",
-                    hint: "Load it into a VM with the same machine and devices as the one that was saved.")
-            }
-            guard (1...version).contains(section.version) else {
-                throw VMMError(
-                    "section '\(sectionName)' of \(name) has version \(section.version), "
-                        + "this VMM knows up to \(version)")
-            }
-            return try container.reader(section)
-        }
-
-        // Everything that can be refused without touching a device comes first.
-        let global = try reader("global", upTo: 1)
-        let machine = try global.string("machine")
-        guard machine == vm.machineType else {
-            throw VMMError("\(name) is of machine type '\(machine)', this VM is '\(vm.machineType)'")
-        }
-        let stateName = try global.string("run-state")
-        guard let runState = RunState(rawValue: stateName) else {
-            throw VMMError("\(name) has the unknown run state '\(stateName)'")
-        }
-        _ = global.has("name") ? try global.string("name") : nil
-        // What one mode leaves in place another would look for in the file.
-        if global.has("mode"), try global.string("mode") != mode {
-            throw VMMError("\(name) was saved in mode '\(try global.string("mode"))', not '\(mode)'")
-        }
-        try global.finish()
-
-        let clock = try reader("clock", upTo: 1)
-        let savedBoot = try clock.string("boot-id")
-        let offset = Int64(bitPattern: try clock.unsigned("monotonic-offset-ns"))
-        let now = Int64(bitPattern: try clock.unsigned("now-ns", in: 0...UInt64(Int64.max)))
-        let realtime = Int64(try clock.unsigned("realtime-ns", in: 0...UInt64(Int64.max)))
-        try clock.finish()
-
-        let ram = try reader("ram", upTo: 1)
-        let count = try ram.unsigned("count", in: 0...1_000_000)
-        for index in 0..<count {
-            let blockName = try ram.string("\(index).name")
-            let length = try ram.unsigned("\(index).used-length")
-            guard let block = memory.blocks.first(where: { $0.name == blockName }) else {
-                throw VMMError("\(name) has the RAM block '\(blockName)', which this VM lacks")
-            }
-            guard UInt64(block.usedLength) == length else {
-                throw VMMError("Size mismatch: \(blockName): \(Hex(length)) != \(Hex(block.usedLength))")
-            }
-            guard ram.has("\(index).file") else { continue }
-            let file = try ram.string("\(index).file")
-            let inode = try ram.unsigned("\(index).inode")
-            // The contents are in that file, and in no other of its name.
-            guard FileIdentity(block.fd)?.inode == inode else {
-                throw VMMError(
-                    "RAM block '\(blockName)' is not in the file that \(name) was saved with ('\(file)', "
-                        + "inode \(inode))")
-            }
-        }
-        try ram.finish()
-        let known = Set(["global", "clock", "ram", RAMContents.sectionName] + ownSections + vm.devices.map(\.stateName))
-        for section in container.sections where !section.optional && !known.contains(section.name) {
-            throw VMMError(
-                "Unknown savevm section or instance '\(section.name)'. "
-                    + "Make sure that your current VM setup matches your saved VM setup, "
-                    + "including any hotplugged devices")
-        }
-        var readers: [StateReader] = []
-        for device in vm.devices { readers.append(try reader(device.stateName, upTo: device.stateVersion)) }
-
-        if !savedBoot.isEmpty && savedBoot == bootID() && !vm.clock.stopsWithVM {
-            vm.clock.restore(monotonicOffset: offset)
-        } else if vm.clock.stopsWithVM {
-            vm.clock.restore(now: now, wallClock: realtime)
-        } else {
-            // Another boot of the host: the wall clock says how long it took.
-            vm.clock.restore(now: now &+ max(0, cbaton_realtime_ns() - realtime), wallClock: realtime)
-        }
-        for (device, reader) in zip(vm.devices, readers) {
-            do throws(VMMError) {
-                try device.load(from: reader)
-                try reader.finish()
-            } catch {
-                throw error.prefixed("error while loading state for instance '\(device.stateName)' of \(name)")
-            }
-        }
-        return runState
-    }
-
     /// What tells a file from another that has taken its name.
-    private struct FileIdentity {
+    struct FileIdentity {
         let inode: UInt64
         init?(_ fd: Int32) {
             var status = stat()
@@ -224,7 +129,7 @@ enum Checkpoint {
 
     /// Identifies this boot of the host: CLOCK_MONOTONIC means nothing in another. Empty where that cannot be known
     /// (without /proc): then no two boots are the same.
-    private static func bootID() -> String {
+    static func bootID() -> String {
         guard let fd = try? FD.open("/proc/sys/kernel/random/boot_id", O_RDONLY),
             let bytes = try? FD.readAll(fd.raw, limit: 64, from: "boot_id")
         else { return "" }

@@ -51,7 +51,7 @@ extension CprController {
             let preserver = preservers[index - 1]
             return preserver.blockers(mode: mode.name).map { VMMError($0).prefixed(preserver.name) }
         }
-        return calls.late.map(\.error)
+        return (memory.loss.map { [$0] } ?? []) + calls.late.map(\.error)
             + answers.flatMap { (try? $0.get()) ?? [] }
             + addedBlockers.filter { $0.scope.covers(mode) }.map(\.reason)
     }

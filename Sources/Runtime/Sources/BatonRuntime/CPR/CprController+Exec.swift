@@ -20,6 +20,7 @@ extension CprController {
     /// - Parameter closesConnection: whether the asking client's connection is
     ///   closed by the exec.
     public func exec(_ argv: [String], closesConnection: Bool = false) throws(VMMError) {
+        try vm.settleRequests()
         guard vm.runState == .saveVM else { throw VMMError("runstate is not save-vm") }
         guard let saved else { throw VMMError("cpr-exec requires cpr-save with restart mode") }
         guard argv.first?.isEmpty == false else {
@@ -88,6 +89,10 @@ extension CprController {
         try notify(.exec) { [unowned self] () throws(VMMError) in if mayHang(mode) { try launchGuardian() } }
         try launchGuardian()
         for warning in warnings { Report.warning(warning) }
+        // What came meanwhile and was answered must not be lost with this process.
+        vm.takeSignals()
+        if vm.isEnding { throw VMMError("the VMM is ending") }
+        if let loss = memory.loss { throw loss }
         if let guardian { Lifeboat.report(guardian.link, .starting) }
         times.exec = EventLoop.now
         try mode.exec(argv, cpr: self)

@@ -5,8 +5,8 @@ import Glibc
 extension CprController {
     /// Takes over the state of a checkpoint; the guest runs again if it ran
     /// when it was saved.
-    /// - Throws: why not; nothing of the VM has changed unless the file is
-    ///   damaged in a way that only a device could find.
+    /// - Throws: why not; nothing of the VM has changed, and it can be given
+    ///   another checkpoint.
     public func load(from path: String, mode name: String) throws(VMMError) {
         guard !vm.isRunning else { throw VMMError("cpr-load called for a running VM") }
         let mode = try enabledMode(name)
@@ -41,17 +41,18 @@ extension CprController {
     /// - Parameter autostart: whether a guest that ran when it was saved runs
     ///   again now, or stays paused.
     func load(from fd: Int32, mode: any CprMode, name: String, autostart: Bool = true) throws(VMMError) {
+        // A reset or an end that was asked for is of the VM as it is now. One that
+        // takes over a guest cannot be reset, and its end is the guest's.
+        if inherited == nil { try vm.settleRequests() }
         times.loadRequested = EventLoop.now
         tellGuardian(.loading)
         let container = try Checkpoint.read(fd, name: name)
-        let runState: RunState
+        let checkpoint: CheckedCheckpoint
         do throws(VMMError) {
-            let contents = try RAMContents.check(container, from: fd, memory: memory, name: name)
+            checkpoint = try CheckedCheckpoint(container, from: fd, for: self, mode: mode, name: name)
             if !isTrial { try notify(.load) }
-            contents?.copy()
-            let own = try mode.load(from: container, cpr: self)
-            runState = try Checkpoint.apply(
-                container, to: vm, memory: memory, mode: mode.name, ownSections: own, name: name)
+            try checkpoint.checkComplete(ownSections: try mode.load(from: container, cpr: self))
+            try take(checkpoint, runs: checkpoint.runState == .running && autostart)
         } catch {
             if !isTrial { announce(.loadFailed) }
             throw error
@@ -61,16 +62,10 @@ extension CprController {
             tellGuardian(.passed)
             exit(0)
         }
-        try commit()
-        vm.tookOverState()
         times.loaded = EventLoop.now
         announce(.commit)
         updateLimit = CprController.defaultStartLimit
-        if runState == .running && autostart {
-            try vm.start()
-        } else {
-            vm.setStoppedState(runState == .running ? .paused : runState)
-        }
+        goOn(checkpoint.runState, autostart: autostart)
         times.resumed = EventLoop.now
         helpers.reap(on: vm.loop)
         if let report = times.report?.objectValue {
@@ -80,8 +75,28 @@ extension CprController {
         Log.trace("cpr_load", "file \(name) mode \(mode.name)")
     }
 
-    /// Makes the guest this process' own, for good.
+    /// Gives the VM what has been checked, and makes the guest its own.
+    /// - Parameter runs: whether the guest runs at once.
+    private func take(_ checkpoint: CheckedCheckpoint, runs: Bool) throws(VMMError) {
+        do throws(VMMError) {
+            try checkpoint.copyContents()
+            if runs && !isTrial { try memory.willChange() }
+            checkpoint.apply()
+            if let loss = memory.loss { throw loss }
+            if isTrial { return }
+            try commit()
+        } catch {
+            vm.loadFailed()
+            throw error
+        }
+        if !runs { memory.identity = checkpoint.memoryIdentity }
+        vm.tookOverState()
+    }
+
+    /// Makes the guest this process' own, for good: first all that can fail,
+    /// then the token, and nothing that can fail after it.
     private func commit() throws(VMMError) {
+        try memory.makeWritable()
         if let link = CprState.lifeboatOfThisProcess {
             guard Lifeboat.take(link) else {
                 // Too late: the process before runs the guest again, and
@@ -93,7 +108,20 @@ extension CprController {
             Lifeboat.release(link)
             CprState.lifeboatOfThisProcess = nil
         }
-        try memory.commit()
+        memory.commit()
         awaitsLoad = false
+    }
+
+    /// The guest goes on in the state that it was saved in. There is no way
+    /// back any more: what keeps it from running is reported.
+    private func goOn(_ runState: RunState, autostart: Bool) {
+        guard runState == .running else { return vm.setStoppedState(runState) }
+        guard autostart else { return vm.setStoppedState(.paused) }
+        do throws(VMMError) {
+            try vm.start()
+        } catch {
+            Report.error(error)
+            vm.setStoppedState(memory.loss == nil ? .paused : .internalError)
+        }
     }
 }

@@ -23,6 +23,11 @@ extension CprController {
         let stateBefore = vm.runState
         try watched(limit: CprController.defaultStartLimit, mode, stateBefore: stateBefore) { () throws(VMMError) in
             let (container, contents) = try stopAndCollect(mode)
+            if mode.promises.contains(.survivesHostReboot) {
+                try memory.keep(memory.blocks.filter { block in
+                    block.isPersistent && !contents.contains { $0 === block }
+                })
+            }
             try Checkpoint.write(
                 container, contents: contents, to: path, durable: mode.promises.contains(.survivesHostReboot)
             ) { [vm] done, total in
@@ -35,8 +40,11 @@ extension CprController {
         Log.trace("cpr_save", "file \(path) mode \(name)")
     }
 
-    /// - Throws: an error while something of an update is in hand.
+    /// Carries out what has been asked for, so that it is part of what is saved.
+    /// - Throws: an error while something of an update is in hand, or when the
+    ///   VMM is ending.
     func checkIdle() throws(VMMError) {
+        try vm.settleRequests()
         guard saved == nil, vm.runState != .saveVM else {
             throw VMMError("cpr-save has been done already; use cpr-exec, cpr-load or cont")
         }
@@ -51,8 +59,9 @@ extension CprController {
         times = UpdateTimes(generation: times.generation)
         times.requested = EventLoop.now
         // A VM that has never run has no state to save until its first reset.
-        vm.resetIfNew()
+        try vm.resetIfNew()
         vm.stop(.saveVM)
+        try memory.identify()
         times.drained = EventLoop.now
         times.stopped = stateBefore == .running ? vm.stoppedAt : times.drained
         modeOfSave = mode
@@ -69,6 +78,8 @@ extension CprController {
             let contents = mode.volatileBlocks(cpr: self)
             RAMContents.describe(contents, in: &container)
             try mode.save(to: &container, cpr: self)
+            // Zeroes in the place of what was lost are nobody's state.
+            if let loss = memory.loss { throw loss }
             return (container, contents)
         }
         if guardian != nil { return try complete() }
@@ -82,14 +93,19 @@ extension CprController {
     /// Puts the VM back into the state that it was stopped in.
     private func giveBack(_ stateBefore: RunState) {
         if stateBefore == .running {
-            do throws(VMMError) { try vm.start() } catch { Report.warning(error.message) }
+            do throws(VMMError) {
+                try vm.start()
+            } catch {
+                Report.warning(error.message)
+                vm.setStoppedState(memory.loss == nil ? .paused : .internalError)
+            }
         } else {
             vm.setStoppedState(stateBefore)
         }
     }
 
-    /// The guest was started again (`cont`) after a save: the save is void.
-    func guestStarted() {
+    /// The guest was started again (`cont`) or reset after a save: the save is void.
+    func voidSave() {
         guard saved != nil else { return }
         saved = nil
         announce(.saveFailed)

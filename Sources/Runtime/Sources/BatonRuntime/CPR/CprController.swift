@@ -107,13 +107,15 @@ public final class CprController {
         // When there is time: not while another process' guest waits to be this one's.
         if !isTrial { vm.loop.later { [weak self] in self?.makeMark() } }
         vm.namedFDs.keep(in: fds)
-        vm.onRunStateChange { [unowned self] state in if state == .running { guestStarted() } }
+        // A guest that is started or reset is not the one that was saved.
+        vm.onRunStateChange { [unowned self] state in if state == .running || state == .prelaunch { voidSave() } }
+        vm.beforeMemoryChanges = { [unowned self] () throws(VMMError) in try self.memory.willChange() }
         vm.startBlocker = { [unowned self] in
             awaitsLoad
                 ? VMMError(
                     "the VM waits for cpr-load",
                     hint: "This process took over a guest; give it its state with cpr-load.")
-                : nil
+                : self.memory.loss
         }
     }
 
@@ -159,6 +161,7 @@ public final class CprController {
     public func machineBuilt(loading state: (() throws(VMMError) -> Void)? = nil) throws(VMMError) {
         times.built = EventLoop.now
         times.mapping = memory.mappingTime
+        try watchMemory()
         try checkHeritage()
         if let state { return try state() }
         guard let inherited else { return }
@@ -168,6 +171,22 @@ public final class CprController {
         }
         let checkpoint = OwnedFD(adopting: fd)
         try load(from: checkpoint.raw, mode: try enabledMode(inherited.mode), name: "the checkpoint")
+    }
+
+    /// Guest memory that cannot be had any more stops the guest, as an internal
+    /// error does in QEMU.
+    private func watchMemory() throws(VMMError) {
+        let wake = cbaton_guard_wake_fd()
+        guard wake >= 0 else { return }
+        var isTold = false
+        try vm.loop.watch(wake, .readable) { [unowned self] _ in
+            _ = cbaton_eventfd_take(wake)
+            guard !isTold, let loss = memory.loss else { return }
+            isTold = true
+            Report.error(loss)
+            // While it waits for its state, the VMM before has the guest still.
+            if !awaitsLoad { vm.stop(.internalError) }
+        }
     }
 
     private func checkHeritage() throws(VMMError) {
@@ -322,6 +341,7 @@ public final class CprController {
         state.callLimit = callLimit
         state.timerSlack = UInt(cbaton_timer_slack())
         state.markedTimerSlack = mark?.timerSlack
+        state.memoryIdentity = memory.identity
         state.history = history
         for part in outgoingParts { state.addPart(part.name, version: part.version, part.writer) }
         return state

@@ -59,6 +59,8 @@ public struct CprState {
     var addresses: [Int32: [UInt8]] = [:]
     /// How the last updates ended.
     public var history = UpdateHistory()
+    /// Which state of guest memory this is; see `GuestMemory.identity`.
+    var memoryIdentity: String?
     /// What parts must know before they are made anew: a chardev's unread
     /// bytes, a monitor's session. By the part's own name, `chardev/ID`.
     private var parts = SectionContainer(kind: .cprState)
@@ -172,6 +174,7 @@ public struct CprState {
         if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
         if isTrial { general.put("trial", true) }
         if let timerSlack { general.put("timer-slack-ns", UInt64(timerSlack), optional: true) }
+        if let memoryIdentity { general.put("memory-id", memoryIdentity, optional: true) }
         container.add("cpr", version: 1, general)
         var list = StateWriter()
         list.put("names", fds.map(\.name))
@@ -208,12 +211,7 @@ public struct CprState {
         guard fstat(fd, &status) == 0 else { return }
         writer.put(prefix + "inode", UInt64(status.st_ino), optional: true)
         writer.put(prefix + "size", UInt64(status.st_size), optional: true)
-        var path = [CChar](repeating: 0, count: Int(PATH_MAX))
-        let length = readlink("/proc/self/fd/\(fd)", &path, path.count)
-        guard length > 0 else { return }
-        writer.put(
-            prefix + "file", String(decoding: path.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self),
-            optional: true)
+        if let path = FD.path(fd) { writer.put(prefix + "file", path, optional: true) }
     }
 
     /// Parses and checks a state.
@@ -257,6 +255,7 @@ public struct CprState {
         if general.has("timer-slack-ns") {
             timerSlack = UInt(try general.unsigned("timer-slack-ns", in: 1...UInt64(Int64.max)))
         }
+        if general.has("memory-id") { memoryIdentity = try general.string("memory-id") }
         try general.finish()
         if let section = container.section(UpdateHistory.sectionName), section.version == 1 {
             history = try UpdateHistory(from: try container.reader(section))
@@ -293,6 +292,7 @@ public struct CprState {
 
         let blocks = try reader("ram")
         ram = []
+        var blockNames: Set<String> = []
         let page = UInt64(Mapping.pageSize)
         for index in 0..<(try blocks.unsigned("count", in: 0...1_000_000)) {
             let name = try blocks.string("\(index).name")
@@ -302,7 +302,7 @@ public struct CprState {
             guard usedLength % page == 0, maxLength % page == 0, alignment & (alignment - 1) == 0 else {
                 throw VMMError("RAM block '\(name)' has impossible lengths or alignment")
             }
-            guard !ram.contains(where: { $0.name == name }) else { throw VMMError("RAM block '\(name)' occurs twice") }
+            guard blockNames.insert(name).inserted else { throw VMMError("RAM block '\(name)' occurs twice") }
             ram.append(
                 RAMRecord(
                     name: name, usedLength: Int(usedLength), maxLength: Int(maxLength), alignment: Int(alignment),

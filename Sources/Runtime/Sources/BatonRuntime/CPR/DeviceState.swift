@@ -76,20 +76,17 @@ public func littleEndianBytes<T: FixedWidthInteger>(_ value: T) -> [UInt8] {
 
 /// Reads the fields of one section back. Every accessor checks presence, type
 /// and range, and says which section and field was wrong.
+///
+/// A file may have millions of fields: of each only its place is kept, and
+/// names are compared where they are.
 public struct StateReader {
     /// The section's name, for error texts.
     public let section: String
     /// The version that the section was written with.
     public let version: UInt32
-    private struct Field {
-        var name: String
-        var type: StateFieldType
-        var optional: Bool
-        var payload: ArraySlice<UInt8>
-    }
-    private var fields: [Field] = []
-    /// Where each is, in a section of many.
-    private var places: [String: Int] = [:]
+    private let fields: StateFields
+    /// Where a name is, in a section of many fields.
+    private let names: FieldNames?
     private static let few = 16
 
     private final class Progress {
@@ -105,43 +102,41 @@ public struct StateReader {
     public init(section: String, version: UInt32, payload: ArraySlice<UInt8>) throws(VMMError) {
         self.section = section
         self.version = version
-        var cursor = ByteCursor(payload)
-        while !cursor.isAtEnd {
-            guard let nameLength = cursor.byte(), nameLength > 0, let nameBytes = cursor.take(Int(nameLength)),
-                let name = ByteCursor.text(nameBytes),
-                let rawType = cursor.byte(), let flags = cursor.byte(),
-                let length = cursor.unsigned(UInt32.self), let body = cursor.take(Int(length))
-            else { throw VMMError("section '\(section)' is damaged") }
-            guard let type = StateFieldType(rawValue: rawType) else {
-                throw VMMError("field '\(name)' of section '\(section)' has the unknown type \(rawType)")
-            }
-            guard place(name) == nil else { throw VMMError("field '\(name)' of section '\(section)' occurs twice") }
-            fields.append(Field(name: name, type: type, optional: flags & 1 != 0, payload: body))
-            if fields.count > StateReader.few {
-                if places.isEmpty { for (index, field) in fields.enumerated() { places[field.name] = index } }
-                places[name] = fields.count - 1
-            }
+        fields = try StateFields(payload, section: section)
+        names = fields.count > StateReader.few ? FieldNames(fields) : nil
+        if let twice = names?.duplicate ?? StateReader.duplicate(names == nil ? fields : nil) {
+            throw VMMError("field '\(fields[twice].name)' of section '\(section)' occurs twice")
         }
         progress.seen = Array(repeating: false, count: fields.count)
     }
 
+    /// The index of a name that occurs before, among few fields.
+    private static func duplicate(_ fields: StateFields?) -> Int? {
+        guard let fields else { return nil }
+        return fields.indices.first { index in (0..<index).contains { fields.haveSameName($0, index) } }
+    }
+
     private func place(_ name: String) -> Int? {
-        if !places.isEmpty { return places[name] }
-        return fields.firstIndex { $0.name == name }
+        var name = name
+        return name.withUTF8 { name in
+            let bytes = UnsafeRawBufferPointer(name)
+            return names.map { $0.place(bytes, in: fields) } ?? fields.indices.first { fields.isNamed($0, bytes) }
+        }
     }
 
     private func field(_ name: String, _ type: StateFieldType) throws(VMMError) -> ArraySlice<UInt8> {
         var index = progress.next
-        if index >= fields.count || fields[index].name != name {
+        var text = name
+        if index >= fields.count || !text.withUTF8({ fields.isNamed(index, UnsafeRawBufferPointer($0)) }) {
             guard let found = place(name) else { throw VMMError("field '\(name)' of section '\(section)' is missing") }
             index = found
         }
-        guard fields[index].type == type else {
+        guard fields.type(index) == type else {
             throw VMMError("field '\(name)' of section '\(section)' has the wrong type")
         }
         progress.seen[index] = true
         progress.next = index + 1
-        return fields[index].payload
+        return fields.payload(index)
     }
 
     public func has(_ name: String) -> Bool { place(name) != nil }
@@ -214,17 +209,15 @@ public struct StateReader {
     /// Refuses mandatory fields that nobody asked for: they come from a later
     /// version, and to ignore them would lose state.
     public func finish() throws(VMMError) {
-        for (field, seen) in zip(fields, progress.seen) where !field.optional && !seen {
+        for index in fields.indices where !progress.seen[index] && !fields.isOptional(index) {
             throw VMMError(
-                "section '\(section)' has the unknown field '\(field.name)'",
+                "section '\(section)' has the unknown field '\(fields[index].name)'",
                 hint: "It was written by a newer version of this VMM.")
         }
     }
 
-    /// Every field as text, for `baton-ctl inspect`.
-    public var dump: [(name: String, type: StateFieldType, payload: ArraySlice<UInt8>)] {
-        fields.map { ($0.name, $0.type, $0.payload) }
-    }
+    /// Every field, for `baton-ctl inspect`; each is made when it is asked for.
+    public var dump: StateFields { fields }
 }
 
 /// Walks over bytes; every accessor returns nil at the end instead of trapping.
@@ -237,6 +230,12 @@ public struct ByteCursor {
     }
     public var isAtEnd: Bool { position == bytes.endIndex }
     public var remaining: Int { bytes.endIndex - position }
+
+    static func isText(_ bytes: ArraySlice<UInt8>) -> Bool {
+        bytes.withUnsafeBufferPointer { bytes in
+            bytes.allSatisfy { $0 < 0x80 } || String(validating: bytes, as: UTF8.self) != nil
+        }
+    }
 
     /// Bytes as UTF-8; nil when they are not.
     static func text(_ bytes: ArraySlice<UInt8>) -> String? {

@@ -28,7 +28,7 @@ extension CprController {
         isInPreflight = true
         defer { isInPreflight = false }
         let memfd = OwnedFD(adopting: cbaton_memfd_create("cpr-preflight", 0))
-        vm.resetIfNew()
+        try vm.resetIfNew()
         let checkpoint = try collect(mode, stateBefore: vm.runState)
         try Checkpoint.write(checkpoint.0, contents: checkpoint.1, toMemfd: memfd.raw)
 

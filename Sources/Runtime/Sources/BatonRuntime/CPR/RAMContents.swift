@@ -67,6 +67,9 @@ enum RAMContents {
         guard retryingInterrupts({ ftruncate(fd, off_t(start)) }) == 0 else {
             throw .system("Could not write \(name)")
         }
+        if let block = blocks.first(where: \.hasLostPages) {
+            throw VMMError("the memory of RAM block '\(block.name)' was lost while it was written to \(name)")
+        }
     }
 
     static func alignedEnd(_ sectionsEnd: Int) -> Int { (sectionsEnd + page - 1) & ~(page - 1) }
@@ -100,46 +103,69 @@ enum RAMContents {
     }
 
     /// Contents that have been checked and can be copied into their blocks.
-    final class Checked {
-        private let mapping: UnsafeMutableRawPointer
-        private let length: Int
+    struct Checked {
         private let places: [Place]
+        private let fd: Int32
+        private let name: String
 
-        fileprivate init(mapping: UnsafeMutableRawPointer, length: Int, places: [Place]) {
-            self.mapping = mapping
-            self.length = length
+        fileprivate init(places: [Place], fd: Int32, name: String) {
             self.places = places
+            self.fd = fd
+            self.name = name
         }
 
-        deinit { munmap(mapping, length) }
+        func contains(_ block: RAMBlock) -> Bool { places.contains { $0.block === block } }
 
-        func copy() {
-            for place in places { RAMContents.copy(mapping + place.offset, to: place.block) }
+        /// Copies all of them. The file is read a second time, and may have
+        /// changed since it was checked.
+        /// - Throws: why it cannot be read any more, or differs. Blocks of this
+        ///   VM, which has not run, have then been changed.
+        func copy() throws(VMMError) {
+            for place in places {
+                try RAMContents.read(place, from: fd, name: name) { source, offset, count in
+                    RAMContents.copy(source, to: place.block.host + offset, count: count)
+                }
+            }
         }
     }
 
     /// Checks the contents that a checkpoint has against the blocks of this
-    /// VM, and their checksums; changes nothing.
-    /// - Returns: nil when the checkpoint has none.
+    /// VM, and their checksums; changes nothing. What that costs is bounded by
+    /// the size of the VM's memory, as no block occurs twice.
+    /// - Parameter fd: borrowed, for as long as the result is used.
     static func check(_ container: SectionContainer, from fd: Int32, memory: GuestMemory, name: String)
-        throws(VMMError) -> Checked?
+        throws(VMMError) -> Checked
     {
-        guard let section = container.section(sectionName) else { return nil }
+        guard let section = container.section(sectionName) else { return Checked(places: [], fd: fd, name: name) }
         guard section.version == 1 else {
             throw VMMError(
                 "section '\(sectionName)' of \(name) has version \(section.version), this VMM knows version 1")
         }
-        let reader = try container.reader(section)
+        let places = try places(try container.reader(section), in: fd, after: container.encodedLength, memory, name)
+        for place in places { try read(place, from: fd, name: name) { _, _, _ in } }
+        return Checked(places: places, fd: fd, name: name)
+    }
+
+    /// Reads the section, and checks that each block is one of this VM, occurs
+    /// once, and is in the file, at a place of its own.
+    private static func places(
+        _ reader: StateReader, in fd: Int32, after sectionsEnd: Int, _ memory: GuestMemory, _ name: String
+    ) throws(VMMError) -> [Place] {
         let fileLength = try Mapping.fileLength(fd)
-        let base = alignedEnd(container.encodedLength)
+        let base = alignedEnd(sectionsEnd)
+        let blocks = Dictionary(memory.blocks.map { ($0.name, $0) }) { first, _ in first }
+        var seen: Set<String> = []
         var places: [Place] = []
         for index in 0..<(try reader.unsigned("count", in: 0...1_000_000)) {
             let blockName = try reader.string("\(index).name")
             let length = try reader.unsigned("\(index).length")
             let offset = try reader.unsigned("\(index).offset", in: 0...(1 << 52))
             let crc = try reader.uint32("\(index).crc32c")
-            guard let block = memory.blocks.first(where: { $0.name == blockName }) else {
+            guard let block = blocks[blockName] else {
                 throw VMMError("\(name) has the contents of RAM block '\(blockName)', which this VM lacks")
+            }
+            guard seen.insert(blockName).inserted else {
+                throw VMMError("\(name) has the contents of RAM block '\(blockName)' twice")
             }
             guard UInt64(block.usedLength) == length else {
                 throw VMMError("Size mismatch: \(blockName): \(Hex(length)) != \(Hex(block.usedLength))")
@@ -147,25 +173,64 @@ enum RAMContents {
             guard base + Int(offset) + Int(length) <= fileLength else {
                 throw VMMError("\(name) is truncated (the contents of RAM block '\(blockName)' are missing)")
             }
+            guard !memory.isInherited(block) else {
+                throw VMMError(
+                    "\(name) has contents for RAM block '\(blockName)', "
+                        + "which this process has taken over with what is in it")
+            }
             places.append(Place(block: block, offset: base + Int(offset), crc: crc))
         }
         try reader.finish()
-        guard let mapping = mmap(nil, fileLength, PROT_READ, MAP_PRIVATE, fd, 0), mapping != MAP_FAILED else {
-            throw .system("Could not read '\(name)'")
+        places.sort { $0.offset < $1.offset }
+        for (place, next) in zip(places, places.dropFirst())
+        where place.offset + place.block.usedLength > next.offset {
+            throw VMMError(
+                "\(name) has the contents of the RAM blocks '\(place.block.name)' and '\(next.block.name)' "
+                    + "in the same place")
         }
-        let checked = Checked(mapping: mapping, length: fileLength, places: places)
-        for place in places
-        where cbaton_crc32c(0, mapping + place.offset, place.block.usedLength) != place.crc {
-            throw VMMError("\(name) has damaged contents of RAM block '\(place.block.name)' (checksum mismatch)")
-        }
-        return checked
+        return places
     }
 
+    /// Reads the contents of one block piece by piece, and checks their sum.
+    /// The file may become shorter at any time: it is read and not mapped.
+    private static func read(
+        _ place: Place, from fd: Int32, name: String,
+        _ body: (_ source: UnsafeRawPointer, _ offset: Int, _ count: Int) -> Void
+    ) throws(VMMError) {
+        let length = place.block.usedLength
+        let buffer = UnsafeMutableRawPointer.allocate(byteCount: chunk, alignment: page)
+        defer { buffer.deallocate() }
+        var sum: UInt32 = 0
+        var offset = 0
+        while offset < length {
+            let count = min(chunk, length - offset)
+            var filled = 0
+            while filled < count {
+                let n = retryingInterrupts {
+                    pread(fd, buffer + filled, count - filled, off_t(place.offset + offset + filled))
+                }
+                guard n >= 0 else { throw .system("Could not read '\(name)'") }
+                guard n > 0 else {
+                    throw VMMError(
+                        "\(name) is truncated (the contents of RAM block '\(place.block.name)' are missing)")
+                }
+                filled += n
+            }
+            sum = cbaton_crc32c(sum, buffer, count)
+            body(buffer, offset, count)
+            offset += count
+        }
+        guard sum == place.crc else {
+            throw VMMError("\(name) has damaged contents of RAM block '\(place.block.name)' (checksum mismatch)")
+        }
+    }
+    private static let chunk = 1 << 20
+
     /// Copies pages that differ, so that pages of zeroes take no memory.
-    fileprivate static func copy(_ source: UnsafeMutableRawPointer, to block: RAMBlock) {
-        for offset in stride(from: 0, to: block.usedLength, by: page)
-        where memcmp(source + offset, block.host + offset, page) != 0 {
-            memcpy(block.host + offset, source + offset, page)
+    private static func copy(_ source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, count: Int) {
+        for offset in stride(from: 0, to: count, by: page)
+        where memcmp(source + offset, target + offset, page) != 0 {
+            memcpy(target + offset, source + offset, page)
         }
     }
 }

@@ -44,6 +44,8 @@ public struct SectionContainer {
 
     public static let formatVersion: UInt32 = 1
     static let headerSize = 32
+    /// No machine has as many devices.
+    static let countLimit: UInt32 = 1 << 16
     /// Bytes of the sections and the header together, as encoded.
     public var encodedLength: Int {
         sections.reduce(SectionContainer.headerSize) { $0 + 16 + $1.name.utf8.count + $1.payload.count }
@@ -68,8 +70,11 @@ public struct SectionContainer {
     /// - Throws: why it cannot be read, is neither, or is damaged.
     public init(file: String) throws(VMMError) {
         let fd = try FD.openFile(file, O_RDONLY)
-        let state = try? FD.readAll(fd.raw, limit: CprState.sizeLimit, from: file)
-        if let state, state.starts(with: Kind.cprState.magic) {
+        let magic = [UInt8](unsafeUninitializedCapacity: 8) { buffer, count in
+            count = max(0, retryingInterrupts { pread(fd.raw, buffer.baseAddress, 8, 0) })
+        }
+        if magic == Kind.cprState.magic {
+            let state = try FD.readAll(fd.raw, limit: CprState.sizeLimit, from: file)
             try self.init(kind: .cprState, parsing: state, name: file)
         } else {
             self = try Checkpoint.read(fd.raw, name: file)
@@ -141,6 +146,9 @@ public struct SectionContainer {
             throw VMMError(
                 "\(name) has format version \(version), this VMM reads version \(SectionContainer.formatVersion)",
                 hint: "Load it with the version of Baton that wrote it, or a later one.")
+        }
+        guard count <= SectionContainer.countLimit else {
+            throw VMMError("\(name) has \(count) sections, at most \(SectionContainer.countLimit) are accepted")
         }
         guard UInt64(cursor.remaining) >= length else {
             throw VMMError("\(name) is truncated (\(cursor.remaining) of \(length) bytes of sections)")

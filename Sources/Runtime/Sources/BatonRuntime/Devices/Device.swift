@@ -4,9 +4,10 @@
 /// Everything happens on the main thread. A device is made in its power-on
 /// state. The legal order of calls is `reset` (once before the first run, and
 /// at every machine reset), then any number of `pause` / `resume` pairs, with
-/// `save` only while paused. `load` comes instead of the first `reset`: in a
-/// process that takes over a guest nothing is reset, because a reset may load
-/// images into guest RAM. It may come again when a load failed.
+/// `save` only while paused. A load (`loader(of:)` and what it returns) comes
+/// instead of the first `reset`: in a process that takes over a guest nothing
+/// is reset, because a reset may load images into guest RAM. It may come again
+/// when a load failed.
 public protocol Device: AnyObject {
     /// Unique in the VM and the same in every start with the same command
     /// line; the name of the device's checkpoint section (`serial0`, `plic`,
@@ -24,13 +25,18 @@ public protocol Device: AnyObject {
     func resume()
     /// Writes the device's guest-visible and internal state.
     func save(to writer: inout StateWriter)
-    /// Takes over a state. All fields are read and checked before the first
-    /// is applied, so that a refused state changes nothing.
-    func load(from reader: StateReader) throws(VMMError)
+    /// Reads and checks a state, all of it, and changes nothing: another device
+    /// may refuse its own.
+    /// - Returns: what takes the state over, once every device has accepted its
+    ///   own. It cannot fail.
+    func loader(of reader: StateReader) throws(VMMError) -> () -> Void
 }
 
 extension Device {
     public var stateVersion: UInt32 { 1 }
+    /// Takes over a state of this device alone.
+    /// - Throws: why not; nothing has changed.
+    public func load(from reader: StateReader) throws(VMMError) { try loader(of: reader)() }
     public func pause() {}
     public func resume() {}
 }

@@ -51,6 +51,14 @@ public enum FD {
         }
     }
 
+    /// What the kernel calls the open file: a path, or such as `/memfd:ram (deleted)`.
+    public static func path(_ fd: Int32) -> String? {
+        var path = [CChar](repeating: 0, count: Int(PATH_MAX))
+        let length = readlink("/proc/self/fd/\(fd)", &path, path.count)
+        guard length > 0 else { return nil }
+        return String(decoding: path.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
     /// Whether `fd` is open in this process.
     public static func isOpen(_ fd: Int32) -> Bool { fcntl(fd, F_GETFD) >= 0 }
 

@@ -105,7 +105,11 @@ public final class VirtualMachine: GuestRequests {
 
     /// The first reset, for what needs devices in their power-on state before
     /// the guest has ever run.
-    public func resetIfNew() { if isNew { resetDevices() } }
+    public func resetIfNew() throws(VMMError) {
+        guard isNew else { return }
+        try beforeMemoryChanges()
+        resetDevices()
+    }
 
     /// Whether a guest that ran when its state was saved runs again once that
     /// is loaded: off with `-S`; `stop` and `cont` change it while the VM waits.
@@ -113,6 +117,13 @@ public final class VirtualMachine: GuestRequests {
 
     /// Why the guest must not be started now; nil when it may.
     public var startBlocker: () -> VMMError? = { nil }
+
+    /// Called before the guest runs or a reset writes to memory; an error keeps
+    /// it from that.
+    public var beforeMemoryChanges: () throws(VMMError) -> Void = { () throws(VMMError) in }
+
+    /// Memory was changed by a load that failed: the next start resets the VM.
+    func loadFailed() { needsReset = true }
 
     /// The devices have taken a checkpoint's state over, which stands for the
     /// first reset.
@@ -131,6 +142,7 @@ public final class VirtualMachine: GuestRequests {
     public func start() throws(VMMError) {
         guard !isRunning else { return }
         if let blocker = startBlocker() { throw blocker }
+        try beforeMemoryChanges()
         if needsReset { resetDevices() }
         clock.vmStarted()
         for device in devices { device.resume() }
@@ -180,8 +192,22 @@ public final class VirtualMachine: GuestRequests {
     /// - Throws: why the guest must not be reset now.
     public func requestReset() throws(VMMError) {
         if let blocker = startBlocker() { throw blocker }
+        try beforeMemoryChanges()
         resetRequested = "host-qmp-system-reset"
         accelerator?.yield()
+    }
+
+    /// Reads what has come in by signals and not been looked at; set by the
+    /// launcher.
+    public var takeSignals: () -> Void = {}
+
+    /// Carries out what was asked for and not carried out yet: before a step
+    /// that saves or replaces this VM's state, which must hold it.
+    /// - Throws: an error when the VMM is ending, by what was asked for.
+    func settleRequests() throws(VMMError) {
+        takeSignals()
+        carryOutRequests()
+        if exitStatus != nil { throw VMMError("the VMM is ending") }
     }
 
     /// Whether something has asked for the end, and the loop has not come to it.

@@ -22,8 +22,14 @@ public final class GuestMemory {
     /// What outlives an exec.
     public let records = RAMRecords()
     private var hooks: [any AllocatorHook] = []
+    private var names: Set<String> = []
     /// Memory of the process before that must not change until it is ours.
-    private var readOnlyBlocks: [(host: UnsafeMutableRawPointer, length: Int)] = []
+    private var readOnlyBlocks: [(name: String, host: UnsafeMutableRawPointer, length: Int)] = []
+    /// Which state of memory this is, while nothing changes it: see `identify`.
+    var identity: String?
+    /// Whether files may have the mark of a save: one of this process, or of
+    /// one before it.
+    var mayBeMarked = true
     /// `-machine mem-merge=`: whether KSM may merge equal pages of any block.
     public var merge = true
     /// `-machine dump-guest-core=`: whether core dumps hold guest memory.
@@ -84,19 +90,25 @@ public final class GuestMemory {
 
     /// Takes a block into the VM and gives it the advice that every block gets.
     private func adopt(_ block: RAMBlock, merge: Bool, dump: Bool) throws(VMMError) {
-        guard !blocks.contains(where: { $0.name == block.name }) else {
+        guard !names.contains(block.name) else {
             throw VMMError("RAMBlock \"\(block.name)\" already registered, abort!")
         }
+        try block.guardMapping()
         // Advice that the kernel lacks changes nothing for the guest.
         if merge { madvise(block.host, block.maxLength, MADV_MERGEABLE) }
         if !dump { madvise(block.host, block.maxLength, MADV_DONTDUMP) }
+        names.insert(block.name)
         blocks.append(block)
     }
+
+    /// Whether a block is memory of the process before, which this process has
+    /// mapped and not yet made its own.
+    func isInherited(_ block: RAMBlock) -> Bool { readOnlyBlocks.contains { $0.host == block.host } }
 
     /// Whether a block's memory is, or in a trial stands for, that of the
     /// process before: what that one has allocated, or not, stays so.
     private func isForeign(_ block: RAMBlock) -> Bool {
-        isTrial || readOnlyBlocks.contains { $0.host == block.host }
+        isTrial || isInherited(block)
     }
 
     private func populate(_ block: RAMBlock) throws(VMMError) {
@@ -126,13 +138,19 @@ public final class GuestMemory {
             fd = OwnedFD(adopting: try create())
         }
         let begin = EventLoop.now
-        // Until the commit the process before can have its guest back, so
-        // nothing here may store to it: an attempt is fatal to this process.
+        // Whether memory can be written to shows here, where the way back is open.
         let host = try Mapping.map(
             length: request.maxLength, alignment: request.alignment, fd: fd.raw, shared: shared,
-            writable: found == nil, name: request.name)
+            writable: found == nil || !isTrial, name: request.name)
         if found != nil {
-            readOnlyBlocks.append((host, request.maxLength))
+            // Until the commit the process before can have its guest back, so
+            // nothing here may store to it: an attempt is fatal to this process.
+            if !isTrial, mprotect(host, request.maxLength, PROT_READ) != 0 {
+                let code = errno
+                munmap(host, request.maxLength)
+                throw .system("cannot set up guest memory '\(request.name)'", errno: code)
+            }
+            readOnlyBlocks.append((request.name, host, request.maxLength))
             mappingTime += EventLoop.now - begin
         }
         if shared {
@@ -149,20 +167,41 @@ public final class GuestMemory {
         return block
     }
 
-    /// The guest is this process' now: its memory may be written.
-    func commit() throws(VMMError) {
-        for block in readOnlyBlocks {
+    /// Lets this process write to the memory of the process before: the last
+    /// that can fail before the guest is taken over, and nothing writes until then.
+    /// - Throws: why not; all of it is read-only as before.
+    func makeWritable() throws(VMMError) {
+        for (index, block) in readOnlyBlocks.enumerated() {
             guard mprotect(block.host, block.length, PROT_READ | PROT_WRITE) == 0 else {
-                throw .system("cannot make guest memory writable")
+                let failure = VMMError.system("cannot make the memory of RAM block '\(block.name)' writable")
+                for earlier in readOnlyBlocks[..<index] { mprotect(earlier.host, earlier.length, PROT_READ) }
+                throw failure
             }
         }
-        readOnlyBlocks = []
+    }
+
+    /// The guest is this process' now, and its memory is like any other.
+    func commit() { readOnlyBlocks = [] }
+
+    /// Why the guest's memory is not whole any more; nil while it is. Its file
+    /// was shortened, or the file system had no room for a page.
+    var loss: VMMError? {
+        guard let block = blocks.first(where: \.hasLostPages) else { return nil }
+        let file = FD.path(block.fd).map { " in '\($0)'" } ?? ""
+        return VMMError(
+            "the memory of RAM block '\(block.name)'\(file) is lost: "
+                + "the file was made shorter, or its file system is full",
+            hint: "The guest cannot go on, and cannot be saved. Start it anew when the file is as it should be.")
     }
 
     /// Why a block would be lost with this process, in the words of QEMU's CPR
     /// series; nil when it would not.
     public func volatility(of block: RAMBlock) -> VMMError? {
-        guard !block.isPreservable else { return nil }
+        if block.isPreservable {
+            guard cbaton_is_write_sealed(block.fd) != 0 else { return nil }
+            return VMMError(
+                "Memory region \(block.name) has been sealed against writing, and a new VMM could not write to it.")
+        }
         let remedy =
             backends.contains { $0.block === block }
             ? "A memory-backend-memfd or memory-backend-file with share=on is required."
@@ -171,5 +210,8 @@ public final class GuestMemory {
     }
 
     /// Frees a block that nothing uses any more.
-    public func free(_ block: RAMBlock) { blocks.removeAll { $0 === block } }
+    public func free(_ block: RAMBlock) {
+        blocks.removeAll { $0 === block }
+        names.remove(block.name)
+    }
 }

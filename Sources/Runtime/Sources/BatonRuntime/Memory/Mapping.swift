@@ -49,8 +49,9 @@ public enum Mapping {
     }
 
     /// Creates a memfd of `length` bytes with FD_CLOEXEC.
-    /// - Parameter sealSize: seals the memfd against being resized by anyone
-    ///   who gets hold of it, which would make our accesses fault.
+    /// - Parameter sealSize: seals the memfd, against being resized by anyone who
+    ///   gets hold of it, which would make our accesses fault, and against
+    ///   further seals, which would keep the next process from writing to it.
     public static func createMemfd(name: String, length: Int, sealSize: Bool = false) throws(VMMError) -> OwnedFD {
         let raw = cbaton_memfd_create(name, sealSize ? CBATON_MFD_ALLOW_SEALING : 0)
         guard raw >= 0 else { throw .system("failed to create memfd '\(name)'") }

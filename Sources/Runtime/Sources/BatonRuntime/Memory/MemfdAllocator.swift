@@ -9,7 +9,7 @@ public final class MemfdAllocator: AllocatorHook {
 
     public func allocate(_ request: RAMRequest, memory: GuestMemory) throws(VMMError) -> RAMBlock? {
         let block = try memory.preservedBlock(request, shared: true, origin: hookName) { () throws(VMMError) in
-            try Mapping.createMemfd(name: request.name, length: request.maxLength).release()
+            try Mapping.createMemfd(name: request.name, length: request.maxLength, sealSize: true).release()
         }
         Log.trace(
             "anon_memfd_alloc",

@@ -1,3 +1,4 @@
+import CBaton
 import Glibc
 
 /// One allocation of guest memory: main RAM, flash, ROM, device memory.
@@ -28,7 +29,8 @@ public final class RAMBlock {
     /// `restart`, or `anonymous`.
     public let origin: String
     /// The file that keeps the block's contents when the process is gone; nil
-    /// for memory that goes with the process. Only with `shared`.
+    /// for memory that goes with the process. Only with `shared`, and for files
+    /// that `canBeMarked`.
     public var file: String?
     /// Called once, when the block is freed: the owner of the record that
     /// finds the block again after an exec forgets it here.
@@ -53,11 +55,26 @@ public final class RAMBlock {
     /// condition for restart and for leaving them out of a checkpoint.
     public var isPreservable: Bool { fd >= 0 && shared }
 
+    /// Guards the mapping against what may become of the file behind it: see
+    /// `GuestMemory.loss`.
+    func guardMapping() throws(VMMError) {
+        // Nobody can take away a page of anonymous memory.
+        guard fd >= 0 else { return }
+        guard cbaton_guard_add(host, maxLength, CBATON_GUARD_RAM) == 0 else {
+            throw .system("cannot guard the memory of RAM block '\(name)'")
+        }
+    }
+
+    /// Whether pages of the block could not be had from its file when they were
+    /// accessed. They have been zeroes since, which are not the guest's data.
+    var hasLostPages: Bool { fd >= 0 && cbaton_guard_has_lost(host) != 0 }
+
     /// Whether the guest's bytes outlive the process and a reboot of the host.
     public var isPersistent: Bool { isPreservable && file != nil }
 
     deinit {
         onFree?(self)
+        cbaton_guard_remove(host)
         munmap(host, maxLength)
         if fd >= 0 { close(fd) }
     }

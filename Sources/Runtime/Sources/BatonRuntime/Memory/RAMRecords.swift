@@ -22,12 +22,21 @@ public struct RAMRecord {
 public final class RAMRecords {
     /// Records of blocks that exist in this process.
     public private(set) var current: [RAMRecord] = []
+    private var currentNames: Set<String> = []
+    /// Records handed over by the process before, nil where they have been claimed.
+    private var handedOver: [RAMRecord?] = []
+    private var places: [String: Int] = [:]
     /// Records handed over by the process before, not yet claimed.
-    public private(set) var inherited: [RAMRecord] = []
+    public var inherited: [RAMRecord] { handedOver.compactMap { $0 } }
 
     init() {}
 
-    func inherit(_ records: [RAMRecord]) { inherited = records }
+    /// - Parameter records: with names that are unique.
+    func inherit(_ records: [RAMRecord]) {
+        handedOver = records
+        places = [:]
+        for (index, record) in records.enumerated() { places[record.name] = index }
+    }
 
     /// Claims the memory that the process before had under this name.
     /// - Returns: nil when there was no process before, or it had no such block
@@ -35,8 +44,7 @@ public final class RAMRecords {
     /// - Throws: an error when the new command line asks for other lengths or
     ///   another alignment.
     public func find(_ request: RAMRequest) throws(VMMError) -> RAMRecord? {
-        guard let index = inherited.firstIndex(where: { $0.name == request.name }) else { return nil }
-        let record = inherited[index]
+        guard let index = places[request.name], let record = handedOver[index] else { return nil }
         func mismatch(_ what: String, _ old: Int, _ new: Int) -> VMMError {
             VMMError(
                 "RAM block '\(request.name)' has \(what) \(old) in the CPR state, but \(new) on the command line",
@@ -55,19 +63,22 @@ public final class RAMRecords {
         guard length >= record.maxLength else {
             throw VMMError("the memory of RAM block '\(request.name)' has \(length) bytes, not \(record.maxLength)")
         }
-        inherited.remove(at: index)
+        handedOver[index] = nil
         return record
     }
 
     /// Remembers a block's memory for the next process.
     /// - Throws: an error when the name is taken.
     public func save(_ record: RAMRecord) throws(VMMError) {
-        guard !current.contains(where: { $0.name == record.name }) else {
+        guard currentNames.insert(record.name).inserted else {
             throw VMMError("RAM block '\(record.name)' is already recorded")
         }
         current.append(record)
     }
 
     /// Forgets a freed block.
-    public func delete(_ name: String) { current.removeAll { $0.name == name } }
+    public func delete(_ name: String) {
+        guard currentNames.remove(name) != nil else { return }
+        current.removeAll { $0.name == name }
+    }
 }

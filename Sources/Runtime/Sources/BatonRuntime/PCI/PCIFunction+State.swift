@@ -11,7 +11,7 @@ extension PCIFunction {
         saveFunction(to: &writer)
     }
 
-    public func load(from reader: StateReader) throws(VMMError) {
+    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let bytes = try reader.bytes("config", count: config.size...config.size)
         if let offset = config.firstMismatch(bytes) {
             throw VMMError(
@@ -31,13 +31,15 @@ extension PCIFunction {
         let apply = try loadFunction(from: reader)
         try reader.finish()
 
-        let levelBefore = drivenLevel
-        config.restore(bytes)
-        restoreInterrupt(level)
-        if let msi, let msiPending { msi.restore(pending: msiPending) }
-        msix?.restore(table: table, pending: pending)
-        apply()
-        bus?.host.mappingsChanged(self)
-        if drivenLevel != levelBefore { bus?.host.interruptChanged(self) }
+        return { [self] in
+            let levelBefore = drivenLevel
+            config.restore(bytes)
+            restoreInterrupt(level)
+            if let msi, let msiPending { msi.restore(pending: msiPending) }
+            msix?.restore(table: table, pending: pending)
+            apply()
+            bus?.host.mappingsChanged(self)
+            if drivenLevel != levelBefore { bus?.host.interruptChanged(self) }
+        }
     }
 }

@@ -49,8 +49,38 @@ static inline int cbaton_change64(void *p, uint64_t old, uint64_t new_) {
 }
 
 #define CBATON_MFD_ALLOW_SEALING 2u
-/* Seals a memfd against shrinking and growing. Returns 0, or -1 and errno. */
+/* Seals a memfd against shrinking, growing and any further seal: whoever is given
+ * it can neither cut it off under us nor keep a later process from writing to it.
+ * Returns 0, or -1 and errno. */
 int cbaton_seal_size(int fd);
+/* True when new shared mappings of a memfd cannot be written to. */
+int cbaton_is_write_sealed(int fd);
+
+/* Mappings of files that others may shorten, or whose file system may have no
+ * room for a page. An access to such a page raises SIGBUS, which would end this
+ * process; in a guarded mapping the page becomes one of our own instead, and the
+ * access is carried out there. One handler serves the whole process. */
+#define CBATON_GUARD_RAM 0 /* guest RAM: zeroes, and the loss is told */
+#define CBATON_GUARD_DEVICE 1 /* device memory: all ones, as of a device that is gone */
+/* Guards a mapping; START is page aligned. Returns 0, or -1 and errno. */
+int cbaton_guard_add(void *start, size_t length, int kind);
+/* Ends it, before the mapping goes. Does nothing for what is not guarded. */
+void cbaton_guard_remove(const void *start);
+/* Whether a page of the mapping that begins at START has been replaced. */
+int cbaton_guard_has_lost(const void *start);
+/* An eventfd that counts the pages of guest RAM that were replaced; -1 before
+ * the first guard. */
+int cbaton_guard_wake_fd(void);
+/* Whether FD, which another process has given, is a file with SIZE bytes at
+ * OFFSET, and one whose pages come without that process (not of FUSE). */
+int cbaton_guard_accepts(int fd, uint64_t offset, uint64_t size);
+
+/* The extended attribute user.NAME of a file. Get returns its length, at most
+ * SIZE; -1 and errno: ENODATA without it, ENOTSUP where there can be none. The
+ * others return 0, or -1 and errno; to remove what is not there is no error. */
+ssize_t cbaton_get_attribute(int fd, const char *name, void *value, size_t size);
+int cbaton_set_attribute(int fd, const char *name, const void *value, size_t size);
+int cbaton_remove_attribute(int fd, const char *name);
 
 /* fallocate(2) with FALLOC_FL_PUNCH_HOLE|KEEP_SIZE, or FALLOC_FL_ZERO_RANGE.
  * Return 0, or -1 and errno. */
