@@ -196,8 +196,10 @@ struct WatchTests {
                 return WIFEXITED(status) && WEXITSTATUS(status) == 7 ? 0 : baton_fail(host, "another status");
             }
             static const struct baton_command commands[] = { BATON_COMMAND("parent-run", "i(h)", run, NULL) };
-            static void commit(struct baton_host *host) { (void)host; }
-            static const struct baton_method methods[] = { BATON_METHOD("commit", "v(h)", commit) };
+            static int32_t nothing(struct baton_host *host) { (void)host; return 0; }
+            static const struct baton_method methods[] = {
+                BATON_METHOD("save", "i(h)", nothing), BATON_METHOD("load", "i(h)", nothing),
+            };
             """
         let module = try CModule.build(kind: "preserver", name: "parent", source, tables: ["commands"], in: directory)
         let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-module", module])

@@ -44,7 +44,10 @@ struct VhostUserUpdateTests {
         let source = """
             #include <unistd.h>
             static int32_t save(struct baton_host *host) { (void)host; for (;;) pause(); }
-            static const struct baton_method methods[] = { BATON_METHOD("save", "i(h)", save) };
+            static int32_t load(struct baton_host *host) { (void)host; return 0; }
+            static const struct baton_method methods[] = {
+                BATON_METHOD("save", "i(h)", save), BATON_METHOD("load", "i(h)", load),
+            };
             """
         let rogue = try CModule.build(kind: "preserver", name: "rogue", source, in: modules)
         let extra = [
