@@ -69,7 +69,7 @@ enum ArchTests {
 
     private static func cases(of group: String) throws -> [Case] {
         let directory = try "\(suite())/\(group)/src"
-        let files = try FileManager.default.contentsOfDirectory(atPath: directory).sorted()
+        let files = try FileManager.default.subpathsOfDirectory(atPath: directory).sorted()
         return try files.filter { $0.hasSuffix(".S") }.compactMap { file in
             let name = "\(group)/src/\(file.dropLast(2))"
             guard !inapplicable.contains(name) else { return nil }
