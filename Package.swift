@@ -16,11 +16,12 @@ let hot: [SwiftSetting] = lean + [.unsafeFlags(["-enforce-exclusivity=unchecked"
 // The interpreter's dispatch (a load and an indirect jump) repeated behind every
 // op instead of shared by all: a third faster, as each jump is predicted by
 // itself. LLVM does it for computed gotos, and with these limits for a switch.
-let interpreter: [SwiftSetting] = hot + [
-    .unsafeFlags([
-        "-Xllvm", "-tail-dup-size=16", "-Xllvm", "-tail-dup-pred-size=1000", "-Xllvm", "-tail-dup-succ-size=1000",
-    ])
-]
+let interpreter: [SwiftSetting] =
+    hot + [
+        .unsafeFlags([
+            "-Xllvm", "-tail-dup-size=16", "-Xllvm", "-tail-dup-pred-size=1000", "-Xllvm", "-tail-dup-succ-size=1000",
+        ])
+    ]
 
 let runtime: Target.Dependency = .product(name: "BatonRuntime", package: "Runtime")
 

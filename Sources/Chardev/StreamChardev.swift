@@ -146,14 +146,16 @@ open class StreamChardev: Chardev {
         guard !isHeld, !isLent else { return }
         let current = connection
         if inputFD >= 0 {
-            inputIsAlwaysReady = !(try watch(inputFD) { [weak self] events in
-                self?.ready(events, connection: current)
-            })
+            inputIsAlwaysReady =
+                !(try watch(inputFD) { [weak self] events in
+                    self?.ready(events, connection: current)
+                })
         }
         if outputFD >= 0, outputFD != inputFD {
-            outputIsAlwaysReady = !(try watch(outputFD) { [weak self] events in
-                self?.outputReady(connection: current, events)
-            })
+            outputIsAlwaysReady =
+                !(try watch(outputFD) { [weak self] events in
+                    self?.outputReady(connection: current, events)
+                })
         } else {
             outputIsAlwaysReady = inputIsAlwaysReady
         }

@@ -39,7 +39,8 @@ public final class Harness: Sendable {
             throw Failure("query-cpr does not list the mode '\(configuration.mode)' as enabled: \(modes)")
         }
         promises = Promise.allCases.filter { mode[$0.rawValue] as? Bool == true }
-        ways = (promises.contains(.samePID) ? [.oneStep, .threeSteps] : [])
+        ways =
+            (promises.contains(.samePID) ? [.oneStep, .threeSteps] : [])
             + (promises.contains(.survivesHostReboot) ? [.newProcess] : [])
     }
 

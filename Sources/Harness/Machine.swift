@@ -53,7 +53,8 @@ final class Machine {
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
             "-monitor", "unix:\(directory.file("hmp")),server=on,wait=off",
             "-chardev", "file,id=log,path=\(directory.file("log"))", "-chardev", "pty,id=pty",
-            "-serial", options.serialToFile
+            "-serial",
+            options.serialToFile
                 ? "file:\(directory.file("serial.txt"))" : "unix:\(directory.file("serial")),server=on,wait=off",
             "-drive", "file=\(directory.file("disk")),format=raw,if=none,id=disk",
             "-device", "virtio-blk-device,drive=disk", "-device", "virtio-rng-device",

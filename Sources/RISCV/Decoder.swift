@@ -69,11 +69,11 @@ enum Decoder {
     /// the same RAM; the harts are one thread.
     private static func needsHostFence(_ word: UInt32) -> Bool {
         #if arch(x86_64)
-            // Total store order: only loads pass earlier stores.
-            let isTSO = word >> 28 == 8
-            return word >> 24 & 1 != 0 && word >> 21 & 1 != 0 && !isTSO
+        // Total store order: only loads pass earlier stores.
+        let isTSO = word >> 28 == 8
+        return word >> 24 & 1 != 0 && word >> 21 & 1 != 0 && !isTSO
         #else
-            return true
+        return true
         #endif
     }
 

@@ -39,7 +39,8 @@ extension FloatFormat {
         if number.exponent == 63 { return (number.significand, 0) }
         let shift = 63 &- number.exponent
         let whole = shift > 63 ? 0 : number.significand &>> UInt64(truncatingIfNeeded: shift)
-        let lost = shift > 63
+        let lost =
+            shift > 63
             ? shiftRightSticky(number.significand, shift &- 64)
             : number.significand &<< UInt64(truncatingIfNeeded: 64 &- shift)
         let up = roundsUp(lost, half: 1 &<< 63, odd: whole & 1 != 0, negative: number.negative, rm: rm)

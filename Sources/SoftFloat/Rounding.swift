@@ -59,7 +59,8 @@ extension FloatFormat {
             if number.significand & mask != 0 { flags |= SoftFloat.inexact }
             // The implicit bit, and a carry out of the rounding, count up the exponent.
             let exponent = UInt64(truncatingIfNeeded: number.exponent &+ bias &- 1)
-            let magnitude = exponent &<< UInt64(truncatingIfNeeded: fractionBits)
+            let magnitude =
+                exponent &<< UInt64(truncatingIfNeeded: fractionBits)
                 &+ number.significand &>> unit &+ increment
             if magnitude >= infinity {
                 return sign | overflowed(negative: number.negative, rm: rm, flags: &flags)

@@ -4,6 +4,6 @@ import ArgumentParser
 @main
 struct BatonCtl: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "baton-ctl", abstract: "Looks after VMs that run under baton.", 
+        commandName: "baton-ctl", abstract: "Looks after VMs that run under baton.",
         subcommands: [Inspect.self, NewModule.self, Update.self])
 }

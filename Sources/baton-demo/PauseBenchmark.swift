@@ -70,7 +70,8 @@ struct PauseBenchmark {
         (0..<count).flatMap { number in
             let address = "\(String(1 + number / 8, radix: 16)).\(number % 8),multifunction=on"
             return [
-                "-netdev", "dgram,id=n\(number),local.type=unix,local.path=\(directory.file("net\(number)")),"
+                "-netdev",
+                "dgram,id=n\(number),local.type=unix,local.path=\(directory.file("net\(number)")),"
                     + "remote.type=unix,remote.path=\(directory.file("peer\(number)"))",
                 "-device", "virtio-net-pci,netdev=n\(number),addr=\(address)",
             ]
@@ -105,7 +106,8 @@ struct PauseBenchmark {
             guard statvfs(Self.parent, &room) == 0, Int(room.f_bavail) * Int(room.f_frsize) > bytes * 2,
                 let line = try String(contentsOfFile: "/proc/meminfo", encoding: .utf8).split(separator: "\n")
                     .first(where: { $0.hasPrefix("MemAvailable:") }),
-                let available = line.split(separator: " ").dropFirst().first.flatMap({ Int($0) }), available << 10 > bytes * 2
+                let available = line.split(separator: " ").dropFirst().first.flatMap({ Int($0) }),
+                available << 10 > bytes * 2
             else { return nil }
             try self.init(size: size, bytes: bytes, image: image, used: bytes - (16 << 20))
         }

@@ -108,7 +108,8 @@ struct Summary: CustomStringConvertible {
             return
         }
         median = sorted[sorted.count / 2]
-        description = sorted.count == 1
+        description =
+            sorted.count == 1
             ? String(format: "%7.2f ms", median)
             : String(format: "%7.2f ms  (%.2f to %.2f)", median, low, high)
     }

@@ -33,7 +33,8 @@ enum SuccessorFault: CaseIterable {
             let (call, most) = [("openat", 20), ("mmap", 60), ("read", 12)].randomElement(using: &random)!
             let when = Int.random(in: 1...most, using: &random)
             // -D: the tracer is the child, and not the VMM.
-            return ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "inject=\(call):signal=KILL:when=\(when)"] + arguments
+            return ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "inject=\(call):signal=KILL:when=\(when)"]
+                + arguments
         }
     }
 }

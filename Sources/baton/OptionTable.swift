@@ -36,18 +36,20 @@ enum OptionTable {
         OptionSpec(
             name: "machine", argument: "[type=]name[,prop=value...]",
             help: "the machine: virt; props: memory-backend=ID, dumpdtb=FILE, accel=tcg, mem-merge=on|off, "
-                    + "dump-guest-core=on|off, aia=none|aplic|aplic-imsic, aux-ram-share=on|off",
-            on: .keys(implied: "type", [
-                DeviceProperty("memory-backend", "str", "id of the -object that is main memory"),
-                DeviceProperty("dumpdtb", "str", "a file to write the device tree to"),
-                DeviceProperty("mem-merge", "bool", "whether equal pages may be merged"),
-                DeviceProperty("dump-guest-core", "bool", "whether guest memory is part of a core dump"),
-                DeviceProperty("aux-ram-share", "bool", "whether memory that no option names outlives the VMM"),
-                DeviceProperty("accel", "str", "what runs the guest's instructions: tcg"),
-                DeviceProperty("aia", "str", "none, aplic or aplic-imsic"),
-                DeviceProperty("aia-guests", "uint32", "0"),
-                DeviceProperty("usb", "bool", "off"),
-            ])),
+                + "dump-guest-core=on|off, aia=none|aplic|aplic-imsic, aux-ram-share=on|off",
+            on: .keys(
+                implied: "type",
+                [
+                    DeviceProperty("memory-backend", "str", "id of the -object that is main memory"),
+                    DeviceProperty("dumpdtb", "str", "a file to write the device tree to"),
+                    DeviceProperty("mem-merge", "bool", "whether equal pages may be merged"),
+                    DeviceProperty("dump-guest-core", "bool", "whether guest memory is part of a core dump"),
+                    DeviceProperty("aux-ram-share", "bool", "whether memory that no option names outlives the VMM"),
+                    DeviceProperty("accel", "str", "what runs the guest's instructions: tcg"),
+                    DeviceProperty("aia", "str", "none, aplic or aplic-imsic"),
+                    DeviceProperty("aia-guests", "uint32", "0"),
+                    DeviceProperty("usb", "bool", "off"),
+                ])),
         OptionSpec(name: "M", argument: "...", help: "as -machine"),
         OptionSpec(
             name: "accel", argument: "name", help: "what runs the guest's instructions: tcg",
@@ -57,25 +59,29 @@ enum OptionTable {
             on: .keys(implied: "model", [])),
         OptionSpec(
             name: "smp", argument: "[cpus=]n", help: "the number of harts, 1 to 8 (default 1)",
-            on: .keys(implied: "cpus", [
-                DeviceProperty("cpus", "uint32", "the number of harts"),
-                DeviceProperty("sockets", "uint32", "accepted for QEMU's sake"),
-                DeviceProperty("cores", "uint32", "accepted for QEMU's sake"),
-                DeviceProperty("threads", "uint32", "accepted for QEMU's sake"),
-                DeviceProperty("maxcpus", "uint32", "accepted for QEMU's sake"),
-                DeviceProperty("dies", "uint32", "accepted for QEMU's sake"),
-                DeviceProperty("clusters", "uint32", "accepted for QEMU's sake"),
-            ])),
+            on: .keys(
+                implied: "cpus",
+                [
+                    DeviceProperty("cpus", "uint32", "the number of harts"),
+                    DeviceProperty("sockets", "uint32", "accepted for QEMU's sake"),
+                    DeviceProperty("cores", "uint32", "accepted for QEMU's sake"),
+                    DeviceProperty("threads", "uint32", "accepted for QEMU's sake"),
+                    DeviceProperty("maxcpus", "uint32", "accepted for QEMU's sake"),
+                    DeviceProperty("dies", "uint32", "accepted for QEMU's sake"),
+                    DeviceProperty("clusters", "uint32", "accepted for QEMU's sake"),
+                ])),
         OptionSpec(
             name: "m", argument: "[size=]megs", help: "guest memory, in MiB or with a unit (default 128M)",
             on: .keys(implied: "size", [DeviceProperty("size", "size", "guest memory")])),
         OptionSpec(
             name: "name", argument: "string", help: "the name of the guest",
-            on: .keys(implied: "guest", [
-                DeviceProperty("guest", "str", "the name of the guest"),
-                DeviceProperty("process", "str", "accepted for QEMU's sake"),
-                DeviceProperty("debug-threads", "bool", "accepted for QEMU's sake"),
-            ])),
+            on: .keys(
+                implied: "guest",
+                [
+                    DeviceProperty("guest", "str", "the name of the guest"),
+                    DeviceProperty("process", "str", "accepted for QEMU's sake"),
+                    DeviceProperty("debug-threads", "bool", "accepted for QEMU's sake"),
+                ])),
         OptionSpec(name: "uuid", argument: "uuid", help: "the UUID of the guest"),
         OptionSpec(name: "kernel", argument: "file", help: "the kernel: a flat image, ELF, or a Linux Image"),
         OptionSpec(name: "initrd", argument: "file", help: "the initial RAM disk"),
@@ -86,35 +92,39 @@ enum OptionTable {
         OptionSpec(
             name: "drive", argument: "[file=file][,if=type][,...]",
             help: "a disk: file, format=raw, if=none|virtio|pflash, id, readonly, discard",
-            on: .keys(implied: nil, [
-                DeviceProperty("file", "str", "the image: a regular file or a block device"),
-                DeviceProperty("format", "str", "raw; else the image is looked at"),
-                DeviceProperty("if", "str", "none, virtio or pflash"),
-                DeviceProperty("id", "str", "its name"),
-                DeviceProperty("readonly", "bool", "whether it is only read"),
-                DeviceProperty("discard", "str", "unmap or ignore"),
-                DeviceProperty("file.locking", "str", "on, off or auto: whether others are kept off the image"),
-                DeviceProperty("unit", "uint32", "of pflash: 0 or 1"),
-                DeviceProperty("index", "uint32", "accepted for QEMU's sake"),
-                DeviceProperty("media", "str", "disk"),
-                DeviceProperty("cache", "str", "accepted for QEMU's sake"),
-                DeviceProperty("aio", "str", "accepted for QEMU's sake"),
-                DeviceProperty("snapshot", "bool", "off"),
-            ])),
+            on: .keys(
+                implied: nil,
+                [
+                    DeviceProperty("file", "str", "the image: a regular file or a block device"),
+                    DeviceProperty("format", "str", "raw; else the image is looked at"),
+                    DeviceProperty("if", "str", "none, virtio or pflash"),
+                    DeviceProperty("id", "str", "its name"),
+                    DeviceProperty("readonly", "bool", "whether it is only read"),
+                    DeviceProperty("discard", "str", "unmap or ignore"),
+                    DeviceProperty("file.locking", "str", "on, off or auto: whether others are kept off the image"),
+                    DeviceProperty("unit", "uint32", "of pflash: 0 or 1"),
+                    DeviceProperty("index", "uint32", "accepted for QEMU's sake"),
+                    DeviceProperty("media", "str", "disk"),
+                    DeviceProperty("cache", "str", "accepted for QEMU's sake"),
+                    DeviceProperty("aio", "str", "accepted for QEMU's sake"),
+                    DeviceProperty("snapshot", "bool", "off"),
+                ])),
         OptionSpec(
             name: "blockdev", argument: "[driver=]driver[,node-name=N][,...]",
             help: "a block node: driver=file|host_device|raw",
-            on: .keys(implied: "driver", [
-                DeviceProperty("driver", "str", "file, host_device or raw"),
-                DeviceProperty("node-name", "str", "its name"),
-                DeviceProperty("filename", "str", "of file and host_device: the image"),
-                DeviceProperty("file", "str", "of raw: a node's name, or file.driver, file.filename and so on"),
-                DeviceProperty("read-only", "bool", "whether it is only read"),
-                DeviceProperty("discard", "str", "unmap or ignore"),
-                DeviceProperty("locking", "str", "on, off or auto: whether others are kept off the image"),
-                DeviceProperty("aio", "str", "accepted for QEMU's sake"),
-                DeviceProperty("cache", "str", "accepted for QEMU's sake"),
-            ])),
+            on: .keys(
+                implied: "driver",
+                [
+                    DeviceProperty("driver", "str", "file, host_device or raw"),
+                    DeviceProperty("node-name", "str", "its name"),
+                    DeviceProperty("filename", "str", "of file and host_device: the image"),
+                    DeviceProperty("file", "str", "of raw: a node's name, or file.driver, file.filename and so on"),
+                    DeviceProperty("read-only", "bool", "whether it is only read"),
+                    DeviceProperty("discard", "str", "unmap or ignore"),
+                    DeviceProperty("locking", "str", "on, off or auto: whether others are kept off the image"),
+                    DeviceProperty("aio", "str", "accepted for QEMU's sake"),
+                    DeviceProperty("cache", "str", "accepted for QEMU's sake"),
+                ])),
         OptionSpec(
             name: "device", argument: "driver[,prop=value...]", help: "a device; '-device help' lists them",
             on: .keys(implied: "driver", [])),
@@ -127,7 +137,7 @@ enum OptionTable {
         OptionSpec(
             name: "chardev", argument: "backend,id=str[,...]",
             help: "a character device; '-chardev help' lists the back ends; "
-                    + "reopen-on-cpr=on does not keep it over an update",
+                + "reopen-on-cpr=on does not keep it over an update",
             on: .keys(implied: "backend", [])),
         OptionSpec(name: "serial", argument: "dev", help: "where the serial port goes"),
         OptionSpec(name: "monitor", argument: "dev", help: "where the monitor (HMP) goes"),
@@ -136,11 +146,13 @@ enum OptionTable {
         OptionSpec(
             name: "mon", argument: "[chardev=]name[,mode=readline|control][,pretty=on]",
             help: "a monitor on a chardev",
-            on: .keys(implied: "chardev", [
-                DeviceProperty("chardev", "str", "id of the -chardev"),
-                DeviceProperty("mode", "str", "readline or control"),
-                DeviceProperty("pretty", "bool", "whether JSON is for people to read"),
-            ])),
+            on: .keys(
+                implied: "chardev",
+                [
+                    DeviceProperty("chardev", "str", "id of the -chardev"),
+                    DeviceProperty("mode", "str", "readline or control"),
+                    DeviceProperty("pretty", "bool", "whether JSON is for people to read"),
+                ])),
         OptionSpec(name: "nographic", argument: nil, help: "serial port and monitor on the terminal (the default)"),
         OptionSpec(
             name: "display", argument: "none", help: "accepted for QEMU's sake; there is no display",
@@ -155,11 +167,13 @@ enum OptionTable {
         OptionSpec(name: "no-shutdown", argument: nil, help: "stop instead of exiting when the guest powers off"),
         OptionSpec(
             name: "rtc", argument: "[base=utc][,clock=host|vm]", help: "the guest's clock",
-            on: .keys(implied: nil, [
-                DeviceProperty("base", "str", "utc"),
-                DeviceProperty("clock", "str", "host or vm"),
-                DeviceProperty("driftfix", "str", "accepted for QEMU's sake"),
-            ])),
+            on: .keys(
+                implied: nil,
+                [
+                    DeviceProperty("base", "str", "utc"),
+                    DeviceProperty("clock", "str", "host or vm"),
+                    DeviceProperty("driftfix", "str", "accepted for QEMU's sake"),
+                ])),
         OptionSpec(name: "pidfile", argument: "file", help: "write the PID to a file"),
         OptionSpec(name: "daemonize", argument: nil, help: "go to the background when the machine stands"),
         OptionSpec(
@@ -177,10 +191,12 @@ enum OptionTable {
         OptionSpec(name: "D", argument: "file", help: "where the log goes (default: standard error)"),
         OptionSpec(
             name: "trace", argument: "[enable=]pattern", help: "log trace events",
-            on: .keys(implied: "enable", [
-                DeviceProperty("enable", "str", "a pattern"),
-                DeviceProperty("file", "str", "where the log goes"),
-            ])),
+            on: .keys(
+                implied: "enable",
+                [
+                    DeviceProperty("enable", "str", "a pattern"),
+                    DeviceProperty("file", "str", "where the log goes"),
+                ])),
     ]
 
     static func find(_ name: String) -> OptionSpec? { all.first { $0.name == name } }
@@ -190,7 +206,8 @@ enum OptionTable {
         var text = "usage: baton [options]\n\n"
         for option in all {
             let head = "-\(option.name)" + (option.argument.map { " \($0)" } ?? "")
-            text += head.utf8.count < 24
+            text +=
+                head.utf8.count < 24
                 ? head + String(repeating: " ", count: 24 - head.utf8.count) + option.summary + "\n"
                 : head + "\n" + String(repeating: " ", count: 24) + option.summary + "\n"
         }

@@ -165,12 +165,15 @@ struct ConnectionTests {
         }
         let lines = String(decoding: try serial(), as: UTF8.self).split(separator: "\r\n")
         for (index, line) in lines.dropLast().enumerated() { #expect(line.hasSuffix(" line=\(index + 1)"), "\(line)") }
-        #expect(try guest.qmp.execute("ringbuf-read", ["device": "ring", "size": 100]) as? String == "456789abcdefghij")
+        #expect(
+            try guest.qmp.execute("ringbuf-read", ["device": "ring", "size": 100]) as? String == "456789abcdefghij")
     }
 
-    @Test("After a rollback every connection is open and answered", arguments: [
-        ["-nonsense"], ["-serial", "none"], ["-chardev", "null"], ["-m", "12M"], ["-device", "no-such-device"],
-    ])
+    @Test(
+        "After a rollback every connection is open and answered",
+        arguments: [
+            ["-nonsense"], ["-serial", "none"], ["-chardev", "null"], ["-m", "12M"], ["-device", "no-such-device"],
+        ])
     func rollback(wrong: [String]) throws {
         let directory = try TemporaryDirectory()
         let guest = try CountingGuest(

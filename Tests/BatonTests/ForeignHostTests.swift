@@ -82,7 +82,8 @@ struct ForeignHostTests {
             };
             static const struct baton_event events[] = {{"HOST_SAID", "s?L", event_names}, {"HOST_NOTHING", "", 0}};
             """
-        module = try CModule.build(kind: "preserver", name: "host", source, tables: ["commands", "events"], in: directory)
+        module = try CModule.build(
+            kind: "preserver", name: "host", source, tables: ["commands", "events"], in: directory)
     }
 
     private func guest() throws -> CountingGuest {

@@ -47,7 +47,8 @@ import Testing
         #expect(try Data(contentsOf: URL(fileURLWithPath: image)) == contents)
     }
 
-    @Test("What qemu-img makes is known", .enabled(if: Products.find("qemu-img") != nil, "needs qemu-img"),
+    @Test(
+        "What qemu-img makes is known", .enabled(if: Products.find("qemu-img") != nil, "needs qemu-img"),
         arguments: ["qcow2", "qcow", "qed", "vmdk", "vhdx", "vpc", "vdi", "parallels", "luks"])
     func imagesOfQEMU(format: String) throws {
         let directory = try TemporaryDirectory()

@@ -133,21 +133,23 @@ struct InstallTests {
 
     // MARK: Registration
 
-    @Test("What is registered after a failure, or too late, does not stay", arguments: [
-        (
-            "try registrar.add(Mode(\"probe\")); throw VMMError(\"no luck\")",
-            "failed to register: no luck", nil
-        ),
-        (
-            "try registrar.add(Mode(\"probe\")); try? registrar.add(Mode(\"probe\")); "
-                + "try? registrar.add(Mode(\"other\"))",
-            "registers the mode 'probe' twice", nil
-        ),
-        (
-            "late = registrar; try registrar.add(Mode(\"probe\"))",
-            nil, "registers the mode 'late' outside of its register function"
-        ),
-    ] as [(String, String?, String?)])
+    @Test(
+        "What is registered after a failure, or too late, does not stay",
+        arguments: [
+            (
+                "try registrar.add(Mode(\"probe\")); throw VMMError(\"no luck\")",
+                "failed to register: no luck", nil
+            ),
+            (
+                "try registrar.add(Mode(\"probe\")); try? registrar.add(Mode(\"probe\")); "
+                    + "try? registrar.add(Mode(\"other\"))",
+                "registers the mode 'probe' twice", nil
+            ),
+            (
+                "late = registrar; try registrar.add(Mode(\"probe\"))",
+                nil, "registers the mode 'late' outside of its register function"
+            ),
+        ] as [(String, String?, String?)])
     func registersNothing(_ body: String, _ refusal: String?, _ summary: String?) throws {
         _ = try make("mode", "swift")
         let project = directory.file("project")

@@ -56,8 +56,10 @@ struct LockTests {
             try IdleVM(directory, words).end()
             try one.end()
         }
-        let node = ["-blockdev", "driver=file,node-name=f,filename=\(image)", "-blockdev", "raw,node-name=r,file=f",
-            "-device", "virtio-blk-device,drive=r"]
+        let node = [
+            "-blockdev", "driver=file,node-name=f,filename=\(image)", "-blockdev", "raw,node-name=r,file=f",
+            "-device", "virtio-blk-device,drive=r",
+        ]
         let second = try IdleVM(directory, node)
         #expect(try failure(node).contains("Failed to get \"write\" lock"))
         try second.end()
@@ -155,8 +157,9 @@ struct LockTests {
             try guest.qmp.execute("cpr-update", ["argv": guest.arguments, "preflight": round % 2 == 0])
         }
         for _ in 0..<3 { try guest.qmp.execute("cpr-preflight", ["argv": guest.arguments]) }
-        #expect(refusal { try guest.qmp.execute("cpr-update", ["argv": ["/bin/false"], "preflight": false]) }
-            .contains("taken back"))
+        #expect(
+            refusal { try guest.qmp.execute("cpr-update", ["argv": ["/bin/false"], "preflight": false]) }
+                .contains("taken back"))
         try guest.waitForProgress(past: guest.count)
         for (watch, what) in zip(watches, ["write", "shared write", "RAM"]) {
             let (looks, misses) = watch.end()

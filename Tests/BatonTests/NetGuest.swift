@@ -24,12 +24,15 @@ final class NetGuest {
         descriptors: [Int32: Int32] = [:]
     ) throws {
         self.directory = directory
-        arguments = [
-            Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
-            "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none", "-kernel", try Self.image(),
-            "-netdev", netdev, "-device", "virtio-net-device,netdev=n\(card)", "-nodefaults", "-nographic",
-            "-serial", "file:\(directory.file("serial"))", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-        ] + extra
+        arguments =
+            [
+                Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
+                "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none", "-kernel",
+                try Self.image(),
+                "-netdev", netdev, "-device", "virtio-net-device,netdev=n\(card)", "-nodefaults", "-nographic",
+                "-serial", "file:\(directory.file("serial"))", "-qmp",
+                "unix:\(directory.file("qmp")),server=on,wait=off",
+            ] + extra
         process = try ChildProcess(prefix + arguments, descriptors: descriptors)
         qmp = try QMPClient(path: directory.file("qmp"), of: process)
         try eventually("the guest is ready; \(serial)") { serial.contains("net: ready\n") }

@@ -161,7 +161,8 @@ struct PathSafetyTests {
         ["-trace", "enable=cpr_*,file=PATH"],
     ]
 
-    @Test("A FIFO that nobody has open is an error wherever a path can be, and nothing that the start waits for",
+    @Test(
+        "A FIFO that nobody has open is an error wherever a path can be, and nothing that the start waits for",
         arguments: places)
     func fifo(at place: [String]) throws {
         let directory = try TemporaryDirectory()

@@ -34,17 +34,19 @@ struct PreflightTests {
     }
 
     /// Closes what it was given, and lives on: more descriptors than a shell can name.
-    private static let closing = Products.find("python3").map {
-        [([$0, "-c", "import os, time; os.closerange(3, 256); time.sleep(1000)"], "does not speak to this one")]
-    } ?? []
+    private static let closing =
+        Products.find("python3").map {
+            [([$0, "-c", "import os, time; os.closerange(3, 256); time.sleep(1000)"], "does not speak to this one")]
+        } ?? []
 
-    @Test(arguments: [
-        (["/nonexistent/baton"], "cannot execute '/nonexistent/baton': No such file or directory"),
-        (["/etc/passwd"], "cannot execute '/etc/passwd': Permission denied"),
-        (["sh", "-c", "exit 3"], "ended during its start, with status 3"),
-        (["sh", "-c", "echo a library is missing >&2; exit 127"], "with status 127: a library is missing"),
-        (["sh", "-c", "kill -SEGV $$"], "ended by signal 11 (Segmentation fault)"),
-    ] + closing)
+    @Test(
+        arguments: [
+            (["/nonexistent/baton"], "cannot execute '/nonexistent/baton': No such file or directory"),
+            (["/etc/passwd"], "cannot execute '/etc/passwd': Permission denied"),
+            (["sh", "-c", "exit 3"], "ended during its start, with status 3"),
+            (["sh", "-c", "echo a library is missing >&2; exit 127"], "with status 127: a library is missing"),
+            (["sh", "-c", "kill -SEGV $$"], "ended by signal 11 (Segmentation fault)"),
+        ] + closing)
     func whatIsNoVMMIsRefusedAndTheGuestDoesNotNotice(_ argv: [String], _ reason: String) throws {
         let guest = try CountingGuest()
         defer { _ = try? guest.qmp.execute("quit") }
@@ -96,11 +98,12 @@ struct PreflightTests {
             "-device", "virtio-serial-device", "-device", "virtconsole,chardev=again",
         ])
         defer { _ = try? guest.qmp.execute("quit") }
-        let argv = guest.arguments + [
-            "-chardev", "file,id=log,path=\(log)",
-            "-chardev", "socket,id=new,path=\(directory.file("new")),server=on,wait=off",
-            "-netdev", "stream,id=net,server=on,addr.type=unix,addr.path=\(directory.file("net"))",
-        ]
+        let argv =
+            guest.arguments + [
+                "-chardev", "file,id=log,path=\(log)",
+                "-chardev", "socket,id=new,path=\(directory.file("new")),server=on,wait=off",
+                "-netdev", "stream,id=net,server=on,addr.type=unix,addr.path=\(directory.file("net"))",
+            ]
         try guest.qmp.execute("cpr-preflight", ["argv": argv])
         #expect(try String(contentsOfFile: log, encoding: .utf8) == "kept\n")
         #expect(!FileManager.default.fileExists(atPath: directory.file("new")))

@@ -13,11 +13,12 @@ struct QMPClientTests {
         if FileManager.default.fileExists(atPath: marker) { return target }
         let staged = "\(target).\(getpid())"
         defer { try? FileManager.default.removeItem(atPath: staged) }
-        guard (try? ChildProcess.run(
-            [
-                "python3", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
-                "--target", staged, "qemu.qmp",
-            ], by: .seconds(90))) != nil
+        guard
+            (try? ChildProcess.run(
+                [
+                    "python3", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
+                    "--target", staged, "qemu.qmp",
+                ], by: .seconds(90))) != nil
         else { return nil }
         // Complete or not there at all, also when the time is over in the middle.
         try? FileManager.default.removeItem(atPath: target)
@@ -99,13 +100,18 @@ struct QMPClientTests {
         #expect(try baton.waitForExit() == .status(0))
     }
 
-    @Test("Bad monitor and chardev options end with QEMU's messages", arguments: [
-        (["-mon", "chardev=no"], "chardev \"no\" not found"),
-        (["-mon", "chardev=c,mode=x"], "Parameter 'mode' does not accept value 'x'"),
-        (["-chardev", "socket,id=s,path=/nowhere/s"], "Failed to connect to '/nowhere/s': No such file or directory"),
-        (["-chardev", "null,id=c"], "Duplicate ID 'c' for chardev"),
-        (["-chardev", "null"], "chardev: no id specified"),
-    ])
+    @Test(
+        "Bad monitor and chardev options end with QEMU's messages",
+        arguments: [
+            (["-mon", "chardev=no"], "chardev \"no\" not found"),
+            (["-mon", "chardev=c,mode=x"], "Parameter 'mode' does not accept value 'x'"),
+            (
+                ["-chardev", "socket,id=s,path=/nowhere/s"],
+                "Failed to connect to '/nowhere/s': No such file or directory"
+            ),
+            (["-chardev", "null,id=c"], "Duplicate ID 'c' for chardev"),
+            (["-chardev", "null"], "chardev: no id specified"),
+        ])
     func badOptions(arguments: [String], message: String) throws {
         let baton = try ChildProcess(
             [Products.baton, "-S", "-nographic", "-nodefaults", "-chardev", "null,id=c"] + arguments)

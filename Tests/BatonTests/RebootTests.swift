@@ -141,8 +141,9 @@ struct RebootTests {
 
         try ChildProcess.run(["cp", place, place + ".other"])
         let wrong = try VolatileVM(directory, paused: true, memory: memory(place + ".other"))
-        #expect(refusal { try wrong.qmp.execute("cpr-load", ["filename": file, "mode": "reboot"]) }
-            .contains("is not in the file that"))
+        #expect(
+            refusal { try wrong.qmp.execute("cpr-load", ["filename": file, "mode": "reboot"]) }
+                .contains("is not in the file that"))
         try wrong.end()
 
         let new = try VolatileVM(directory, paused: true, memory: memory(place))

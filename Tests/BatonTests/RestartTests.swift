@@ -65,7 +65,9 @@ struct RestartTests {
         try guest.waitForProgress(past: stopped)
     }
 
-    @Test(arguments: [["nice"], ["env", "A=B"], ["sh", "-c", "exec \"$@\"", "sh"], ["sh", "-c", "\"$@\"; exit", "sh"]])
+    @Test(arguments: [
+        ["nice"], ["env", "A=B"], ["sh", "-c", "exec \"$@\"", "sh"], ["sh", "-c", "\"$@\"; exit", "sh"],
+    ])
     func aPrefixCommandMayExecuteTheVMM(_ prefix: [String]) throws {
         let guest = try CountingGuest()
         try guest.save()
@@ -84,8 +86,9 @@ struct RestartTests {
         #expect(refusal { try guest.load() } == "cpr-load called for a running VM")
         #expect(refusal { try guest.save(mode: "reboot") } == "cpr mode is not enabled.  Use -cpr-enable.")
         let count = guest.count
-        #expect(refusal { try guest.qmp.execute("cpr-save", ["filename": "/nonexistent/file", "mode": "restart"]) }
-            .hasSuffix("No such file or directory"))
+        #expect(
+            refusal { try guest.qmp.execute("cpr-save", ["filename": "/nonexistent/file", "mode": "restart"]) }
+                .hasSuffix("No such file or directory"))
         #expect(try guest.qmp.status() == "running")
         try guest.waitForProgress(past: count)
         try guest.save()
@@ -209,8 +212,9 @@ struct RestartTests {
             changed[index] ^= 0x10
             #expect(try load(changed) != "accepted", "byte \(index)")
         }
-        #expect(refusal { try guest.qmp.execute("cpr-load", ["filename": "/dev/zero", "mode": "restart"]) }
-            == "/dev/zero is not a vmstate file")
+        #expect(
+            refusal { try guest.qmp.execute("cpr-load", ["filename": "/dev/zero", "mode": "restart"]) }
+                == "/dev/zero is not a vmstate file")
         // Without its state the guest must not run.
         #expect(refusal { try guest.qmp.execute("cont") } == "the VM waits for cpr-load")
         #expect(refusal { try guest.qmp.execute("system_reset") } == "the VM waits for cpr-load")

@@ -11,7 +11,8 @@ import Testing
 
     private static let canHideProc = (try? ChildProcess.run(withoutProc(["test", "!", "-e", "/proc/self"]))) != nil
 
-    @Test("Without /proc the options count all the same",
+    @Test(
+        "Without /proc the options count all the same",
         .enabled(if: canHideProc, "needs the permission to make a mount namespace"))
     func noProc() throws {
         let directory = try TemporaryDirectory()

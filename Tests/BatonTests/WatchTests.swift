@@ -91,7 +91,8 @@ struct WatchTests {
         let program = guest.directory.file("thief")
         try ChildProcess.run([compiler, "-o", program, try guest.directory.write("thief.c", Self.thief)])
         let text = update(guest, [program])
-        withKnownIssue("who knows the secret can take the guest; a channel that shows who speaks is to take its place") {
+        withKnownIssue("who knows the secret can take the guest; a channel that shows who speaks is to take its place")
+        {
             #expect(text.contains("taken back"), "\(text)")
         }
     }
@@ -127,7 +128,9 @@ struct WatchTests {
     @Test("A state that cannot be read is reported to the client", arguments: ["XXXXXXXXXXXX", ""])
     func damagedState(_ text: String) throws {
         let guest = try CountingGuest()
-        let damage = text.isEmpty ? "BATON_CPR_STATE=999; export BATON_CPR_STATE; "
+        let damage =
+            text.isEmpty
+            ? "BATON_CPR_STATE=999; export BATON_CPR_STATE; "
             : "printf \(text) 1<>/proc/self/fd/$BATON_CPR_STATE; "
         let answer = update(guest, ["sh", "-c", damage + "exec \"$@\"", "sh"] + guest.arguments)
         #expect(answer.contains("the new VMM refused: ") && answer.contains("CPR"), "\(answer)")

@@ -26,9 +26,10 @@ import Virtio
         try add("virtio-blk-device,drive=d,bus=virtio-mmio-bus.3")
         try add("virtio-serial-device,id=vs")
         try add("virtconsole,chardev=c,bus=vs.0")
-        #expect(machine.vm.devices.map(\.stateName) == [
-            "virtio-mmio.7/virtio-rng", "virtio-mmio.3/virtio-blk", "virtio-mmio.6/virtio-serial",
-        ])
+        #expect(
+            machine.vm.devices.map(\.stateName) == [
+                "virtio-mmio.7/virtio-rng", "virtio-mmio.3/virtio-blk", "virtio-mmio.6/virtio-serial",
+            ])
         #expect(slots.map { $0.device?.deviceID ?? 0 } == [0, 0, 0, 2, 0, 0, 3, 4])
     }
 
@@ -114,11 +115,12 @@ import Virtio
         try add("virtio-blk-pci,drive=d,vectors=0,disable-legacy=on,id=disk")
         try add("virtio-serial-pci,bus=pcie.0,id=vs")
         try add("virtconsole,chardev=c,bus=vs.0")
-        #expect(machine.vm.devices.map(\.stateName) == [
-            "pcie.0", "pcie.0/00.0/gpex-root", "pcie.0/02.1/virtio-rng-pci", "pcie.0/02.1/virtio-rng",
-            "pcie.0/01.0/virtio-rng-pci", "pcie.0/01.0/virtio-rng", "pcie.0/03.0/virtio-blk-pci",
-            "pcie.0/03.0/virtio-blk", "pcie.0/04.0/virtio-serial-pci", "pcie.0/04.0/virtio-serial",
-        ])
+        #expect(
+            machine.vm.devices.map(\.stateName) == [
+                "pcie.0", "pcie.0/00.0/gpex-root", "pcie.0/02.1/virtio-rng-pci", "pcie.0/02.1/virtio-rng",
+                "pcie.0/01.0/virtio-rng-pci", "pcie.0/01.0/virtio-rng", "pcie.0/03.0/virtio-blk-pci",
+                "pcie.0/03.0/virtio-blk", "pcie.0/04.0/virtio-serial-pci", "pcie.0/04.0/virtio-serial",
+            ])
     }
 
     @Test func checksNetworkAddresses() throws {

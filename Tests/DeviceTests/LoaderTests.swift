@@ -185,10 +185,15 @@ import VirtBoard
     @Test func refusesInitrdsThatDoNotFit() throws {
         let kernel = try file(linuxImage(memory: 30 << 20))
         let initrd = try directory.writeSparse("initrd", size: 40 << 20)
-        #expect(try failure { $0.kernel = kernel; $0.initrd = initrd }.contains("do not fit into guest memory"))
+        #expect(
+            try failure {
+                $0.kernel = kernel; $0.initrd = initrd
+            }.contains("do not fit into guest memory"))
         // Too large for the second half, but not for what the kernel leaves.
         let large = try directory.writeSparse("large", size: 29 << 20)
-        let board = try started { $0.kernel = kernel; $0.initrd = large }
+        let board = try started {
+            $0.kernel = kernel; $0.initrd = large
+        }
         let chosen = try tree(board, at: 0x83e0_0000).root.find("chosen")
         #expect(chosen?.value("linux,initrd-start") == [0, 0, 0, 0, 0x82, 0, 0, 0])
     }

@@ -139,7 +139,9 @@ import Virtio
         card.offer(4)
         #expect(card.backend.deliver(frame(to: Self.other), queue: 2))
         #expect(card.driver.queues[4].usedIndex == 0)
-        for wrong: [UInt8] in [[4, 0, 0, 0], [4, 0, 4, 0], [4, 0, 0, 0x80], [4, 0, 2], [4, 0, 2, 0, 0], [4, 1, 2, 0]] {
+        for wrong: [UInt8] in [
+            [4, 0, 0, 0], [4, 0, 4, 0], [4, 0, 0, 0x80], [4, 0, 2], [4, 0, 2, 0, 0], [4, 1, 2, 0],
+        ] {
             #expect(card.command(wrong) == 1, "\(wrong)")
         }
         #expect(card.backend.used == 2)

@@ -56,9 +56,11 @@ struct ChardevTests {
         _ = try machine.connect(path)
         third.shutDown()
         try directory.write("file", "precious")
-        #expect(errorText {
-            _ = try ChardevFactory.make("socket,id=c,path=\(directory.file("file")),server=on,wait=off", vm: machine.vm)
-        } == "Failed to bind socket to \(directory.file("file")): Address already in use")
+        #expect(
+            errorText {
+                _ = try ChardevFactory.make(
+                    "socket,id=d,path=\(directory.file("file")),server=on,wait=off", vm: machine.vm)
+            } == "Failed to bind socket to \(directory.file("file")): Address already in use")
         #expect(try String(contentsOfFile: directory.file("file"), encoding: .utf8) == "precious")
     }
 
@@ -124,8 +126,9 @@ struct ChardevTests {
         #expect(refusal("file,id=a") == "chardev: file: no filename given")
         _ = try ChardevFactory.make("null,id=n", vm: machine.vm)
         #expect(refusal("null,id=n") == "Duplicate ID 'n' for chardev")
-        #expect(errorText { _ = try ChardevFactory.makeShortForm("chardev:no", id: "x", vm: machine.vm) }
-            == "chardev \"no\" not found")
+        #expect(
+            errorText { _ = try ChardevFactory.makeShortForm("chardev:no", id: "x", vm: machine.vm) }
+                == "chardev \"no\" not found")
         #expect(try ChardevFactory.makeShortForm("none", id: "x", vm: machine.vm).chardev == nil)
     }
 

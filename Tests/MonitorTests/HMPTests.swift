@@ -76,8 +76,9 @@ struct HMPTests {
             try peer.send(line + "\r")
             return try peer.expect("\r\n(baton) ")
         }
-        #expect(try shown("xp /4x 0x1000").contains(
-            "0000000000001000: 0xf3f2f1f0 0xf7f6f5f4 0xfbfaf9f8 0xfffefdfc\r\n"))
+        #expect(
+            try shown("xp /4x 0x1000").contains(
+                "0000000000001000: 0xf3f2f1f0 0xf7f6f5f4 0xfbfaf9f8 0xfffefdfc\r\n"))
         #expect(try shown("xp/1dh 4096").contains("0000000000001000: -3600\r\n"))
         #expect(try shown("xp /2gx 0x2ff8").contains("0x0000000000000000\r\nCannot access memory at 0x3000\r\n"))
         #expect(try shown("xp /1x 0xffffffffffffffff").contains("Cannot access memory at 0xffffffffffffffff\r\n"))

@@ -25,11 +25,13 @@ struct JSONTests {
         }
     }
 
-    @Test("Values are read and written again without loss", arguments: [
-        "null", "true", "0", "-1", "9223372036854775807", "-9223372036854775808", "18446744073709551615",
-        "1.5", "0.1", "[]", "{}", #"["a", {"b": [1, 2.5, null]}]"#, #""\"\\\n\t\r\b\f""#,
-        #""\u00E9\u20AC\uD83D\uDE00""#,
-    ])
+    @Test(
+        "Values are read and written again without loss",
+        arguments: [
+            "null", "true", "0", "-1", "9223372036854775807", "-9223372036854775808", "18446744073709551615",
+            "1.5", "0.1", "[]", "{}", #"["a", {"b": [1, 2.5, null]}]"#, #""\"\\\n\t\r\b\f""#,
+            #""\u00E9\u20AC\uD83D\uDE00""#,
+        ])
     func roundTrip(text: String) throws {
         #expect(try JSON(parsing: text).text() == text)
     }
@@ -77,8 +79,9 @@ struct JSONTests {
         }
         #expect(try JSON(parsing: nested(limit)).arrayValue?.count == 1)
         #expect(errorText { _ = try JSON(parsing: nested(limit + 1)) } == "JSON nesting depth limit exceeded")
-        #expect(errorText { _ = try JSON(parsing: String(repeating: "{\"a\":", count: 1_000_000)) }
-            == "JSON nesting depth limit exceeded")
+        #expect(
+            errorText { _ = try JSON(parsing: String(repeating: "{\"a\":", count: 1_000_000)) }
+                == "JSON nesting depth limit exceeded")
     }
 
     @Test("A token beyond 64 MiB is refused, and the stream goes on")
@@ -99,10 +102,12 @@ struct JSONTests {
         #expect(Self.describe(Self.parse(bytes)).first == "error: JSON token count limit exceeded")
     }
 
-    @Test("After an error the next value is read", arguments: [
-        ("{\"a\": }{\"b\": 1}", 2), ("] {\"b\": 1}", 2), ("{\"a\": \u{1}\n{\"b\": 1}", 2), ("@@@ {\"b\": 1}", 2),
-        ("nul {\"b\": 1}", 2), ("{\"a\" 1, [}}]]{\"b\": 1}", nil),
-    ] as [(String, Int?)])
+    @Test(
+        "After an error the next value is read",
+        arguments: [
+            ("{\"a\": }{\"b\": 1}", 2), ("] {\"b\": 1}", 2), ("{\"a\": \u{1}\n{\"b\": 1}", 2), ("@@@ {\"b\": 1}", 2),
+            ("nul {\"b\": 1}", 2), ("{\"a\" 1, [}}]]{\"b\": 1}", nil),
+        ] as [(String, Int?)])
     func recovery(text: String, count: Int?) {
         let results = Self.describe(Self.parse(Array(text.utf8)))
         #expect(results.last == #"{"b": 1}"#, "\(results)")

@@ -28,8 +28,9 @@ struct OptionTests {
         let keyval = try KeyValueOptions("t,foo=2", impliedKey: "type", style: .keyval)
         _ = try keyval.string("type")
         #expect(errorText { try keyval.finish() } == "Parameter 'foo' is unexpected")
-        #expect(errorText { _ = try KeyValueOptions("t,foo", impliedKey: "type", style: .keyval) }
-            == "Expected '=' after parameter 'foo'")
+        #expect(
+            errorText { _ = try KeyValueOptions("t,foo", impliedKey: "type", style: .keyval) }
+                == "Expected '=' after parameter 'foo'")
         #expect(errorText { _ = try KeyValueOptions("=1") } == "Invalid parameter ''")
     }
 
@@ -57,18 +58,21 @@ struct OptionTests {
         #expect(errorText { _ = try options.bool("b") } == "Parameter 'b' expects 'on' or 'off'")
         #expect(errorText { _ = try options.number("n") } == "Parameter 'n' expects a number")
         #expect(errorText { _ = try options.size("s") } == "Parameter 's' expects a non-negative number below 2^64")
-        #expect(errorText { _ = try options.size("big") }
-            == "Value '99999999999G' is out of range for parameter 'big'")
+        #expect(
+            errorText { _ = try options.size("big") }
+                == "Value '99999999999G' is out of range for parameter 'big'")
         #expect(errorText { _ = try options.enumeration("e", ["a"]) } == "Parameter 'e' does not accept value 'x'")
         #expect(errorText { _ = try options.identifier() } == "Parameter 'id' expects an identifier")
         #expect(errorText { _ = try options.requiredString("no") } == "Parameter 'no' is missing")
     }
 
-    @Test("Sizes have units, fractions and hexadecimal", arguments: [
-        ("512M", 512 << 20), ("1.5G", 3 << 29), ("0x1000", 4096), ("65536", 65536), ("1k", 1024), ("0.5K", 512),
-        ("16E", nil), ("15E", 15 << 60), ("1.5", nil), ("", nil), ("M", nil), ("1MM", nil), ("-1", nil),
-        ("18446744073709551615", UInt64.max), ("18446744073709551616", nil), ("0x1.8k", nil), ("1e3", nil),
-    ] as [(String, UInt64?)])
+    @Test(
+        "Sizes have units, fractions and hexadecimal",
+        arguments: [
+            ("512M", 512 << 20), ("1.5G", 3 << 29), ("0x1000", 4096), ("65536", 65536), ("1k", 1024), ("0.5K", 512),
+            ("16E", nil), ("15E", 15 << 60), ("1.5", nil), ("", nil), ("M", nil), ("1MM", nil), ("-1", nil),
+            ("18446744073709551615", UInt64.max), ("18446744073709551616", nil), ("0x1.8k", nil), ("1e3", nil),
+        ] as [(String, UInt64?)])
     func sizes(text: String, expected: UInt64?) {
         #expect((try? SizeText.parse(text)) == expected)
     }

@@ -19,32 +19,43 @@ struct QMPTests {
         #expect(early["error"]?.objectValue?["class"] == "CommandNotFound")
         #expect(early["error"]?.objectValue?["desc"] == "Expecting capabilities negotiation with 'qmp_capabilities'")
         #expect(early["id"] == 7)
-        #expect(try peer.refusal(#"{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}"#)
-            == "Capability oob not available")
+        #expect(
+            try peer.refusal(#"{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}"#)
+                == "Capability oob not available")
         #expect(try peer.ask(#"{"execute": "qmp_capabilities"}"#)["return"] == [:])
-        #expect(try peer.refusal(#"{"execute": "qmp_capabilities"}"#)
-            == "Capabilities negotiation is already complete, command ignored")
+        #expect(
+            try peer.refusal(#"{"execute": "qmp_capabilities"}"#)
+                == "Capabilities negotiation is already complete, command ignored")
         #expect(try peer.ask(#"{"execute": "query-status"}"#)["return"] == ["running": false, "status": "prelaunch"])
     }
 
-    @Test("Bad requests get QEMU's errors and the session goes on", arguments: [
-        ("[]", "QMP input must be a JSON object"), ("{}", "QMP input lacks member 'execute'"),
-        (#"{"execute": 1}"#, "QMP input member 'execute' must be a string"),
-        (#"{"execute": "stop", "arguments": []}"#, "QMP input member 'arguments' must be an object"),
-        (#"{"execute": "stop", "foo": 1}"#, "QMP input member 'foo' is unexpected"),
-        (#"{"exec-oob": "stop"}"#, "QMP input member 'exec-oob' is unexpected"),
-        (#"{"execute": "no-such"}"#, "The command no-such has not been found"),
-        (#"{"execute": "stop", "arguments": {"x": 1}}"#, "Parameter 'x' is unexpected"),
-        (#"{"execute": "ringbuf-read"}"#, "Parameter 'device' is missing"),
-        (#"{"execute": "ringbuf-read", "arguments": {"device": 1, "size": 1}}"#,
-            "Invalid parameter type for 'device', expected: string"),
-        (#"{"execute": "ringbuf-read", "arguments": {"device": "a", "size": "1"}}"#,
-            "Invalid parameter type for 'size', expected: integer"),
-        (#"{"execute": "ringbuf-read", "arguments": {"device": "a", "size": 1, "format": "x"}}"#,
-            "Parameter 'format' does not accept value 'x'"),
-        (#"{"execute": }"#, "JSON parse error, expecting value"), ("foo", "JSON parse error, invalid keyword 'foo'"),
-        ("@", "JSON parse error, stray '@'"),
-    ])
+    @Test(
+        "Bad requests get QEMU's errors and the session goes on",
+        arguments: [
+            ("[]", "QMP input must be a JSON object"), ("{}", "QMP input lacks member 'execute'"),
+            (#"{"execute": 1}"#, "QMP input member 'execute' must be a string"),
+            (#"{"execute": "stop", "arguments": []}"#, "QMP input member 'arguments' must be an object"),
+            (#"{"execute": "stop", "foo": 1}"#, "QMP input member 'foo' is unexpected"),
+            (#"{"exec-oob": "stop"}"#, "QMP input member 'exec-oob' is unexpected"),
+            (#"{"execute": "no-such"}"#, "The command no-such has not been found"),
+            (#"{"execute": "stop", "arguments": {"x": 1}}"#, "Parameter 'x' is unexpected"),
+            (#"{"execute": "ringbuf-read"}"#, "Parameter 'device' is missing"),
+            (
+                #"{"execute": "ringbuf-read", "arguments": {"device": 1, "size": 1}}"#,
+                "Invalid parameter type for 'device', expected: string"
+            ),
+            (
+                #"{"execute": "ringbuf-read", "arguments": {"device": "a", "size": "1"}}"#,
+                "Invalid parameter type for 'size', expected: integer"
+            ),
+            (
+                #"{"execute": "ringbuf-read", "arguments": {"device": "a", "size": 1, "format": "x"}}"#,
+                "Parameter 'format' does not accept value 'x'"
+            ),
+            (#"{"execute": }"#, "JSON parse error, expecting value"),
+            ("foo", "JSON parse error, invalid keyword 'foo'"),
+            ("@", "JSON parse error, stray '@'"),
+        ])
     func badRequests(request: String, message: String) throws {
         let peer = try TestMachine.session()
         #expect(try peer.1.refusal(request) == message)
@@ -62,8 +73,9 @@ struct QMPTests {
             try peer.refusal(#"{"execute": "nested", "arguments": {"list": \#(list)}}"#)
         }
         #expect(try refusal("[{}]") == "Parameter 'list[0].a' is missing")
-        #expect(try refusal(#"[{"a": 1}, {"a": 1, "b": 2}]"#)
-            == "Invalid parameter type for 'list[1].b', expected: boolean")
+        #expect(
+            try refusal(#"[{"a": 1}, {"a": 1, "b": 2}]"#)
+                == "Invalid parameter type for 'list[1].b', expected: boolean")
         #expect(try refusal(#"[{"a": 1, "c": 2}]"#) == "Parameter 'list[0].c' is unexpected")
         #expect(try refusal("[1]") == "Invalid parameter type for 'list[0]', expected: object")
     }

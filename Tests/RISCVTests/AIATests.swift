@@ -163,16 +163,16 @@ struct AIATests {
         let (machine, _) = try machine(
             Self.trapped + """
 
-                li t0, 0x30
-                csrw 0x350, t0
-                li t0, 10 << 40
-                csrw 0x351, t0
-                li t0, 0x22
-                csrw mie, t0
-                csrs mip, t0
-                csrsi mstatus, 8
-            1:  j 1b
-            """)
+                    li t0, 0x30
+                    csrw 0x350, t0
+                    li t0, 10 << 40
+                    csrw 0x351, t0
+                    li t0, 0x22
+                    csrw mie, t0
+                    csrs mip, t0
+                    csrsi mstatus, 8
+                1:  j 1b
+                """)
         #expect(try machine.runUntilDone() == 1 << 63 | 5)
     }
 

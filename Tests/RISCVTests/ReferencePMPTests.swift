@@ -139,7 +139,25 @@ struct ReferencePMPTests {
                 program, "\(name) at the end of a page", code, base: Self.data + 0x1000, isOpen: true, width: width,
                 permissions: [0, 1, 3])
         }
-        try program.compare()
+        try program.compare(exceptions: [
+            ReferenceException(
+                reason: "QEMU looks at the first and the last byte of an access only "
+                    + "(privileged 1.12, 3.7.1: an entry that matches any byte must match all)", isRequired: false
+            ) {
+                // Eight bytes around an entry of four.
+                let isAround = $0.operands.first.map { (0x7fd...0x7ff).contains($0 & 0xfff) } ?? false
+                let isFour = $0.group.contains("NA4") || $0.group.contains("neighbours")
+                return isAround && isFour && $0.qemu.mcause == 3 ? .all : []
+            },
+            ReferenceException(
+                reason: "an access across pages may be checked as a whole or by its parts (privileged 1.12, 3.7.1)",
+                isRequired: false
+            ) {
+                let width: UInt64 = $0.group.hasPrefix("sw") ? 4 : 8
+                let isAcross = $0.operands.first.map { $0 & 0xfff > 0x1000 - width } ?? false
+                return isAcross && $0.group.contains("end of a page") ? .all : []
+            },
+        ])
     }
 
     @Test func code() throws {
@@ -210,9 +228,14 @@ struct ReferencePMPTests {
             state[Place.mstatus] = mpp | MachineStatus.floatDirty
             let around = Self.offsets.filter { $0 < 33 }
             for (name, code) in accesses {
+                // Eight bytes around an entry of four: QEMU looks at the first and the last byte only, see `data`.
+                let isWide = ["ld", "sd"].contains(name)
                 program.add(
                     "\(name) in \(mode)", code: code, state: state, result: 10, flags: .translation, places: [11],
-                    operands: places.flatMap { place in around.map { place &+ UInt64(bitPattern: $0) } })
+                    operands: places.flatMap { place in
+                        around.filter { !isWide || place & 0xf00 != 0xa00 || !(-3 ... -1).contains($0) }
+                            .map { place &+ UInt64(bitPattern: $0) }
+                    })
             }
             program.add(
                 "fetch in \(mode)", code: [Instruction.jalr(1, 11)], state: state, flags: .translation, places: [11],
@@ -284,6 +307,18 @@ struct ReferencePMPTests {
                     places: [Place.pokeValue, Place.pmpAddress(0), Place.pmpConfiguration], operands: operands)
             }
         }
-        try program.compare()
+        try program.compare(exceptions: [
+            ReferenceException(
+                reason: "QEMU updates A and D where PMP lets it read only (privileged 1.12, 3.7.2: implicit accesses)",
+                versions: ReferenceException.beforeTen
+            ) {
+                let isUpdate = $0.operands.first.map { $0 & 0xc0 != 0xc0 } ?? false
+                return isUpdate && $0.baton.mcause != 3 && $0.qemu.mcause == 3 ? .all : []
+            },
+            ReferenceException(
+                reason: "QEMU's AMOs read first, and set A only where they may not write (either may be early)",
+                isRequired: false
+            ) { $0.group.hasPrefix("amoadd with PMP of the page") ? .watched : [] },
+        ])
     }
 }

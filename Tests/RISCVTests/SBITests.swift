@@ -27,7 +27,9 @@ struct SBITests {
         #expect(try machine.runUntilDone() == 3 << 24)
     }
 
-    @Test("has the extensions that it says it has", arguments: [
+    @Test(
+        "has the extensions that it says it has",
+        arguments: [
             "0x54494d45", "0x735049", "0x48534d", "0x4442434e", "0x53525354", "0x53555350", "0x46574654", "0x535345",
         ])
     func probe(_ id: String) throws {

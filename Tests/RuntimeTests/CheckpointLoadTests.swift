@@ -151,8 +151,9 @@ import Testing
 
         let new = try Machine()
         new.devices[1].refuses = true
-        #expect(message { () throws(VMMError) in try new.cpr.load(from: file, mode: "test-reboot") }
-            .hasSuffix("the register refuses"))
+        #expect(
+            message { () throws(VMMError) in try new.cpr.load(from: file, mode: "test-reboot") }
+                .hasSuffix("the register refuses"))
         #expect(new.word == 0 && new.devices[0].value == 0 && new.devices[0].loads == 0)
         #expect(new.vm.runState == .prelaunch)
         new.devices[1].refuses = false
@@ -218,16 +219,18 @@ import Testing
         try run(old, 7)
         try old.cpr.save(to: file, mode: "test-restart")
         let stranger = try Machine()
-        #expect(message { () throws(VMMError) in try stranger.cpr.load(from: file, mode: "test-restart") }
-            .contains("only a process that cpr-exec has executed can load it"))
+        #expect(
+            message { () throws(VMMError) in try stranger.cpr.load(from: file, mode: "test-restart") }
+                .contains("only a process that cpr-exec has executed can load it"))
         #expect(stranger.vm.runState == .prelaunch && stranger.devices[0].loads == 0)
 
         // The guest has run since: what was saved before is of other memory.
         try old.vm.start()
         try old.cpr.save(to: later, mode: "test-restart")
         let new = try Machine(inherited: old.stateForExec())
-        #expect(message { () throws(VMMError) in try new.cpr.load(from: file, mode: "test-restart") }
-            .contains("is of another save than the guest memory"))
+        #expect(
+            message { () throws(VMMError) in try new.cpr.load(from: file, mode: "test-restart") }
+                .contains("is of another save than the guest memory"))
         #expect(message { () throws(VMMError) in try new.vm.start() } == "the VM waits for cpr-load")
         try new.cpr.load(from: later, mode: "test-restart")
         #expect(new.vm.isRunning && new.word == 7)
@@ -254,8 +257,9 @@ import Testing
         let path = try directory.write("bad", bytes)
 
         let new = try Machine(inherited: old.stateForExec())
-        #expect(message { () throws(VMMError) in try new.cpr.load(from: path, mode: "test-restart") }
-            .contains("which this process has taken over with what is in it"))
+        #expect(
+            message { () throws(VMMError) in try new.cpr.load(from: path, mode: "test-restart") }
+                .contains("which this process has taken over with what is in it"))
         try new.cpr.load(from: file, mode: "test-restart")
         #expect(new.word == 7)
     }
@@ -293,8 +297,9 @@ import Testing
         try second.cpr.load(from: file, mode: "test-reboot")
         #expect(second.vm.isRunning && second.word == 7)
         let third = try Machine(file: ram)
-        #expect(message { () throws(VMMError) in try third.cpr.load(from: file, mode: "test-reboot") }
-            .contains("RAM block 'ram' is not as it was when \(file) was saved"))
+        #expect(
+            message { () throws(VMMError) in try third.cpr.load(from: file, mode: "test-reboot") }
+                .contains("RAM block 'ram' is not as it was when \(file) was saved"))
         #expect(third.vm.runState == .prelaunch && third.devices[0].loads == 0)
     }
 
@@ -321,8 +326,9 @@ import Testing
             try old.vm.start()
         }
         let new = try Machine(file: ram)
-        #expect(message { () throws(VMMError) in try new.cpr.load(from: file, mode: "test-reboot") }
-            .contains("RAM block 'ram' is not as it was when"))
+        #expect(
+            message { () throws(VMMError) in try new.cpr.load(from: file, mode: "test-reboot") }
+                .contains("RAM block 'ram' is not as it was when"))
     }
 
     @Test("A checkpoint that holds all of memory is loaded as often as one likes")
@@ -477,7 +483,8 @@ import Testing
         #expect(!FileManager.default.fileExists(atPath: file))
         #expect(message { () throws(VMMError) in try machine.vm.start() }.contains("RAM block 'ram'"))
         // Nor is it from then on, in any mode.
-        #expect(message { () throws(VMMError) in try machine.cpr.save(to: file, mode: "test-restart") }
-            .contains("RAM block 'ram'"))
+        #expect(
+            message { () throws(VMMError) in try machine.cpr.save(to: file, mode: "test-restart") }
+                .contains("RAM block 'ram'"))
     }
 }

@@ -199,22 +199,23 @@ struct ForeignModuleTests {
 
     /// A module with one command that gets every type and gives every type back.
     private func mirror() throws -> QMPCommand {
-        let text = try refusal(source(
-            commands: #"{"mirror", "i(h?bi?I?lLdsB>biIlLdsB)", (baton_function)mirror, names}"#,
-            functions: """
-                static const struct baton_parameter names[] = {
-                    {"b"}, {"i", -5, 5}, {"u"}, {"l"}, {"U"}, {"d"}, {"s"}, {"x"},
-                    {"rb"}, {"ri"}, {"ru"}, {"rl"}, {"rU"}, {"rd"}, {"rs"}, {"rx"}};
-                static int32_t mirror(struct baton_host *host, bool has_b, bool b, int32_t i, bool has_u, uint32_t u,
-                        bool has_l, int64_t l, uint64_t U, double d, const char *s, const void *x, size_t n,
-                        bool *rb, int32_t *ri, uint32_t *ru, int64_t *rl, uint64_t *rU, double *rd, const char **rs,
-                        const void **rx, size_t *rn) {
-                    if (i == 4) return baton_fail(host, s);
-                    *rb = has_b && b; *ri = i; *ru = has_u ? u : 4000000000u; *rl = has_l ? l : -1; *rU = U; *rd = d;
-                    *rs = s; *rx = x; *rn = n;
-                    return 0;
-                }
-                """))
+        let text = try refusal(
+            source(
+                commands: #"{"mirror", "i(h?bi?I?lLdsB>biIlLdsB)", (baton_function)mirror, names}"#,
+                functions: """
+                    static const struct baton_parameter names[] = {
+                        {"b"}, {"i", -5, 5}, {"u"}, {"l"}, {"U"}, {"d"}, {"s"}, {"x"},
+                        {"rb"}, {"ri"}, {"ru"}, {"rl"}, {"rU"}, {"rd"}, {"rs"}, {"rx"}};
+                    static int32_t mirror(struct baton_host *host, bool has_b, bool b, int32_t i, bool has_u, uint32_t u,
+                            bool has_l, int64_t l, uint64_t U, double d, const char *s, const void *x, size_t n,
+                            bool *rb, int32_t *ri, uint32_t *ru, int64_t *rl, uint64_t *rU, double *rd, const char **rs,
+                            const void **rx, size_t *rn) {
+                        if (i == 4) return baton_fail(host, s);
+                        *rb = has_b && b; *ri = i; *ru = has_u ? u : 4000000000u; *rl = has_l ? l : -1; *rU = U; *rd = d;
+                        *rs = s; *rx = x; *rn = n;
+                        return 0;
+                    }
+                    """))
         try #require(text == "loaded")
         let commands = CommandRegistry()
         try loader.registry.installCommands(commands)

@@ -47,11 +47,13 @@ import Testing
         #expect(try lines().last == "disk \\x1b[2J\\nforged: line\\x9b")
     }
 
-    @Test("Text for a terminal keeps what can be read", arguments: [
-        ("plain text", "plain text"),
-        ("Grüße, 漢字 €", "Grüße, 漢字 €"), ("a\u{0}b", "a\\x00b"), ("\u{7f}", "\\x7f"),
-        ("\u{85}", "\\x85"), ("\u{202e}x\u{2069}", "\\u{202e}x\\u{2069}"), ("a\nb\tc", "a\\nb\\tc"),
-    ])
+    @Test(
+        "Text for a terminal keeps what can be read",
+        arguments: [
+            ("plain text", "plain text"),
+            ("Grüße, 漢字 €", "Grüße, 漢字 €"), ("a\u{0}b", "a\\x00b"), ("\u{7f}", "\\x7f"),
+            ("\u{85}", "\\x85"), ("\u{202e}x\u{2069}", "\\u{202e}x\\u{2069}"), ("a\nb\tc", "a\\nb\\tc"),
+        ])
     func terminalText(text: String, shown: String) {
         Log.mask.remove(.guestErrors)
         #expect(TerminalText.escaped(text) == shown)

@@ -43,7 +43,8 @@ public enum GuestBuilder {
     ) throws -> String {
         guard let toolchain else { throw TestError("the Swift toolchain has no clang and lld") }
         let ordered = sources.sorted { $0.key < $1.key }
-        let key = ordered.map { "\($0.key)\0\($0.value)" }.joined(separator: "\0")
+        let key =
+            ordered.map { "\($0.key)\0\($0.value)" }.joined(separator: "\0")
             + "\0\(flags)\0\(linkerScript)\0\(march)\0\(mabi)\0\(binary)\0\(toolchain)"
         let target = try Products.cache("guests") + "/\(name)-\(hash(key))\(binary ? ".bin" : ".elf")"
         if FileManager.default.fileExists(atPath: target) { return target }

@@ -44,14 +44,17 @@ struct VFIOConfigurationSpaceTests {
         try guest.waitForProgress()
         try guest.qmp.execute("system_reset")
         try guest.waitForReset()
-        #expect(guest.serial.split(separator: "\n").filter { $0.hasPrefix("rom: ") }.map(String.init)
-            == Array(repeating: "rom: 32768 43605 \(Self.sum)", count: 2))
+        #expect(
+            guest.serial.split(separator: "\n").filter { $0.hasPrefix("rom: ") }.map(String.init)
+                == Array(repeating: "rom: 32768 43605 \(Self.sum)", count: 2))
         try guest.end()
     }
 
-    @Test("no ROM is none", arguments: [
-        ([], ",rombar=0"), (["--lack", "rom"], ""), ([], ",romfile="), (["--refuse", "region_info=22:8"], ""),
-    ])
+    @Test(
+        "no ROM is none",
+        arguments: [
+            ([], ",rombar=0"), (["--lack", "rom"], ""), ([], ",romfile="), (["--refuse", "region_info=22:8"], ""),
+        ])
     func noROM(_ options: [String], _ properties: String) throws {
         let guest = try guest(options, properties)
         #expect(try guest.finding("rom") == "0")

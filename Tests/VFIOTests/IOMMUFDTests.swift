@@ -80,7 +80,8 @@ struct VFIOIOMMUFDTests {
 
     // MARK: Updates
 
-    @Test("DMA and interrupts go on over ten updates, with nothing mapped or opened again",
+    @Test(
+        "DMA and interrupts go on over ten updates, with nothing mapped or opened again",
         arguments: VFIOGuest.Interrupts.allCases)
     func goesOn(_ interrupts: VFIOGuest.Interrupts) throws {
         let guest = try guest(interrupts)
@@ -232,7 +233,8 @@ struct VFIOIOMMUFDTests {
         Refusal(options: ["--refuse", "ioas_map_file=12:1"], error: "for DMA: Cannot allocate memory"),
         Refusal(options: ["--lack", "map_file", "--refuse", "ioas_map=14:1"], error: "for DMA: Bad address"),
         Refusal(options: ["--refuse", "device_info=5"], error: "error getting device info: Input/output error"),
-        Refusal(options: ["--device", "0000:06:0d.1"], error: "no such host device: /sys/bus/pci/devices/0000:06:0d.0"),
+        Refusal(
+            options: ["--device", "0000:06:0d.1"], error: "no such host device: /sys/bus/pci/devices/0000:06:0d.0"),
     ]
 
     @Test("what the kernel refuses ends the start with its reason", arguments: refusals)
@@ -259,7 +261,10 @@ struct VFIOIOMMUFDTests {
         (["-object", "iommufd,id=a", "-object", "iommufd,id=a"], "attempt to add duplicate property 'a'"),
         (["-object", "iommufd,id=ram"], "attempt to add duplicate property 'ram'"),
         (["-object", "iommufd,id=a,color=red"], "color"),
-        (["-object", "iommufd,id=a,fd=99"], "Could not parse remote object fd 99: Invalid file descriptor number '99'"),
+        (
+            ["-object", "iommufd,id=a,fd=99"],
+            "Could not parse remote object fd 99: Invalid file descriptor number '99'"
+        ),
         (["-object", "iommufd,id=a,fd=1x"], "Invalid file descriptor number '1x'"),
         (["-object", "iommufd,id=a,fd=x"], "File descriptor named 'x' has not been found"),
         (

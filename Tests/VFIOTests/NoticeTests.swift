@@ -19,7 +19,8 @@ struct VFIONoticeTests {
 
     /// The device is broken: the VMM says so, and the guest stands.
     private func expectError(_ guest: VFIOGuest) throws {
-        let text = "vfio \(VFIOGuest.device): Unrecoverable error detected. "
+        let text =
+            "vfio \(VFIOGuest.device): Unrecoverable error detected. "
             + "Please collect any data possible and then kill the guest"
         try guest.process.waitForErrors(text)
         try eventually("the guest stops") { try guest.qmp.status() == "internal-error" }
@@ -52,7 +53,8 @@ struct VFIONoticeTests {
         let guest = try VFIOGuest(devices: interface.devices)
         try guest.waitForProgress()
         #expect(sets(guest, Self.request) == ["set_irqs index=4 count=1"])
-        let text = "warning: vfio \(VFIOGuest.device): the host wants the device back: "
+        let text =
+            "warning: vfio \(VFIOGuest.device): the host wants the device back: "
             + "Bus 'pcie.0' does not support hotplugging"
         for round in 1...2 {
             try notice(Self.request, guest)

@@ -56,10 +56,12 @@ struct VFIOResetTests {
         try guest.end()
     }
 
-    @Test("a function whose neighbour is somebody else's is not reset with it", arguments: [
-        (false, "depends on group 9 which is not owned."),
-        (true, "depends on device 0000:06:0d.1 which is not owned."),
-    ])
+    @Test(
+        "a function whose neighbour is somebody else's is not reset with it",
+        arguments: [
+            (false, "depends on group 9 which is not owned."),
+            (true, "depends on device 0000:06:0d.1 which is not owned."),
+        ])
     func notOwned(_ iommufd: Bool, _ text: String) throws {
         let devices = Self.devices(VFIOSeveralDevicesTests.names.prefix(1), iommufd: iommufd)
         let guest = try VFIOGuest(options: Self.slot + ["--group", "9", "--lack", "reset"], devices: devices)
@@ -78,11 +80,13 @@ struct VFIOResetTests {
         try guest.end()
     }
 
-    @Test("a reset that fails is a warning", arguments: [
-        (["--refuse", "reset=5", "--lack", "hot_reset"], "failed to reset the device: Input/output error"),
-        (["--lack", "reset", "--lie", "hot_reset_count"], ""),
-        (["--lack", "reset", "--refuse", "hot_reset=5"], ""),
-    ])
+    @Test(
+        "a reset that fails is a warning",
+        arguments: [
+            (["--refuse", "reset=5", "--lack", "hot_reset"], "failed to reset the device: Input/output error"),
+            (["--lack", "reset", "--lie", "hot_reset_count"], ""),
+            (["--lack", "reset", "--refuse", "hot_reset=5"], ""),
+        ])
     func fails(_ options: [String], _ text: String) throws {
         let guest = try VFIOGuest(options: options)
         try guest.waitForProgress()

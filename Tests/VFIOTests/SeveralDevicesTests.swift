@@ -103,7 +103,8 @@ struct VFIOSeveralDevicesTests {
         try guest.end()
     }
 
-    @Test("a device that cannot be saved gives the others everything back",
+    @Test(
+        "a device that cannot be saved gives the others everything back",
         arguments: [
             (Arrangement.twoContainers, "unmap_vaddr=16:2", "vfio_dma_unmap_vaddr_all: Device or resource busy"),
             (.twoIOMMUFDs, "change_process=22:4", "some memory regions do not support IOMMU_IOAS_CHANGE_PROCESS"),
@@ -149,14 +150,16 @@ struct VFIOSeveralDevicesTests {
         #expect(guest.requests("end ").allSatisfy { $0.contains("faults=0") })
     }
 
-    @Test("a second group's failures have their reasons", arguments: [
-        (Arrangement.oneContainer, "open_group=13:2", "failed to open /dev/vfio/9: Permission denied"),
-        (.oneContainer, "get_device_fd=19:2", "error getting device from group 7: No such device"),
-        (.twoContainers, "open_container=24:2", "failed to open /dev/vfio/vfio: Too many open files"),
-        (.twoContainers, "map_dma=12:6", "for DMA: Cannot allocate memory"),
-        (.twoIOMMUFDs, "open_iommufd=24:2", "Could not open '/dev/iommu': Too many open files"),
-        (.oneIOMMUFD, "bind_iommufd=16:2", "vfio 0000:06:0d.1: error bind device"),
-    ])
+    @Test(
+        "a second group's failures have their reasons",
+        arguments: [
+            (Arrangement.oneContainer, "open_group=13:2", "failed to open /dev/vfio/9: Permission denied"),
+            (.oneContainer, "get_device_fd=19:2", "error getting device from group 7: No such device"),
+            (.twoContainers, "open_container=24:2", "failed to open /dev/vfio/vfio: Too many open files"),
+            (.twoContainers, "map_dma=12:6", "for DMA: Cannot allocate memory"),
+            (.twoIOMMUFDs, "open_iommufd=24:2", "Could not open '/dev/iommu': Too many open files"),
+            (.oneIOMMUFD, "bind_iommufd=16:2", "vfio 0000:06:0d.1: error bind device"),
+        ])
     func refused(_ arrangement: Arrangement, _ refusal: String, _ text: String) throws {
         let errors = try VFIOGuest.errors(arrangement.options + ["--refuse", refusal], arrangement.devices)
         #expect(errors.contains(text), "\(errors)")

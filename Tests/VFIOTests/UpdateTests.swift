@@ -17,7 +17,8 @@ struct VFIOUpdateTests {
         return try #require(number.flatMap { Int($0) })
     }
 
-    @Test("DMA and interrupts go on over ten updates, with no reset and nothing opened again",
+    @Test(
+        "DMA and interrupts go on over ten updates, with no reset and nothing opened again",
         arguments: VFIOGuest.Interrupts.allCases)
     func goesOn(_ interrupts: VFIOGuest.Interrupts) throws {
         let guest = try VFIOGuest(interrupts)

@@ -169,11 +169,15 @@ struct VFIOUserDeviceTests {
         ("vfio-user-pci,socket.type=fd,socket.str=-1", "Unable to parse FD number -1"),
         ("vfio-user-pci,socket.type=fd,socket.str=99999999999", "Unable to parse FD number 99999999999"),
         ("vfio-user-pci,socket.type=fd,socket.str=700", "File descriptor '700' is not a connected UNIX stream socket"),
-        ("vfio-user-pci,id=d,socket.type=fd,socket.str=0",
-            "vfio vfio-user:fd:d: File descriptor '0' is not a connected UNIX stream socket"),
-        ("vfio-user-pci,socket.type=unix,socket.path=/nonexistent/socket",
+        (
+            "vfio-user-pci,id=d,socket.type=fd,socket.str=0",
+            "vfio vfio-user:fd:d: File descriptor '0' is not a connected UNIX stream socket"
+        ),
+        (
+            "vfio-user-pci,socket.type=unix,socket.path=/nonexistent/socket",
             "vfio vfio-user:/nonexistent/socket: Failed to connect to '/nonexistent/socket': "
-                + "No such file or directory"),
+                + "No such file or directory"
+        ),
         ("vfio-user-pci,socket.type=unix,socket.path=/etc/passwd", "Connection refused"),
         ("vfio-user-pci,socket.type=unix,socket.path=/x,x-msg-timeout=0", "x-msg-timeout"),
         ("vfio-user-pci,sockets=1", "Property 'vfio-user-pci.sockets' not found"),

@@ -66,7 +66,8 @@ final class VFIOUserGuest: CountingDeviceGuest {
         extra: [String] = ["-cpr-enable", "restart"]
     ) throws {
         directory = try TemporaryDirectory()
-        server = try command.map { [directory] in try Self.serve($0, at: directory) }
+        server =
+            try command.map { [directory] in try Self.serve($0, at: directory) }
             ?? Self.serve(options, in: directory)
         arguments = try Self.arguments(
             interrupts, in: directory, device: device, memory: memory, kernel: kernel, extra: extra)

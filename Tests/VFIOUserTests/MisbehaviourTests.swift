@@ -107,10 +107,13 @@ struct VFIOUserMisbehaviourTests {
         try guest.end()
     }
 
-    @Test("questions that make no sense are refused, and the device goes on", arguments: [
-        ("outside", 14), ("over-the-end", 14), ("wrapping", 14), ("huge", 22), ("nothing", 22), ("write-outside", 14),
-        ("write-less", 22), ("write-more", 22), ("half", 22), ("unknown", 22),
-    ])
+    @Test(
+        "questions that make no sense are refused, and the device goes on",
+        arguments: [
+            ("outside", 14), ("over-the-end", 14), ("wrapping", 14), ("huge", 22), ("nothing", 22),
+            ("write-outside", 14),
+            ("write-less", 22), ("write-more", 22), ("half", 22), ("unknown", 22),
+        ])
     func question(_ what: String, _ code: Int) throws {
         for twin in [[], ["--twin"]] {
             let guest = try VFIOUserGuest(options: ["--request", what] + twin)

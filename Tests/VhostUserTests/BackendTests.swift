@@ -149,7 +149,6 @@ struct FileSystemDaemonTests {
         }
     }
 
-
     @Test("in C serves on over updates under load", .enabled(if: Daemon.virtiofsdInC != nil, "needs QEMU's virtiofsd"))
     func updatesInC() throws { try servesOn(.inC) }
 

@@ -14,7 +14,8 @@ struct VhostUserNetTests {
         try body(net, guest)
     }
 
-    @Test("no frame is lost, doubled or out of order over updates, and the back end gets no message", arguments: [1, 4])
+    @Test(
+        "no frame is lost, doubled or out of order over updates, and the back end gets no message", arguments: [1, 4])
     func updates(_ pairs: Int) throws {
         try withNet(pairs) { net, guest in
             let before = net.messages

@@ -44,7 +44,7 @@ final class Daemon {
         }
     }
 
-    deinit { kill(); }
+    deinit { kill();  }
 
     func kill() {
         process.signal(SIGKILL)
@@ -107,7 +107,8 @@ final class Daemon {
         let socket = directory.file("fs.sock"), share = directory.file("share")
         try FileManager.default.createDirectory(atPath: share, withIntermediateDirectories: true)
         try Data("from the host\n".utf8).write(to: URL(fileURLWithPath: "\(share)/hello"))
-        let options = rust
+        let options =
+            rust
             ? ["--shared-dir", share, "--sandbox=chroot"] : ["-o", "source=\(share)", "-o", "sandbox=chroot"]
         return try Daemon(command + ["--socket-path=\(socket)"] + options, socket: socket)
     }

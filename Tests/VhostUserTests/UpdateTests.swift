@@ -206,7 +206,8 @@ private final class Slowness: @unchecked Sendable {
                 isHolding = false
                 if let (message, socket) = waiting {
                     backEnd.reply(
-                        socket, to: message, message.payload.prefix(12) + backEnd.config
+                        socket, to: message,
+                        message.payload.prefix(12) + backEnd.config
                             + Data(count: max(0, message.payload.count - 12 - backEnd.config.count)))
                 }
                 waiting = nil

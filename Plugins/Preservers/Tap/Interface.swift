@@ -43,7 +43,8 @@ enum TapInterface {
                 hint = "Have root make it for this user: ip tuntap add \(name ?? "NAME") mode tap user USER"
             }
             if code == EINVAL {
-                hint = isMulti
+                hint =
+                    isMulti
                     ? "An interface for several queues is made with: ip tuntap add NAME mode tap multi_queue"
                     : "An interface made with multi_queue needs queues=2 or more."
             }

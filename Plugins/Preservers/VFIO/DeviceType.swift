@@ -7,13 +7,14 @@ final class VFIODeviceType: DeviceType {
     let summary = "VFIO-based PCI device assignment"
     let bus = PCIBus.busType
     let category = DeviceCategory.misc
-    let properties = [
-        DeviceProperty("host", "str", "address (bus/device/function) of the host's device, as 0000:06:0d.0"),
-        DeviceProperty("sysfsdev", "str", "its directory in sysfs, instead"),
-        DeviceProperty("iommufd", "str", "id of an -object iommufd that has its memory, instead of a container"),
-        DeviceProperty("fd", "str", "the device, opened by somebody else, with iommufd="),
-        DeviceProperty("x-req", "bool", "whether to tell when the host wants the device back"),
-    ] + VFIOROMSource.properties
+    let properties =
+        [
+            DeviceProperty("host", "str", "address (bus/device/function) of the host's device, as 0000:06:0d.0"),
+            DeviceProperty("sysfsdev", "str", "its directory in sysfs, instead"),
+            DeviceProperty("iommufd", "str", "id of an -object iommufd that has its memory, instead of a container"),
+            DeviceProperty("fd", "str", "the device, opened by somebody else, with iommufd="),
+            DeviceProperty("x-req", "bool", "whether to tell when the host wants the device back"),
+        ] + VFIOROMSource.properties
     private let preserver: VFIOPreserver
 
     init(_ preserver: VFIOPreserver) { self.preserver = preserver }

@@ -7,12 +7,13 @@ final class VFIOUserDeviceType: DeviceType {
     let summary = "VFIO over socket PCI device assignment"
     let bus = PCIBus.busType
     let category = DeviceCategory.misc
-    let properties = [
-        DeviceProperty("socket.type", "str", "unix, or fd"),
-        DeviceProperty("socket.path", "str", "socket of the vfio-user server"),
-        DeviceProperty("socket.str", "str", "number of a connection to it, with socket.type=fd"),
-        DeviceProperty("x-msg-timeout", "uint32", "milliseconds that the server has for one message"),
-    ] + VFIOROMSource.properties
+    let properties =
+        [
+            DeviceProperty("socket.type", "str", "unix, or fd"),
+            DeviceProperty("socket.path", "str", "socket of the vfio-user server"),
+            DeviceProperty("socket.str", "str", "number of a connection to it, with socket.type=fd"),
+            DeviceProperty("x-msg-timeout", "uint32", "milliseconds that the server has for one message"),
+        ] + VFIOROMSource.properties
     private let preserver: VFIOUserPreserver
 
     init(_ preserver: VFIOUserPreserver) { self.preserver = preserver }

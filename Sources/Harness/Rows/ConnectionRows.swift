@@ -25,8 +25,10 @@ extension Harness {
             try require(try machine.nextAnswer() == 72, "half a command was lost over the update")
             return "answered after each update, the second half after the last too"
         },
-        Row("monitor-connection", "the human monitor's connection stays open, with half a line over each update",
-            .samePID, .keepsConnections) { harness in
+        Row(
+            "monitor-connection", "the human monitor's connection stays open, with half a line over each update",
+            .samePID, .keepsConnections
+        ) { harness in
             let machine = try harness.machine()
             guard let monitor = machine.monitor else { throw Failure("there is no monitor") }
             for way in harness.ways where way != .newProcess {
@@ -39,8 +41,10 @@ extension Harness {
             }
             return "a line was typed over each update"
         },
-        Row("open-files", "sockets, terminals and files of chardevs are the same open file descriptions",
-            .samePID, .keepsConnections) { harness in
+        Row(
+            "open-files", "sockets, terminals and files of chardevs are the same open file descriptions",
+            .samePID, .keepsConnections
+        ) { harness in
             let machine = try harness.machine()
             let pid = try machine.statedPID()
             let held = try Descriptors(of: pid) {

@@ -4,50 +4,54 @@ import ProcessSupport
 /// Successors that fail: each leads back to the guest where it stopped, with
 /// every connection open, and whoever asked is told why.
 extension Harness {
-    static let failureRows = [
-        failure("fails-missing", "the new binary does not exist") { _ in ["/nonexistent/baton"] },
-        failure("fails-not-executable", "the new binary is not executable") { machine in
-            [try machine.directory.write("plain", "#!/bin/sh\n")]
-        },
-        failure("fails-script", "the new binary is a shell script that exits 1") { machine in
-            [try machine.script("exit 1")]
-        },
-        failure("fails-segfault", "the new binary segfaults in its start") { machine in
-            [try machine.script("kill -SEGV $$")]
-        },
-        failure("fails-hang", "the new binary hangs beyond the limit", timeout: 300) { _ in ["sleep", "1000"] },
-        failure("fails-closed-descriptors", "a wrapper closes what the new VMM was to inherit") { machine in
-            // A shell closes descriptors of one digit only; python may not be there.
-            let closing = (3...9).map { "exec \($0)>&-" }.joined(separator: "; ")
-            return [try machine.script("\(closing); exec \"$@\"")] + machine.arguments
-        },
-        failure("fails-module", "the new VMM lacks a module") {
-            $0.arguments + ["-module", "/nonexistent/libmode-none.so"]
-        },
-        failure("fails-mode", "the new VMM has the mode not enabled") { machine in
-            var rest = machine.arguments
-            guard let at = rest.lastIndex(of: "-cpr-enable") else { throw Failure("no mode to leave out") }
-            rest.removeSubrange(at...at + 1)
-            return rest
-        },
-        failure("fails-option", "the new VMM gets a wrong option") { $0.arguments + ["-no-such-option"] },
-        failure("fails-ram-size", "the new VMM gets another size of RAM") { machine in
-            machine.arguments.map { $0.replacingOccurrences(of: "16M", with: "32M") }
-        },
-        failure("fails-lost-device", "the new VMM lacks a device that was saved") { machine in
-            var rest = machine.arguments
-            guard let at = rest.firstIndex(of: "virtio-rng-device") else { throw Failure("no device to leave out") }
-            rest.removeSubrange(at - 1...at)
-            return rest
-        },
-        failure("fails-more-harts", "the new VMM has a hart that was not saved") { machine in
-            machine.arguments + ["-smp", "2"]
-        },
-    ] + Tampering.allCases.map { tampering in
-        failure("fails-checkpoint-\(tampering.rawValue)", "the new VMM finds a checkpoint that is \(tampering.words)") {
-            machine in machine.successor(["--checkpoint", tampering.rawValue])
+    static let failureRows =
+        [
+            failure("fails-missing", "the new binary does not exist") { _ in ["/nonexistent/baton"] },
+            failure("fails-not-executable", "the new binary is not executable") { machine in
+                [try machine.directory.write("plain", "#!/bin/sh\n")]
+            },
+            failure("fails-script", "the new binary is a shell script that exits 1") { machine in
+                [try machine.script("exit 1")]
+            },
+            failure("fails-segfault", "the new binary segfaults in its start") { machine in
+                [try machine.script("kill -SEGV $$")]
+            },
+            failure("fails-hang", "the new binary hangs beyond the limit", timeout: 300) { _ in ["sleep", "1000"] },
+            failure("fails-closed-descriptors", "a wrapper closes what the new VMM was to inherit") { machine in
+                // A shell closes descriptors of one digit only; python may not be there.
+                let closing = (3...9).map { "exec \($0)>&-" }.joined(separator: "; ")
+                return [try machine.script("\(closing); exec \"$@\"")] + machine.arguments
+            },
+            failure("fails-module", "the new VMM lacks a module") {
+                $0.arguments + ["-module", "/nonexistent/libmode-none.so"]
+            },
+            failure("fails-mode", "the new VMM has the mode not enabled") { machine in
+                var rest = machine.arguments
+                guard let at = rest.lastIndex(of: "-cpr-enable") else { throw Failure("no mode to leave out") }
+                rest.removeSubrange(at...at + 1)
+                return rest
+            },
+            failure("fails-option", "the new VMM gets a wrong option") { $0.arguments + ["-no-such-option"] },
+            failure("fails-ram-size", "the new VMM gets another size of RAM") { machine in
+                machine.arguments.map { $0.replacingOccurrences(of: "16M", with: "32M") }
+            },
+            failure("fails-lost-device", "the new VMM lacks a device that was saved") { machine in
+                var rest = machine.arguments
+                guard let at = rest.firstIndex(of: "virtio-rng-device") else { throw Failure("no device to leave out") }
+                rest.removeSubrange(at - 1...at)
+                return rest
+            },
+            failure("fails-more-harts", "the new VMM has a hart that was not saved") { machine in
+                machine.arguments + ["-smp", "2"]
+            },
+        ]
+        + Tampering.allCases.map { tampering in
+            failure(
+                "fails-checkpoint-\(tampering.rawValue)", "the new VMM finds a checkpoint that is \(tampering.words)"
+            ) {
+                machine in machine.successor(["--checkpoint", tampering.rawValue])
+            }
         }
-    }
 
     /// - Parameter argv: the bad successor.
     static func failure(

@@ -51,14 +51,15 @@ extension Harness {
             ]
             var reasons: [String] = []
             for (what, argv) in bad {
-                reasons.append(try machine.expectUnnoticed {
-                    do {
-                        _ = try machine.preflight(argv, timeout: 400)
-                    } catch let refusal as QMPClient.Refusal {
-                        return refusal.text
-                    }
-                    throw Failure("the preflight of \(what) passed")
-                })
+                reasons.append(
+                    try machine.expectUnnoticed {
+                        do {
+                            _ = try machine.preflight(argv, timeout: 400)
+                        } catch let refusal as QMPClient.Refusal {
+                            return refusal.text
+                        }
+                        throw Failure("the preflight of \(what) passed")
+                    })
                 _ = try machine.expectUnnoticed {
                     guard let reason = try machine.update(argv, timeout: 400, preflight: true) else {
                         throw Failure("an update with preflight to \(what) was done")
@@ -75,8 +76,9 @@ extension Harness {
 extension Machine {
     /// - Returns: what it reports.
     fileprivate func preflight(_ argv: [String], timeout: Int = 10_000) throws -> String {
-        let report = try execute(
-            "cpr-preflight", ["argv": argv, "mode": configuration.mode, "timeout-ms": timeout]) as? [String: Any]
+        let report =
+            try execute(
+                "cpr-preflight", ["argv": argv, "mode": configuration.mode, "timeout-ms": timeout]) as? [String: Any]
         return "\(report?["time-us"] ?? "?") us"
     }
 

@@ -118,10 +118,12 @@ extension Machine {
         for (index, answer) in answers.enumerated() where answer == nil {
             throw Failure("attempt \(index + 1) of \(answers.count) was not refused")
         }
-        try expectProgress(past: count, before: {
-            let stops = qmp.events.count { $0["event"] as? String == "STOP" }
-            try require(stopping || stops == 0, "the guest was stopped before the refusal")
-        })
+        try expectProgress(
+            past: count,
+            before: {
+                let stops = qmp.events.count { $0["event"] as? String == "STOP" }
+                try require(stopping || stops == 0, "the guest was stopped before the refusal")
+            })
         try expectConnections()
         return answers.first.flatMap { $0 } ?? ""
     }

@@ -68,7 +68,8 @@ extension Harness {
     ]
 
     private static func roundTrip(_ name: String, _ way: Way, paused: Bool, _ promise: Promise) -> Row {
-        let subject = paused
+        let subject =
+            paused
             ? "a paused guest goes over \(way.text), stays paused, and then goes on"
             : "a running guest goes over \(way.text) and goes on in order"
         return Row(name, subject, promise) { harness in

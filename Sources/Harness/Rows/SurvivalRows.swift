@@ -18,8 +18,10 @@ extension Harness {
             try machine.expectLooksFine()
             return "the guest goes on"
         },
-        Row("survives-file-mode", "the checkpoint is readable by its owner only, and no other file is left",
-            .survivesHostReboot) { harness in
+        Row(
+            "survives-file-mode", "the checkpoint is readable by its owner only, and no other file is left",
+            .survivesHostReboot
+        ) { harness in
             let machine = try harness.machine()
             let files = try machine.files()
             try machine.save()
@@ -30,8 +32,10 @@ extension Harness {
             try require(left == ["checkpoint"], "cpr-save left \(left.sorted())")
             return "0600, \(status.st_size >> 10) KiB, of which \(status.st_blocks / 2) KiB are stored"
         },
-        Row("survives-full-disk", "a disk that is full leaves the file before, a running guest, and no other file",
-            .survivesHostReboot) { harness in
+        Row(
+            "survives-full-disk", "a disk that is full leaves the file before, a running guest, and no other file",
+            .survivesHostReboot
+        ) { harness in
             let machine = try harness.machine()
             try machine.save()
             try machine.execute("cont")

@@ -66,7 +66,8 @@ enum ExaminePhysical {
             if index % perLine == 0 { text += (index == 0 ? "" : "\n") + padded(address, radix: 16, width: 16) + ":" }
             var value: UInt64 = 0
             for byte in (0..<format.size).reversed() {
-                value = value << 8
+                value =
+                    value << 8
                     | UInt64((range.host + Int(address - range.start) + byte).load(as: UInt8.self))
             }
             text += " " + describe(value, format)

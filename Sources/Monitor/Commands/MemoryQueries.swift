@@ -58,7 +58,8 @@ func registerMemoryQueries(_ vm: VirtualMachine, _ memory: GuestMemory) throws(V
 /// A table like QEMU's, with the allocator, descriptor and sharing of each
 /// block after its columns: they decide what a restart can preserve.
 private func ramBlockTable(_ memory: GuestMemory) -> String {
-    var text = "              Block Name    PSize  "
+    var text =
+        "              Block Name    PSize  "
         + "            Offset               Used              Total                HVA  RO  FD  SHARED  ORIGIN\n"
     var offset: UInt64 = 0
     for block in memory.blocks {
@@ -68,7 +69,8 @@ private func ramBlockTable(_ memory: GuestMemory) -> String {
         ] {
             text += "  " + hex16(value)
         }
-        text += leftPadded("rw", 4) + leftPadded("\(block.fd)", 4)
+        text +=
+            leftPadded("rw", 4) + leftPadded("\(block.fd)", 4)
             + leftPadded(block.shared ? "on" : "off", 8) + "  \(block.origin)\n"
         // Block offsets are a space of their own, each block after the last.
         offset += UInt64(block.maxLength)

@@ -11,7 +11,6 @@ struct BoardTree {
     /// firmware would leave it.
     let hasFirmware: Bool
 
-
     /// What the harts can do, in the order of `riscv,isa`.
     static let singleLetters = ["i", "m", "a", "f", "d", "c"]
     static let extensions = ["zicntr", "zicsr", "zifencei", "zba", "zbb", "zbs", "sstc", "svadu"]

@@ -29,12 +29,13 @@ public final class DeviceModel: DeviceType {
         try build(factory, options)
     }
 
-    public static let all: [DeviceModel] = [
-        DeviceModel(
-            name: "virtconsole", bus: "virtio-serial-bus", category: .input,
-            properties: [DeviceProperty("chardev", "str", "where the console's bytes go and come from")],
-            make: { factory, options throws(VMMError) in try factory.addConsolePort(options) })
-    ]
+    public static let all: [DeviceModel] =
+        [
+            DeviceModel(
+                name: "virtconsole", bus: "virtio-serial-bus", category: .input,
+                properties: [DeviceProperty("chardev", "str", "where the console's bytes go and come from")],
+                make: { factory, options throws(VMMError) in try factory.addConsolePort(options) })
+        ]
         + onBothBuses("virtio-blk", .storage, disk) { factory, options, bus throws(VMMError) in
             try factory.addBlock(options, bus)
         }

@@ -28,61 +28,61 @@ extension ModuleProject {
             "try registrar.add(preserver.queryCommand)",
         ]
         return """
-        import BatonRuntime
-        import Glibc
+            import BatonRuntime
+            import Glibc
 
-        \(query(register.joined(separator: "\n        ")))
+            \(query(register.joined(separator: "\n        ")))
 
-        /// Keeps a memfd, and a count of updates, over updates of the VMM.
-        final class \(typeName)Preserver: FdPreserver {
-            let name = "\(name)"
-            private let part = "module/\(fullName)"
-            /// Ours.
-            private var fd: Int32
-            /// Updates that it has seen.
-            private var updates: UInt64 = 0
+            /// Keeps a memfd, and a count of updates, over updates of the VMM.
+            final class \(typeName)Preserver: FdPreserver {
+                let name = "\(name)"
+                private let part = "module/\(fullName)"
+                /// Ours.
+                private var fd: Int32
+                /// Updates that it has seen.
+                private var updates: UInt64 = 0
 
-            init() throws(VMMError) {
-                fd = try Mapping.createMemfd(name: "\(name)", length: Mapping.pageSize).release()
-            }
-
-            /// What happens in each step of an update. An error in `save` and
-            /// `exec` ends it, and the guest goes on here.
-            func notify(_ phase: CprPhase, cpr: CprController) throws(VMMError) {
-                // The memfd of the process before takes the place of a new one.
-                if let kept = cpr.fds.find(part), kept != fd {
-                    close(fd)
-                    fd = kept
+                init() throws(VMMError) {
+                    fd = try Mapping.createMemfd(name: "\(name)", length: Mapping.pageSize).release()
                 }
-                switch phase {
-                case .survey, .exec:
-                    // What is to be kept. A survey only asks, while the guest runs.
-                    try cpr.fds.resave(part, fd)
-                    var state = StateWriter()
-                    state.put("updates", updates)
-                    cpr.handOver(part, state)
-                case .load:
-                    // In the new VMM. The old one may still have to go on: change
-                    // nothing outside of this process.
-                    if let state = try cpr.inherited?.part(part) {
-                        updates = try state.unsigned("updates", in: 0...UInt64.max - 1) + 1
+
+                /// What happens in each step of an update. An error in `save` and
+                /// `exec` ends it, and the guest goes on here.
+                func notify(_ phase: CprPhase, cpr: CprController) throws(VMMError) {
+                    // The memfd of the process before takes the place of a new one.
+                    if let kept = cpr.fds.find(part), kept != fd {
+                        close(fd)
+                        fd = kept
                     }
-                default:
-                    break
+                    switch phase {
+                    case .survey, .exec:
+                        // What is to be kept. A survey only asks, while the guest runs.
+                        try cpr.fds.resave(part, fd)
+                        var state = StateWriter()
+                        state.put("updates", updates)
+                        cpr.handOver(part, state)
+                    case .load:
+                        // In the new VMM. The old one may still have to go on: change
+                        // nothing outside of this process.
+                        if let state = try cpr.inherited?.part(part) {
+                            updates = try state.unsigned("updates", in: 0...UInt64.max - 1) + 1
+                        }
+                    default:
+                        break
+                    }
+                }
+
+                /// QMP: `{"execute": "query-\(name)"}`
+                var queryCommand: QMPCommand {
+                    let result = QMPType.object(
+                        name: "\(typeName)Status", members: [QMPMember("fd", .int), QMPMember("updates", .uint)])
+                    return QMPCommand("query-\(name)", returns: result) { [unowned self] _ in
+                        ["fd": .int(Int64(fd)), "updates": JSON(updates)]
+                    }
                 }
             }
 
-            /// QMP: `{"execute": "query-\(name)"}`
-            var queryCommand: QMPCommand {
-                let result = QMPType.object(
-                    name: "\(typeName)Status", members: [QMPMember("fd", .int), QMPMember("updates", .uint)])
-                return QMPCommand("query-\(name)", returns: result) { [unowned self] _ in
-                    ["fd": .int(Int64(fd)), "updates": JSON(updates)]
-                }
-            }
-        }
-
-        """
+            """
     }
 
     private var swiftMode: String {

@@ -88,7 +88,8 @@ final class VirtioPCIDriver {
             let offset = read(30, 2)
             let queue = GuestQueue(
                 machine, index: index, size: size, base: TestMachine.ramBase + UInt64(index + 1) * 0x10000,
-                eventIndex: features & 1 << 29 != 0) { [unowned self] in notify(offset) }
+                eventIndex: features & 1 << 29 != 0
+            ) { [unowned self] in notify(offset) }
             write(24, UInt64(size), 2)
             if msix {
                 setVector(index + 1, data: UInt64(0x40 + index))

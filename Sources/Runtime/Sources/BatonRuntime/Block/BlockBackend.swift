@@ -168,7 +168,8 @@ public final class BlockBackend {
             let part = sector.clamped(to: range)
             let bytes = BlockBackend.gather(vectors, from: part.lowerBound - offset, count: part.count)
             guard let whole = fill(sector, part, bytes) else { return false }
-            let format = (sector.lowerBound == 0 ? ImageFormat.find(head: whole) : nil)
+            let format =
+                (sector.lowerBound == 0 ? ImageFormat.find(head: whole) : nil)
                 ?? (sector.upperBound == size ? ImageFormat.find(tail: whole) : nil)
             if let format {
                 Log.guestError("drive '\(id)': a write that would make the image look like \(format) is refused")

@@ -37,8 +37,9 @@ enum InheritedDisk {
     static func claim(id: String, filename: String, readOnly: Bool, cpr: CprController?) throws(VMMError) -> Int32? {
         guard let cpr, cpr.inherited != nil else { return nil }
         let entries = cpr.fds.entries.filter { $0.name.hasPrefix(prefix) }
-        guard let entry = entries.first(where: { $0.name == name(id) })
-            ?? entries.first(where: { FD.isSameFile($0.fd, as: filename) })
+        guard
+            let entry = entries.first(where: { $0.name == name(id) })
+                ?? entries.first(where: { FD.isSameFile($0.fd, as: filename) })
         else { return nil }
         var status = stat()
         guard fstat(entry.fd, &status) == 0, [.regular, .blockDevice].contains(FileKind(mode: status.st_mode)) else {

@@ -186,7 +186,8 @@ struct CheckedCheckpoint {
     /// Checks, once the mode has taken what is its own, that nothing is left over.
     /// - Parameter ownSections: names of sections that the mode has taken.
     func checkComplete(ownSections: [String]) throws(VMMError) {
-        let known = Set(["global", "clock", "ram", RAMContents.sectionName] + ownSections + vm.devices.map(\.stateName))
+        let known = Set(
+            ["global", "clock", "ram", RAMContents.sectionName] + ownSections + vm.devices.map(\.stateName))
         for section in container.sections where !section.optional && !known.contains(section.name) {
             throw VMMError(
                 "Unknown savevm section or instance '\(section.name)'. "

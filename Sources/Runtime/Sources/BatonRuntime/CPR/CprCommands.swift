@@ -12,9 +12,12 @@ extension CprController {
             data: .object(name: "CprProgress", members: [QMPMember("written", .int), QMPMember("total", .int)]))
         vm.commands.addEvent("CPR_UPDATED", data: CprController.timesType)
         vm.commands.addEvent(
-            "CPR_ROLLED_BACK", data: .object(name: "CprRolledBack", members: [
-                QMPMember("reason", .string), QMPMember("pid", .int),
-            ]))
+            "CPR_ROLLED_BACK",
+            data: .object(
+                name: "CprRolledBack",
+                members: [
+                    QMPMember("reason", .string), QMPMember("pid", .int),
+                ]))
     }
 
     // MARK: Save, exec, load

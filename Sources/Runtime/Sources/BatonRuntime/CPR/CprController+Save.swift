@@ -24,9 +24,10 @@ extension CprController {
         try watched(limit: CprController.defaultStartLimit, mode, stateBefore: stateBefore) { () throws(VMMError) in
             let (container, contents) = try stopAndCollect(mode)
             if mode.promises.contains(.survivesHostReboot) {
-                try memory.keep(memory.blocks.filter { block in
-                    block.isPersistent && !contents.contains { $0 === block }
-                })
+                try memory.keep(
+                    memory.blocks.filter { block in
+                        block.isPersistent && !contents.contains { $0 === block }
+                    })
             }
             try Checkpoint.write(
                 container, contents: contents, to: path, durable: mode.promises.contains(.survivesHostReboot)

@@ -72,9 +72,12 @@ public final class CprController {
     /// `cpr-exec` does: the new process begins new ones.
     public var endsMonitorSessions = false {
         didSet {
-            Lifeboat.whenSuccessorStands = !endsMonitorSessions ? nil : { [unowned vm] in
-                for chardev in vm.chardevs where chardev.frontend?.isMonitor == true { chardev.endConnection() }
-            }
+            Lifeboat.whenSuccessorStands =
+                !endsMonitorSessions
+                ? nil
+                : { [unowned vm] in
+                    for chardev in vm.chardevs where chardev.frontend?.isMonitor == true { chardev.endConnection() }
+                }
         }
     }
     /// By which a process that an update starts knows that it is no VM of its own.
@@ -336,7 +339,9 @@ public final class CprController {
         state.checkpointFD = checkpointFD
         state.lifeboat = guardian?.link
         state.lifeboatPID = guardian?.pid ?? 0
-        state.helpers = helpers.pids + (guardian.map { [$0.pid] } ?? [])
+        // One update may follow the other too soon for any to have been waited for.
+        helpers.collect()
+        state.helpers = helpers.pids.suffix(HelperProcesses.limit - 2) + (guardian.map { [$0.pid] } ?? [])
         state.environment = successorEnvironment
         state.callLimit = callLimit
         state.timerSlack = UInt(cbaton_timer_slack())

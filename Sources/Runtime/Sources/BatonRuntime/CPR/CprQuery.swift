@@ -23,29 +23,51 @@ extension CprController {
             QMPMember("pid", .int),
             QMPMember("argv", .array(.string)),
             QMPMember("enabled-modes", .array(.string)),
-            QMPMember("modes", .array(.object(name: "CprModeInfo", members: [
-                QMPMember("name", .string), QMPMember("summary", .string), QMPMember("same-pid", .bool),
-                QMPMember("survives-host-reboot", .bool), QMPMember("keeps-connections", .bool),
-                QMPMember("blockers", .array(.string)),
-            ]))),
+            QMPMember(
+                "modes",
+                .array(
+                    .object(
+                        name: "CprModeInfo",
+                        members: [
+                            QMPMember("name", .string), QMPMember("summary", .string), QMPMember("same-pid", .bool),
+                            QMPMember("survives-host-reboot", .bool), QMPMember("keeps-connections", .bool),
+                            QMPMember("blockers", .array(.string)),
+                        ]))),
             QMPMember("preservers", .array(.string)),
             QMPMember("only-cpr-capable", .bool),
             QMPMember("awaits-load", .bool),
             QMPMember("generation", .int),
             QMPMember("warnings", .array(.string)),
-            QMPMember("fds", .array(.object(name: "CprFd", members: [
-                QMPMember("name", .string), QMPMember("id", .int), QMPMember("fd", .int),
-            ]))),
-            QMPMember("ram", .array(.object(name: "CprRam", members: [
-                QMPMember("name", .string), QMPMember("used-length", .int), QMPMember("max-length", .int),
-                QMPMember("alignment", .int), QMPMember("fd", .int),
-            ]))),
+            QMPMember(
+                "fds",
+                .array(
+                    .object(
+                        name: "CprFd",
+                        members: [
+                            QMPMember("name", .string), QMPMember("id", .int), QMPMember("fd", .int),
+                        ]))),
+            QMPMember(
+                "ram",
+                .array(
+                    .object(
+                        name: "CprRam",
+                        members: [
+                            QMPMember("name", .string), QMPMember("used-length", .int), QMPMember("max-length", .int),
+                            QMPMember("alignment", .int), QMPMember("fd", .int),
+                        ]))),
             QMPMember("last-update", timesType, optional: true),
-            QMPMember("history", .array(.object(name: "CprUpdateRecord", members: [
-                QMPMember("ended-at", .int), QMPMember("mode", .string), QMPMember("pid", .int),
-                QMPMember("failure", .string, optional: true), QMPMember("times", timesType, optional: true),
-                QMPMember("from-version", .string, optional: true), QMPMember("to-version", .string, optional: true),
-            ]))),
+            QMPMember(
+                "history",
+                .array(
+                    .object(
+                        name: "CprUpdateRecord",
+                        members: [
+                            QMPMember("ended-at", .int), QMPMember("mode", .string), QMPMember("pid", .int),
+                            QMPMember("failure", .string, optional: true),
+                            QMPMember("times", timesType, optional: true),
+                            QMPMember("from-version", .string, optional: true),
+                            QMPMember("to-version", .string, optional: true),
+                        ]))),
         ])
 
     private func query() throws(VMMError) -> JSONObject {
@@ -53,15 +75,16 @@ extension CprController {
         result["pid"] = .int(Int64(getpid()))
         result["argv"] = .array(try ProcessArguments.all().map { .string($0) })
         result["enabled-modes"] = .array(enabledModes.map { .string($0.name) })
-        result["modes"] = .array(enabledModes.map { mode in
-            [
-                "name": .string(mode.name), "summary": .string(mode.summary),
-                "same-pid": .bool(mode.promises.contains(.samePID)),
-                "survives-host-reboot": .bool(mode.promises.contains(.survivesHostReboot)),
-                "keeps-connections": .bool(mode.promises.contains(.keepsConnections)),
-                "blockers": .array(blockers(mode).map { .string($0.message) }),
-            ]
-        })
+        result["modes"] = .array(
+            enabledModes.map { mode in
+                [
+                    "name": .string(mode.name), "summary": .string(mode.summary),
+                    "same-pid": .bool(mode.promises.contains(.samePID)),
+                    "survives-host-reboot": .bool(mode.promises.contains(.survivesHostReboot)),
+                    "keeps-connections": .bool(mode.promises.contains(.keepsConnections)),
+                    "blockers": .array(blockers(mode).map { .string($0.message) }),
+                ]
+            })
         result["preservers"] = .array(registry.preservers.map { .string($0.name) })
         result["only-cpr-capable"] = .bool(onlyCapable)
         result["awaits-load"] = .bool(awaitsLoad)

@@ -21,6 +21,9 @@ final class HelperProcesses {
         pids.append(pid)
     }
 
+    /// Waits for those that have ended already.
+    func collect() { pids.removeAll { cbaton_await_child($0, 0) != 0 } }
+
     /// This process is a copy of the one whose children they are.
     func forget() { pids = [] }
 
@@ -37,7 +40,7 @@ final class HelperProcesses {
         loop.schedule(at: EventLoop.now + delay) { [weak self, unowned loop] in
             guard let self else { return }
             isScheduled = false
-            pids.removeAll { cbaton_await_child($0, 0) != 0 }
+            collect()
             if !pids.isEmpty { reap(on: loop, after: min(2 * delay, HelperProcesses.lastDelay)) }
         }
     }

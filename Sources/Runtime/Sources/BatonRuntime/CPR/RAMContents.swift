@@ -67,6 +67,7 @@ enum RAMContents {
         guard retryingInterrupts({ ftruncate(fd, off_t(start)) }) == 0 else {
             throw .system("Could not write \(name)")
         }
+        progress(total, total)
         if let block = blocks.first(where: \.hasLostPages) {
             throw VMMError("the memory of RAM block '\(block.name)' was lost while it was written to \(name)")
         }

@@ -54,21 +54,22 @@ public struct UpdateHistory {
 
     /// As `query-cpr` shows it, oldest first.
     var json: JSON {
-        .array(records.map { record in
-            var object = JSONObject()
-            object["ended-at"] = .int(record.endedAt / 1_000_000_000)
-            object["mode"] = .string(record.mode)
-            object["pid"] = .int(record.pid)
-            if let failure = record.failure { object["failure"] = .string(failure) }
-            if let version = record.fromVersion { object["from-version"] = .string(version) }
-            if let version = record.toVersion { object["to-version"] = .string(version) }
-            if !record.phases.isEmpty {
-                var times = JSONObject()
-                for phase in record.phases { times[phase.name] = .int(phase.microseconds) }
-                object["times"] = .object(times)
-            }
-            return .object(object)
-        })
+        .array(
+            records.map { record in
+                var object = JSONObject()
+                object["ended-at"] = .int(record.endedAt / 1_000_000_000)
+                object["mode"] = .string(record.mode)
+                object["pid"] = .int(record.pid)
+                if let failure = record.failure { object["failure"] = .string(failure) }
+                if let version = record.fromVersion { object["from-version"] = .string(version) }
+                if let version = record.toVersion { object["to-version"] = .string(version) }
+                if !record.phases.isEmpty {
+                    var times = JSONObject()
+                    for phase in record.phases { times[phase.name] = .int(phase.microseconds) }
+                    object["times"] = .object(times)
+                }
+                return .object(object)
+            })
     }
 
     // MARK: In the CPR state
@@ -98,8 +99,10 @@ public struct UpdateHistory {
             var phases: [(name: String, microseconds: Int64)] = []
             for number in 0..<(try reader.unsigned("\(index).phases", in: 0...64)) {
                 phases.append(
-                    (try reader.string("\(index).\(number).name"),
-                     Int64(bitPattern: try reader.unsigned("\(index).\(number).us"))))
+                    (
+                        try reader.string("\(index).\(number).name"),
+                        Int64(bitPattern: try reader.unsigned("\(index).\(number).us"))
+                    ))
             }
             append(
                 UpdateRecord(

@@ -13,7 +13,8 @@ public enum SizeText {
     public static func parse(_ text: String, defaultUnit: UInt64 = 1) throws(Failure) -> UInt64 {
         var bytes = Array(text.utf8)[...]
         while bytes.first == UInt8(ascii: " ") { bytes = bytes.dropFirst() }
-        let hexadecimal = bytes.count > 2 && bytes.first == UInt8(ascii: "0")
+        let hexadecimal =
+            bytes.count > 2 && bytes.first == UInt8(ascii: "0")
             && (bytes.dropFirst().first == UInt8(ascii: "x") || bytes.dropFirst().first == UInt8(ascii: "X"))
         if hexadecimal { bytes = bytes.dropFirst(2) }
         let radix: UInt64 = hexadecimal ? 16 : 10
