@@ -226,7 +226,7 @@ struct LockTests {
         }
         let first = try IdleVM(directory, words(""))
         let text = try failure(words(""))
-        #expect(text.contains("backing store \(ram) is locked: another VM has its guest's RAM there"), "\(text)")
+        #expect(text.contains("backing store \(ram) is locked: another VMM has its guest's RAM there"), "\(text)")
         // A private copy of it is nobody's loss.
         try IdleVM(
             directory,

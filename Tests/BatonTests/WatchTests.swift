@@ -131,8 +131,10 @@ struct WatchTests {
         let damage =
             text.isEmpty
             ? "BATON_CPR_STATE=999; export BATON_CPR_STATE; "
-            : "printf \(text) 1<>/proc/self/fd/$BATON_CPR_STATE; "
-        let answer = update(guest, ["sh", "-c", damage + "exec \"$@\"", "sh"] + guest.arguments)
+            : "printf \(text) >\(guest.directory.file("bad")); exec 200<\(guest.directory.file("bad")); "
+                + "BATON_CPR_STATE=200; "
+        // dash has no descriptors of more than one digit.
+        let answer = update(guest, ["bash", "-c", damage + "exec \"$@\"", "sh"] + guest.arguments)
         #expect(answer.contains("the new VMM refused: ") && answer.contains("CPR"), "\(answer)")
         try guest.waitForProgress(past: guest.count)
         try guest.qmp.execute("quit")

@@ -85,7 +85,7 @@ final class BrokenMode: CprMode {
         case "register": try change("cpu0", "x", &container) { $0[18] ^= 1 << 40 }
         case "float-register": try change("cpu0", "f", &container) { $0[7] ^= 1 }
         case "device": try change("serial0", "scr", &container) { $0[0] ^= 1 }
-        case "clock": try change("clock", "monotonic-offset-ns", &container) { $0[0] &-= 3_600_000_000_000 }
+        case "clock": try change("clock", "monotonic-offset-ns", &container) { $0[0] &-= 240_000_000_000 }
         case "ram":
             guard let block = cpr.memory.blocks.first(where: { $0.name == "ram" }) else { return }
             let byte = block.host.advanced(by: 0x60_0123).assumingMemoryBound(to: UInt8.self)

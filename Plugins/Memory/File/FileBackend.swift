@@ -35,7 +35,9 @@ final class FileBackend: MemoryBackendType {
         let shared = common.share ?? false
         let locks = try options.bool("locking") ?? true
         let block = try memory.preservedBlock(request, shared: shared, origin: typeName) { () throws(VMMError) in
-            try FileBackend.open(path, length: request.maxLength, locks: shared && locks).release()
+            try FileBackend.open(
+                path, length: request.maxLength, locks: shared && locks, records: memory.records
+            ).release()
         }
         if shared && GuestMemory.canBeMarked(block.fd) { block.file = FileBackend.persistentPath(path) }
         return block
@@ -51,7 +53,9 @@ final class FileBackend: MemoryBackendType {
 
     /// Opens the file, or makes one in a directory given instead, with at
     /// least `length` bytes.
-    private static func open(_ path: String, length: Int, locks: Bool) throws(VMMError) -> OwnedFD {
+    private static func open(_ path: String, length: Int, locks: Bool, records: RAMRecords)
+        throws(VMMError) -> OwnedFD
+    {
         var status = stat()
         if stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR {
             return try openTemporary(in: path, length: length)
@@ -65,6 +69,8 @@ final class FileBackend: MemoryBackendType {
         let fd = OwnedFD(adopting: raw)
         // The lock belongs to the open file, with whatever shares it: it goes over an exec with the descriptor.
         if locks, try !FileLock.acquire(fd.raw, name: "backing store \(path)") {
+            // The VMM before has it, as a block that this command line does not ask for.
+            if let missing = records.missing { throw missing }
             throw VMMError(
                 "backing store \(path) is locked: another VMM has its guest's RAM there",
                 hint: "Two VMs need two files. For memory that they share on purpose say locking=off in both.")

@@ -107,6 +107,7 @@ public final class CprController {
             memory.isTrial = inherited.isTrial
         }
         vm.cpr = self
+        mark = inherited?.mark.map { UpdateMark(inherited: $0) }
         // When there is time: not while another process' guest waits to be this one's.
         if !isTrial { vm.loop.later { [weak self] in self?.makeMark() } }
         vm.namedFDs.keep(in: fds)
@@ -199,12 +200,7 @@ public final class CprController {
                 "this process takes over a VM that was saved in mode '\(inherited.mode)', which is not enabled",
                 hint: "Add -cpr-enable \(inherited.mode) to the arguments of cpr-exec.")
         }
-        if let record = memory.records.inherited.first {
-            throw VMMError(
-                "the CPR state has the RAM block '\(record.name)' (\(record.usedLength) bytes), "
-                    + "which this command line lacks",
-                hint: "Start the new VMM with the memory and device arguments of the old one.")
-        }
+        if let missing = memory.records.missing { throw missing }
     }
 
     /// In a successor: tells the lifeboat how far it is.
@@ -346,6 +342,7 @@ public final class CprController {
         state.callLimit = callLimit
         state.timerSlack = UInt(cbaton_timer_slack())
         state.markedTimerSlack = mark?.timerSlack
+        state.mark = mark.map { CprState.Mark(fd: $0.fd, number: $0.number) }
         state.memoryIdentity = memory.identity
         state.history = history
         for part in outgoingParts { state.addPart(part.name, version: part.version, part.writer) }

@@ -54,6 +54,12 @@ public struct CprState {
     /// What tells that the new process is of this update, see `UpdateMark`; not
     /// part of what is written.
     var markedTimerSlack: UInt?
+    /// The mark of the VM, for the process that is to have its guest.
+    struct Mark {
+        var fd: Int32
+        var number: UInt
+    }
+    var mark: Mark?
     /// In a trial: where sockets are bound that others stand in for, by these
     /// others' descriptors; as the system has addresses.
     var addresses: [Int32: [UInt8]] = [:]
@@ -86,7 +92,7 @@ public struct CprState {
 
     /// Descriptors of the hand-over itself, which the new program inherits.
     var ownDescriptors: [Int32] {
-        (lifeboat.map { [$0.token, $0.watch] } ?? []) + (checkpointFD.map { [$0] } ?? [])
+        (lifeboat.map { [$0.token, $0.watch] } ?? []) + [checkpointFD, mark?.fd].compactMap { $0 }
     }
 
     /// Takes the state over that the process before left, if there is one, and
@@ -117,6 +123,7 @@ public struct CprState {
         var named = state.fds.map { ($0.name, $0.fd) } + state.ram.map { ($0.name, $0.fd) }
         if let link = state.lifeboat { named += [("the update's token", link.token), ("the watch", link.watch)] }
         if let fd = state.checkpointFD { named.append(("the checkpoint", fd)) }
+        if let mark = state.mark { named.append(("the VM's mark", mark.fd)) }
         for (name, fd) in named {
             guard seen.insert(fd).inserted else {
                 throw VMMError("cannot use the CPR state: fd \(fd) of '\(name)' occurs twice")
@@ -174,6 +181,10 @@ public struct CprState {
         if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
         if isTrial { general.put("trial", true) }
         if let timerSlack { general.put("timer-slack-ns", UInt64(timerSlack), optional: true) }
+        if let mark {
+            general.put("mark-fd", UInt64(mark.fd), optional: true)
+            general.put("mark-number", UInt64(mark.number), optional: true)
+        }
         if let memoryIdentity { general.put("memory-id", memoryIdentity, optional: true) }
         container.add("cpr", version: 1, general)
         var list = StateWriter()
@@ -254,6 +265,11 @@ public struct CprState {
         if general.has("trial") { isTrial = try general.bool("trial") }
         if general.has("timer-slack-ns") {
             timerSlack = UInt(try general.unsigned("timer-slack-ns", in: 1...UInt64(Int64.max)))
+        }
+        if general.has("mark-fd") {
+            mark = Mark(
+                fd: Int32(try general.unsigned("mark-fd", in: fdNumbers)),
+                number: UInt(try general.unsigned("mark-number", in: UpdateMark.numbers)))
         }
         if general.has("memory-id") { memoryIdentity = try general.string("memory-id") }
         try general.finish()

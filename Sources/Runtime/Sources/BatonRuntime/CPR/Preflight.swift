@@ -37,6 +37,7 @@ extension CprController {
         let trial = try survey { () throws(VMMError) in
             var state = stateForExec(mode: mode)
             state.isTrial = true
+            state.mark = nil
             state.checkpointFD = memfd.raw
             for index in state.ram.indices {
                 state.ram[index].fd = try standIns.readOnly(state.ram[index].fd, name: state.ram[index].name)

@@ -9,8 +9,8 @@ import Glibc
 /// Everything that is started in turn inherits that, whatever becomes of its
 /// parents, session, user and environment; only what a service manager starts on
 /// somebody's behalf does not. A VMM holds a socket with its number as the name
-/// for as long as it has its guest: in the process that updates it, and in the
-/// copy that takes the guest back. So a new VMM that has a number but no
+/// for as long as it has its guest: in the process that updates it, in the copy
+/// that takes the guest back, and in the next one. So a new VMM that has a number but no
 /// inherited state can see that it is a trial or a successor which has lost its
 /// state, and that the guest is still somebody else's.
 final class UpdateMark {
@@ -18,10 +18,20 @@ final class UpdateMark {
     private static let base: UInt = 50_000
     /// At most a quarter of a millisecond, which no command notices.
     private static let count: UInt = 1 << 18
+    /// What a mark's number may be.
+    static let numbers: ClosedRange<UInt64> = 1...UInt64(count - 1)
 
-    private let number: UInt
-    /// Held, and nothing else is done with it.
+    let number: UInt
+    /// Held, and handed over to the next process of the VM; nothing else is done with it.
     private let socket: OwnedFD
+
+    var fd: Int32 { socket.raw }
+
+    /// Takes over the mark of the process before.
+    init(inherited: CprState.Mark) {
+        number = inherited.number
+        socket = OwnedFD(adopting: inherited.fd)
+    }
 
     /// - Returns: nil where there can be no such socket; updates are unmarked then.
     init?() {

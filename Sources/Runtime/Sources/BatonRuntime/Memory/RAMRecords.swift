@@ -29,6 +29,16 @@ public final class RAMRecords {
     /// Records handed over by the process before, not yet claimed.
     public var inherited: [RAMRecord] { handedOver.compactMap { $0 } }
 
+    /// Why a process must not go on that has not claimed everything which the one before handed over; nil when it
+    /// has, or there was none.
+    public var missing: VMMError? {
+        inherited.first.map {
+            VMMError(
+                "the CPR state has the RAM block '\($0.name)' (\($0.usedLength) bytes), which this command line lacks",
+                hint: "Start the new VMM with the memory and device arguments of the old one.")
+        }
+    }
+
     init() {}
 
     /// - Parameter records: with names that are unique.
