@@ -180,7 +180,8 @@ struct TrialTests {
 
         let given = try UpdateCommand.Descriptor.list(file)
         let originals = try UpdateCommand.Descriptor.list(own)
-        #expect(given.count == originals.count)
+        // All but the VM's mark, which is for the process that has the guest.
+        #expect(given.count == originals.count - 1)
         // Of the hand-over itself: its state, the checkpoint, the pipes.
         let handover = ["/memfd:cpr-state (deleted)", "/memfd:cpr-preflight (deleted)"]
         var kinds: Set<String> = []
