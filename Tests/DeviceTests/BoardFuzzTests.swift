@@ -13,7 +13,9 @@ import Virtio
     private func board() throws -> TestBoard {
         let board = try TestBoard(hartCount: 2, serial: TestChardev("s"))
         if (try? directory.writeSparse("disk", size: 1 << 20)) != nil {
-            try board.vm.add(BlockBackend(id: "d", filename: directory.file("disk"), readOnly: false))
+            try board.vm.add(
+                BlockBackend(
+                    id: "d", filename: directory.file("disk"), readOnly: false, isLocked: false))
         }
         try board.vm.add(TestChardev("c"))
         try board.board.devices.add(NetBackend(id: "n", backend: "test"))

@@ -32,7 +32,11 @@ struct BrokenModeTests {
         ("float-register", "registers", "the guest found changed: its floating-point registers"),
         ("ram", "ram", "1 page(s) of RAM block 'ram' changed, the first at 0x600000"),
         ("device", "devices", "section 'serial0' changed, the first field 'scr'"),
-        ("clock", "guest-time", "gave up waiting for: the guest writes two more lines"),
+        // Either the guest waits for its time to come again, or that is before the VM's first moment.
+        (
+            "clock", "guest-time",
+            "gave up waiting for: the guest writes two more lines|field 'now-ns' of section 'clock'"
+        ),
         ("no-stop", "running-three-steps", "after cpr-save the run state is 'running' and not 'save-vm'"),
         ("resumes", "paused-one-step", "the run state is 'running' and not 'paused'"),
         ("resumes", "paused-three-steps", "the run state is 'running' and not 'paused'"),
@@ -63,7 +67,7 @@ struct BrokenModeTests {
             Issue.record("'\(way)' was not caught by \(row): \(verdict)")
             return
         }
-        #expect(text.contains(finding))
+        #expect(finding.split(separator: "|").contains { text.contains($0) }, "\(text)")
     }
 
     @Test("The same rows pass when nothing is broken", arguments: Set(ways.map(\.row)).sorted())
