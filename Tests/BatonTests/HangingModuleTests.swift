@@ -178,10 +178,12 @@ struct HangingModuleTests {
         let blockers = try #require(modes?.first?["blockers"] as? [String])
         #expect(blockers.contains { $0.contains(reason) })
         #expect(refusal { try guest.qmp.execute("rogue-ping") }.contains("did not come back"))
-        let states = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/task").filter { $0 != "\(pid)" }
-            .map { try String(contentsOfFile: "/proc/\(pid)/task/\($0)/stat", encoding: .utf8) }
-            .map { $0.split(separator: ")").last?.first { $0 != " " } }
-        #expect(states == ["S"])
+        func states() throws -> [Character?] {
+            try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/task").filter { $0 != "\(pid)" }
+                .map { try String(contentsOfFile: "/proc/\(pid)/task/\($0)/stat", encoding: .utf8) }
+                .map { $0.split(separator: ")").last?.first { $0 != " " } }
+        }
+        try eventually("the thread that was left behind sleeps") { try states() == ["S"] }
         try guest.qmp.execute("quit")
         try eventually("the VMM ends") { kill(pid_t(pid), 0) != 0 }
     }
