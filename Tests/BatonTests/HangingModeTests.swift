@@ -15,16 +15,7 @@ struct HangingModeTests {
         directory = try TemporaryDirectory()
         // The file names the step that hangs.
         let source = """
-            #include <stdio.h>
-            #include <string.h>
-            #include <unistd.h>
-            static int32_t act(const char *step) {
-                char line[64] = "";
-                FILE *file = fopen("\(directory.file("orders"))", "re");
-                if (file) { if (!fgets(line, sizeof line, file)) line[0] = 0; fclose(file); }
-                if (strcmp(line, step) == 0) for (;;) pause();
-                return 0;
-            }
+            \(hangingStep(ordersIn: directory))
             static uint32_t promises(struct baton_host *host) {
                 (void)host;
                 return BATON_MODE_SAME_PID | BATON_MODE_KEEPS_CONNECTIONS | BATON_MODE_MEMFD_RAM;

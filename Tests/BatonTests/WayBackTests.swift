@@ -20,16 +20,7 @@ struct WayBackTests {
     /// A preserver that hangs in the step that a file names.
     private static func rogue(_ directory: TemporaryDirectory) throws -> String {
         let source = """
-            #include <stdio.h>
-            #include <string.h>
-            #include <unistd.h>
-            static int32_t act(const char *step) {
-                char line[64] = "";
-                FILE *file = fopen("\(directory.file("orders"))", "re");
-                if (file) { if (!fgets(line, sizeof line, file)) line[0] = 0; fclose(file); }
-                if (strcmp(line, step) == 0) for (;;) pause();
-                return 0;
-            }
+            \(hangingStep(ordersIn: directory))
             static int32_t save(struct baton_host *host) { (void)host; return act("save"); }
             static int32_t exec(struct baton_host *host) { (void)host; return act("exec"); }
             static int32_t load(struct baton_host *host) { (void)host; return act("load"); }
