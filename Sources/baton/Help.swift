@@ -37,10 +37,20 @@ enum Help {
         case .none: return nil
         case .word: return value == "help" || value == "?" ? .all : nil
         case .keys(let implied, _):
+            guard mayAsk(value) else { return nil }
             // What cannot be parsed is told where it is used.
             guard let options = try? KeyValueOptions(value, impliedKey: implied), options.wantsHelp else { return nil }
             let first = implied.flatMap { try? options.string($0) } ?? "help"
             return first == "help" || first == "?" ? .all : .one(first)
+        }
+    }
+
+    /// Whether the text has the words that ask for help, wherever: so that the
+    /// arguments of a start, which may be thousands, need not be parsed for them.
+    private static func mayAsk(_ value: String) -> Bool {
+        let bytes = value.utf8
+        return bytes.indices.contains { index in
+            bytes[index] == UInt8(ascii: "?") || bytes[index...].starts(with: "help".utf8)
         }
     }
 

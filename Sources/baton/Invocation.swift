@@ -4,6 +4,8 @@ import BatonRuntime
 /// understood. The order of options of the same name is kept.
 struct Invocation {
     private var options: [(name: String, value: String)] = []
+    /// The same, by name: command lines of thousands of options are looked through at every start.
+    private var values: [String: [String]] = [:]
 
     /// - Parameter arguments: without the program's name. Options start with
     ///   one or two dashes; anything else is a disk image, as in QEMU.
@@ -11,7 +13,7 @@ struct Invocation {
         var rest = arguments[...]
         while let argument = rest.popFirst() {
             guard argument.hasPrefix("-") else {
-                options.append(("drive", "file=\(Invocation.escaped(argument)),if=virtio"))
+                add("drive", "file=\(Invocation.escaped(argument)),if=virtio")
                 continue
             }
             let name = String(argument.dropFirst(argument.hasPrefix("--") ? 2 : 1))
@@ -23,8 +25,13 @@ struct Invocation {
                 guard let next = rest.popFirst() else { throw VMMError("\(argument): requires an argument") }
                 value = next
             }
-            options.append((name == "M" ? "machine" : name == "help" ? "h" : name, value))
+            add(name == "M" ? "machine" : name == "help" ? "h" : name, value)
         }
+    }
+
+    private mutating func add(_ name: String, _ value: String) {
+        options.append((name, value))
+        values[name, default: []].append(value)
     }
 
     private static func escaped(_ text: String) -> String {
@@ -34,11 +41,11 @@ struct Invocation {
     }
 
     /// Whether an option was given.
-    func has(_ name: String) -> Bool { options.contains { $0.name == name } }
+    func has(_ name: String) -> Bool { values[name] != nil }
     /// Every argument of an option, in order.
-    func all(_ name: String) -> [String] { options.filter { $0.name == name }.map(\.value) }
+    func all(_ name: String) -> [String] { values[name] ?? [] }
     /// The last argument of an option, or nil.
-    func last(_ name: String) -> String? { options.last { $0.name == name }?.value }
+    func last(_ name: String) -> String? { values[name]?.last }
     /// Arguments of several options, in the order given.
     func inOrder(_ names: [String]) -> [(name: String, value: String)] { options.filter { names.contains($0.name) } }
 }

@@ -199,7 +199,9 @@ enum OptionTable {
                 ])),
     ]
 
-    static func find(_ name: String) -> OptionSpec? { all.first { $0.name == name } }
+    private static let byName = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })
+
+    static func find(_ name: String) -> OptionSpec? { byName[name] }
 
     /// The text of `-help`.
     static var help: String {
