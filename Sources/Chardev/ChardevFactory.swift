@@ -108,7 +108,12 @@ public enum ChardevFactory {
                 try UnopenedChardev.checkWritable(path)
                 return UnopenedChardev(id: id, backend: backend)
             }
-            return try FileChardev(id: id, path: path, append: append)
+            let file = try FileChardev(id: id, path: path, append: append || (held && reopens))
+            // The process before writes to it as long as the guest runs there.
+            if held, reopens, !append {
+                try vm.cpr?.whenHandedOver { () throws(VMMError) in try file.empty() }
+            }
+            return file
         case "pty":
             try options.finish()
             if isTrial(vm) {
@@ -128,7 +133,9 @@ public enum ChardevFactory {
         case "stdio":
             let signals = try options.bool("signal") ?? true
             try options.finish()
-            return try StdioChardev(id: id, loop: vm.loop, signals: signals, heritage: heritage, held: held)
+            let stdio = try StdioChardev(id: id, loop: vm.loop, signals: signals, heritage: heritage, held: held)
+            if held, heritage == nil { try vm.cpr?.whenHandedOver { StandardTerminal.save() } }
+            return stdio
         default:
             return try SocketOptions.make(id: id, options, vm: vm, heritage: heritage, held: held)
         }
@@ -256,7 +263,12 @@ enum SocketOptions {
             return UnopenedChardev(id: id, backend: "socket")
         }
         guard let fd else {
-            try chardev.open()
+            // Its name or port may be the process before's until the guest is handed over.
+            guard held, let cpr = vm.cpr else {
+                try chardev.open()
+                return chardev
+            }
+            try cpr.whenHandedOver { () throws(VMMError) in try chardev.open() }
             return chardev
         }
         guard FD.isOpen(fd) else { throw VMMError("File descriptor '\(fd)' is not open") }

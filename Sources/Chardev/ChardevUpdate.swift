@@ -18,6 +18,7 @@ public enum ChardevUpdate {
                 VMMError("chardev \(chardev.id) -> \(chardev.filename) does not allow cpr. See reopen-on-cpr."),
                 scope: .promising(.keepsConnections))
         }
+        for chardev in vm.chardevs { followChanges(of: chardev, cpr) }
         cpr.beforeExec { [unowned vm] in for chardev in vm.chardevs { chardev.prepareForExec() } }
         cpr.onPhase { [unowned vm, unowned cpr] phase throws(VMMError) in
             switch phase {
@@ -35,6 +36,17 @@ public enum ChardevUpdate {
         }
     }
 
+    private static func followChanges(of chardev: Chardev, _ cpr: CprController) {
+        if let mux = chardev as? MuxChardev { followChanges(of: mux.base, cpr) }
+        cpr.onChange(of: part(chardev.id), fds: "\(prefix)\(chardev.id)-") {
+            [unowned chardev] changes throws(VMMError) in
+            try chardev.takeOver(changes)
+        }
+    }
+
+    static func part(_ id: String) -> String { "chardev/\(id)" }
+    static func name(_ id: String, _ what: String) -> String { "\(prefix)\(id)-\(what)" }
+
     /// Once every chardev stands: closes what the new command line has no
     /// chardev for.
     public static func closeLeftovers(_ cpr: CprController) {
@@ -49,14 +61,14 @@ public enum ChardevUpdate {
 extension CprController {
     /// Saves a chardev's descriptor for the next process.
     func save(_ fd: Int32, of chardev: Chardev, as what: String) throws(VMMError) {
-        let name = "\(ChardevUpdate.prefix)\(chardev.id)-\(what)"
+        let name = ChardevUpdate.name(chardev.id, what)
         fds.delete(name)
         try fds.save(name, fd)
     }
 
     /// Undoes `save`.
     func forget(_ what: String, of chardev: Chardev) {
-        fds.delete("\(ChardevUpdate.prefix)\(chardev.id)-\(what)")
+        fds.delete(ChardevUpdate.name(chardev.id, what))
     }
 
     /// Hands a chardev's state to the next process.
@@ -64,7 +76,7 @@ extension CprController {
         var writer = StateWriter()
         writer.put("backend", chardev.backend)
         fill(&writer)
-        handOver("chardev/\(chardev.id)", writer)
+        handOver(ChardevUpdate.part(chardev.id), writer)
     }
 }
 
@@ -80,7 +92,7 @@ struct ChardevHeritage {
     static func find(
         _ id: String, backend: String, reopen: Bool, vm: VirtualMachine
     ) throws(VMMError) -> ChardevHeritage? {
-        guard let cpr = vm.cpr, let state = try cpr.inherited?.part("chardev/\(id)") else { return nil }
+        guard let cpr = vm.cpr, let state = try cpr.inherited?.part(ChardevUpdate.part(id)) else { return nil }
         let heritage = ChardevHeritage(cpr: cpr, id: id, state: state)
         if reopen {
             for what in ["listener", "connection", "master", "file"] {
@@ -99,13 +111,17 @@ struct ChardevHeritage {
 
     /// Takes over a descriptor, which is the caller's from now on.
     func claim(_ what: String) -> Int32? {
-        let name = "\(ChardevUpdate.prefix)\(id)-\(what)"
+        let name = ChardevUpdate.name(id, what)
         guard let fd = cpr.fds.find(name) else { return nil }
         cpr.fds.delete(name)
         return fd
     }
 
-    func bytes(_ name: String) throws(VMMError) -> [UInt8] { state.has(name) ? try state.bytes(name) : [] }
+    func bytes(_ name: String) throws(VMMError) -> [UInt8] { try ChardevHeritage.bytes(name, of: state) }
+
+    static func bytes(_ name: String, of state: StateReader) throws(VMMError) -> [UInt8] {
+        state.has(name) ? try state.bytes(name) : []
+    }
 
     func mismatch(_ what: String) -> VMMError {
         VMMError(

@@ -46,7 +46,6 @@ public final class MuxChardev: Chardev, ChardevFrontend {
         clients.append(Client(frontend: frontend, pending: inheritedInput.removeValue(forKey: number) ?? []))
         if isOpen { frontend.chardevEvent(.opened) }
         frontend.chardevEvent(number == focus ? .focusGained : .focusLost)
-        if frontend.isMonitor { base.release() }
         acceptInput()
     }
 
@@ -72,6 +71,21 @@ public final class MuxChardev: Chardev, ChardevFrontend {
             writer.put("focus", UInt64(focus))
             writer.put("escape", sawEscape)
             for (number, client) in clients.enumerated() { writer.put("\(number).input", bytes: client.pending) }
+        }
+    }
+
+    public override func takeOver(_ changes: PartChanges) throws(VMMError) {
+        guard let state = changes.state else { return }
+        _ = try state.string("backend")
+        let newFocus = Int(try state.unsigned("focus", in: 0...UInt64(Self.frontendLimit - 1)))
+        if newFocus != focus {
+            if clients.indices.contains(focus) { clients[focus].frontend?.chardevEvent(.focusLost) }
+            focus = newFocus
+            if clients.indices.contains(focus) { clients[focus].frontend?.chardevEvent(.focusGained) }
+        }
+        sawEscape = try state.bool("escape")
+        for number in clients.indices {
+            clients[number].pending = try ChardevHeritage.bytes("\(number).input", of: state)
         }
     }
 

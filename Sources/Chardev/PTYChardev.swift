@@ -72,6 +72,15 @@ public final class PTYChardev: StreamChardev {
         }
     }
 
+    public override func takeOver(_ changes: PartChanges) throws(VMMError) {
+        guard let state = changes.state else { return }
+        _ = try state.string("backend")
+        _ = try state.string("slave-path")
+        let unsent = try state.bytes("unsent")
+        if !isOpen { try waitForSlave(inherited: true) }
+        if isOpen { takeOver(unsent: unsent) }
+    }
+
     public override var filename: String { "pty:\(slavePath)" }
 
     private func slaveOpened() {

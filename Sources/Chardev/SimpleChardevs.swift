@@ -24,6 +24,13 @@ public final class FileChardev: Chardev {
         super.init(id: id, backend: "file")
     }
 
+    /// Empties the file, which was opened with `append`.
+    func empty() throws(VMMError) {
+        var status = stat()
+        guard fstat(outputFD, &status) == 0, status.st_mode & S_IFMT == S_IFREG else { return }
+        guard ftruncate(outputFD, 0) == 0 else { throw .system("cannot empty '\(path)'") }
+    }
+
     /// Takes over the open file of the process before, where that left off.
     /// - Parameter isStandIn: a trial has it for reading only.
     init(id: String, path: String, heritage: ChardevHeritage, isStandIn: Bool) throws(VMMError) {
@@ -108,6 +115,14 @@ public final class RingBufferChardev: Chardev {
         guard !reopensOnCpr else { return }
         let kept = (consumed..<written).map { storage[$0 & (size - 1)] }
         cpr.handOver(self) { $0.put("contents", bytes: kept) }
+    }
+
+    public override func takeOver(_ changes: PartChanges) throws(VMMError) {
+        guard let state = changes.state else { return }
+        _ = try state.string("backend")
+        let kept = try state.bytes("contents")
+        (written, consumed) = (0, 0)
+        _ = kept.withUnsafeBytes { write($0) }
     }
 
     /// Takes out up to `count` of the oldest bytes.

@@ -166,6 +166,45 @@ public final class SocketChardev: StreamChardev {
         if connection == nil, !configuration.isServer { abandonAttempt() }
     }
 
+    public override func takeOver(_ changes: PartChanges) throws(VMMError) {
+        var unsent: [UInt8]?
+        if let state = changes.state {
+            _ = try state.string("backend")
+            unsent = try state.bytes("unsent")
+        }
+        func name(_ what: String) -> String { ChardevUpdate.name(id, what) }
+        // A rollback of an update may have made a new one.
+        switch changes.descriptor(name("listener")) {
+        case .unchanged: break
+        case .gone: closeListener()
+        case .new(let fd):
+            closeListener()
+            try adopt(listener: fd, inherited: true)
+        }
+        switch changes.descriptor(name("connection")) {
+        case .unchanged: if let unsent, isOpen { takeOver(unsent: unsent) }
+        case .gone: forgetConnection()
+        case .new(let fd):
+            forgetConnection()
+            reconnectTimer?.cancel()
+            try adopt(connection: fd, unsent: unsent ?? [], inherited: true)
+        }
+    }
+
+    private func closeListener() {
+        guard listenerFD >= 0 else { return }
+        close(listenerFD)
+        listenerFD = -1
+    }
+
+    /// The process before has lost it, or has another.
+    private func forgetConnection() {
+        guard isOpen else { return }
+        disconnect()
+        peer = nil
+        if !configuration.isServer { abandonAttempt() }
+    }
+
     public override func release() {
         guard isHeld else { return }
         super.release()

@@ -18,8 +18,9 @@ public final class StdioChardev: StreamChardev {
         self.signals = signals
         super.init(id: id, backend: "stdio", loop: loop, held: held)
         Self.inUse = true
-        StandardTerminal.save()
-        StandardTerminal.enterRawMode(signals: signals)
+        StandardTerminal.save(as: try heritage?.bytes("terminal"))
+        // Until the commit the terminal is the process before's.
+        if !held { StandardTerminal.enterRawMode(signals: signals) }
         try connect(
             input: 0, output: 1, unsent: try heritage?.bytes("unsent") ?? [], inherited: heritage != nil)
     }
@@ -29,7 +30,10 @@ public final class StdioChardev: StreamChardev {
     /// The descriptors survive anyway; what they have not taken must too.
     public override func handOver(to cpr: CprController) throws(VMMError) {
         guard !reopensOnCpr, isOpen else { return }
-        cpr.handOver(self) { $0.put("unsent", bytes: unsentBytes) }
+        cpr.handOver(self) {
+            $0.put("unsent", bytes: unsentBytes)
+            $0.put("terminal", bytes: StandardTerminal.savedModes)
+        }
     }
 
     public override func peerClosed() { closeInput() }
@@ -41,7 +45,21 @@ public final class StdioChardev: StreamChardev {
         StandardTerminal.restore()
         Self.inUse = false
     }
-    public override func prepareForExec() { StandardTerminal.restore() }
+    public override func takeOver(_ changes: PartChanges) throws(VMMError) {
+        guard let state = changes.state else { return }
+        _ = try state.string("backend")
+        _ = try state.bytes("terminal")
+        takeOver(unsent: try state.bytes("unsent"))
+    }
+
+    public override func committed() {
+        StandardTerminal.enterRawMode(signals: signals)
+        super.committed()
+    }
+
+    public override func prepareForExec() {
+        if reopensOnCpr { StandardTerminal.restore() }
+    }
     public override func execFailed() {
         guard StandardTerminal.isLost else { return StandardTerminal.enterRawMode(signals: signals) }
         // Whoever started this VMM has the terminal again, and reads from it.
@@ -59,22 +77,57 @@ enum StandardTerminal {
     /// Whether it is the terminal of this process' session.
     private nonisolated(unsafe) static var isControlling = false
 
-    static func save() {
+    /// Whether it is this process that has changed the modes.
+    private nonisolated(unsafe) static var isChanged = false
+
+    /// The modes to put back at the end, for the next process: of the terminal,
+    /// if it is one, and the flags of standard input and output.
+    static var savedModes: [UInt8] {
+        var flags: [Int32] = ([0, 1] as [Int32]).map { fd in savedFlags.first { $0.fd == fd }?.flags ?? -1 }
+        var result = withUnsafeBytes(of: &flags[0]) { Array($0) } + withUnsafeBytes(of: &flags[1]) { Array($0) }
+        if let saved { result += withUnsafeBytes(of: saved) { Array($0) } }
+        return result
+    }
+
+    /// Keeps the modes that are to be put back.
+    /// - Parameter before: what the process before has kept, which has changed them since.
+    static func save(as before: [UInt8]? = nil) {
+        if let before, adopt(before) { return }
         savedFlags = ([0, 1] as [Int32]).compactMap { fd in
             let flags = fcntl(fd, F_GETFL)
             return flags >= 0 ? (fd, flags) : nil
         }
         var mode = termios()
         saved = tcgetattr(0, &mode) == 0 ? mode : nil
-        isControlling = tcgetsid(0) >= 0
-        if !registered {
-            registered = true
-            _ = atexit { StandardTerminal.restore() }
+        finishSaving()
+    }
+
+    private static func adopt(_ bytes: [UInt8]) -> Bool {
+        let flagsSize = 2 * MemoryLayout<Int32>.size
+        guard [flagsSize, flagsSize + MemoryLayout<termios>.size].contains(bytes.count) else { return false }
+        bytes.withUnsafeBytes { bytes in
+            savedFlags = ([0, 1] as [Int32]).compactMap { fd in
+                let flags = bytes.loadUnaligned(fromByteOffset: Int(fd) * MemoryLayout<Int32>.size, as: Int32.self)
+                return flags >= 0 ? (fd, flags) : nil
+            }
+            saved =
+                bytes.count > flagsSize
+                ? bytes.loadUnaligned(fromByteOffset: flagsSize, as: termios.self) : nil
         }
+        finishSaving()
+        return true
+    }
+
+    private static func finishSaving() {
+        isControlling = tcgetsid(0) >= 0
+        guard !registered else { return }
+        registered = true
+        _ = atexit { StandardTerminal.restore() }
     }
 
     /// As QEMU's `term_init`: no echo, no line editing, output processing kept.
     static func enterRawMode(signals: Bool) {
+        isChanged = true
         for (fd, flags) in savedFlags { _ = fcntl(fd, F_SETFL, flags | O_NONBLOCK) }
         guard var mode = saved else { return }
         mode.c_iflag &= ~tcflag_t(IGNBRK | BRKINT | PARMRK | ISTRIP | INLCR | IGNCR | ICRNL | IXON)
@@ -107,6 +160,8 @@ enum StandardTerminal {
     }
 
     static func restore() {
+        guard isChanged else { return }
+        isChanged = false
         for (fd, flags) in savedFlags { _ = fcntl(fd, F_SETFL, flags) }
         guard var mode = saved else { return }
         tcsetattr(0, TCSANOW, &mode)

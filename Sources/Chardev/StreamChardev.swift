@@ -115,6 +115,13 @@ open class StreamChardev: Chardev {
 
     open override var isInherited: Bool { inheritedConnection && isOpen }
 
+    /// In a process that has not taken its guest over: what the process before
+    /// has not sent meanwhile.
+    func takeOver(unsent: [UInt8]) {
+        self.unsent = unsent
+        unsentStart = 0
+    }
+
     open override func release() {
         guard isHeld else { return }
         isHeld = false
@@ -128,7 +135,6 @@ open class StreamChardev: Chardev {
     private func announceOpened() { frontend?.chardevEvent(.opened) }
 
     open override func didAttach() {
-        if frontend?.isMonitor == true { release() }
         guard isOpen else { return }
         if isLent {
             stopWatching()

@@ -9,6 +9,10 @@ protocol ResumableMonitor: ChardevFrontend {
     var isExecuting: Bool { get }
     /// The session, for the next process.
     func handOver() -> StateWriter
+    /// Goes on with the session as it is now, in place of what was handed over
+    /// when this process was executed.
+    /// - Parameter state: nil when there is no session any more.
+    func takeOver(_ state: StateReader?) throws(VMMError)
     /// This process has the guest, or its machine stands and waits for the
     /// checkpoint: answers the command that replaced the process before.
     func resume()
@@ -27,6 +31,11 @@ public enum MonitorUpdate {
 
     /// Takes part in the updates of the VM. Follows the chardevs' registration.
     public static func register(vm: VirtualMachine, cpr: CprController) {
+        for monitor in monitors(vm) {
+            cpr.onChange(of: monitor.partName) { [unowned monitor] changes throws(VMMError) in
+                try monitor.takeOver(changes.state)
+            }
+        }
         cpr.onPhase { [unowned vm, unowned cpr] phase throws(VMMError) in
             switch phase {
             case .survey, .exec:
@@ -47,12 +56,19 @@ public enum MonitorUpdate {
 
     /// The machine stands: a client that is to say `cpr-load` is answered.
     public static func machineStands(vm: VirtualMachine) {
-        for monitor in monitors(vm) { monitor.resume() }
+        for monitor in monitors(vm) {
+            monitor.chardev.release()
+            monitor.resume()
+        }
     }
 
     private static func monitors(_ vm: VirtualMachine) -> [any ResumableMonitor] {
         vm.monitors.compactMap { $0 as? any ResumableMonitor }
     }
+
+    /// Whether what its chardev tells a monitor is no news to its client, as this
+    /// process has not taken over yet.
+    static func isTakingOver(_ vm: VirtualMachine) -> Bool { vm.cpr?.awaitsLoad == true && vm.cpr?.inherited != nil }
 
     /// The number of the next monitor on a chardev.
     static func nextNumber(on chardev: Chardev, vm: VirtualMachine) -> Int {

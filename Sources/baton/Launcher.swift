@@ -141,7 +141,7 @@ final class Launcher {
 
     /// `-incoming`, unless a checkpoint comes with the CPR state.
     private func incomingSource() throws(VMMError) -> Migration.Source? {
-        guard let text = invocation.last("incoming"), cpr.inherited?.checkpointFD == nil else { return nil }
+        guard let text = invocation.last("incoming"), cpr.inherited?.bringsCheckpoint != true else { return nil }
         do throws(VMMError) {
             return try Migration.Source(text)
         } catch {

@@ -5,7 +5,7 @@ import Glibc
 /// Ends the VMM in order on SIGINT, SIGTERM and SIGHUP.
 ///
 /// A handler that writes to a pipe. While the VMM runs none of them is blocked;
-/// over an exec all are (`cbaton_execvp`), so that one that comes before the new
+/// over an exec all are (`cbaton_execute_beside`), so that one that comes before the new
 /// VMM has its handlers ends that in order, and with it the guest, instead of
 /// looking like a new VMM that crashed.
 enum Signals {
@@ -26,6 +26,7 @@ enum Signals {
             Report.info("terminating on signal \(number)")
             vm.requestQuit(cause: "host-signal")
         }
+        vm.signalFD = reader
         try vm.loop.watch(reader, .readable) { [unowned vm] _ in vm.takeSignals() }
         for number in [SIGINT, SIGTERM, SIGHUP] {
             var action = sigaction()

@@ -23,6 +23,8 @@ public final class HMPMonitor: ResumableMonitor {
     private var isAnswered = false
     /// A session of the process before, which `.opened` does not end.
     private var isResuming = false
+    /// There is no such session: this one begins when the guest is taken over.
+    private var beginsAnew = false
     /// The line that replaced the process before has not had its prompt yet.
     private var owesPrompt = false
 
@@ -34,9 +36,10 @@ public final class HMPMonitor: ResumableMonitor {
         self.chardev = chardev
         number = MonitorUpdate.nextNumber(on: chardev, vm: vm)
         vm.add(monitor: self)
+        isResuming = MonitorUpdate.isTakingOver(vm)
+        beginsAnew = isResuming
         if let session = try MonitorUpdate.session(on: chardev, number: number, vm: vm) { try restore(session) }
         try chardev.attach(self)
-        isResuming = false
     }
 
     public func chardevCanReceive() -> Int {
@@ -108,7 +111,7 @@ public final class HMPMonitor: ResumableMonitor {
     private func restore(_ state: StateReader) throws(VMMError) {
         // Another kind of monitor begins anew.
         guard try state.string("mode") == "readline" else { return }
-        isResuming = true
+        beginsAnew = false
         hasGreeted = try state.bool("greeted")
         editor.restore(try state.bytes("line"))
         input = try state.bytes("input")
@@ -116,7 +119,28 @@ public final class HMPMonitor: ResumableMonitor {
         owesPrompt = try state.bool("owes-prompt")
     }
 
+    private func endSession() {
+        output.removeAll()
+        editor.clear()
+        input = []
+        hasGreeted = false
+        owesPrompt = false
+    }
+
+    func takeOver(_ state: StateReader?) throws(VMMError) {
+        endSession()
+        beginsAnew = true
+        if let state { try restore(state) }
+    }
+
     func resume() {
+        if isResuming {
+            isResuming = false
+            if beginsAnew, chardev.isOpen {
+                chardevEvent(.opened)
+                if hasFocus, chardev.backend == "mux" { chardevEvent(.focusGained) }
+            }
+        }
         if owesPrompt {
             owesPrompt = false
             show(Self.prompt)

@@ -23,6 +23,8 @@ public final class QMPMonitor: ResumableMonitor {
     private var current: Result<JSON, VMMError>?
     /// A session of the process before, which `.opened` does not end.
     private var isResuming = false
+    /// There is no such session: this one begins when the guest is taken over.
+    private var beginsAnew = false
     /// What the command that replaced the process before is answered with.
     private var owedAnswer: JSON?
     private var output = OutputQueue()
@@ -52,9 +54,10 @@ public final class QMPMonitor: ResumableMonitor {
         number = MonitorUpdate.nextNumber(on: chardev, vm: vm)
         vm.add(monitor: self)
         vm.onEvent { [weak self] name, data in self?.sendEvent(name, data) }
+        isResuming = MonitorUpdate.isTakingOver(vm)
+        beginsAnew = isResuming
         if let session = try MonitorUpdate.session(on: chardev, number: number, vm: vm) { try restore(session) }
         try chardev.attach(self)
-        isResuming = false
     }
 
     // MARK: Chardev
@@ -162,7 +165,7 @@ public final class QMPMonitor: ResumableMonitor {
     private func restore(_ state: StateReader) throws(VMMError) {
         // Another kind of monitor begins anew.
         guard try state.string("mode") == "control" else { return }
-        isResuming = true
+        beginsAnew = false
         dispatcher.isNegotiated = try state.bool("negotiated")
         output.append(try state.bytes("output"))
         if state.has("answer") { owedAnswer = try JSON(parsing: try state.bytes("answer")) }
@@ -177,7 +180,17 @@ public final class QMPMonitor: ResumableMonitor {
         partial.withUnsafeBytes { parse($0) }
     }
 
+    func takeOver(_ state: StateReader?) throws(VMMError) {
+        restart()
+        beginsAnew = true
+        if let state { try restore(state) }
+    }
+
     func resume() {
+        if isResuming {
+            isResuming = false
+            if beginsAnew, chardev.isOpen { chardevEvent(.opened) }
+        }
         if let answer = owedAnswer {
             owedAnswer = nil
             send(answer)

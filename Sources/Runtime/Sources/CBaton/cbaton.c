@@ -256,6 +256,10 @@ int cbaton_spawn(char *const argv[], const int *fds, size_t count, int standard_
     return code;
 }
 
+int cbaton_is_same_file(pid_t a, int fd_of_a, pid_t b, int fd_of_b) {
+    return syscall(SYS_kcmp, a, b, 0 /* KCMP_FILE */, (unsigned long)fd_of_a, (unsigned long)fd_of_b) == 0;
+}
+
 int cbaton_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
 
 int cbaton_pidfd_send_signal(int pidfd, int number) {

@@ -1,14 +1,16 @@
 import CBaton
 import Glibc
 
-/// `cpr-exec` and `cpr-update`: the new VMM takes this process' place.
+/// `cpr-exec` and `cpr-update`: a new VMM takes this one's place.
 extension CprController {
     /// What a client may say about an update.
     public struct UpdateOptions {
         /// By default the first enabled mode that executes its successor.
         public var mode: String?
-        /// Nanoseconds that each stage of the update may take.
+        /// Nanoseconds that the new VMM may take to start, while the guest runs.
         public var limit = CprController.defaultStartLimit
+        /// Nanoseconds that the guest may stand still for the change of hands.
+        public var downtime = CprController.defaultDowntime
         /// Whether the new VMM is tried first, beside the running guest.
         public var preflight = true
         /// Whether the asking client's connection is closed by the update.
@@ -16,7 +18,14 @@ extension CprController {
         public init() {}
     }
 
-    /// Replaces this process after `cpr-save`. Returns only by throwing.
+    /// What the start of a new VMM may take, in nanoseconds, unless the client
+    /// says otherwise.
+    public static let defaultStartLimit: Int64 = 10_000_000_000
+    /// What the guest may stand still for the change of hands.
+    public static let defaultDowntime: Int64 = 300_000_000
+
+    /// Replaces this VMM after `cpr-save`. Returns only by throwing: by then this
+    /// may be another process, which has the guest back.
     /// - Parameter closesConnection: whether the asking client's connection is
     ///   closed by the exec.
     public func exec(_ argv: [String], closesConnection: Bool = false) throws(VMMError) {
@@ -28,19 +37,16 @@ extension CprController {
         }
         // A mode that has no exec has nothing to undo: the VM stays saved.
         guard saved.mode.promises.contains(.samePID) else { return try saved.mode.exec(argv, cpr: self) }
-        makeMark()
         self.closesConnection = closesConnection
         defer { self.closesConnection = false }
-        try watched(
-            limit: CprController.defaultStartLimit, saved.mode, stateBefore: saved.stateBefore, end: .execAndWait
-        ) {
-            () throws(VMMError) in try replaceProcess(argv, saved.mode)
+        try beside("an update is under way") { () throws(VMMError) in
+            try replace(argv, saved.mode, UpdateOptions(), stateBefore: saved.stateBefore, isSaved: true)
         }
     }
 
-    /// Tries the new VMM, saves, executes, loads and commits in one step,
-    /// watched over by a lifeboat: the guest goes on in the new VMM, or,
-    /// whatever is wrong with that, here. Returns only by throwing.
+    /// Tries the new VMM, starts it beside the running guest, and hands the guest
+    /// over, in one step: the guest goes on in the new VMM, or, whatever is wrong
+    /// with that, here. Returns only by throwing.
     public func update(_ argv: [String], _ options: UpdateOptions) throws(VMMError) {
         let limitBefore = updateLimit
         updateLimit = options.limit
@@ -58,14 +64,8 @@ extension CprController {
         }
         closesConnection = options.closesConnection
         defer { closesConnection = false }
-        let memfd = OwnedFD(adopting: cbaton_memfd_create("cpr-checkpoint", 0))
-        let stateBefore = vm.runState
-        try watched(limit: options.limit, mode, stateBefore: stateBefore, end: .exec) { () throws(VMMError) in
-            let checkpoint = try stopAndCollect(mode)
-            try Checkpoint.write(checkpoint.0, contents: checkpoint.1, toMemfd: memfd.raw)
-            times.saved = EventLoop.now
-            checkpointFD = memfd.raw
-            try replaceProcess(argv, mode)
+        try beside("an update is under way") { () throws(VMMError) in
+            try replace(argv, mode, options, stateBefore: nil, isSaved: false)
         }
     }
 
@@ -85,17 +85,110 @@ extension CprController {
         return mode
     }
 
-    private func replaceProcess(_ argv: [String], _ mode: any CprMode) throws(VMMError) {
-        try notify(.exec) { [unowned self] () throws(VMMError) in if mayHang(mode) { try launchGuardian() } }
-        try launchGuardian()
+    /// Refuses another step for the time of `body`.
+    func beside<Result>(_ what: String, _ body: () throws(VMMError) -> Result) throws(VMMError) -> Result {
+        inHand = what
+        defer { inHand = nil }
+        return try body()
+    }
+
+    /// Starts the new VMM and hands the guest over. Returns only by throwing; the
+    /// guest is as it was then, in this process or in a child of it.
+    /// - Parameters:
+    ///   - stateBefore: the guest's state before it was saved.
+    ///   - isSaved: whether it has been, to a file that a client will have loaded.
+    private func replace(
+        _ argv: [String], _ mode: any CprMode, _ options: UpdateOptions, stateBefore: RunState?, isSaved: Bool
+    ) throws(VMMError) {
+        let pid = getpid()
+        var before = stateBefore
+        var standing: Successor?
+        successorAnswered = false
+        do throws(VMMError) {
+            let (successor, handed) = try start(argv, mode, mayWait: isSaved)
+            standing = successor
+            try successor.awaitReady(vm.loop, limit: options.limit) { vm.run(until: $0) }
+            do throws(VMMError) {
+                // What came meanwhile and was answered must not be lost with this process.
+                vm.takeSignals()
+                if vm.isEnding { throw VMMError("the VMM is ending") }
+                if before == nil { before = vm.runState }
+                try handOver(mode, to: successor, handed, isSaved: isSaved)
+            } catch {
+                throw successor.takeBack(error.message)
+            }
+            throw successor.awaitCommit(limit: options.downtime) { [vm] in
+                guard endsMonitorSessions else { return }
+                for chardev in vm.chardevs where chardev.frontend?.isMonitor == true { chardev.endConnection() }
+            }
+        } catch {
+            let isChild = getpid() != pid
+            saved = nil
+            successorAnswered = standing?.hasWaited == true
+            announce(.saveFailed)
+            if let before { giveBack(before) }
+            if isChild {
+                Report.warning(error.message)
+                history.append(mode: mode.name, failure: error.message)
+                vm.emit("CPR_ROLLED_BACK", ["reason": .string(error.message), "pid": .int(Int64(getpid()))])
+            }
+            throw error
+        }
+    }
+
+    /// Has the mode execute the new VMM. The guest stands still for the exec only.
+    /// - Returns: in the child that goes on with the guest.
+    private func start(
+        _ argv: [String], _ mode: any CprMode, mayWait: Bool
+    ) throws(VMMError) -> (Successor, HandedState) {
+        makeMark()
         for warning in warnings { Report.warning(warning) }
-        // What came meanwhile and was answered must not be lost with this process.
-        vm.takeSignals()
-        if vm.isEnding { throw VMMError("the VMM is ending") }
+        let successor = try Successor(mayWait: mayWait)
+        self.successor = successor
+        defer { self.successor = nil }
+        if !mayWait { times = UpdateTimes(generation: times.generation) }
+        try vm.resetIfNew()
+        var handed: HandedState?
+        let fdsBefore = fds.entries
+        do throws(VMMError) {
+            try notify(.survey)
+            handed = HandedState(stateForExec(mode: mode), process: getpid())
+            times.exec = EventLoop.now
+            try successor.execute { () throws(VMMError) in try mode.exec(argv, cpr: self) }
+        } catch {
+            fds.inherit(fdsBefore)
+            throw error.message.hasPrefix(Successor.nothingExecuted)
+                ? VMMError("mode '\(mode.name)' returned from cpr-exec without an error") : error
+        }
+        fds.inherit(fdsBefore)
+        helpers.forget()
+        guard let handed else { throw VMMError("nothing was handed over") }
+        return (successor, handed)
+    }
+
+    /// Stops the guest and sends its state.
+    private func handOver(
+        _ mode: any CprMode, to successor: Successor, _ handed: HandedState, isSaved: Bool
+    ) throws(VMMError) {
+        let memfd = OwnedFD(adopting: cbaton_memfd_create("cpr-checkpoint", 0))
+        if !isSaved {
+            if let blocker = blockers(mode).first { throw blocker }
+            let (container, contents) = try stopAndCollect(mode)
+            try Checkpoint.write(container, contents: contents, toMemfd: memfd.raw)
+            times.saved = EventLoop.now
+        }
+        prepareForExec()
+        try notify(.exec)
         if let loss = memory.loss { throw loss }
-        if let guardian { Lifeboat.report(guardian.link, .starting) }
-        times.exec = EventLoop.now
-        try mode.exec(argv, cpr: self)
-        throw VMMError("mode '\(mode.name)' returned from cpr-exec without an error")
+        let (state, passed) = try handed.changes(to: stateOfNow(mode))
+        let stateFD = try state.writeMemfd()
+        try successor.send(state: stateFD.raw, checkpoint: isSaved ? nil : memfd.raw, fds: passed)
+    }
+
+    /// The state at the change of hands: this process ends after it, as a child of the new VMM.
+    private func stateOfNow(_ mode: any CprMode) -> CprState {
+        var state = stateForExec(mode: mode)
+        state.helpers = helpers.pids.suffix(HelperProcesses.limit - 1) + [getpid()]
+        return state
     }
 }

@@ -20,7 +20,7 @@ extension CprController {
         do throws(VMMError) {
             try load(from: file.raw, mode: mode, name: path)
         } catch {
-            tellGuardian(.waiting)
+            tellOldVMM(.waiting)
             throw error
         }
     }
@@ -45,7 +45,7 @@ extension CprController {
         // takes over a guest cannot be reset, and its end is the guest's.
         if inherited == nil { try vm.settleRequests() }
         times.loadRequested = EventLoop.now
-        tellGuardian(.loading)
+        tellOldVMM(.loading)
         let container = try Checkpoint.read(fd, name: name)
         let checkpoint: CheckedCheckpoint
         do throws(VMMError) {
@@ -59,7 +59,7 @@ extension CprController {
         }
         if isTrial {
             // Everything that can be known without the guest is.
-            tellGuardian(.passed)
+            tellOldVMM(.passed)
             exit(0)
         }
         times.loaded = EventLoop.now
@@ -97,16 +97,16 @@ extension CprController {
     /// then the token, and nothing that can fail after it.
     private func commit() throws(VMMError) {
         try memory.makeWritable()
-        if let link = CprState.lifeboatOfThisProcess {
-            guard Lifeboat.take(link) else {
-                // Too late: the process before runs the guest again, and
-                // nothing here may touch it any more.
+        if let link = HandoverLink.ofThisProcess {
+            guard link.take() else {
+                // Too late: the old VMM runs the guest again, and nothing here
+                // may touch it any more.
                 Report.error(VMMError("the guest was taken back by the VMM before"))
                 CprController.stayIfLast()
                 exit(1)
             }
-            Lifeboat.release(link)
-            CprState.lifeboatOfThisProcess = nil
+            link.release()
+            HandoverLink.ofThisProcess = nil
         }
         memory.commit()
         awaitsLoad = false

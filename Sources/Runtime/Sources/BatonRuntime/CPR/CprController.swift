@@ -15,7 +15,7 @@ public final class CprController {
     /// Modes enabled with `-cpr-enable`, in order.
     public private(set) var enabledModes: [any CprMode] = []
     /// The state that this process took over; nil in a fresh start.
-    public let inherited: CprState?
+    public private(set) var inherited: CprState?
     /// Whether this process is only to say whether it could take the guest
     /// over, while the process before runs it: the new process of a preflight.
     /// Nothing that anybody else sees may be opened, made or sent then.
@@ -37,49 +37,34 @@ public final class CprController {
     /// The mode of the save in hand, or of the last one: for what its promises
     /// mean to a part in `.save`.
     public internal(set) var modeOfSave: (any CprMode)?
-    /// A trial run is going on beside the guest.
-    var isInPreflight = false
-    /// Nanoseconds that each stage of the step in hand may take; nil outside of one.
-    var stepLimit: Int64?
+    /// What is going on beside the guest, as a sentence; nil when nothing is.
+    var inHand: String?
     /// Nanoseconds that each call into a module may take in the update that
     /// has been asked for.
     var updateLimit = CprController.defaultStartLimit
     /// Calls of which nobody but this process sees that they hang.
     let calls = BoundedCalls()
-    /// What watches over the step in hand.
-    var guardian: Lifeboat.Guardian?
-    /// Whether the step in hand ends in an exec, and whether the successor may
-    /// then wait for its client.
-    var stepEnd = StepEnd.checkpoint
-    var isPrepared = false
+    /// The new VMM that is about to be executed: what its state tells it.
+    var successor: Successor?
+    private var lateSteps: [() throws(VMMError) -> Void] = []
+    /// Who takes over what has changed in the old VMM since this process was executed.
+    let changes = ChangeTakers()
     /// What earlier updates of this process have left.
     let helpers: HelperProcesses
     /// What successors find in their environment, beside the rest of it: for
     /// what this process was told by its own and keeps from other children.
     public var successorEnvironment: [(name: String, value: String)] = []
-    /// Lets go of what outlives this process and nothing that follows may find
-    /// in use. Before the copy is made, which could not do that.
+    /// Lets go of what the new VMM may not find in use.
     private var preparations: [() -> Void] = []
-    /// The checkpoint that the next successor loads without being asked.
-    var checkpointFD: Int32?
-    /// After an exec that failed: whether the successor was as far as to answer
-    /// the monitors' clients in the place of this process.
+    /// After an update that failed: whether the new VMM was as far as to answer
+    /// the monitors' clients in the place of this one.
     public internal(set) var successorAnswered = false
     /// Whether the client that asked for the update in hand wants its
     /// connection closed by it, as QEMU's is, instead of kept.
     public internal(set) var closesConnection = false
     /// Whether the exec in hand ends the sessions of all monitors, as QEMU's
     /// `cpr-exec` does: the new process begins new ones.
-    public var endsMonitorSessions = false {
-        didSet {
-            Lifeboat.whenSuccessorStands =
-                !endsMonitorSessions
-                ? nil
-                : { [unowned vm] in
-                    for chardev in vm.chardevs where chardev.frontend?.isMonitor == true { chardev.endConnection() }
-                }
-        }
-    }
+    public var endsMonitorSessions = false
     /// By which a process that an update starts knows that it is no VM of its own.
     private var mark: UpdateMark?
     private var observers: [(CprPhase) throws(VMMError) -> Void] = []
@@ -167,14 +152,66 @@ public final class CprController {
         times.mapping = memory.mappingTime
         try watchMemory()
         try checkHeritage()
-        if let state { return try state() }
-        guard let inherited else { return }
-        guard let fd = inherited.checkpointFD else {
-            tellGuardian(.waiting)
-            return
+        if let fd = inherited?.checkpointFD {
+            let checkpoint = OwnedFD(adopting: fd)
+            return try load(from: checkpoint.raw, name: Self.checkpointName)
         }
-        let checkpoint = OwnedFD(adopting: fd)
-        try load(from: checkpoint.raw, mode: try enabledMode(inherited.mode), name: "the checkpoint")
+        if let link = HandoverLink.ofThisProcess {
+            let handed = try Predecessor(link).awaitState(vm)
+            try takeChanges(handed)
+            if inherited?.checkpointFollows == true {
+                guard let fd = handed.checkpoint else { throw VMMError("the guest's state lacks the checkpoint") }
+                let checkpoint = OwnedFD(adopting: fd)
+                return try load(from: checkpoint.raw, name: Self.checkpointName)
+            }
+            if state == nil { tellOldVMM(.waiting) }
+        }
+        try state?()
+    }
+
+    private func load(from fd: Int32, name: String) throws(VMMError) {
+        try load(from: fd, mode: try enabledMode(inherited?.mode ?? ""), name: name)
+    }
+
+    private static let checkpointName = "the checkpoint"
+
+    /// Takes over what has changed since this process was executed.
+    private func takeChanges(_ handed: Predecessor.State) throws(VMMError) {
+        let state = handed.state
+        inherited?.take(from: state)
+        let started = times.started
+        let built = times.built
+        let mapping = times.mapping
+        times = state.times
+        (times.started, times.built, times.mapping) = (started, built, mapping)
+        history = state.history
+        helpers.inherit(state.helpers)
+        memory.identity = nil
+        try changes.apply(state, fds: handed.fds)
+        for body in lateSteps { try body() }
+        lateSteps = []
+    }
+
+    /// Has `body` called when the guest stands still, for what the old VMM lets go
+    /// of only then (`beforeExec`). An error makes the update fail. Called at
+    /// once in a process that has its guest.
+    public func whenHandedOver(_ body: @escaping () throws(VMMError) -> Void) throws(VMMError) {
+        guard inherited?.link != nil, !isTrial else { return try body() }
+        lateSteps.append(body)
+    }
+
+    /// Has `take` called when, at the change of hands, something of a part is not
+    /// as it was when this process was executed. Nothing may be read from its
+    /// descriptors, nor written to them: the guest may still go back.
+    /// - Parameters:
+    ///   - part: its name, as in `handOver`.
+    ///   - fds: what the names of its descriptors begin with; nil for a part that has none.
+    ///   - take: an error makes the update fail.
+    public func onChange(
+        of part: String, fds: String? = nil, _ take: @escaping (PartChanges) throws(VMMError) -> Void
+    ) {
+        guard inherited?.link != nil, !isTrial else { return }
+        changes.add(part: part, fds: fds, take)
     }
 
     /// Guest memory that cannot be had any more stops the guest, as an internal
@@ -203,15 +240,13 @@ public final class CprController {
         if let missing = memory.records.missing { throw missing }
     }
 
-    /// In a successor: tells the lifeboat how far it is.
-    func tellGuardian(_ stage: UpdateStage) {
-        if let link = CprState.lifeboatOfThisProcess { Lifeboat.report(link, stage) }
-    }
+    /// In a new VMM: tells the old one how far it is.
+    func tellOldVMM(_ stage: UpdateStage) { HandoverLink.ofThisProcess?.report(stage) }
 
     /// This process gives up before it owns the guest: tells whoever waits.
     public static func giveUp(_ error: VMMError) {
-        guard let link = CprState.lifeboatOfThisProcess else { return }
-        Lifeboat.reportFailure(link, error.message)
+        guard let link = HandoverLink.ofThisProcess else { return }
+        link.reportFailure(error.message)
         stayIfLast()
     }
 
@@ -229,18 +264,18 @@ public final class CprController {
     }
 
     /// The VMM was told to end. One that still waits for its guest's state
-    /// ends the guest too: no lifeboat takes it back.
+    /// ends the guest too: nobody takes it back.
     public func ending() {
         // Destructors of a module may wait for what a stopped call of it holds.
         if !calls.late.isEmpty { alarm(2) }
-        guard let link = CprState.lifeboatOfThisProcess else { return }
-        if Lifeboat.take(link) { Lifeboat.release(link) }
-        CprState.lifeboatOfThisProcess = nil
+        guard let link = HandoverLink.ofThisProcess else { return }
+        if link.take() { link.release() }
+        HandoverLink.ofThisProcess = nil
     }
 
     /// Has `body` called in a process that takes its guest back, before
     /// anything else, while the one that failed may still be there.
-    public static func whenTakenBack(_ body: @escaping () -> Void) { Lifeboat.whenTakenBack = body }
+    public static func whenTakenBack(_ body: @escaping () -> Void) { Successor.whenTakenBack = body }
 
     // MARK: Phases
 
@@ -248,39 +283,20 @@ public final class CprController {
     /// error ends what is in hand.
     public func onPhase(_ observer: @escaping (CprPhase) throws(VMMError) -> Void) { observers.append(observer) }
 
-    /// Has `body` called when this process is to be replaced, before the copy is
-    /// made that can take the guest back: it lets go of what outlives the process
-    /// and the next one must not find in use, such as a terminal's raw mode.
-    /// `.saveFailed` follows when nothing comes of it.
+    /// Has `body` called when the guest has been stopped and is about to be handed
+    /// over: it lets go of what the new VMM must not find in use, such as the name
+    /// of a socket that is to be opened anew. `.saveFailed` follows when nothing
+    /// comes of it.
     public func beforeExec(_ body: @escaping () -> Void) { preparations.append(body) }
 
     func prepareForExec() { for prepare in preparations { prepare() } }
 
     /// Tells of a phase in which anybody may object.
-    /// - Parameter watching: called when those have been told who are known not
-    ///   to hang: the copy that it makes knows what they have done.
-    func notify(_ phase: CprPhase, watching: (() throws(VMMError) -> Void)? = nil) throws(VMMError) {
+    func notify(_ phase: CprPhase) throws(VMMError) {
         if phase == .survey || phase == .exec { outgoingParts = [] }
-        if phase == .survey {
-            if let error = tellPreservers(phase).first { throw error }
-        } else {
-            try notify(registry.preservers.filter(\.neverHangs), phase)
-            try watching?()
-            // A lifeboat sees it when one does not come back.
-            try notify(registry.preservers.filter { !$0.neverHangs }, phase)
-        }
+        if let error = tellPreservers(phase).first { throw error }
         for observer in observers { try observer(phase) }
         tell(phase)
-    }
-
-    private func notify(_ preservers: [any FdPreserver], _ phase: CprPhase) throws(VMMError) {
-        for preserver in preservers {
-            do throws(VMMError) {
-                try preserver.notify(phase, cpr: self)
-            } catch {
-                throw error.prefixed(preserver.name)
-            }
-        }
     }
 
     /// Tells of a phase that nobody can object to.
@@ -292,7 +308,7 @@ public final class CprController {
         tell(phase)
     }
 
-    /// Tells the preservers of a phase in which no lifeboat waits.
+    /// Tells the preservers of a phase.
     /// - Returns: what went wrong in them.
     private func tellPreservers(_ phase: CprPhase) -> [VMMError] {
         let preservers = registry.preservers
@@ -311,7 +327,7 @@ public final class CprController {
     }
 
     /// Nanoseconds that each call into a module may take now.
-    var callLimit: Int64 { stepLimit ?? updateLimit }
+    var callLimit: Int64 { updateLimit }
 
     /// The monitors' clients.
     private func tell(_ phase: CprPhase) {
@@ -332,12 +348,11 @@ public final class CprController {
         var next = times
         next.generation += 1
         var state = CprState(mode: mode.name, fds: fds.entries, ram: memory.records.current, times: next)
-        state.checkpointFD = checkpointFD
-        state.lifeboat = guardian?.link
-        state.lifeboatPID = guardian?.pid ?? 0
+        state.link = successor?.link
+        state.checkpointFollows = successor?.mayWait == false
         // One update may follow the other too soon for any to have been waited for.
         helpers.collect()
-        state.helpers = helpers.pids.suffix(HelperProcesses.limit - 2) + (guardian.map { [$0.pid] } ?? [])
+        state.helpers = helpers.pids
         state.environment = successorEnvironment
         state.callLimit = callLimit
         state.timerSlack = UInt(cbaton_timer_slack())

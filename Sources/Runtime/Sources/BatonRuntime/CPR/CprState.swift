@@ -14,14 +14,19 @@ public struct CprState {
     /// Tells whoever executed this process why the state cannot be read, in
     /// case it cannot: the watch's descriptor and the token's secret.
     static let reportVariable = "BATON_CPR_REPORT"
-    /// The lifeboat that waits for this process' commit.
-    nonisolated(unsafe) static var lifeboatOfThisProcess: Lifeboat.Link?
     /// No state is larger: a record takes at most some 300 bytes, and there
     /// are at most a million fds.
     static let sizeLimit = 512 << 20
     private static let fdLimit = 1_000_000
     private static let fdsVersion: UInt32 = 2
+    /// 2: the guest runs on in the VMM before, which hands its state over when
+    /// the new one is ready.
+    private static let generalVersion: UInt32 = 2
+    /// In place of the number of a descriptor that goes along with the state, as
+    /// the new VMM has not inherited it.
+    static let passed: Int32 = 0
     private static let standInsSection = "stand-ins"
+    private static let changesSection = "changes"
 
     /// The mode that the process before was saved in.
     public var mode: String
@@ -31,10 +36,9 @@ public struct CprState {
     public private(set) var version: String?
     /// When each phase of the update was reached, see `UpdateTimes`.
     public var times: UpdateTimes
-    /// The lifeboat that watches over this process until it commits.
-    var lifeboat: Lifeboat.Link?
-    /// Its PID in the process before; not part of what is written.
-    var lifeboatPID: pid_t = 0
+    /// To the old VMM, which runs the guest until this process has it; in a
+    /// trial, to the VMM that tries.
+    var link: HandoverLink?
     /// Children of this process that end by themselves, see `HelperProcesses`.
     var helpers: [pid_t] = []
     /// What the successor finds in its environment, beside the rest of it; not
@@ -45,6 +49,10 @@ public struct CprState {
     /// A descriptor to load the checkpoint from without being asked to:
     /// the process was started by one command that does everything.
     public var checkpointFD: Int32?
+    /// Whether the checkpoint comes at the change of hands.
+    var checkpointFollows = false
+    /// Whether the new process is not to look for its state elsewhere.
+    public var bringsCheckpoint: Bool { checkpointFD != nil || checkpointFollows }
     /// Whether the new process is to say only whether it could take the guest
     /// over: the process before runs it all the while.
     public var isTrial = false
@@ -63,6 +71,16 @@ public struct CprState {
     /// In a trial: where sockets are bound that others stand in for, by these
     /// others' descriptors; as the system has addresses.
     var addresses: [Int32: [UInt8]] = [:]
+    /// At the change of hands: what was handed over to the new process when that
+    /// was executed, and is there no more. All else of such a state is what has
+    /// changed since; nil in a state that is complete.
+    var gone: Gone?
+    struct Gone {
+        var fds: [PreservedFDs.Key] = []
+        var parts: [String] = []
+    }
+    /// How many descriptors go along with the state.
+    var passedFDs: Int { fds.count { $0.fd == CprState.passed } }
     /// How the last updates ended.
     public var history = UpdateHistory()
     /// Which state of guest memory this is; see `GuestMemory.identity`.
@@ -83,6 +101,21 @@ public struct CprState {
         parts.add(CprState.partPrefix + name, version: version, optional: true, writer)
     }
 
+    /// The parts' states, by their names.
+    var partPayloads: [(name: String, version: UInt32, payload: ArraySlice<UInt8>)] {
+        parts.sections.map { ($0.name.dropPrefix(CprState.partPrefix), $0.version, $0.payload) }
+    }
+
+    /// Leaves out the parts for which `isUnchanged` is true.
+    mutating func removeParts(where isUnchanged: (_ name: String, _ version: UInt32, ArraySlice<UInt8>) -> Bool) {
+        var kept = SectionContainer(kind: .cprState)
+        for section in parts.sections {
+            let name = section.name.dropPrefix(CprState.partPrefix)
+            if !isUnchanged(name, section.version, section.payload) { kept.add(section) }
+        }
+        parts = kept
+    }
+
     /// What the process before handed over for a part; nil when nothing.
     /// - Throws: an error when it is damaged.
     public func part(_ name: String) throws(VMMError) -> StateReader? {
@@ -90,9 +123,17 @@ public struct CprState {
         return try StateReader(section: name, version: section.version, payload: section.payload)
     }
 
+    /// What of a state that came later holds for this process too.
+    mutating func take(from later: CprState) {
+        version = later.version
+        times = later.times
+        history = later.history
+        memoryIdentity = later.memoryIdentity
+    }
+
     /// Descriptors of the hand-over itself, which the new program inherits.
     var ownDescriptors: [Int32] {
-        (lifeboat.map { [$0.token, $0.watch] } ?? []) + [checkpointFD, mark?.fd].compactMap { $0 }
+        (link.map { [$0.token, $0.channel] } ?? []) + [checkpointFD, mark?.fd].compactMap { $0 }
     }
 
     /// Takes the state over that the process before left, if there is one, and
@@ -104,7 +145,7 @@ public struct CprState {
         let report = getenv(reportVariable).map { String(cString: $0) }
         unsetenv(reportVariable)
         // What is wrong from here on is reported, also if it is the state itself.
-        if getenv(environmentVariable) != nil { lifeboatOfThisProcess = report.flatMap(reportLink) }
+        if getenv(environmentVariable) != nil { HandoverLink.ofThisProcess = report.flatMap(reportLink) }
         var descriptor = try namedDescriptor()
         if descriptor == nil { descriptor = try findDescriptor() }
         guard let raw = descriptor else { return nil }
@@ -121,7 +162,7 @@ public struct CprState {
         }
         var seen: Set<Int32> = [raw]
         var named = state.fds.map { ($0.name, $0.fd) } + state.ram.map { ($0.name, $0.fd) }
-        if let link = state.lifeboat { named += [("the update's token", link.token), ("the watch", link.watch)] }
+        if let link = state.link { named += [("the update's token", link.token), ("the channel", link.channel)] }
         if let fd = state.checkpointFD { named.append(("the checkpoint", fd)) }
         if let mark = state.mark { named.append(("the VM's mark", mark.fd)) }
         for (name, fd) in named {
@@ -136,21 +177,21 @@ public struct CprState {
         }
         DescriptorKind.addressesOfStandIns = state.addresses
         if let timerSlack = state.timerSlack { _ = cbaton_set_timer_slack(timerSlack) }
-        lifeboatOfThisProcess = state.lifeboat
+        HandoverLink.ofThisProcess = state.link
         return state
     }
 
     /// For the environment, see `reportVariable`.
-    var reportText: String? { lifeboat.map { "\($0.watch):\(String($0.secret, radix: 16))" } }
+    var reportText: String? { link.map { "\($0.channel):\(String($0.secret, radix: 16))" } }
 
-    /// - Returns: a link that can only report; nil when the text names no pipe.
-    private static func reportLink(_ text: String) -> Lifeboat.Link? {
+    /// - Returns: a link that can only report; nil when the text names no socket or pipe.
+    private static func reportLink(_ text: String) -> HandoverLink? {
         let words = text.split(separator: ":")
         var status = stat()
         guard words.count == 2, let fd = Int32(words[0]), let secret = UInt64(words[1], radix: 16), fd > 2,
-            fstat(fd, &status) == 0, status.st_mode & S_IFMT == S_IFIFO, fcntl(fd, F_SETFD, FD_CLOEXEC) == 0
+            fstat(fd, &status) == 0, [S_IFSOCK, S_IFIFO].contains(status.st_mode & S_IFMT), fcntl(fd, F_SETFD, FD_CLOEXEC) == 0
         else { return nil }
-        return Lifeboat.Link(token: -1, watch: fd, secret: secret)
+        return HandoverLink(token: -1, channel: fd, secret: secret)
     }
 
     private static func namedDescriptor() throws(VMMError) -> Int32? {
@@ -171,14 +212,15 @@ public struct CprState {
         general.put("mode", mode)
         general.put("version", BatonVersion.text, optional: true)
         times.put(into: &general)
-        if let lifeboat {
-            general.put("lifeboat-token-fd", UInt64(lifeboat.token), optional: true)
-            general.put("lifeboat-watch-fd", UInt64(lifeboat.watch), optional: true)
-            general.put("lifeboat-secret", lifeboat.secret)
+        if let link {
+            general.put("token-fd", UInt64(link.token))
+            general.put("channel-fd", UInt64(link.channel))
+            general.put("secret", link.secret)
         }
         if !helpers.isEmpty { general.put("helper-pids", helpers.map { UInt64($0) }, optional: true) }
         if let callLimit { general.put("call-limit-ns", UInt64(bitPattern: callLimit), optional: true) }
         if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
+        if checkpointFollows { general.put("checkpoint-follows", true) }
         if isTrial { general.put("trial", true) }
         if let timerSlack { general.put("timer-slack-ns", UInt64(timerSlack), optional: true) }
         if let mark {
@@ -186,7 +228,7 @@ public struct CprState {
             general.put("mark-number", UInt64(mark.number), optional: true)
         }
         if let memoryIdentity { general.put("memory-id", memoryIdentity, optional: true) }
-        container.add("cpr", version: 1, general)
+        container.add("cpr", version: CprState.generalVersion, general)
         var list = StateWriter()
         list.put("names", fds.map(\.name))
         list.put("ids", fds.map { UInt64(bitPattern: Int64($0.id)) })
@@ -211,6 +253,13 @@ public struct CprState {
             standIns.put("fds", addresses.keys.sorted().map { UInt64($0) })
             for (fd, address) in addresses { standIns.put("\(fd).address", bytes: address) }
             container.add(CprState.standInsSection, version: 1, optional: true, standIns)
+        }
+        if let gone {
+            var changes = StateWriter()
+            changes.put("fd-names", gone.fds.map(\.name))
+            changes.put("fd-ids", gone.fds.map { UInt64(bitPattern: Int64($0.id)) })
+            changes.put("parts", gone.parts)
+            container.add(CprState.changesSection, version: 1, changes)
         }
         for part in parts.sections { container.add(part) }
         return container.encoded()
@@ -238,19 +287,20 @@ public struct CprState {
         for section in container.sections where section.name.hasPrefix(CprState.partPrefix) {
             parts.add(section)
         }
-        for section in container.sections where !section.optional && !["cpr", "fds", "ram"].contains(section.name) {
+        let known = ["cpr", "fds", "ram", CprState.changesSection]
+        for section in container.sections where !section.optional && !known.contains(section.name) {
             throw VMMError("section '\(section.name)' is unknown")
         }
         let fdNumbers: ClosedRange<UInt64> = 3...UInt64(Int32.max)
-        let general = try reader("cpr")
+        let general = try reader("cpr", version: CprState.generalVersion)
         mode = try general.string("mode")
         if general.has("version") { version = try general.string("version") }
         times = try UpdateTimes(from: general)
-        if general.has("lifeboat-token-fd") {
-            lifeboat = Lifeboat.Link(
-                token: Int32(try general.unsigned("lifeboat-token-fd", in: fdNumbers)),
-                watch: Int32(try general.unsigned("lifeboat-watch-fd", in: fdNumbers)),
-                secret: try general.unsigned("lifeboat-secret"))
+        if general.has("token-fd") {
+            link = HandoverLink(
+                token: Int32(try general.unsigned("token-fd", in: fdNumbers)),
+                channel: Int32(try general.unsigned("channel-fd", in: fdNumbers)),
+                secret: try general.unsigned("secret"))
         }
         if general.has("helper-pids") {
             helpers = try general.array("helper-pids", count: 0...HelperProcesses.limit)
@@ -262,6 +312,7 @@ public struct CprState {
         if general.has("checkpoint-fd") {
             checkpointFD = Int32(try general.unsigned("checkpoint-fd", in: fdNumbers))
         }
+        if general.has("checkpoint-follows") { checkpointFollows = try general.bool("checkpoint-follows") }
         if general.has("trial") { isTrial = try general.bool("trial") }
         if general.has("timer-slack-ns") {
             timerSlack = UInt(try general.unsigned("timer-slack-ns", in: 1...UInt64(Int64.max)))
@@ -286,8 +337,11 @@ public struct CprState {
             try standIns.finish()
         }
 
-        let list = try reader("fds", version: CprState.fdsVersion)
         let limits = 0...CprState.fdLimit
+        if container.section(CprState.changesSection) != nil {
+            gone = try Gone(from: try reader(CprState.changesSection), limits: limits)
+        }
+        let list = try reader("fds", version: CprState.fdsVersion)
         let (names, ids) = (try list.strings("names", count: limits), try list.array("ids", count: limits))
         let numbers = try list.array("fds", count: limits)
         guard names.count == ids.count, names.count == numbers.count else {
@@ -297,7 +351,9 @@ public struct CprState {
         fds.reserveCapacity(names.count)
         var keys: Set<PreservedFDs.Key> = []
         for ((name, id), number) in zip(zip(names, ids), numbers) {
-            guard fdNumbers.contains(number) else { throw VMMError("fd \(number) of '\(name)' is impossible") }
+            guard fdNumbers.contains(number) || gone != nil && number == 0 else {
+                throw VMMError("fd \(number) of '\(name)' is impossible")
+            }
             let entry = PreservedFDs.Entry(name: name, id: Int(Int64(bitPattern: id)), fd: Int32(number))
             guard keys.insert(PreservedFDs.Key(name: name, id: entry.id)).inserted else {
                 throw VMMError("fd '\(name)' id \(entry.id) occurs twice")
@@ -326,4 +382,21 @@ public struct CprState {
         }
         try blocks.finish()
     }
+}
+
+extension CprState.Gone {
+    fileprivate init(from reader: StateReader, limits: ClosedRange<Int>) throws(VMMError) {
+        let names = try reader.strings("fd-names", count: limits)
+        let ids = try reader.array("fd-ids", count: limits)
+        guard names.count == ids.count else {
+            throw VMMError("section '\(reader.section)' has \(names.count) names and \(ids.count) ids")
+        }
+        fds = zip(names, ids).map { PreservedFDs.Key(name: $0, id: Int(Int64(bitPattern: $1))) }
+        parts = try reader.strings("parts", count: limits)
+        try reader.finish()
+    }
+}
+
+extension String {
+    fileprivate func dropPrefix(_ prefix: String) -> String { String(dropFirst(prefix.count)) }
 }

@@ -1,70 +1,62 @@
 import CBaton
 import Glibc
 
-/// Replaces this process by another program that inherits just the preserved
-/// descriptors: what a mode's `exec` is made of.
+/// Executes a new VMM in this process, and goes on in a child of it: what a
+/// mode's `exec` is made of.
 public enum Handover {
-    /// Executes `argv` with the CPR state in its environment.
+    /// Nanoseconds that an exec may take: program and interpreter may have to be
+    /// read from a disk.
+    private static let execLimit: Int64 = 2_000_000_000
+
+    /// Executes `argv` with the CPR state in its environment. Returns in the child,
+    /// which has everything that this process had, guest and devices too.
     ///
     /// argv[0] is executed directly, found in PATH as a shell would find it. It
     /// may be a command that executes the VMM in turn.
     /// - Parameters:
     ///   - fds: the descriptors that the new program inherits, beside 0, 1 and
     ///     2 and the CPR state. Borrowed.
-    /// - Throws: why the exec failed. Descriptors and environment are as before.
+    /// - Throws: why the exec failed; everything is as before. Or, in the child, that the exec
+    ///   took too long.
     public static func exec(_ argv: [String], state: CprState, fds: [Int32]) throws(VMMError) {
         guard argv.first?.isEmpty == false else { throw VMMError("cpr-exec requires a command") }
         try check(argv)
-        var state = state
-        let keeper = cbaton_start_keeper(state.lifeboatPID)
-        if keeper > 0 { state.helpers.append(keeper) }
-        let failure = executeWithState(argv, state, fds)
-        if keeper > 0 {
-            kill(keeper, SIGKILL)
-            _ = cbaton_await_child(keeper, 1_000_000_000)
-        }
-        throw failure
-    }
-
-    /// - Returns: why the exec failed.
-    private static func executeWithState(_ argv: [String], _ state: CprState, _ fds: [Int32]) -> VMMError {
-        do throws(VMMError) { try execute(argv, state, fds) } catch { return error }
-    }
-
-    private static func execute(_ argv: [String], _ state: CprState, _ fds: [Int32]) throws(VMMError) -> Never {
         let memfd = try state.writeMemfd()
-        // Modules and libraries may have opened files of their own without
-        // FD_CLOEXEC: everything is marked first, then exactly the preserved
-        // descriptors are cleared.
-        guard cbaton_cloexec_from(3) == 0 else { throw .system("Could not set FD_CLOEXEC") }
-        var cleared: [Int32] = []
-        var environment = state.environment
-        environment.append((CprState.environmentVariable, String(memfd.raw)))
-        if let text = state.reportText { environment.append((CprState.reportVariable, text)) }
-        func restore() {
-            for fd in cleared { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
-            for variable in environment { unsetenv(variable.name) }
-        }
-        for fd in fds + state.ownDescriptors + [memfd.raw] {
-            do {
-                try FD.setCloseOnExec(fd, false)
-                cleared.append(fd)
-            } catch {
-                restore()
-                throw error
+        var arguments = argv.map { strdup($0) } + [nil]
+        var environment = environment(of: state, memfd: memfd.raw).map { strdup($0) } + [nil]
+        defer { for text in arguments + environment { free(text) } }
+        let inherited = fds + state.ownDescriptors + [memfd.raw]
+        Log.trace("cpr_exec", "\(argv[0])")
+        var process: Int32 = -1
+        let result = arguments.withUnsafeMutableBufferPointer { argv in
+            environment.withUnsafeMutableBufferPointer { environment in
+                inherited.withUnsafeBufferPointer { inherited in
+                    var what = cbaton_execution(
+                        argv: argv.baseAddress, environment: environment.baseAddress, fds: inherited.baseAddress,
+                        count: inherited.count, timer_slack: state.markedTimerSlack ?? cbaton_timer_slack())
+                    return cbaton_execute_beside(&what, execLimit, &process)
+                }
             }
         }
-        for variable in environment { setenv(variable.name, variable.value, 1) }
-        var arguments = argv.map { strdup($0) }
-        arguments.append(nil)
-        Log.trace("cpr_exec", "\(argv[0])")
-        if let slack = state.markedTimerSlack { _ = cbaton_set_timer_slack(slack) }
-        _ = cbaton_execvp(argv[0], &arguments)
-        let code = errno
-        if let slack = state.timerSlack { _ = cbaton_set_timer_slack(slack) }
-        for argument in arguments { free(argument) }
-        restore()
-        throw .system("cpr-exec: execvp '\(argv[0])' failed", errno: code)
+        guard result >= 0 else { throw .system("cpr-exec: execvp '\(argv[0])' failed") }
+        Successor.executed = process
+        guard result == CBATON_EXECUTED else {
+            throw VMMError("cpr-exec: '\(argv[0])' was not executed within \(execLimit / 1_000_000) ms")
+        }
+    }
+
+    /// This process' environment, and what tells the new VMM of its state.
+    private static func environment(of state: CprState, memfd: Int32) -> [String] {
+        var own = state.environment + [(CprState.environmentVariable, String(memfd))]
+        if let text = state.reportText { own.append((CprState.reportVariable, text)) }
+        var result: [String] = []
+        var next: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>? = environ
+        while let variable = next?.pointee {
+            let text = String(cString: variable)
+            if !own.contains(where: { text.hasPrefix("\($0.0)=") }) { result.append(text) }
+            next = next?.advanced(by: 1)
+        }
+        return result + own.map { "\($0.0)=\($0.1)" }
     }
 
     static func check(_ argv: [String]) throws(VMMError) {

@@ -24,8 +24,11 @@ final class HelperProcesses {
     /// Waits for those that have ended already.
     func collect() { pids.removeAll { cbaton_await_child($0, 0) != 0 } }
 
-    /// This process is a copy of the one whose children they are.
+    /// This process is a child of the one whose children they are.
     func forget() { pids = [] }
+
+    /// They are this process' now.
+    func inherit(_ pids: [pid_t]) { self.pids = pids }
 
     /// Waits for those that have ended, now and then, until all have. They take
     /// part in no event loop: an update may come at any time, and finds no

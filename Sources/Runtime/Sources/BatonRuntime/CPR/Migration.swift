@@ -184,7 +184,7 @@ public final class Migration {
                 guard exitsOnError else {
                     isDeferred = true
                     // The client may try again, and take its time.
-                    cpr.tellGuardian(.waiting)
+                    cpr.tellOldVMM(.waiting)
                     return change(to: .failed, text)
                 }
                 Report.error(text)

@@ -25,8 +25,14 @@ extension CprController {
         updateLimit = options.limit
         defer { updateLimit = limitBefore }
         let mode = try modeOfUpdate(argv, options.mode)
-        isInPreflight = true
-        defer { isInPreflight = false }
+        return try beside("a preflight is under way") { () throws(VMMError) in
+            try runTrial(argv, options, mode)
+        }
+    }
+
+    private func runTrial(
+        _ argv: [String], _ options: UpdateOptions, _ mode: any CprMode
+    ) throws(VMMError) -> PreflightReport {
         let memfd = OwnedFD(adopting: cbaton_memfd_create("cpr-preflight", 0))
         try vm.resetIfNew()
         let checkpoint = try collect(mode, stateBefore: vm.runState)

@@ -8,6 +8,13 @@ public final class PreservedFDs {
         public let name: String
         public let id: Int
         public let fd: Int32
+        /// Another one for each time that something is saved: as long as it is the
+        /// same, so is what is behind the descriptor.
+        let serial: UInt64
+
+        init(name: String, id: Int, fd: Int32, serial: UInt64 = 0) {
+            (self.name, self.id, self.fd, self.serial) = (name, id, fd, serial)
+        }
     }
 
     struct Key: Hashable {
@@ -18,6 +25,7 @@ public final class PreservedFDs {
     /// In the order of saving; nil where an entry has been deleted.
     private var slots: [Entry?] = []
     private var places: [Key: Int] = [:]
+    private var lastSerial: UInt64 = 0
 
     /// What is saved, in the order in which it was.
     public var entries: [Entry] { slots.compactMap { $0 } }
@@ -34,7 +42,8 @@ public final class PreservedFDs {
     public func save(_ name: String, id: Int = 0, _ fd: Int32) throws(VMMError) {
         if let old = find(name, id: id) { throw conflict(name, id, fd, old) }
         places[Key(name: name, id: id)] = slots.count
-        slots.append(Entry(name: name, id: id, fd: fd))
+        lastSerial += 1
+        slots.append(Entry(name: name, id: id, fd: fd, serial: lastSerial))
     }
 
     /// Saves an fd that may be saved already, with the same value.

@@ -50,7 +50,7 @@ final class TrialRun {
             var secret: UInt64 = 0
             guard cbaton_getrandom(&secret, 8) == 8 else { throw .system("cannot make a secret for the trial") }
             messages = WatchMessages(stage: .starting, secret: secret, mayWait: false)
-            state.lifeboat = Lifeboat.Link(token: token.reader, watch: watch.writer, secret: secret)
+            state.link = HandoverLink(token: token.reader, channel: watch.writer, secret: secret)
             let memfd = try state.writeMemfd()
             let process = try TrialRun.start(argv, state, memfd: memfd.raw, standardError: errors.writer)
             for fd in [token.reader, watch.writer, errors.writer] { Glibc.close(fd) }

@@ -3,11 +3,10 @@ import Glibc
 /// How far an update is. Each stage but `waiting` has the time limit, from when
 /// it was reported.
 enum UpdateStage: UInt8 {
-    /// The VMM that made the copy collects its state: parts and modules may
-    /// do what they like in it.
-    case saving = 0x53  // S
-    /// The successor has been executed, and builds its machine.
+    /// The new VMM has been executed, and builds its machine. The guest runs.
     case starting = 0x58  // X
+    /// The machine stands, and is to get the guest's state.
+    case ready = 0x59  // Y
     /// The machine stands, and a client is to say `cpr-load`, when it likes.
     case waiting = 0x52  // R
     /// The devices get their state.
@@ -21,8 +20,10 @@ enum UpdateStage: UInt8 {
     /// update has an end; but for `cpr-load`, which may be tried again.
     fileprivate func mayBeFollowed(by next: UpdateStage, mayWait: Bool) -> Bool {
         switch (self, next) {
-        case (.saving, .starting), (.starting, .loading), (.waiting, .loading), (.loading, .passed): true
-        case (.starting, .waiting), (.loading, .waiting): mayWait
+        case (.starting, .ready), (.ready, .loading), (.waiting, .loading), (.loading, .passed): true
+        // A trial has everything from the start.
+        case (.starting, .loading): true
+        case (.ready, .waiting), (.loading, .waiting): mayWait
         case (_, .committed): true
         default: false
         }
@@ -108,9 +109,8 @@ struct WatchMessages {
         if let refusal { return "the new VMM refused: \(refusal)" }
         if isBroken { return WatchMessages.stranger }
         return switch stage {
-        case .saving: "the VMM ended while it saved its state"
         case .starting: "the new VMM ended during its start"
-        case .waiting, .loading, .passed, .committed: "the new VMM ended before it took the guest over"
+        case .ready, .waiting, .loading, .passed, .committed: "the new VMM ended before it took the guest over"
         }
     }
 
@@ -122,9 +122,8 @@ struct WatchMessages {
     func tooLate(limit: Int64) -> String {
         let span = "within \(limit / 1_000_000) ms"
         return switch stage {
-        case .saving: "the state was not saved \(span): a device or a module hangs"
         case .starting: "the new VMM did not start \(span)"
-        case .waiting, .loading, .passed, .committed: "the new VMM did not load the guest's state \(span)"
+        case .ready, .waiting, .loading, .passed, .committed: "the new VMM did not load the guest's state \(span)"
         }
     }
 }

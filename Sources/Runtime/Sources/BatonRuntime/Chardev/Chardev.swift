@@ -98,8 +98,8 @@ open class Chardev {
     }
     /// Closes what is open and removes files that the back end made.
     open func shutDown() {}
-    /// The process is about to be replaced: undoes what outlives it, such as a
-    /// terminal's raw mode. `execFailed` follows when it is not replaced.
+    /// The guest is about to be handed over: lets go of what the next process must
+    /// not find in use. `execFailed` follows when it is not.
     open func prepareForExec() {}
     /// The guest goes on here, with or without a `prepareForExec` before it: in
     /// this process, or in a copy of it that took the guest back. Whatever the
@@ -112,6 +112,11 @@ open class Chardev {
     /// the next process must know as the part `chardev/ID`. Everything must stay
     /// as it is: the guest may come back to this process.
     open func handOver(to cpr: CprController) throws(VMMError) {}
+    /// In a process that has not taken its guest over: takes over what has changed
+    /// since it was made. Descriptors are named as in `handOver`.
+    open func takeOver(_ changes: PartChanges) throws(VMMError) {
+        throw VMMError("chardev '\(id)' cannot take that over", hint: "Try the update again.")
+    }
     /// Has the next process not get the connection to the peer, after
     /// `handOver`: it is closed by the exec.
     open func forgetConnection(in cpr: CprController) {}

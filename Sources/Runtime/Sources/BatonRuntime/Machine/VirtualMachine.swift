@@ -201,6 +201,13 @@ public final class VirtualMachine: GuestRequests {
     /// launcher.
     public var takeSignals: () -> Void = {}
 
+    /// Becomes readable when there is something for `takeSignals`; -1 when there
+    /// is no such descriptor. Borrowed.
+    public var signalFD: Int32 = -1
+
+    /// Forgets that something has asked for the end.
+    func forgetEnd() { shutdownRequested = nil }
+
     /// Carries out what was asked for and not carried out yet: before a step
     /// that saves or replaces this VM's state, which must hold it.
     /// - Throws: an error when the VMM is ending, by what was asked for.

@@ -13,18 +13,29 @@
 /* memfd_create(2). Returns an fd with FD_CLOEXEC, or -1 and errno. */
 int cbaton_memfd_create(const char *name, unsigned extra_flags);
 
-/* Shell-free execve of argv[0], searched in PATH as execvp does. Returns only
- * on failure, with -1 and errno. The new program starts with SIGINT, SIGTERM and
- * SIGHUP blocked: one that comes before it can end in order waits until it can
- * (cbaton_accept_stop_signals), whatever command it is executed by. */
-int cbaton_execvp(const char *file, char *const argv[]);
+/* What this process is to execute, and the program to get. All borrowed. */
+struct cbaton_execution {
+    char *const *argv;        /* argv[0] is searched in PATH, as execvp does */
+    char *const *environment; /* NAME=VALUE, NULL behind the last */
+    const int *fds;           /* that the program inherits, beside 0, 1 and 2 */
+    size_t count;
+    unsigned long timer_slack; /* nanoseconds, prctl(2) */
+};
 
-/* To free an address space takes an exec time for each page that is mapped, some
- * 70 ms for a GiB of small ones. So a child that shares it keeps it until the
- * process WATCHER has ended, or this one; it has no descriptors of this process.
- * Returns its PID, or -1: without resources, or without a WATCHER (0), the exec
- * frees the memory itself. */
-pid_t cbaton_start_keeper(pid_t watcher);
+#define CBATON_EXECUTED 1
+#define CBATON_EXEC_IS_LATE 2
+/* Executes a program in this process, which keeps its PID, and goes on in a child
+ * that keeps everything else: memory, descriptors, signal handlers and mask. The
+ * memory is not copied. The program has SIGINT, SIGTERM and SIGHUP blocked: one
+ * that comes before it can end in order waits until it can.
+ *
+ * Returns in the child, when the exec is done: CBATON_EXECUTED, and a pidfd of the
+ * process in PROCESS, to be closed by the caller. Or CBATON_EXEC_IS_LATE when it
+ * took more than LIMIT nanoseconds; the process has been killed. Or, in this
+ * process, -1 and errno: nothing has changed.
+ *
+ * No other thread may hold a lock that is needed afterwards: the exec ends all. */
+int cbaton_execute_beside(const struct cbaton_execution *what, int64_t limit, int *process);
 
 /* The signals by which an operator ends a VMM, and what lets them through. */
 void cbaton_stop_signals(sigset_t *set);
@@ -193,6 +204,10 @@ int cbaton_is_sealed(int fd);
 /* An eventfd, listening socket or other object of the kernel without a name in the
  * file system says by its link in /proc what it is: whether that begins with PREFIX. */
 int cbaton_link_begins(int fd, const char *prefix);
+
+/* Whether a descriptor of one process and one of another are of one open file
+ * (kcmp(2)). 0 also when that cannot be known. */
+int cbaton_is_same_file(pid_t a, int fd_of_a, pid_t b, int fd_of_b);
 
 /* pidfd_open(2). Returns an fd with FD_CLOEXEC, or -1 and errno. */
 int cbaton_pidfd_open(pid_t pid);

@@ -1,0 +1,91 @@
+/// What has changed of a part in the old VMM since the new one, this process, was
+/// executed.
+public struct PartChanges {
+    /// What the part hands over; nil when that is as it was when this process was
+    /// executed, or `isGone`.
+    public let state: StateReader?
+    /// Whether it hands nothing over any more.
+    public let isGone: Bool
+    fileprivate let fds: [PreservedFDs.Key: Int32]
+    fileprivate let gone: Set<PreservedFDs.Key>
+
+    /// What has become of a descriptor.
+    public enum Descriptor {
+        /// It is the one that this process has inherited, or there was none and is none.
+        case unchanged
+        /// There is none any more. What was inherited is to be closed.
+        case gone
+        /// There is another. Owned by the part from now on.
+        case new(Int32)
+    }
+
+    public func descriptor(_ name: String, id: Int = 0) -> Descriptor {
+        let key = PreservedFDs.Key(name: name, id: id)
+        if let fd = fds[key] { return .new(fd) }
+        return gone.contains(key) ? .gone : .unchanged
+    }
+}
+
+/// Parts of a new VMM that can take over what has changed since it was executed.
+/// Everything else that has changed makes the update fail, by its name.
+final class ChangeTakers {
+    private struct Taker {
+        let part: String
+        let fdPrefix: String?
+        let take: (PartChanges) throws(VMMError) -> Void
+        var prefixLength: Int { fdPrefix?.utf8.count ?? 0 }
+    }
+
+    private var takers: [Taker] = []
+    private var byPart: [String: Int] = [:]
+
+    func add(part: String, fds: String?, _ take: @escaping (PartChanges) throws(VMMError) -> Void) {
+        byPart[part] = takers.count
+        takers.append(Taker(part: part, fdPrefix: fds, take: take))
+    }
+
+    /// Gives the takers what is theirs.
+    /// - Parameter fds: that came with the state, in its order. Closed if nobody takes them.
+    /// - Throws: the first thing that nobody takes; nothing has been given to anybody then. Or a taker's error.
+    func apply(_ state: CprState, fds: [Int32]) throws(VMMError) {
+        var changedFDs: [Int: [PreservedFDs.Key: Int32]] = [:]
+        var goneFDs: [Int: Set<PreservedFDs.Key>] = [:]
+        var order: [Int] = []
+        func note(_ taker: Int) { if !order.contains(taker) { order.append(taker) } }
+        for part in state.partPayloads.map(\.name) + (state.gone?.parts ?? []) {
+            guard let taker = byPart[part] else { throw ChangeTakers.unknown("the state of '\(part)'") }
+            note(taker)
+        }
+        func taker(of name: String) throws(VMMError) -> Int {
+            // One part's name may begin as another's does.
+            let mine = takers.indices.filter { takers[$0].fdPrefix.map(name.hasPrefix) == true }
+            guard let index = mine.max(by: { takers[$0].prefixLength < takers[$1].prefixLength }) else {
+                throw ChangeTakers.unknown("the descriptor '\(name)'")
+            }
+            note(index)
+            return index
+        }
+        for (entry, fd) in zip(state.fds, fds) {
+            changedFDs[try taker(of: entry.name), default: [:]][PreservedFDs.Key(name: entry.name, id: entry.id)] = fd
+        }
+        for key in state.gone?.fds ?? [] { goneFDs[try taker(of: key.name), default: []].insert(key) }
+        // A monitor's session follows its chardev's connection.
+        for index in order.sorted() {
+            let part = takers[index].part
+            let reader = try state.part(part)
+            do throws(VMMError) {
+                try takers[index].take(
+                    PartChanges(
+                        state: reader, isGone: state.gone?.parts.contains(part) == true, fds: changedFDs[index] ?? [:],
+                        gone: goneFDs[index] ?? []))
+                try reader?.finish()
+            } catch {
+                throw error.prefixed("'\(part)' has changed since the new VMM was started")
+            }
+        }
+    }
+
+    private static func unknown(_ what: String) -> VMMError {
+        VMMError("\(what) has changed since the new VMM was started", hint: "Try the update again.")
+    }
+}

@@ -1,0 +1,176 @@
+#define _GNU_SOURCE
+#include "cbaton.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/rseq.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Executes a program in this process while a child goes on with its memory.
+ *
+ * The child is made by clone(2) with CLONE_VM, and neither CLONE_THREAD nor
+ * CLONE_VFORK. It waits on a stack of its own, with system calls only, for the
+ * end of a pipe that the exec closes. From then on the memory is its own, and it
+ * goes on upon the stack of the call, which the process has left behind. */
+
+/* What the kernel knows of a thread by address, and has to be told again by the
+ * child, which is another thread to it. */
+struct thread_state {
+    int *tid; /* where glibc keeps the thread's id; NULL when that is not found */
+    void *robust_list;
+    size_t robust_length;
+    stack_t signal_stack;
+};
+
+/* One call at a time. Nothing of it is on the stack, which the process uses on
+ * while the child waits. */
+static struct {
+    const struct cbaton_execution *what;
+    int64_t limit;
+    void *registers[5]; /* of __builtin_setjmp */
+    int executed[2];    /* the pipe that the exec closes */
+    int process;        /* a pidfd of the process that executes */
+    int is_late;        /* the exec took longer than the limit, and its process was killed */
+    int failure;        /* an errno value, when there is no child */
+    unsigned long timer_slack;
+    sigset_t mask;
+    struct thread_state thread;
+} call;
+
+static _Alignas(64) char waiting_stack[16384];
+
+static int *find_tid(void) {
+    int *address = NULL;
+    pid_t tid = (pid_t)syscall(SYS_gettid);
+    if (prctl(PR_GET_TID_ADDRESS, &address) == 0 && address && *address == tid) return address;
+    /* A kernel without checkpoint and restore does not tell. It is in the
+     * thread's descriptor. */
+    int *words = __builtin_thread_pointer();
+    for (size_t i = 0; i < 256; i++)
+        if (words[i] == tid) return &words[i];
+    return NULL;
+}
+
+static void get_thread_state(struct thread_state *state) {
+    state->tid = find_tid();
+    if (syscall(SYS_get_robust_list, 0, &state->robust_list, &state->robust_length) != 0) state->robust_list = NULL;
+    if (sigaltstack(NULL, &state->signal_stack) != 0) state->signal_stack.ss_flags = SS_DISABLE;
+}
+
+static void set_thread_state(const struct thread_state *state) {
+    /* The exec of the process that shared the memory has cleared it. */
+    if (state->tid) {
+        *state->tid = (int)syscall(SYS_gettid);
+        syscall(SYS_set_tid_address, state->tid);
+    }
+    if (state->robust_list) syscall(SYS_set_robust_list, state->robust_list, state->robust_length);
+    if (!(state->signal_stack.ss_flags & SS_DISABLE)) {
+        stack_t own = state->signal_stack;
+        own.ss_flags = 0;
+        sigaltstack(&own, NULL);
+    }
+    if (__rseq_size) {
+        struct rseq *area = (struct rseq *)((char *)__builtin_thread_pointer() + __rseq_offset);
+        area->cpu_id_start = 0;
+        area->cpu_id = (uint32_t)RSEQ_CPU_ID_UNINITIALIZED;
+        unsigned length = __rseq_size < 32 ? 32 : __rseq_size;
+        if (syscall(SYS_rseq, area, length, 0, RSEQ_SIG) != 0)
+            area->cpu_id = (uint32_t)RSEQ_CPU_ID_REGISTRATION_FAILED;
+    }
+}
+
+/* ---- In the child, beside the process. Every signal is blocked. */
+
+static int wait_for_exec(void *unused) {
+    (void)unused;
+    /* errno is shared, and nobody's now: the process reads what it needs at once. */
+    syscall(SYS_close, call.executed[1]);
+    struct pollfd end = {.fd = call.executed[0], .events = POLLIN};
+    struct timespec limit = {.tv_sec = call.limit / 1000000000, .tv_nsec = call.limit % 1000000000};
+    if (syscall(SYS_ppoll, &end, 1, &limit, NULL, 0) <= 0) {
+        /* Also one that cannot be interrupted runs no more of its program. */
+        syscall(SYS_pidfd_send_signal, call.process, SIGKILL, NULL, 0);
+        call.is_late = 1;
+    }
+    __builtin_longjmp(call.registers, 1);
+}
+
+/* ---- In the process, beside the child. */
+
+/* What only the program gets. Returns an errno value. */
+static int execute(const struct cbaton_execution *what) {
+    sigset_t mask = call.mask, stops;
+    cbaton_stop_signals(&stops);
+    sigorset(&mask, &mask, &stops);
+    sigprocmask(SIG_SETMASK, &mask, NULL);
+    prctl(PR_SET_TIMERSLACK, what->timer_slack);
+    /* Modules and libraries may have opened files of their own without FD_CLOEXEC. */
+    if (cbaton_cloexec_from(3) != 0) return errno;
+    for (size_t i = 0; i < what->count; i++)
+        if (fcntl(what->fds[i], F_SETFD, 0) != 0) return errno;
+    execvpe(what->argv[0], what->argv, what->environment);
+    return errno;
+}
+
+/* Returns only when nothing came of it. */
+static __attribute__((noinline)) int start(void) {
+    pid_t child = clone(wait_for_exec, waiting_stack + sizeof waiting_stack, CLONE_VM | SIGCHLD, NULL);
+    if (child < 0) return errno;
+    int code = execute(call.what);
+    /* It must see no end of the pipe. */
+    kill(child, SIGKILL);
+    cbaton_reap(child);
+    for (size_t i = 0; i < call.what->count; i++) fcntl(call.what->fds[i], F_SETFD, FD_CLOEXEC);
+    prctl(PR_SET_TIMERSLACK, call.timer_slack);
+    return code;
+}
+
+/* Returns twice: in the child 1; before that, and only if there is none, 0. Its
+ * frame stays as it is while the process is in `start`. */
+static __attribute__((noinline)) int split(void) {
+    if (__builtin_setjmp(call.registers)) return 1;
+    int failure = start();
+    /* No tail call, which would give up the frame. */
+    __asm__ volatile("" ::: "memory");
+    call.failure = failure;
+    return 0;
+}
+
+int cbaton_execute_beside(const struct cbaton_execution *what, int64_t limit, int *process) {
+    sigset_t all;
+    call.what = what;
+    call.limit = limit;
+    call.is_late = 0;
+    call.timer_slack = cbaton_timer_slack();
+    call.process = cbaton_pidfd_open(getpid());
+    if (call.process < 0) return -1;
+    if (pipe2(call.executed, O_CLOEXEC) != 0) {
+        int code = errno;
+        close(call.process);
+        errno = code;
+        return -1;
+    }
+    get_thread_state(&call.thread);
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &call.mask);
+    if (split()) {
+        set_thread_state(&call.thread);
+        close(call.executed[0]);
+        *process = call.process;
+        sigprocmask(SIG_SETMASK, &call.mask, NULL);
+        return call.is_late ? CBATON_EXEC_IS_LATE : CBATON_EXECUTED;
+    }
+    close(call.executed[0]);
+    close(call.executed[1]);
+    close(call.process);
+    sigprocmask(SIG_SETMASK, &call.mask, NULL);
+    errno = call.failure;
+    return -1;
+}
