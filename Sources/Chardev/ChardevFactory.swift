@@ -68,6 +68,7 @@ public enum ChardevFactory {
         chardev.reopensOnCpr = reopens
         guard multiplexed else {
             try vm.add(chardev)
+            vm.cpr.map { ChardevUpdate.followChanges(of: chardev, $0) }
             return chardev
         }
         let mux = try MuxChardev(id: id, base: chardev) { [unowned vm] in vm.requestQuit(cause: "host-ui") }
@@ -77,6 +78,7 @@ public enum ChardevFactory {
             try mux.inherit(heritage)
         }
         try vm.add(mux)
+        vm.cpr.map { ChardevUpdate.followChanges(of: mux, $0) }
         return mux
     }
 

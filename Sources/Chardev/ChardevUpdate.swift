@@ -18,7 +18,6 @@ public enum ChardevUpdate {
                 VMMError("chardev \(chardev.id) -> \(chardev.filename) does not allow cpr. See reopen-on-cpr."),
                 scope: .promising(.keepsConnections))
         }
-        for chardev in vm.chardevs { followChanges(of: chardev, cpr) }
         cpr.beforeExec { [unowned vm] in for chardev in vm.chardevs { chardev.prepareForExec() } }
         cpr.onPhase { [unowned vm, unowned cpr] phase throws(VMMError) in
             switch phase {
@@ -36,7 +35,8 @@ public enum ChardevUpdate {
         }
     }
 
-    private static func followChanges(of chardev: Chardev, _ cpr: CprController) {
+    /// Comes before whoever uses the chardev follows changes of its own.
+    static func followChanges(of chardev: Chardev, _ cpr: CprController) {
         if let mux = chardev as? MuxChardev { followChanges(of: mux.base, cpr) }
         cpr.onChange(of: part(chardev.id), fds: "\(prefix)\(chardev.id)-") {
             [unowned chardev] changes throws(VMMError) in

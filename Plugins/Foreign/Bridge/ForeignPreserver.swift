@@ -30,6 +30,8 @@ final class ForeignPreserver: FdPreserver {
 
     func leftBehind() { module.leave() }
 
+    func takesPart(_ cpr: CprController) { module.followChanges(cpr) }
+
     func blockers(mode: String) -> [String] {
         do throws(VMMError) {
             let promises = module.promises(ofMode: mode).rawValue

@@ -81,6 +81,7 @@ final class TapBackend: NetBackend {
     }
 
     private func start(held: [(frame: [UInt8], header: FrameHeader)]) {
+        readers = []
         for (index, fd) in fds.enumerated() {
             let held = index < held.count ? held[index] : ([], FrameHeader())
             readers.append(
@@ -207,6 +208,29 @@ final class TapBackend: NetBackend {
         headerSize = Int(try state.unsigned("header-size", in: 0...255))
         let count = Int(try state.unsigned("queues", in: 1...UInt64(TapConfiguration.maxQueues)))
         // Processes that knew nothing of it used all queues, and no offloads.
+        let held = try changing(state, queues: count)
+        try state.finish()
+        for index in 0..<count {
+            guard let fd = heritage.claim("queue", index: index) else {
+                throw heritage.mismatch("has lost the descriptor of queue \(index)")
+            }
+            fds.append(fd)
+        }
+        guard count == configuration.queues else {
+            throw heritage.mismatch(
+                "has \(count) queues in the CPR state, but \(configuration.queues) on the command line")
+        }
+        if let name = configuration.interface, name != interface, !name.utf8.contains(UInt8(ascii: "%")) {
+            throw heritage.mismatch("is interface '\(interface)' in the CPR state, but '\(name)' on the command line")
+        }
+        start(held: held)
+    }
+
+    /// Takes what changes as the guest runs.
+    /// - Returns: the frames that are held, by queue.
+    private func changing(
+        _ state: StateReader, queues count: Int
+    ) throws(VMMError) -> [(frame: [UInt8], header: FrameHeader)] {
         usedQueues = state.has("used-queues") ? Int(try state.unsigned("used-queues", in: 1...UInt64(count))) : count
         wantedQueues = usedQueues
         if state.has("offloads") {
@@ -223,21 +247,20 @@ final class TapBackend: NetBackend {
             }
             held.append((frame, header))
         }
-        try state.finish()
-        for index in 0..<count {
-            guard let fd = heritage.claim("queue", index: index) else {
-                throw heritage.mismatch("has lost the descriptor of queue \(index)")
-            }
-            fds.append(fd)
+        return held
+    }
+
+    /// Takes over what has changed since this process was executed.
+    func takeOver(_ changes: PartChanges) throws(VMMError) {
+        for index in fds.indices {
+            if case .unchanged = NetHeritage.descriptor("queue", index: index, of: id, in: changes) { continue }
+            throw VMMError("queue \(index) is another now", hint: "Try the update again.")
         }
-        guard count == configuration.queues else {
-            throw heritage.mismatch(
-                "has \(count) queues in the CPR state, but \(configuration.queues) on the command line")
-        }
-        if let name = configuration.interface, name != interface, !name.utf8.contains(UInt8(ascii: "%")) {
-            throw heritage.mismatch("is interface '\(interface)' in the CPR state, but '\(name)' on the command line")
-        }
-        start(held: held)
+        guard let state = changes.state else { return }
+        _ = try state.string("interface")
+        _ = try state.unsigned("header-size")
+        let count = Int(try state.unsigned("queues", in: UInt64(fds.count)...UInt64(fds.count)))
+        start(held: try changing(state, queues: count))
     }
 
     func committed() {

@@ -20,6 +20,12 @@ final class TapPreserver: FdPreserver {
 
     func add(_ backend: TapBackend) { backends.append(backend) }
 
+    func takesPart(_ cpr: CprController) {
+        for backend in backends {
+            cpr.onChange(of: backend) { [unowned backend] changes throws(VMMError) in try backend.takeOver(changes) }
+        }
+    }
+
     func notify(_ phase: CprPhase, cpr: CprController) throws(VMMError) {
         for backend in backends {
             switch phase {

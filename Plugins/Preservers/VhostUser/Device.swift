@@ -76,24 +76,14 @@ class VhostUserDevice: VirtioOffload {
             features = heritage.features
             backend = heritage.backend
             backendConfig = heritage.backend.config
-            hasMemoryTable = heritage.hasMemoryTable
-            isServing = heritage.isServing
-            served = heritage.served
-            hasUntrackedRequests = heritage.hasUntrackedRequests
-            trackers = heritage.trackers
             kicks = heritage.kicks
             calls = heritage.calls
             errorEvent = heritage.errorEvent
-            requestSocket = heritage.requestSocket
-            pendingRequest = heritage.pendingRequest
-            inflight = heritage.inflight
             try chardev.attach(self)
-            if chardev.isInherited, let socket = chardev.connectionDescriptor {
-                let channel = VhostUserChannel(socket: socket, patience: patience)
-                channel.acknowledges = backend.has(VhostUser.ProtocolFeature.replyAck)
-                self.channel = channel
-                isNewConnection = false
-            }
+            adopt(heritage)
+            vm.cpr?.onChange(
+                of: VhostUserHeritage.part(chardev), fds: VhostUserHeritage.fd(chardev, "")
+            ) { [unowned self] changes throws(VMMError) in try takeOver(changes) }
             return
         }
         guard chardev.frontend == nil else { throw VMMError("Device '\(chardev.id)' is in use") }
@@ -111,6 +101,26 @@ class VhostUserDevice: VirtioOffload {
         try chardev.attach(self)
         isNewConnection = false
         try openRequestChannel(channel)
+    }
+
+    /// Goes on where the process before is.
+    func adopt(_ heritage: VhostUserHeritage) {
+        backend = heritage.backend
+        backendConfig = heritage.backend.config
+        hasMemoryTable = heritage.hasMemoryTable
+        isServing = heritage.isServing
+        served = heritage.served
+        hasUntrackedRequests = heritage.hasUntrackedRequests
+        trackers = heritage.trackers
+        requestSocket = heritage.requestSocket
+        pendingRequest = heritage.pendingRequest
+        inflight = heritage.inflight
+        channel = nil
+        guard chardev.isInherited, let socket = chardev.connectionDescriptor else { return }
+        let channel = VhostUserChannel(socket: socket, patience: patience)
+        channel.acknowledges = backend.has(VhostUser.ProtocolFeature.replyAck)
+        self.channel = channel
+        isNewConnection = false
     }
 
     private static func events(count: Int) throws(VMMError) -> (kicks: [Int32], calls: [Int32], error: Int32) {

@@ -39,10 +39,16 @@ struct VhostUserHeritage {
                     + "but a '\(kind.model)' on the command line",
                 hint: "Give the new VMM the devices of the old one.")
         }
-        return try VhostUserHeritage(state, chardev: chardev, kind: kind, cpr: cpr)
+        return try VhostUserHeritage(state, chardev: chardev, kind: kind) { what, id throws(VMMError) in
+            try VhostUserHeritage.claim(what, id, chardev, cpr)
+        }
     }
 
-    private init(_ state: StateReader, chardev: Chardev, kind: DeviceKind, cpr: CprController) throws(VMMError) {
+    /// - Parameter claim: gives a descriptor, which is the device's from then on.
+    fileprivate init(
+        _ state: StateReader, chardev: Chardev, kind: DeviceKind,
+        claim: (_ what: String, _ id: Int) throws(VMMError) -> Int32
+    ) throws(VMMError) {
         let count = UInt64(kind.queueCount)
         _ = try state.unsigned("queues", in: count...count)
         features = try state.unsigned("features")
@@ -71,15 +77,15 @@ struct VhostUserHeritage {
             throw VMMError("part '\(state.section)' has a request that is complete or too long")
         }
         for index in 0..<kind.queueCount {
-            kicks.append(try VhostUserHeritage.claim("kick", index, chardev, cpr))
-            calls.append(try VhostUserHeritage.claim("call", index, chardev, cpr))
+            kicks.append(try claim("kick", index))
+            calls.append(try claim("call", index))
         }
-        errorEvent = try VhostUserHeritage.claim("error", 0, chardev, cpr)
-        if try state.bool("has-requests") { requestSocket = try VhostUserHeritage.claim("requests", 0, chardev, cpr) }
+        errorEvent = try claim("error", 0)
+        if try state.bool("has-requests") { requestSocket = try claim("requests", 0) }
         let memory = try state.array("inflight", count: 0...4)
         if memory.count == 4 {
             inflight = InflightMemory(
-                fd: memory[0] > 0 ? try VhostUserHeritage.claim("inflight", 0, chardev, cpr) : -1,
+                fd: memory[0] > 0 ? try claim("inflight", 0) : -1,
                 size: memory[0], offset: memory[1], queues: UInt16(truncatingIfNeeded: memory[2]),
                 queueSize: UInt16(truncatingIfNeeded: memory[3]))
         }
@@ -107,6 +113,31 @@ struct VhostUserHeritage {
 }
 
 extension VhostUserDevice {
+    /// Takes over what has changed since this process was executed.
+    func takeOver(_ changes: PartChanges) throws(VMMError) {
+        guard let state = changes.state else { return }
+        _ = try state.string("model")
+        let heritage = try VhostUserHeritage(state, chardev: chardev, kind: kind) { what, id throws(VMMError) in
+            let own =
+                switch what {
+                case "kick": kicks[id]
+                case "call": calls[id]
+                case "error": errorEvent
+                case "requests": requestSocket
+                default: inflight?.fd ?? -1
+                }
+            switch changes.descriptor(VhostUserHeritage.fd(chardev, what), id: id) {
+            case .new(let fd) where ["requests", "inflight"].contains(what):
+                if own >= 0 { close(own) }
+                return fd
+            case .unchanged where own >= 0: return own
+            default: throw VMMError("the descriptor '\(what)' id \(id) is another now", hint: "Try the update again.")
+            }
+        }
+        guard heritage.features == features else { throw VMMError("its features are others now") }
+        adopt(heritage)
+    }
+
     /// Saves the descriptors and hands over the rest. Nothing changes here:
     /// the guest may come back to this process.
     func handOver(to cpr: CprController) throws(VMMError) {

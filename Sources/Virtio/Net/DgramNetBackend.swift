@@ -89,6 +89,13 @@ public final class DgramNetBackend: KeptNetBackend {
         cpr.handOver(self) { $0.put("held", bytes: reader?.held ?? []) }
     }
 
+    override func takeOver(_ changes: PartChanges) throws(VMMError) {
+        guard let state = changes.state else { return }
+        let held = try state.bytes("held", count: 0...NetBackend.maxFrame)
+        if case .unchanged = NetHeritage.descriptor("socket", of: id, in: changes) { return startReading(held: held) }
+        throw VMMError("the socket is another now", hint: "Try the update again.")
+    }
+
     override func committed() {
         // An inherited one was the earlier process' to remove until now.
         if file == nil, let local { file = SocketFile(local) }

@@ -14,6 +14,9 @@ public class KeptNetBackend: NetBackend {
     /// Saves the descriptors and hands the rest over. Nothing changes here:
     /// the guest may come back to this process.
     func handOver(to cpr: CprController) throws(VMMError) {}
+    /// Takes over what has changed since this process was executed. Nothing may be
+    /// read from a descriptor, nor written to it.
+    func takeOver(_ changes: PartChanges) throws(VMMError) {}
     /// The guest is this process' own now.
     func committed() {}
     /// The guest goes on here: whatever a process that failed may have done is undone.
@@ -27,6 +30,9 @@ public enum NetBackendUpdate {
         NetHeritage.closeLeftovers(cpr)
         let kept = backends.compactMap { $0 as? KeptNetBackend }
         guard !kept.isEmpty else { return }
+        for backend in kept {
+            cpr.onChange(of: backend) { [unowned backend] changes throws(VMMError) in try backend.takeOver(changes) }
+        }
         cpr.onPhase { [unowned cpr] phase throws(VMMError) in
             switch phase {
             case .survey, .exec:

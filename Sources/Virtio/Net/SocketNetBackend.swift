@@ -234,6 +234,36 @@ public final class SocketNetBackend: KeptNetBackend {
         try heritage.state.finish()
     }
 
+    override func takeOver(_ changes: PartChanges) throws(VMMError) {
+        switch NetHeritage.descriptor("listener", of: id, in: changes) {
+        case .unchanged: break
+        case .gone: throw VMMError("it does not listen any more")
+        case .new(let fd):
+            if listener >= 0 { close(listener) }
+            listener = fd
+        }
+        switch NetHeritage.descriptor("connection", of: id, in: changes) {
+        case .unchanged: break
+        case .gone: forgetConnection()
+        case .new(let fd):
+            forgetConnection()
+            connection = fd
+        }
+        guard let state = changes.state else { return }
+        isConnecting = try state.bool("connecting")
+        try stream.restore(
+            received: try state.bytes("received", count: 0...FrameStream.maxReceived),
+            unsent: try state.bytes("unsent", count: 0...FrameStream.maxUnsent))
+    }
+
+    /// The process before has lost it, or has another.
+    private func forgetConnection() {
+        guard connection >= 0 else { return }
+        close(connection)
+        connection = -1
+        stream.clear()
+    }
+
     override func execFailed() {
         guard listener >= 0, case .listen(let address) = peer else { return }
         do throws(VMMError) {

@@ -154,16 +154,32 @@ extension CprController {
             try notify(.survey)
             handed = HandedState(stateForExec(mode: mode), process: getpid())
             times.exec = EventLoop.now
-            try successor.execute { () throws(VMMError) in try mode.exec(argv, cpr: self) }
+            try call(mode, "exec") { () throws(VMMError) in try mode.exec(argv, cpr: self) }
+            try successor.execute { () throws(VMMError) in
+                guard try Handover.carryOut() else {
+                    throw VMMError("mode '\(mode.name)' returned from cpr-exec without an error")
+                }
+            }
         } catch {
+            Handover.forget()
             fds.inherit(fdsBefore)
-            throw error.message.hasPrefix(Successor.nothingExecuted)
-                ? VMMError("mode '\(mode.name)' returned from cpr-exec without an error") : error
+            throw error
         }
         fds.inherit(fdsBefore)
         helpers.forget()
         guard let handed else { throw VMMError("nothing was handed over") }
         return (successor, handed)
+    }
+
+    /// Calls a mode, which may not come back.
+    func call<Result>(
+        _ mode: any CprMode, _ step: String, _ body: @escaping () throws(VMMError) -> Result
+    ) throws(VMMError) -> Result {
+        let answers = calls.call([mode], step, limit: callLimit) { _ in
+            Swift.Result { () throws(VMMError) in try body() }
+        }
+        guard let answer = answers.first else { throw VMMError("the mode '\(mode.name)' has been left behind") }
+        return try answer.get().get()
     }
 
     /// Stops the guest and sends its state.

@@ -77,11 +77,7 @@ extension CprController {
             if let loss = memory.loss { throw loss }
             return (container, contents)
         }
-        let answers = calls.call([mode], "save", limit: callLimit) { _ in
-            Result { () throws(VMMError) in try complete() }
-        }
-        guard let answer = answers.first else { throw VMMError("the mode '\(mode.name)' has been left behind") }
-        return try answer.get().get()
+        return try call(mode, "save", complete)
     }
 
     /// Puts the VM back into the state that it was stopped in.

@@ -150,6 +150,7 @@ public final class CprController {
     public func machineBuilt(loading state: (() throws(VMMError) -> Void)? = nil) throws(VMMError) {
         times.built = EventLoop.now
         times.mapping = memory.mappingTime
+        for preserver in registry.preservers { preserver.takesPart(self) }
         try watchMemory()
         try checkHeritage()
         if let fd = inherited?.checkpointFD {

@@ -32,9 +32,10 @@ public protocol CprMode: ModulePart {
     /// Takes back what `save` added, before any device loads.
     /// - Returns: the names of the sections that were the mode's.
     func load(from container: SectionContainer, cpr: CprController) throws(VMMError) -> [String]
-    /// Replaces this process by `argv`, and does not return when that works.
+    /// Says how `argv` is to be started, by `Handover.exec`: it is executed in this
+    /// process when this method has returned, while the guest goes on in a child.
     /// A mode without `cpr-exec` throws.
-    /// - Throws: why nothing happened; everything is as it was.
+    /// - Throws: why nothing is to be executed.
     func exec(_ argv: [String], cpr: CprController) throws(VMMError)
 }
 

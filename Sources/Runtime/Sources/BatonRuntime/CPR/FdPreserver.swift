@@ -31,6 +31,9 @@ public protocol FdPreserver: ModulePart {
     /// Reasons why this preserver's fds could not be kept by `mode` now; empty
     /// when they can. Called while the guest runs.
     func blockers(mode: String) -> [String]
+    /// Takes part in the updates of this VM from now on: called once, when the
+    /// machine stands and before anything changes hands. The place for `onChange`.
+    func takesPart(_ cpr: CprController)
     /// Told of each step. In `.save` and `.exec` the preserver saves its fds in
     /// `cpr.fds`; an error there ends the update and the guest goes on. In
     /// other phases an error is reported and changes nothing.
@@ -39,4 +42,5 @@ public protocol FdPreserver: ModulePart {
 
 extension FdPreserver {
     public func blockers(mode: String) -> [String] { [] }
+    public func takesPart(_ cpr: CprController) {}
 }

@@ -4,23 +4,44 @@ import Glibc
 /// Executes a new VMM in this process, and goes on in a child of it: what a
 /// mode's `exec` is made of.
 public enum Handover {
+    /// What is to be executed, when the mode has returned.
+    private struct Request {
+        var argv: [String]
+        var state: CprState
+        var fds: [Int32]
+    }
+    nonisolated(unsafe) private static var request: Request?
+
     /// Nanoseconds that an exec may take: program and interpreter may have to be
     /// read from a disk.
     private static let execLimit: Int64 = 2_000_000_000
 
-    /// Executes `argv` with the CPR state in its environment. Returns in the child,
-    /// which has everything that this process had, guest and devices too.
+    /// Has `argv` executed with the CPR state in its environment, in this process,
+    /// as soon as the mode's `exec` has returned. For that method only.
     ///
     /// argv[0] is executed directly, found in PATH as a shell would find it. It
     /// may be a command that executes the VMM in turn.
     /// - Parameters:
     ///   - fds: the descriptors that the new program inherits, beside 0, 1 and
     ///     2 and the CPR state. Borrowed.
-    /// - Throws: why the exec failed; everything is as before. Or, in the child, that the exec
-    ///   took too long.
+    /// - Throws: why it cannot be; nothing is executed then.
     public static func exec(_ argv: [String], state: CprState, fds: [Int32]) throws(VMMError) {
         guard argv.first?.isEmpty == false else { throw VMMError("cpr-exec requires a command") }
         try check(argv)
+        request = Request(argv: argv, state: state, fds: fds)
+    }
+
+    /// Forgets what a mode has asked for.
+    static func forget() { request = nil }
+
+    /// Does what the mode has asked for. Returns in the child, which has everything
+    /// that this process had, guest and devices too. On the main thread.
+    /// - Returns: false when it has asked for nothing.
+    /// - Throws: why the exec failed; everything is as before. Or, in the child, that the exec
+    ///   took too long.
+    static func carryOut() throws(VMMError) -> Bool {
+        guard let (argv, state, fds) = request.map({ ($0.argv, $0.state, $0.fds) }) else { return false }
+        request = nil
         let memfd = try state.writeMemfd()
         var arguments = argv.map { strdup($0) } + [nil]
         var environment = environment(of: state, memfd: memfd.raw).map { strdup($0) } + [nil]
@@ -43,6 +64,7 @@ public enum Handover {
         guard result == CBATON_EXECUTED else {
             throw VMMError("cpr-exec: '\(argv[0])' was not executed within \(execLimit / 1_000_000) ms")
         }
+        return true
     }
 
     /// This process' environment, and what tells the new VMM of its state.

@@ -19,6 +19,11 @@ public struct PartChanges {
         case new(Int32)
     }
 
+    /// Descriptors that are new, or others than were inherited.
+    var newDescriptors: [(key: PreservedFDs.Key, fd: Int32)] { fds.map { ($0.key, $0.value) } }
+    /// Names of descriptors that are there no more.
+    var goneDescriptors: Set<PreservedFDs.Key> { gone }
+
     public func descriptor(_ name: String, id: Int = 0) -> Descriptor {
         let key = PreservedFDs.Key(name: name, id: id)
         if let fd = fds[key] { return .new(fd) }
@@ -78,7 +83,6 @@ final class ChangeTakers {
                     PartChanges(
                         state: reader, isGone: state.gone?.parts.contains(part) == true, fds: changedFDs[index] ?? [:],
                         gone: goneFDs[index] ?? []))
-                try reader?.finish()
             } catch {
                 throw error.prefixed("'\(part)' has changed since the new VMM was started")
             }

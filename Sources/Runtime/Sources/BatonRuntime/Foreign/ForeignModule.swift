@@ -151,6 +151,24 @@ public final class ForeignModule {
         hasLookedForState = true
     }
 
+    /// In a process that has not taken its guest over: takes over what the module
+    /// has put, and the descriptors that it has saved, since this process was
+    /// executed. It finds both from `load` on.
+    public func followChanges(_ cpr: CprController) {
+        cpr.onChange(of: part, fds: "\(name)/") { [unowned self, unowned cpr] changes throws(VMMError) in
+            for (key, fd) in changes.newDescriptors {
+                cpr.fds.delete(key.name, id: key.id)
+                try cpr.fds.save(key.name, id: key.id, fd)
+            }
+            for key in changes.goneDescriptors { cpr.fds.delete(key.name, id: key.id) }
+            if changes.isGone { incoming = nil }
+            if let state = changes.state {
+                incoming = state
+                hasLookedForState = true
+            }
+        }
+    }
+
     func put(_ field: String, _ body: @escaping (inout StateWriter) -> Void) throws(VMMError) {
         try ForeignModule.check(field, "the name of a field")
         outgoing.removeAll { $0.name == field }

@@ -16,6 +16,13 @@ public struct NetHeritage {
     fileprivate static func part(_ id: String) -> String { prefix + id }
     fileprivate static func name(_ id: String, _ what: String) -> String { "\(prefix)\(id)/\(what)" }
 
+    /// What has become of a back end's descriptor.
+    public static func descriptor(
+        _ what: String, index: Int = 0, of id: String, in changes: PartChanges
+    ) -> PartChanges.Descriptor {
+        changes.descriptor(name(id, what), id: index)
+    }
+
     /// - Returns: nil when the process before had no such back end.
     /// - Throws: an error when it was of another kind.
     public static func find(_ id: String, backend: String, vm: VirtualMachine) throws(VMMError) -> NetHeritage? {
@@ -66,6 +73,16 @@ extension CprController {
         writer.put("backend", backend.backend)
         fill(&writer)
         handOver(NetHeritage.part(backend.id), writer)
+    }
+
+    /// Has `take` called with what has changed of a back end since this process
+    /// was executed, see `onChange`. What it handed over is read from after `backend`.
+    public func onChange(of backend: NetBackend, _ take: @escaping (PartChanges) throws(VMMError) -> Void) {
+        onChange(of: NetHeritage.part(backend.id), fds: NetHeritage.name(backend.id, "")) {
+            changes throws(VMMError) in
+            _ = try changes.state?.string("backend")
+            try take(changes)
+        }
     }
 
     /// Undoes every `save` of a back end: the update has failed.
