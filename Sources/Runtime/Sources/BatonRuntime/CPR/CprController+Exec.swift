@@ -147,6 +147,7 @@ extension CprController {
         self.successor = successor
         defer { self.successor = nil }
         if !mayWait { times = UpdateTimes(generation: times.generation) }
+        let start = EventLoop.now
         try vm.resetIfNew()
         var handed: HandedState?
         let fdsBefore = fds.entries
@@ -167,6 +168,7 @@ extension CprController {
         }
         fds.inherit(fdsBefore)
         helpers.forget()
+        times.execPause = EventLoop.now - start
         guard let handed else { throw VMMError("nothing was handed over") }
         return (successor, handed)
     }

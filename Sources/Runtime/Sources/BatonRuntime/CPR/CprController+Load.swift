@@ -109,6 +109,7 @@ extension CprController {
             HandoverLink.ofThisProcess = nil
         }
         memory.commit()
+        fds.forgetAsked()
         awaitsLoad = false
     }
 

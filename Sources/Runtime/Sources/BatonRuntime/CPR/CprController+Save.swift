@@ -50,9 +50,9 @@ extension CprController {
     /// - Returns: the sections, and the blocks whose contents are to follow.
     func stopAndCollect(_ mode: any CprMode) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
         let stateBefore = vm.runState
-        let exec = times.exec
-        times = UpdateTimes(generation: times.generation)
-        (times.requested, times.exec) = (EventLoop.now, exec)
+        let before = times
+        times = UpdateTimes(generation: before.generation)
+        (times.requested, times.exec, times.execPause) = (EventLoop.now, before.exec, before.execPause)
         // A VM that has never run has no state to save until its first reset.
         try vm.resetIfNew()
         vm.stop(.saveVM)

@@ -180,15 +180,12 @@ public final class CprController {
     private func takeChanges(_ handed: Predecessor.State) throws(VMMError) {
         let state = handed.state
         inherited?.take(from: state)
-        let started = times.started
-        let built = times.built
-        let mapping = times.mapping
-        times = state.times
-        (times.started, times.built, times.mapping) = (started, built, mapping)
+        times.take(from: state.times)
         history = state.history
         helpers.inherit(state.helpers)
         memory.identity = nil
-        try changes.apply(state, fds: handed.fds)
+        try changes.apply(
+            state, fds: handed.fds, askedParts: inherited?.asked.parts ?? [], askedFDs: fds.asked ?? [])
         for body in lateSteps { try body() }
         lateSteps = []
     }

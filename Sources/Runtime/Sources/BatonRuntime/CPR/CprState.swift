@@ -116,9 +116,14 @@ public struct CprState {
         parts = kept
     }
 
+    /// Which parts have been asked for.
+    final class Asked { var parts: Set<String> = [] }
+    let asked = Asked()
+
     /// What the process before handed over for a part; nil when nothing.
     /// - Throws: an error when it is damaged.
     public func part(_ name: String) throws(VMMError) -> StateReader? {
+        asked.parts.insert(name)
         guard let section = parts.section(CprState.partPrefix + name) else { return nil }
         return try StateReader(section: name, version: section.version, payload: section.payload)
     }

@@ -1,3 +1,5 @@
+import Glibc
+
 /// What has changed of a part in the old VMM since the new one, this process, was
 /// executed.
 public struct PartChanges {
@@ -49,31 +51,45 @@ final class ChangeTakers {
         takers.append(Taker(part: part, fdPrefix: fds, take: take))
     }
 
-    /// Gives the takers what is theirs.
-    /// - Parameter fds: that came with the state, in its order. Closed if nobody takes them.
+    /// Gives the takers what is theirs. What nobody has asked for in what this
+    /// process was given at first, such as a chardev that its command line has no
+    /// more, is let go of.
+    /// - Parameters:
+    ///   - fds: that came with the state, in its order.
+    ///   - askedFDs: names and ids that were asked for.
     /// - Throws: the first thing that nobody takes; nothing has been given to anybody then. Or a taker's error.
-    func apply(_ state: CprState, fds: [Int32]) throws(VMMError) {
+    func apply(
+        _ state: CprState, fds: [Int32], askedParts: Set<String>, askedFDs: Set<PreservedFDs.Key>
+    ) throws(VMMError) {
         var changedFDs: [Int: [PreservedFDs.Key: Int32]] = [:]
         var goneFDs: [Int: Set<PreservedFDs.Key>] = [:]
         var order: [Int] = []
         func note(_ taker: Int) { if !order.contains(taker) { order.append(taker) } }
         for part in state.partPayloads.map(\.name) + (state.gone?.parts ?? []) {
-            guard let taker = byPart[part] else { throw ChangeTakers.unknown("the state of '\(part)'") }
-            note(taker)
+            if let taker = byPart[part] {
+                note(taker)
+            } else if askedParts.contains(part) {
+                throw ChangeTakers.unknown("the state of '\(part)'")
+            }
         }
-        func taker(of name: String) throws(VMMError) -> Int {
+        func taker(of key: PreservedFDs.Key) throws(VMMError) -> Int? {
+            let name = key.name
             // One part's name may begin as another's does.
             let mine = takers.indices.filter { takers[$0].fdPrefix.map(name.hasPrefix) == true }
             guard let index = mine.max(by: { takers[$0].prefixLength < takers[$1].prefixLength }) else {
-                throw ChangeTakers.unknown("the descriptor '\(name)'")
+                if askedFDs.contains(key) { throw ChangeTakers.unknown("the descriptor '\(name)' id \(key.id)") }
+                return nil
             }
             note(index)
             return index
         }
         for (entry, fd) in zip(state.fds, fds) {
-            changedFDs[try taker(of: entry.name), default: [:]][PreservedFDs.Key(name: entry.name, id: entry.id)] = fd
+            let key = PreservedFDs.Key(name: entry.name, id: entry.id)
+            if let taker = try taker(of: key) { changedFDs[taker, default: [:]][key] = fd } else { close(fd) }
         }
-        for key in state.gone?.fds ?? [] { goneFDs[try taker(of: key.name), default: []].insert(key) }
+        for key in state.gone?.fds ?? [] {
+            if let taker = try taker(of: key) { goneFDs[taker, default: []].insert(key) }
+        }
         // A monitor's session follows its chardev's connection.
         for index in order.sorted() {
             let part = takers[index].part

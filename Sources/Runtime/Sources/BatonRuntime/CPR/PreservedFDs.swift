@@ -32,15 +32,31 @@ public final class PreservedFDs {
 
     public init() {}
 
+    /// What somebody has asked for of what the process before had saved: nobody
+    /// else will miss it if it has changed since. Kept until the guest is ours.
+    private(set) var asked: Set<Key>? = []
+
     /// The fd saved under a name and id, or nil.
     public func find(_ name: String, id: Int = 0) -> Int32? {
+        let key = Key(name: name, id: id)
+        if let place = places[key] {
+            asked?.insert(key)
+            return slots[place]?.fd
+        }
+        return nil
+    }
+
+    /// The guest is this process'.
+    func forgetAsked() { asked = nil }
+
+    private func saved(_ name: String, _ id: Int) -> Int32? {
         places[Key(name: name, id: id)].flatMap { slots[$0]?.fd }
     }
 
     /// Saves an fd that is not saved yet.
     /// - Throws: an error when the name and id are taken.
     public func save(_ name: String, id: Int = 0, _ fd: Int32) throws(VMMError) {
-        if let old = find(name, id: id) { throw conflict(name, id, fd, old) }
+        if let old = saved(name, id) { throw conflict(name, id, fd, old) }
         places[Key(name: name, id: id)] = slots.count
         lastSerial += 1
         slots.append(Entry(name: name, id: id, fd: fd, serial: lastSerial))
@@ -49,7 +65,7 @@ public final class PreservedFDs {
     /// Saves an fd that may be saved already, with the same value.
     /// - Throws: QEMU's conflict error when it is saved with another value.
     public func resave(_ name: String, id: Int = 0, _ fd: Int32) throws(VMMError) {
-        guard let old = find(name, id: id) else { return try save(name, id: id, fd) }
+        guard let old = saved(name, id) else { return try save(name, id: id, fd) }
         if old != fd { throw conflict(name, id, fd, old) }
     }
 

@@ -90,12 +90,9 @@ final class Successor {
         Successor.executed = nil
         Glibc.close(theirs)
         theirs = -1
-        do throws(VMMError) {
-            if let failure { throw failure }
-            try HandoverMessage.hello(getpid()).send(channel, secret: token.secret)
-        } catch {
-            throw takeBack(error.message)
-        }
+        if let failure { throw takeBack(failure.message) }
+        // One that has ended already is seen to have.
+        do throws(VMMError) { try HandoverMessage.hello(getpid()).send(channel, secret: token.secret) } catch {}
     }
 
     /// Runs the guest until the new VMM is ready.
@@ -131,7 +128,15 @@ final class Successor {
 
     /// Sends the guest's state.
     /// - Parameter fds: that the new VMM has not inherited. Borrowed, like the others.
+    /// - Throws: why the new VMM does not take it.
     func send(state: Int32, checkpoint: Int32?, fds: [Int32]) throws(VMMError) {
+        do throws(VMMError) { try sendAll(state, checkpoint, fds) } catch {
+            _ = messages.receive(from: channel)
+            throw VMMError(messages.ended)
+        }
+    }
+
+    private func sendAll(_ state: Int32, _ checkpoint: Int32?, _ fds: [Int32]) throws(VMMError) {
         try HandoverMessage.state(state: state, checkpoint: checkpoint).send(channel, secret: token.secret)
         var rest = fds[...]
         while !rest.isEmpty {

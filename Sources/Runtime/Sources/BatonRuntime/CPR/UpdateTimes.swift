@@ -10,8 +10,10 @@ public struct UpdateTimes {
     public var drained: Int64 = 0
     /// The checkpoint was written.
     public var saved: Int64 = 0
-    /// `execve` is about to be called.
+    /// The new VMM is about to be executed.
     public var exec: Int64 = 0
+    /// How long the guest stood still for that. A duration.
+    public var execPause: Int64 = 0
     /// `main` of the new process.
     public var started: Int64 = 0
     /// The machine of the new process stands.
@@ -33,7 +35,7 @@ public struct UpdateTimes {
 
     private static let names: [(String, WritableKeyPath<UpdateTimes, Int64>)] = [
         ("requested-ns", \.requested), ("stopped-ns", \.stopped), ("drained-ns", \.drained), ("saved-ns", \.saved),
-        ("exec-ns", \.exec),
+        ("exec-ns", \.exec), ("exec-pause-ns", \.execPause),
     ]
 
     func put(into writer: inout StateWriter) {
@@ -50,10 +52,21 @@ public struct UpdateTimes {
         generation = try reader.unsigned("generation")
     }
 
-    /// The names in `report`, in order; all but the first are the parts that
-    /// the first is made of.
+    /// Takes over what the old VMM knows, beside what only this one does.
+    mutating func take(from old: UpdateTimes) {
+        let own = self
+        self = old
+        (started, built, mapping) = (own.started, own.built, own.mapping)
+    }
+
+    /// Whether the guest ran while the new VMM started.
+    private var ranBeside: Bool { exec > 0 && exec < requested }
+
+    /// The names in `report`, in order. `pause-us` is the change of hands, and the
+    /// sum of the others but `exec-pause-us`; if the guest ran while the new VMM
+    /// started (`ran-us`), without `exec-us`, `start-up-us` and `map-us` either.
     static let reportNames = [
-        "pause-us", "stop-us", "drain-us", "save-us", "wait-exec-us", "exec-us", "start-up-us", "map-us",
+        "pause-us", "exec-pause-us", "ran-us", "stop-us", "drain-us", "save-us", "wait-exec-us", "exec-us", "start-up-us", "map-us",
         "wait-load-us", "load-us", "resume-us",
     ]
 
@@ -62,8 +75,10 @@ public struct UpdateTimes {
     public var report: JSON? {
         guard resumed > 0, requested > 0 else { return nil }
         let durations = [
-            resumed - requested, stopped - requested, drained - stopped, saved - drained, exec - saved, started - exec,
-            built - started - mapping, mapping, loadRequested - built, loaded - loadRequested, resumed - loaded,
+            resumed - requested, execPause, ranBeside ? requested - exec - execPause : 0, stopped - requested,
+            drained - stopped, saved - drained, ranBeside ? 0 : exec - saved, started - exec,
+            built - started - mapping, mapping, loadRequested - (ranBeside ? saved : built),
+            loaded - loadRequested, resumed - loaded,
         ]
         var result = JSONObject()
         for (name, duration) in zip(UpdateTimes.reportNames, durations) { result[name] = .int(max(0, duration / 1000)) }
