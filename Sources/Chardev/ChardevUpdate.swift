@@ -46,7 +46,7 @@ public enum ChardevUpdate {
     }
 }
 
-extension CprController {
+extension MachineHandover {
     /// Saves a chardev's descriptor for the next process.
     func save(_ fd: Int32, of chardev: Chardev, as what: String) throws(VMMError) {
         let name = "\(ChardevUpdate.prefix)\(chardev.id)-\(what)"
@@ -70,7 +70,7 @@ extension CprController {
 
 /// What a chardev finds of the process before.
 struct ChardevHeritage {
-    private let cpr: CprController
+    private let cpr: any MachineHandover
     private let id: String
     let state: StateReader
 
@@ -80,7 +80,7 @@ struct ChardevHeritage {
     static func find(
         _ id: String, backend: String, reopen: Bool, vm: VirtualMachine
     ) throws(VMMError) -> ChardevHeritage? {
-        guard let cpr = vm.cpr, let state = try cpr.inherited?.part("chardev/\(id)") else { return nil }
+        guard let cpr = vm.handover, let state = try cpr.inheritedPart("chardev/\(id)") else { return nil }
         let heritage = ChardevHeritage(cpr: cpr, id: id, state: state)
         if reopen {
             for what in ["listener", "connection", "master", "file"] {
