@@ -9,7 +9,7 @@ struct StampRuntime: BuildToolPlugin {
         let output = context.pluginWorkDirectoryURL.appending(path: "Fingerprint.swift")
         // Its own output is among the files of the target that uses it.
         let modules = [target] + target.recursiveTargetDependencies
-        let inputs = modules.compactMap(\.sourceModule).flatMap { $0.sourceFiles.map(\.url) }
+        let inputs = modules.compactMap(\.sourceModule).flatMap { $0.sourceFiles.map(\.url) + headers(of: $0) }
             .filter { ["swift", "c", "h"].contains($0.pathExtension) && $0 != output }
         let tool = try context.tool(named: "fingerprint")
         #if compiler(>=6.4)
@@ -27,5 +27,12 @@ struct StampRuntime: BuildToolPlugin {
                 inputFiles: inputs,
                 outputFiles: [output])
         ]
+    }
+
+    /// What C declares for Swift, which is not among a target's source files.
+    private func headers(of module: any SourceModuleTarget) -> [URL] {
+        guard let directory = (module as? ClangSourceModuleTarget)?.publicHeadersDirectoryURL else { return [] }
+        let files = try? FileManager.default.contentsOfDirectory(at: directory, includingPropertiesForKeys: nil)
+        return (files ?? []).sorted { $0.path() < $1.path() }
     }
 }
