@@ -23,7 +23,7 @@ extension CprController {
     public func exec(_ argv: [String], closesConnection: Bool = false) throws(VMMError) {
         try vm.settleRequests()
         guard vm.runState == .saveVM else { throw VMMError("runstate is not save-vm") }
-        guard let saved else { throw VMMError("cpr-exec requires cpr-save with restart mode") }
+        guard let saved else { throw VMMError("cpr-exec requires cpr-save") }
         guard argv.first?.isEmpty == false else {
             throw VMMError("cpr-exec requires a non-empty argv", hint: "argv[0] is the program to execute.")
         }
@@ -79,7 +79,7 @@ extension CprController {
         guard argv.first?.isEmpty == false else { throw VMMError("cpr-update requires a non-empty argv") }
         try Handover.check(argv)
         guard mode.promises.contains(.samePID) else {
-            throw VMMError("cpr-update needs a mode that executes the new VMM, such as restart")
+            throw VMMError("cpr-update needs a mode that executes the new VMM, which '\(mode.name)' does not")
         }
         if let blocker = blockers(mode).first { throw blocker }
         makeMark()

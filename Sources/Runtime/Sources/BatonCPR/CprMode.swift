@@ -48,6 +48,6 @@ extension CprMode {
     public func save(to container: inout SectionContainer, cpr: CprController) throws(VMMError) {}
     public func load(from container: SectionContainer, cpr: CprController) throws(VMMError) -> [String] { [] }
     public func exec(_ argv: [String], cpr: CprController) throws(VMMError) {
-        throw VMMError("cpr-exec requires cpr-save with restart mode")
+        throw VMMError("cpr-exec requires cpr-save in a mode that executes the new VMM, which '\(name)' does not")
     }
 }

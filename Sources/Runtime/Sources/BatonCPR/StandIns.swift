@@ -29,7 +29,7 @@ struct StandIns {
     /// | a listening socket | one that listens where nobody knows |
     /// | a regular file, memfd, block device or directory | the same, open for reading only |
     /// | an eventfd, or an end of a pipe | a new one |
-    /// | anything else: tap, VFIO device, terminal | /dev/null |
+    /// | anything else: an interface, a device, a terminal | /dev/null |
     mutating func standIn(_ fd: Int32) throws(VMMError) -> Int32 {
         var status = stat()
         guard fstat(fd, &status) == 0 else { throw .system("cannot make a stand-in for fd \(fd)") }

@@ -10,7 +10,6 @@ public struct VMMError: Error, CustomStringConvertible {
         case commandNotFound = "CommandNotFound"
         case deviceNotActive = "DeviceNotActive"
         case deviceNotFound = "DeviceNotFound"
-        case kvmMissingCap = "KVMMissingCap"
     }
 
     public var errorClass: Class

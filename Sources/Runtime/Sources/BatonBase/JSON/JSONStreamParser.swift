@@ -84,16 +84,16 @@ public struct JSONStreamParser {
         } else {
             result = .failure(VMMError("JSON parse error, expecting value"))
         }
-        restart()
+        startOver()
         emit(result)
     }
 
     private mutating func fail(_ error: VMMError, _ emit: (Result<JSON, VMMError>) -> Void) {
-        restart()
+        startOver()
         emit(.failure(error))
     }
 
-    private mutating func restart() {
+    private mutating func startOver() {
         builder = JSONBuilder()
         failure = nil
         objects = 0

@@ -8,7 +8,7 @@ public struct LogMask: OptionSet {
     public static let guestErrors = LogMask(rawValue: 1)
     /// Functions that the guest asked for and that are not implemented.
     public static let unimp = LogMask(rawValue: 2)
-    /// Exceptions and interrupts as the hart takes them.
+    /// Exceptions and interrupts as a CPU takes them.
     public static let int = LogMask(rawValue: 4)
     /// Trace events enabled with `-trace`.
     public static let trace = LogMask(rawValue: 8)
@@ -118,7 +118,7 @@ public enum Log {
     public static let events = [
         "anon_memfd_alloc", "cpr_exec", "cpr_load", "cpr_preflight", "cpr_save", "cpr_volatile_ram",
         "handle_qmp_command", "module_load", "module_log", "module_method_ignored", "monitor_qmp_respond",
-        "net_dgram_drop", "net_socket_disconnect", "net_tap_drop",
+        "net_backend_disconnect", "net_backend_drop",
     ]
 
     /// Writes one line, whatever its kind's number. What the guest or a file says in it cannot control a terminal.

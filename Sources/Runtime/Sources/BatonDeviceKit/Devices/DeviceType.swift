@@ -10,13 +10,13 @@ public enum DeviceCategory: String, CaseIterable {
     case misc = "Misc"
 }
 
-/// One name of `-device`: `virtio-blk-pci`, `vfio-pci`.
+/// One name of `-device`.
 ///
 /// Implemented by parts of the VMM and by modules, which register instances
 /// with `ModuleRegistrar.add`. A module's type is found when its module was
 /// named with `-module`, or lies in a module directory as `device-NAME` or
 /// `preserver-NAME` for the type's name or what is before one of its dashes:
-/// `-device vhost-user-blk-pci` loads `preserver-vhost-user`.
+/// `-device NAME-WHAT-pci` loads `preserver-NAME`.
 public protocol DeviceType: AnyObject {
     /// As on the command line, unique.
     var name: String { get }

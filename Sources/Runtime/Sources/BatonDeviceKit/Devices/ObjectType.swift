@@ -1,11 +1,12 @@
 import BatonBase
 import BatonMachine
 
-/// One name of `-object` that is no memory backend: `iommufd`. What devices
-/// are given by the object's id.
+/// One name of `-object` that is no memory backend. What devices are given by
+/// the object's id.
 ///
 /// Registered with `ModuleRegistrar.add`. It is found when its module was
-/// named with `-module`, or is among `ModuleLoader.objectProviders`.
+/// named with `-module`, or lies in a module directory and exports a symbol that
+/// says so: `baton_module_provides_object_NAME`, with `_` for each `-`.
 public protocol ObjectType: AnyObject {
     /// As on the command line, unique.
     var name: String { get }

@@ -2,7 +2,7 @@ import BatonBase
 import BatonMachine
 
 /// A virtio device whose queues are served outside of the VMM: by another
-/// process (vhost-user) or the kernel. What a module provides; the core has
+/// process or the kernel. What a module provides; the core has
 /// the device's registers, its status and the checks of what the driver sets
 /// up, for every transport (virtio-mmio, virtio-pci).
 ///
@@ -10,7 +10,7 @@ import BatonMachine
 /// `Device`; `start` and `stop` come in between as the driver starts and
 /// resets the device, also while the VM is paused (a reset).
 public protocol VirtioOffload: AnyObject {
-    /// The name in state sections: `vhost-user-blk`.
+    /// The name in state sections.
     var model: String { get }
     /// virtio 1.3, 5.
     var deviceID: UInt32 { get }

@@ -1,5 +1,5 @@
 /// What is still to be done with a frame: `struct virtio_net_hdr` (virtio 1.3,
-/// 5.1.6), which the kernel's tap has before each frame too. Little endian, as
+/// 5.1.6), which the kernel's interfaces have before each frame too. Little endian, as
 /// this machine is.
 public struct FrameHeader: Equatable, BitwiseCopyable {
     /// Bytes in memory.

@@ -1,7 +1,7 @@
 import BatonBase
 import Glibc
 
-/// Takes frames from a descriptor that gives one with each read: a tap
+/// Takes frames from a descriptor that gives one with each read: a network
 /// interface, a datagram socket. Keeps the one that the guest has no buffer
 /// for, and reads no more until it is gone: the rest waits in the kernel.
 public final class FrameReader {

@@ -71,7 +71,7 @@ open class NetBackend {
     /// that uses the back end, which is made of it.
     /// - Parameters:
     ///   - mac: six bytes.
-    ///   - features: the feature bits of virtio-net that the card may offer.
+    ///   - features: the feature bits of a virtio network device that the card may offer.
     /// - Returns: nil for a back end that takes frames.
     open func offload(mac: [UInt8], features: UInt64) throws(VMMError) -> (any NetOffload)? { nil }
 

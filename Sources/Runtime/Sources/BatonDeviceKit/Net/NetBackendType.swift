@@ -1,12 +1,12 @@
 import BatonBase
 import BatonMachine
 
-/// One name of `-netdev` that a module provides: `tap`.
+/// One name of `-netdev` that a module provides.
 ///
 /// Registered with `ModuleRegistrar.add`. It is found when its module was
 /// named with `-module`, or lies in a module directory as `preserver-NAME` or
 /// `device-NAME` for the type's name or what is before one of its dashes:
-/// `-netdev tap` loads `preserver-tap`.
+/// `-netdev NAME` loads `preserver-NAME`.
 public protocol NetBackendType: AnyObject {
     /// As on the command line, unique.
     var name: String { get }

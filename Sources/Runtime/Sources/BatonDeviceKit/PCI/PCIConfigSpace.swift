@@ -107,7 +107,7 @@ public struct PCIConfigSpace {
     public func capability(_ id: UInt8) -> Int? {
         guard value(PCIRegister.status, as: UInt16.self) & PCIStatus.capabilitiesList != 0 else { return nil }
         var offset = Int(bytes[PCIRegister.capabilities] & 0xfc)
-        // A list of the device's own making, but it may be another's (VFIO).
+        // A list of the device's own making, but it may be a real one's.
         for _ in 0..<48 where offset >= PCIRegister.headerEnd {
             if bytes[offset] == id { return offset }
             offset = Int(bytes[offset + 1] & 0xfc)

@@ -8,7 +8,7 @@ import BatonMachine
 /// also adds it to the VM. Main thread only.
 open class PCIFunction: Device {
     public let vm: VirtualMachine
-    /// The device's type, which is part of the state's name: `virtio-blk-pci`.
+    /// The device's type, which is part of the state's name, as in `-device`.
     public let model: String
     /// `id=` of `-device`.
     public let id: String?
@@ -199,7 +199,7 @@ open class PCIFunction: Device {
 
     // MARK: Device
 
-    /// `pcie.0/05.0/virtio-blk-pci`; the model alone until it is plugged.
+    /// `pcie.0/05.0/MODEL`; the model alone until it is plugged.
     public internal(set) var stateName: String
     open var stateVersion: UInt32 { 1 }
 

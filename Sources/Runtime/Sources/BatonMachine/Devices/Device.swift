@@ -12,8 +12,8 @@ import BatonBase
 /// when a load failed.
 public protocol Device: AnyObject {
     /// Unique in the VM and the same in every start with the same command
-    /// line; the name of the device's checkpoint section (`serial0`, `plic`,
-    /// `virtio-mmio.3/virtio-blk`).
+    /// line; the name of the device's checkpoint section (`serial0`, or
+    /// `BUS/MODEL` for one that is plugged).
     var stateName: String { get }
     /// The version written to checkpoints; a section of a higher version is
     /// refused before `load` is called.

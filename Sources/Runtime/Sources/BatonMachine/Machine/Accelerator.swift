@@ -42,7 +42,7 @@ public protocol Accelerator: AnyObject {
     func registers(ofCPU index: Int) -> String
 }
 
-/// What the guest can ask of the machine it runs on: by SBI, PSCI, syscon …
+/// What the guest can ask of the machine it runs on: by a call of its firmware, a device's register …
 public protocol GuestRequests: AnyObject {
     /// The guest powers the machine off. `status` is the exit status that a
     /// test finisher asks for, 0 for a plain power-off.

@@ -10,7 +10,7 @@ public final class VirtualMachine: GuestRequests {
     public var name: String?
     /// `-uuid`; all zeroes when not given.
     public var uuid = "00000000-0000-0000-0000-000000000000"
-    /// QEMU's name of the machine type, `virt`.
+    /// QEMU's name of the machine type.
     public var machineType = "none"
     /// `-m`: bytes of main memory, set by the board.
     public var ramSize: UInt64 = 0

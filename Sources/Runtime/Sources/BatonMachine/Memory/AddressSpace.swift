@@ -39,8 +39,8 @@ public final class AddressSpace {
     private var mmio: [MMIORange] = []
     private var lastMMIO = 0
 
-    /// Called after anything but a hart has stored to RAM (a device's DMA, a
-    /// loader), with the guest-physical range: harts drop what they decoded
+    /// Called after anything but a CPU has stored to RAM (a device's DMA, a
+    /// loader), with the guest-physical range: CPUs drop what they decoded
     /// from it. Set by the accelerator.
     public var onExternalWrite: ((_ address: UInt64, _ length: UInt64) -> Void)?
 
@@ -49,9 +49,9 @@ public final class AddressSpace {
     public private(set) var hasForeignWriters = false
 
     /// Says that others than this process may store to RAM without a word: the
-    /// back end of a vhost-user device, a device that does DMA. Harts then look
-    /// for changed code where the guest asks for it (`fence.i`). Called while
-    /// the machine is built.
+    /// process that serves a device, a device that does DMA. CPUs then look for
+    /// changed code where the guest asks for it (an instruction barrier). Called
+    /// while the machine is built.
     public func expectForeignWriters() {
         guard !hasForeignWriters else { return }
         hasForeignWriters = true
@@ -84,7 +84,7 @@ public final class AddressSpace {
     // MARK: Device memory
 
     /// Memory of a device that the guest reaches without the VMM. No device
-    /// does DMA there, and no hart fetches from it.
+    /// does DMA there, and no CPU fetches from it.
     public struct DeviceMemory {
         public let start: UInt64
         public let size: UInt64
@@ -93,7 +93,7 @@ public final class AddressSpace {
     }
 
     public private(set) var deviceMemory: [DeviceMemory] = []
-    /// Called after device memory was mapped or unmapped: harts forget where
+    /// Called after device memory was mapped or unmapped: CPUs forget where
     /// it was. Set by the accelerator.
     public var onDeviceMemoryChange: (() -> Void)?
 
@@ -134,7 +134,7 @@ public final class AddressSpace {
         mmio.map { ($0.start, $0.size, $0.name) }
     }
 
-    // MARK: Access by harts
+    // MARK: Access by CPUs
 
     /// The RAM range that holds `address`, or nil.
     public func ramRange(containing address: UInt64) -> RAMRange? {
@@ -191,7 +191,7 @@ public final class AddressSpace {
     private var messageDepth = 0
 
     /// Stores a device's 32-bit message (an MSI): to a device's register, or
-    /// to RAM. What takes it may send one in turn, as an APLIC does, but a
+    /// to RAM. What takes it may send one in turn, as an interrupt controller may, but a
     /// guest could make a circle of these: the fourth is refused.
     /// - Returns: false when nothing takes it.
     public func storeMessage(_ value: UInt32, at address: UInt64) -> Bool {

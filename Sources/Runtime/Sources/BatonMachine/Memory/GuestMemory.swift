@@ -118,8 +118,8 @@ public final class GuestMemory {
         }
     }
 
-    /// Makes or finds memory that outlives an exec: the allocation of the
-    /// restart mode's hook and of shared memory backends.
+    /// Makes or finds memory that outlives an exec: the allocation of modes'
+    /// hooks and of shared memory backends.
     ///
     /// A block of that name which the process before handed over is mapped
     /// again; else a descriptor is made by `create` and recorded.
@@ -197,17 +197,17 @@ public final class GuestMemory {
 
     /// Why a block would be lost with this process, in the words of QEMU's CPR
     /// series; nil when it would not.
-    public func volatility(of block: RAMBlock) -> VMMError? {
+    /// - Parameters:
+    ///   - remedy: what can be done about it, as a sentence: the mode that asks knows.
+    ///   - backendRemedy: the same for the block of a memory backend.
+    public func volatility(of block: RAMBlock, remedy: String = "", backendRemedy: String = "") -> VMMError? {
         if block.isPreservable {
             guard cbaton_is_write_sealed(block.fd) != 0 else { return nil }
             return VMMError(
                 "Memory region \(block.name) has been sealed against writing, and a new VMM could not write to it.")
         }
-        let remedy =
-            backends.contains { $0.block === block }
-            ? "A memory-backend-memfd or memory-backend-file with share=on is required."
-            : "-cpr-enable restart is required."
-        return VMMError("Memory region \(block.name) is volatile. \(remedy)")
+        let advice = backends.contains { $0.block === block } ? backendRemedy : remedy
+        return VMMError("Memory region \(block.name) is volatile." + (advice.isEmpty ? "" : " \(advice)"))
     }
 
     /// Frees a block that nothing uses any more.

@@ -2,7 +2,7 @@ import BatonBase
 
 /// A request for guest memory.
 public struct RAMRequest {
-    /// Identifies the block over a restart; unique in the VM.
+    /// Identifies the block over an update; unique in the VM.
     public var name: String
     /// Bytes that the guest sees; a positive multiple of the page size.
     public var usedLength: Int
@@ -23,7 +23,7 @@ public struct RAMRequest {
 ///
 /// Implemented by modules named `memory-backend-NAME`.
 public protocol MemoryBackendType: AnyObject {
-    /// As on the command line: `memory-backend-memfd`.
+    /// As on the command line: `memory-backend-NAME`.
     var typeName: String { get }
     /// One line for `-object help`.
     var summary: String { get }

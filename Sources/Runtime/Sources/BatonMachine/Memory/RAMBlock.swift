@@ -4,12 +4,12 @@ import Glibc
 
 /// One allocation of guest memory: main RAM, flash, ROM, device memory.
 ///
-/// The name, as QEMU's `idstr`, is what identifies the block over a restart.
+/// The name, as QEMU's `idstr`, is what identifies the block over an update.
 /// A block owns its mapping and, when it has one, its file descriptor; both go
 /// when the block does.
 public final class RAMBlock {
-    /// Unique in the VM: `pc.ram`-like names, a memory backend's id, or
-    /// `riscv_virt_board.mrom`.
+    /// Unique in the VM: a memory backend's id, or the board's name for it, such
+    /// as `pc.ram`.
     public let name: String
     /// Bytes of the block that the guest sees; a multiple of the page size.
     public let usedLength: Int
@@ -26,8 +26,8 @@ public final class RAMBlock {
     public let fd: Int32
     /// Whether stores reach the descriptor (MAP_SHARED).
     public let shared: Bool
-    /// The memory backend or hook that made the block: `memory-backend-memfd`,
-    /// `restart`, or `anonymous`.
+    /// What made the block: the name of the memory backend's type or of the hook,
+    /// or `anonymous`.
     public let origin: String
     /// The file that keeps the block's contents when the process is gone; nil
     /// for memory that goes with the process. Only with `shared`, and for files
@@ -53,7 +53,7 @@ public final class RAMBlock {
     }
 
     /// Whether the guest's bytes outlive this process' mapping of them: the
-    /// condition for restart and for leaving them out of a checkpoint.
+    /// condition for keeping them in place, and out of a checkpoint.
     public var isPreservable: Bool { fd >= 0 && shared }
 
     /// Guards the mapping against what may become of the file behind it: see
@@ -70,7 +70,7 @@ public final class RAMBlock {
     /// accessed. They have been zeroes since, which are not the guest's data.
     package var hasLostPages: Bool { fd >= 0 && cbaton_guard_has_lost(host) != 0 }
 
-    /// Whether the guest's bytes outlive the process and a reboot of the host.
+    /// Whether the guest's bytes outlive the process and the host's next boot.
     public var isPersistent: Bool { isPreservable && file != nil }
 
     deinit {

@@ -1,8 +1,8 @@
 import BatonBase
 import CBaton
 
-/// Makes a foreign module's tables into what the runtime's registry holds: the
-/// module `foreign-ffi`. A module of its own, so that a VM without foreign
+/// Makes a foreign module's tables into what the runtime's registry holds: what
+/// a module of the kind `foreign` provides. A module of its own, so that a VM without foreign
 /// modules has no library for calling them to load.
 public protocol ForeignBridge: AnyObject {
     /// Checks a module's tables, calls its `init`, and registers what it

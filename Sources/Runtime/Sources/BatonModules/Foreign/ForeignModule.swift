@@ -8,7 +8,7 @@ import Glibc
 /// A loaded foreign module, as the runtime sees it: what `struct baton_host`
 /// stands for in the module's code. Never freed. Used by one thread at a time.
 public final class ForeignModule {
-    /// For error texts and as the owner of what it saves: `preserver-fd`.
+    /// For error texts and as the owner of what it saves: `KIND-NAME`.
     public let name: String
     private let registry: ModuleRegistry
 

@@ -11,8 +11,8 @@ import CBaton
 ///
 ///     @_cdecl("baton_module_query")
 ///     public func query() -> UnsafeRawPointer {
-///         ModuleDescriptor.make(kind: "mode", name: "restart", version: "1.0") { registrar throws(VMMError) in
-///             try registrar.add(RestartMode())
+///         ModuleDescriptor.make(kind: "mode", name: "mine", version: "1.0") { registrar throws(VMMError) in
+///             try registrar.add(MyMode())
 ///         }
 ///     }
 public enum ModuleDescriptor {
@@ -46,7 +46,7 @@ public final class ModuleRegistrar {
     /// Set by the query function of the Swift module that is being loaded.
     nonisolated(unsafe) static var pending: ((ModuleRegistrar) throws(VMMError) -> Void)?
 
-    /// The module's name for error texts: `mode-restart`.
+    /// The module's name for error texts: `KIND-NAME`.
     let module: String
     /// Where the module was loaded from.
     let path: String

@@ -11,9 +11,13 @@ struct ModuleImage {
     /// does not link the runtime.
     let stamp: String?
 
+    /// Object types that it says it provides, with `_` for each `-`.
+    let objectTypes: Set<String>
+
+    private static let objectPrefix = Array("baton_module_provides_object_".utf8)
     private static let stampPrefix = Array("baton_runtime_stamp_".utf8)
     private static let query = Array("baton_module_query".utf8)
-    /// EM_X86_64 or EM_AARCH64 or EM_RISCV: what this process was built for.
+    /// The ELF machine that this process was built for.
     #if arch(x86_64)
     private static let machine: UInt16 = 62
     #elseif arch(arm64)
@@ -53,6 +57,7 @@ struct ModuleImage {
 
         var exportsQuery = false
         var stamp: String?
+        var objectTypes: Set<String> = []
         for index in 0..<UInt64(count) {
             let header = sections &+ index &* UInt64(entrySize)
             guard file.word32(header &+ 4) == 11 else { continue }  // SHT_DYNSYM
@@ -70,11 +75,14 @@ struct ModuleImage {
                     }
                 } else if file.hasPrefix(ModuleImage.query + [0], at: text) {
                     exportsQuery = true
+                } else if file.hasPrefix(ModuleImage.objectPrefix, at: text) {
+                    objectTypes.insert(file.string(at: text &+ UInt64(ModuleImage.objectPrefix.count)))
                 }
             }
         }
         self.exportsQuery = exportsQuery
         self.stamp = stamp
+        self.objectTypes = objectTypes
     }
 
     /// Refuses a file that ends before what it says is to be mapped: an access

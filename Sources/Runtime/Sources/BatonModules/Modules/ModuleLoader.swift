@@ -141,16 +141,24 @@ public final class ModuleLoader {
         try provider(of: name) { registry.netBackendType(name) }
     }
 
-    /// The preservers that provide objects for their devices, by the object's type.
-    public static let objectProviders = ["iommufd": "vfio"]
+    /// The kinds of module that provide types of devices, and of what goes with them.
+    private static let providerKinds = ["device", "preserver"]
 
-    /// The object type of that name; loads the module that is known to have it.
+    /// The object type of that name; loads the module whose file says that it
+    /// provides it, see `ObjectType`.
     /// - Returns: nil when there is no such type.
     /// - Throws: why its module cannot be loaded.
     public func objectType(_ name: String) throws(VMMError) -> (any ObjectType)? {
         if let found = registry.objectType(name) { return found }
-        guard let module = ModuleLoader.objectProviders[name] else { return nil }
-        try require(kind: "preserver", name: module)
+        let wanted = String(name.map { $0 == "-" ? "_" : $0 })
+        for candidate in discover() where ModuleLoader.providerKinds.contains(candidate.kind) {
+            // A file that cannot be read says nothing.
+            guard let fd = try? ModuleTrust.open(try ModuleTrust.canonicalPath(candidate.path)),
+                let image = try? ModuleImage(fd: fd.raw, path: candidate.path), image.objectTypes.contains(wanted)
+            else { continue }
+            try load(path: candidate.path)
+            break
+        }
         return registry.objectType(name)
     }
 
@@ -158,7 +166,7 @@ public final class ModuleLoader {
         if let found = known() { return found }
         var stem = Substring(name)
         while !stem.isEmpty {
-            for kind in ["device", "preserver"] {
+            for kind in ModuleLoader.providerKinds {
                 guard let path = find(kind: kind, name: String(stem)) else { continue }
                 try load(path: path)
                 if let found = known() { return found }
@@ -221,14 +229,28 @@ public final class ModuleLoader {
         Log.trace("module_load", "\(path)")
     }
 
+    /// What calls foreign modules, whose module is loaded if it is not yet.
+    private func bridge() throws(VMMError) -> any ForeignBridge {
+        if let bridge = registry.bridge { return bridge }
+        guard let candidate = discover().first(where: { $0.kind == "foreign" }) else {
+            throw VMMError(
+                "there is no module that calls foreign ones",
+                hint: "Its kind is 'foreign'. Searched: \(directories.joined(separator: ", ")).")
+        }
+        try load(path: candidate.path)
+        guard let bridge = registry.bridge else {
+            throw VMMError("'\(candidate.path)' does not provide what calls foreign modules")
+        }
+        return bridge
+    }
+
     /// Has the module stage what it provides.
     private func register(_ descriptor: baton_module_descriptor, _ registrar: ModuleRegistrar) throws(VMMError) {
         defer { registrar.close() }
         let path = registrar.path
         if descriptor.fingerprint == nil {
             do throws(VMMError) {
-                if registry.bridge == nil { try require(kind: "foreign", name: "ffi") }
-                guard let bridge = registry.bridge else { throw VMMError("foreign-ffi does not provide the bridge") }
+                let bridge = try bridge()
                 let module = ForeignModule(name: registrar.module, registry: registry)
                 try bridge.register(descriptor, module: module, registrar: registrar)
             } catch {
