@@ -28,17 +28,22 @@ extension CprController {
     }
 
     /// The VM waits for its state (`-incoming`), and for nothing else.
-    func awaitIncoming() {
+    public func awaitIncoming() {
         awaitsLoad = true
         vm.setStoppedState(.inmigrate)
     }
 
     /// Takes over the state that `-incoming` or `migrate-incoming` names.
-    /// - Parameter fd: borrowed.
-    func load(incoming fd: Int32, name: String) throws(VMMError) {
-        let mode = try requireMode(inherited?.mode ?? "reboot")
+    /// - Parameters:
+    ///   - fd: borrowed.
+    ///   - mode: of a state that no process before has left: the mode's name.
+    public func load(incoming fd: Int32, mode: String, name: String) throws(VMMError) {
+        let mode = try requireMode(inherited?.mode ?? mode)
         try load(from: fd, mode: mode, name: name, autostart: vm.autostart)
     }
+
+    /// A load has failed, and the client may ask for another, when it likes.
+    public func awaitAnotherLoad() { tellGuardian(.waiting) }
 
     /// - Parameter autostart: whether a guest that ran when it was saved runs
     ///   again now, or stays paused.

@@ -145,7 +145,7 @@ public final class CprController {
 
     /// A mode that something asks for by a name of its own, such as QEMU's
     /// `cpr-exec`: enabled now if it is not yet.
-    func requireMode(_ name: String) throws(VMMError) -> any CprMode {
+    public func requireMode(_ name: String) throws(VMMError) -> any CprMode {
         if !isEnabled(name), let modeLoader { enable(try modeLoader(name)) }
         return try enabledMode(name)
     }

@@ -1,4 +1,4 @@
-import BatonBase
+import BatonRuntime
 
 /// The file that `migrate`, `migrate-incoming` and `-incoming` name, as a URI
 /// or as a channel: the one transport that a state is written to and read from.

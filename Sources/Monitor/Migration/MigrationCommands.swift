@@ -1,5 +1,4 @@
-import BatonBase
-import BatonQMP
+import BatonRuntime
 
 /// QEMU's migration commands, in QMP and HMP.
 extension Migration {

@@ -1,6 +1,4 @@
-import BatonBase
-import BatonMachine
-import CBaton
+import BatonRuntime
 import Glibc
 
 /// QEMU's vocabulary for updates: `migrate` in the modes `cpr-exec` and
@@ -186,7 +184,7 @@ public final class Migration {
                 guard exitsOnError else {
                     isDeferred = true
                     // The client may try again, and take its time.
-                    cpr.tellGuardian(.waiting)
+                    cpr.awaitAnotherLoad()
                     return change(to: .failed, text)
                 }
                 Report.error(text)
@@ -199,7 +197,7 @@ public final class Migration {
     private func load(_ fd: Int32, _ path: String) throws(VMMError) {
         isIncoming = true
         change(to: .active)
-        try cpr.load(incoming: fd, name: path)
+        try cpr.load(incoming: fd, mode: Mode.reboot.module ?? "", name: path)
         change(to: .completed)
     }
 }
