@@ -7,12 +7,17 @@ import Testing
 struct FloorTests {
     private static let roof = "BatonRuntime"
 
-    /// What a file imports, with what is before the word.
+    /// What a file imports, with what is before the word: `@_exported`, `public` …
     private func imports(_ path: String) throws -> [(attributes: String, module: String)] {
-        try SourceTree.text(path).split(separator: "\n").compactMap { line in
-            line.wholeMatch(of: #/(.*\S\s+)?import\s+(?:struct |class |enum |func |protocol )?(\w+)(?:\..*)?/#).map {
-                (String($0.1 ?? ""), String($0.2))
-            }
+        let levels: Set<Substring> = ["public", "package", "internal", "fileprivate", "private"]
+        return try SourceTree.text(path).split(separator: "\n").compactMap { line in
+            let words = line.split(separator: " ")
+            guard let place = words.firstIndex(of: "import"), place + 1 < words.count,
+                words[..<place].allSatisfy({ $0.hasPrefix("@") || levels.contains($0) }),
+                // `import struct Module.Type`.
+                let module = words.last?.split(separator: ".").first
+            else { return nil }
+            return (words[..<place].joined(separator: " "), String(module))
         }
     }
 
