@@ -39,6 +39,8 @@ TESTPACKAGES += $(or $(shell apt-cache search --names-only '^qemu-system-riscv$$
 PREFIX ?= /usr/local
 RELEASE := .build/release
 INSTALLED := $(DESTDIR)$(PREFIX)
+# What a module in Swift is compiled with: the runtime's targets, of which it imports one.
+RUNTIME_MODULES := BatonRuntime BatonModules BatonCPR BatonDeviceKit BatonMachine BatonQMP BatonBase
 MODULE_KINDS := mode memory-backend preserver foreign device accel
 
 .PHONY: all build packages run-packages test-packages run demo-peers test lint format bench install clean
@@ -110,7 +112,7 @@ install:
 	install -s -m 755 $(RELEASE)/libBatonRuntime.so $(INSTALLED)/lib/
 	for f in $(wildcard $(MODULE_KINDS:%=$(RELEASE)/lib%-*.so)); do \
 	    install -s -m 755 $$f $(INSTALLED)/lib/baton/modules/ || exit 1; done
-	install -m 644 $(RELEASE)/Modules/BatonRuntime.swiftmodule $(RELEASE)/Modules/BatonRuntime.swiftdoc \
+	install -m 644 $(foreach m,$(RUNTIME_MODULES),$(RELEASE)/Modules/$m.swiftmodule $(RELEASE)/Modules/$m.swiftdoc) \
 	    $(INSTALLED)/lib/baton/swift/
 	install -m 644 Sources/Runtime/Sources/CBaton/include/*.h $(INSTALLED)/include/baton/
 	install -m 644 Sources/Runtime/Sources/CBaton/installed.modulemap $(INSTALLED)/include/baton/module.modulemap

@@ -132,6 +132,8 @@ let package = Package(
         .testTarget(
             name: "MonitorTests", dependencies: ["Monitor", "Chardev", "TestSupport", runtime],
             path: "Tests/MonitorTests"),
+        // Reads the sources: what the compiler does not keep of the tree's structure.
+        .testTarget(name: "ProjectTests", dependencies: ["TestSupport"], path: "Tests/ProjectTests"),
         .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),
         .testTarget(
             name: "HarnessTests", dependencies: ["Harness", "TestSupport", runtime], path: "Tests/HarnessTests"),

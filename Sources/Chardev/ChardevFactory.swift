@@ -68,7 +68,7 @@ public enum ChardevFactory {
         chardev.reopensOnCpr = reopens
         guard multiplexed else {
             try vm.add(chardev)
-            vm.cpr.map { ChardevUpdate.followChanges(of: chardev, $0) }
+            vm.handover.map { ChardevUpdate.followChanges(of: chardev, $0) }
             return chardev
         }
         let mux = try MuxChardev(id: id, base: chardev) { [unowned vm] in vm.requestQuit(cause: "host-ui") }
@@ -78,7 +78,7 @@ public enum ChardevFactory {
             try mux.inherit(heritage)
         }
         try vm.add(mux)
-        vm.cpr.map { ChardevUpdate.followChanges(of: mux, $0) }
+        vm.handover.map { ChardevUpdate.followChanges(of: mux, $0) }
         return mux
     }
 
@@ -113,7 +113,7 @@ public enum ChardevFactory {
             let file = try FileChardev(id: id, path: path, append: append || (held && reopens))
             // The process before writes to it as long as the guest runs there.
             if held, reopens, !append {
-                try vm.cpr?.whenHandedOver { () throws(VMMError) in try file.empty() }
+                try vm.handover?.whenHandedOver { () throws(VMMError) in try file.empty() }
             }
             return file
         case "pty":
@@ -136,7 +136,7 @@ public enum ChardevFactory {
             let signals = try options.bool("signal") ?? true
             try options.finish()
             let stdio = try StdioChardev(id: id, loop: vm.loop, signals: signals, heritage: heritage, held: held)
-            if held, heritage == nil { try vm.cpr?.whenHandedOver { StandardTerminal.save() } }
+            if held, heritage == nil { try vm.handover?.whenHandedOver { StandardTerminal.save() } }
             return stdio
         default:
             return try SocketOptions.make(id: id, options, vm: vm, heritage: heritage, held: held)
@@ -266,7 +266,7 @@ enum SocketOptions {
         }
         guard let fd else {
             // Its name or port may be the process before's until the guest is handed over.
-            guard held, let cpr = vm.cpr else {
+            guard held, let cpr = vm.handover else {
                 try chardev.open()
                 return chardev
             }

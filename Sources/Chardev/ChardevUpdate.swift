@@ -36,7 +36,7 @@ public enum ChardevUpdate {
     }
 
     /// Comes before whoever uses the chardev follows changes of its own.
-    static func followChanges(of chardev: Chardev, _ cpr: CprController) {
+    static func followChanges(of chardev: Chardev, _ cpr: any MachineHandover) {
         if let mux = chardev as? MuxChardev { followChanges(of: mux.base, cpr) }
         cpr.onChange(of: part(chardev.id), fds: "\(prefix)\(chardev.id)-") {
             [unowned chardev] changes throws(VMMError) in
@@ -58,7 +58,7 @@ public enum ChardevUpdate {
     }
 }
 
-extension CprController {
+extension MachineHandover {
     /// Saves a chardev's descriptor for the next process.
     func save(_ fd: Int32, of chardev: Chardev, as what: String) throws(VMMError) {
         let name = ChardevUpdate.name(chardev.id, what)
@@ -82,7 +82,7 @@ extension CprController {
 
 /// What a chardev finds of the process before.
 struct ChardevHeritage {
-    private let cpr: CprController
+    private let cpr: any MachineHandover
     private let id: String
     let state: StateReader
 
@@ -92,7 +92,7 @@ struct ChardevHeritage {
     static func find(
         _ id: String, backend: String, reopen: Bool, vm: VirtualMachine
     ) throws(VMMError) -> ChardevHeritage? {
-        guard let cpr = vm.cpr, let state = try cpr.inherited?.part(ChardevUpdate.part(id)) else { return nil }
+        guard let cpr = vm.handover, let state = try cpr.inheritedPart(ChardevUpdate.part(id)) else { return nil }
         let heritage = ChardevHeritage(cpr: cpr, id: id, state: state)
         if reopen {
             for what in ["listener", "connection", "master", "file"] {

@@ -64,7 +64,7 @@ public final class MuxChardev: Chardev, ChardevFrontend {
 
     public override var survivesUpdate: Bool { base.survivesUpdate }
 
-    public override func handOver(to cpr: CprController) throws(VMMError) {
+    public override func handOver(to cpr: any MachineHandover) throws(VMMError) {
         try base.handOver(to: cpr)
         guard !reopensOnCpr else { return }
         cpr.handOver(self) { writer in
@@ -89,7 +89,7 @@ public final class MuxChardev: Chardev, ChardevFrontend {
         }
     }
 
-    public override func forgetConnection(in cpr: CprController) { base.forgetConnection(in: cpr) }
+    public override func forgetConnection(in cpr: any MachineHandover) { base.forgetConnection(in: cpr) }
 
     /// Goes on where the process before left off.
     func inherit(_ heritage: ChardevHeritage) throws(VMMError) {

@@ -63,7 +63,7 @@ public final class PTYChardev: StreamChardev {
 
     public override var survivesUpdate: Bool { true }
 
-    public override func handOver(to cpr: CprController) throws(VMMError) {
+    public override func handOver(to cpr: any MachineHandover) throws(VMMError) {
         guard !reopensOnCpr, masterFD >= 0 else { return }
         try cpr.save(masterFD, of: self, as: "master")
         cpr.handOver(self) {

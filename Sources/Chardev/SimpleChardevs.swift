@@ -65,7 +65,7 @@ public final class FileChardev: Chardev {
 
     public override var survivesUpdate: Bool { true }
 
-    public override func handOver(to cpr: CprController) throws(VMMError) {
+    public override func handOver(to cpr: any MachineHandover) throws(VMMError) {
         guard !reopensOnCpr, outputFD > 2 else { return }
         try cpr.save(outputFD, of: self, as: "file")
         cpr.handOver(self) { $0.put("path", path) }
@@ -111,7 +111,7 @@ public final class RingBufferChardev: Chardev {
 
     public override var survivesUpdate: Bool { true }
 
-    public override func handOver(to cpr: CprController) throws(VMMError) {
+    public override func handOver(to cpr: any MachineHandover) throws(VMMError) {
         guard !reopensOnCpr else { return }
         let kept = (consumed..<written).map { storage[$0 & (size - 1)] }
         cpr.handOver(self) { $0.put("contents", bytes: kept) }

@@ -100,7 +100,7 @@ public final class SocketChardev: StreamChardev {
 
     public override var survivesUpdate: Bool { true }
 
-    public override func handOver(to cpr: CprController) throws(VMMError) {
+    public override func handOver(to cpr: any MachineHandover) throws(VMMError) {
         guard !reopensOnCpr else { return }
         if listenerFD >= 0 { try cpr.save(listenerFD, of: self, as: "listener") }
         let ends = cpr.endsMonitorSessions && frontend?.isMonitor == true
@@ -108,7 +108,7 @@ public final class SocketChardev: StreamChardev {
         cpr.handOver(self) { $0.put("unsent", bytes: unsentBytes) }
     }
 
-    public override func forgetConnection(in cpr: CprController) { cpr.forget("connection", of: self) }
+    public override func forgetConnection(in cpr: any MachineHandover) { cpr.forget("connection", of: self) }
 
     public override func prepareForExec() {
         guard reopensOnCpr else { return }

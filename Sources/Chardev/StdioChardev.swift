@@ -28,7 +28,7 @@ public final class StdioChardev: StreamChardev {
     public override var survivesUpdate: Bool { true }
 
     /// The descriptors survive anyway; what they have not taken must too.
-    public override func handOver(to cpr: CprController) throws(VMMError) {
+    public override func handOver(to cpr: any MachineHandover) throws(VMMError) {
         guard !reopensOnCpr, isOpen else { return }
         cpr.handOver(self) {
             $0.put("unsent", bytes: unsentBytes)

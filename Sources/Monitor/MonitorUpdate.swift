@@ -32,7 +32,7 @@ public enum MonitorUpdate {
     /// Takes part in the updates of the VM. Follows the chardevs' registration.
     public static func register(vm: VirtualMachine, cpr: CprController) {
         for monitor in monitors(vm) {
-            cpr.onChange(of: monitor.partName) { [unowned monitor] changes throws(VMMError) in
+            cpr.onChange(of: monitor.partName, fds: nil) { [unowned monitor] changes throws(VMMError) in
                 try monitor.takeOver(changes.state)
             }
         }

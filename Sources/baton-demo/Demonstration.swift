@@ -119,7 +119,12 @@ extension Session {
         guard let cpr = try? command("query-cpr") as? [String: Any],
             let phases = cpr["last-update"] as? [String: Any], let total = phases["pause-us"] as? Int
         else { return nil }
-        let parts = ["save", "wait-exec", "exec", "start-up", "wait-load", "load", "resume"].compactMap { name in
+        let ran = (phases["ran-us"] as? Int ?? 0) > 0
+        let names =
+            ran
+            ? ["exec-pause", "drain", "save", "wait-load", "load", "resume"]
+            : ["save", "wait-exec", "exec", "start-up", "wait-load", "load", "resume"]
+        let parts = names.compactMap { name in
             (phases["\(name)-us"] as? Int).map { String(format: "%@ %.1f", name as NSString, Double($0) / 1000) }
         }
         return String(format: "pause %.1f ms (%@)", Double(total) / 1000, parts.joined(separator: ", ") as NSString)

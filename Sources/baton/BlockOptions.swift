@@ -53,7 +53,7 @@ enum BlockOptions {
         return try BlockBackend(
             id: id, filename: file, readOnly: try options.bool(readOnlyKey) ?? false,
             discardEnabled: discard == "unmap" || discard == "on", formatIsKnown: format != nil, isLocked: locks,
-            cpr: vm.cpr)
+            handover: vm.handover)
     }
 
     /// `locking=`: `auto`, as there are locks on every Linux that this runs on, is `on`.

@@ -77,7 +77,7 @@ final class Launcher {
         MonitorUpdate.register(vm: vm, cpr: cpr)
         ChardevUpdate.closeLeftovers(cpr)
         NetBackendUpdate.register(backends.net, cpr: cpr)
-        BlockUpdate.register(vm: vm, cpr: cpr)
+        BlockUpdate.register(vm: vm)
         BlockUpdate.closeUnclaimed(cpr)
         if invocation.has("only-cpr-capable") { try cpr.requireCapable() }
         if let incoming {

@@ -44,10 +44,14 @@ enum MemoryOptions {
         try options.finish()
     }
 
+    private static let prefix = "memory-backend-"
+
+    /// Whether a type of `-object` is one of memory, by its name.
+    static func isBackend(_ type: String) -> Bool { type.hasPrefix(prefix) }
+
     /// The memory backend of a name, whose module is loaded if it is not yet.
     static func find(_ type: String, _ loader: ModuleLoader) throws(VMMError) -> any MemoryBackendType {
         if let known = loader.registry.memoryBackend(type) { return known }
-        let prefix = "memory-backend-"
         guard type.hasPrefix(prefix) else {
             throw VMMError("invalid object type: \(type)", hint: "Use -object help to list the types.")
         }

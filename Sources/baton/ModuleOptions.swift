@@ -105,7 +105,7 @@ enum ModuleOptions {
 
     /// What `-object TYPE,help` prints.
     static func objectHelp(_ type: String, loader: ModuleLoader) throws(VMMError) -> String {
-        if let known = try loader.objectType(type) { return known.help }
+        if !MemoryOptions.isBackend(type), let known = try loader.objectType(type) { return known.help }
         return try MemoryOptions.find(type, loader).help
     }
 

@@ -9,7 +9,7 @@ enum ObjectOptions {
         for text in invocation.all("object") {
             let options = try KeyValueOptions(text, impliedKey: "qom-type", style: .keyval)
             let type = try options.requiredString("qom-type")
-            let known = try loader.objectType(type)
+            let known = MemoryOptions.isBackend(type) ? nil : try loader.objectType(type)
             if let id = try options.identifier("id"), others.contains(id) || known != nil && memory.backend(id) != nil {
                 throw VMMError("attempt to add duplicate property '\(id)' to object (type 'container')")
             }

@@ -49,7 +49,7 @@ struct RebootTests {
         let stopped = try old.count()
         #expect(
             refusal { try old.qmp.execute("cpr-exec", ["argv": ["true"]]) }
-                == "cpr-exec requires cpr-save with restart mode")
+                == "cpr-exec requires cpr-save in a mode that executes the new VMM, which 'reboot' does not")
         try old.end()
         #expect(old.process.errors.contains("RAM block 'riscv_virt_board.ram' (16 MiB) is volatile"))
         // Pages of zeroes are not stored: flash alone has 64 MiB of them.

@@ -46,10 +46,13 @@ struct WayBackTests {
         let text = refusal {
             try guest.qmp.execute("cpr-update", ["argv": argv, "preflight": false, "timeout-ms": 2500])
         }
-        #expect(text.contains("taken back"), "\(text)")
+        #expect(text.contains(isStuck(failure) ? "did not come back within" : "taken back"), "\(text)")
         try directory.write("orders", "")
         try guest.waitForProgress(past: before)
     }
+
+    /// Whether the module hangs in the VMM that has the guest: there is no other update of this VM then.
+    private func isStuck(_ failure: Failure) -> Bool { failure == .save || failure == .exec }
 
     @Test(
         "Chardevs of each kind are heard, found and written to after an update that failed",
@@ -87,7 +90,11 @@ struct WayBackTests {
             }
         }
         // And a good one goes well.
-        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        if isStuck(failure) {
+            #expect(refusal { try guest.qmp.execute("cpr-update", ["argv": guest.arguments]) }.contains("rogue"))
+        } else {
+            try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        }
         try ask(terminal)
         try ask(taken)
         try ask(try StreamClient(socket: directory.file("again")))

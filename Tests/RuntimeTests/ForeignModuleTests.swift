@@ -174,6 +174,15 @@ struct ForeignModuleTests {
         #expect(text.contains("function of a later Baton"))
     }
 
+    /// What calls foreign modules is a module too, found by its kind.
+    @Test func withoutWhatCallsThemForeignModulesAreRefused() throws {
+        let alone = ModuleLoader(registry: ModuleRegistry(), directories: [directory.path])
+        let text = alone.refusal(of: try compile(source()))
+        #expect(text.contains("there is no module that calls foreign ones"))
+        #expect(text.contains("Searched: \(directory.path)."))
+        #expect(alone.loaded.isEmpty)
+    }
+
     @Test func anInitThatFailsLeavesNothing() throws {
         let methods = #"BATON_METHOD("init", "i(h)", init)"#
         let cases = [

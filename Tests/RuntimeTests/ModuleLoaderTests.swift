@@ -160,4 +160,26 @@ import Testing
             #expect(refusal(path) != "loaded", "cut at \(length)")
         }
     }
+
+    /// An object's module is known by what its file says, before any of its code runs.
+    @Test func theModuleOfAnObjectIsTheOneThatSaysSo() throws {
+        _ = try compile("device-first.so", source(kind: "device", name: "first"))
+        _ = try compile(
+            "preserver-second.so",
+            source(kind: "preserver", name: "second") + "void baton_module_provides_object_a_b(void) {}")
+        #expect(try loader.objectType("a") == nil)
+        #expect(loader.loaded.isEmpty)
+        // It is loaded, and turns out not to provide what it says.
+        #expect(try loader.objectType("a-b") == nil)
+        #expect(loader.loaded.map(\.name) == ["second"])
+    }
+
+    /// Built against sources that have something which this runtime lacks, in whatever floor.
+    @Test func aSymbolThatTheRuntimeLacksMeansAnotherBaton() throws {
+        let missing = #"extern void missing(void) __asm__("$s12BatonMachine5ExtrayyF");"#
+        let use = "void use(void) { missing(); }"
+        let text = refusal(try compile("mode-probe.so", source() + missing + use))
+        #expect(text.contains("cannot be loaded: undefined symbol: $s12BatonMachine5ExtrayyF"))
+        #expect(text.contains("The module was built against another Baton: rebuild it."))
+    }
 }

@@ -22,7 +22,11 @@ final class RestartMode: CprMode {
 
     /// Only memory behind a shared descriptor is still there after the exec.
     func blockers(cpr: CprController) -> [VMMError] {
-        cpr.memory.blocks.compactMap { cpr.memory.volatility(of: $0) }
+        cpr.memory.blocks.compactMap {
+            cpr.memory.volatility(
+                of: $0, remedy: "-cpr-enable \(name) is required.",
+                backendRemedy: "A memory-backend-memfd or memory-backend-file with share=on is required.")
+        }
     }
 
     func exec(_ argv: [String], cpr: CprController) throws(VMMError) {

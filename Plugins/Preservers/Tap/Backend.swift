@@ -128,7 +128,7 @@ final class TapBackend: NetBackend {
         if carriesHeaders { header.store(to: frame) }
         let fd = fds[queue]
         let count = retryingInterrupts { write(fd, frame.baseAddress, end) }
-        if count < 0 { Log.trace("net_tap_drop", "\(id): \(VMMError.system("write failed").message)") }
+        if count < 0 { Log.trace("net_backend_drop", "\(id): \(VMMError.system("write failed").message)") }
     }
 
     // MARK: What the card chooses

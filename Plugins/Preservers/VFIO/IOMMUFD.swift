@@ -204,6 +204,10 @@ final class VFIOIOAS {
     }
 }
 
+/// By this symbol the loader finds the module for `-object iommufd`, before any of its code runs.
+@_cdecl("baton_module_provides_object_iommufd")
+public func batonModuleProvidesIOMMUFD() {}
+
 /// The type of `-object iommufd`.
 final class VFIOIOMMUFDType: ObjectType {
     let name = "iommufd"

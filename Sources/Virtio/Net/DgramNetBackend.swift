@@ -80,7 +80,7 @@ public final class DgramNetBackend: KeptNetBackend {
             remote?.send(bytes, by: fd) ?? Glibc.send(fd, bytes.baseAddress, bytes.count, flags)
         }
         // Nobody there, or one who does not keep up.
-        if count < 0 { Log.trace("net_dgram_drop", "\(id): \(VMMError.system("send failed").message)") }
+        if count < 0 { Log.trace("net_backend_drop", "\(id): \(VMMError.system("send failed").message)") }
     }
 
     override func handOver(to cpr: CprController) throws(VMMError) {

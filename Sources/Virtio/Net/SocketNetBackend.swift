@@ -166,7 +166,7 @@ public final class SocketNetBackend: KeptNetBackend {
 
     private func disconnect(_ reason: String) {
         guard connection >= 0 else { return }
-        Log.trace("net_socket_disconnect", "\(id): \(reason)")
+        Log.trace("net_backend_disconnect", "\(id): \(reason)")
         closeConnection()
         switch peer {
         case .listen:

@@ -1,19 +1,16 @@
 import Foundation
 import PackagePlugin
 
-/// Generates the runtime's fingerprint from its sources before each build that
-/// changes one of them.
+/// Generates the runtime's fingerprint from the sources of all its targets before
+/// each build that changes one of them.
 @main
 struct StampRuntime: BuildToolPlugin {
     func createBuildCommands(context: PluginContext, target: Target) throws -> [Command] {
-        guard let module = target.sourceModule else { return [] }
-        var inputs = module.sourceFiles(withSuffix: ".swift").map(\.url)
-        for dependency in module.dependencies {
-            if case .target(let other) = dependency, let source = other.sourceModule {
-                inputs += source.sourceFiles.map(\.url)
-            }
-        }
         let output = context.pluginWorkDirectoryURL.appending(path: "Fingerprint.swift")
+        // Its own output is among the files of the target that uses it.
+        let modules = [target] + target.recursiveTargetDependencies
+        let inputs = modules.compactMap(\.sourceModule).flatMap { $0.sourceFiles.map(\.url) + headers(of: $0) }
+            .filter { ["swift", "c", "h"].contains($0.pathExtension) && $0 != output }
         let tool = try context.tool(named: "fingerprint")
         #if compiler(>=6.4)
         let compiler = "swift-6.4+"
@@ -30,5 +27,12 @@ struct StampRuntime: BuildToolPlugin {
                 inputFiles: inputs,
                 outputFiles: [output])
         ]
+    }
+
+    /// What C declares for Swift, which is not among a target's source files.
+    private func headers(of module: any SourceModuleTarget) -> [URL] {
+        guard let directory = (module as? ClangSourceModuleTarget)?.publicHeadersDirectoryURL else { return [] }
+        let files = try? FileManager.default.contentsOfDirectory(at: directory, includingPropertiesForKeys: nil)
+        return (files ?? []).sorted { $0.path() < $1.path() }
     }
 }

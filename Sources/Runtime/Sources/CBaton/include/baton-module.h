@@ -98,7 +98,7 @@ struct baton_module_descriptor {
     uint32_t size;           /* sizeof of this structure as the module knows it */
     uint32_t abi;            /* BATON_MODULE_ABI */
     const char *kind;        /* "mode", "memory-backend", "preserver"; native only: "accel", "device", "foreign" */
-    const char *name;        /* as on the command line: "restart"; the file is libKIND-NAME.so */
+    const char *name;        /* as on the command line; the file is libKIND-NAME.so */
     const char *version;     /* for people */
     const char *fingerprint; /* native: of the runtime that the module was built against; foreign: NULL */
     uint64_t capabilities;   /* BATON_NEEDS_* bits that the runtime must know; 0 for none */
@@ -244,7 +244,7 @@ struct baton_ram_block {
     uint64_t length;  /* bytes that the guest sees */
     int32_t fd;       /* the memory's, the runtime's own; -1 if none */
     bool shared;      /* stores reach the fd: another process can map the same memory */
-    bool persistent;  /* the contents survive the process and a reboot of the host */
+    bool persistent;  /* the contents survive the process and the host's next boot */
 };
 uint32_t baton_ram_count(struct baton_host *host);
 int32_t baton_ram_block(struct baton_host *host, uint32_t index, struct baton_ram_block *block);

@@ -1,0 +1,277 @@
+import CBaton
+import Glibc
+
+/// What an fd is watched for and what happened on it.
+public struct IOEvents: OptionSet {
+    public let rawValue: UInt32
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+    public static let readable = IOEvents(rawValue: UInt32(EPOLLIN.rawValue))
+    public static let writable = IOEvents(rawValue: UInt32(EPOLLOUT.rawValue))
+    /// Always watched: the peer is gone or the fd is in error.
+    public static let hangup = IOEvents(rawValue: UInt32(EPOLLHUP.rawValue))
+    public static let error = IOEvents(rawValue: UInt32(EPOLLERR.rawValue))
+    /// The peer has shut down its writing half.
+    public static let readHangup = IOEvents(rawValue: UInt32(EPOLLRDHUP.rawValue))
+}
+
+/// The main thread's loop: fds, timers and deferred calls, between slices of
+/// the guest. Single-threaded: every method is called on the main thread.
+///
+/// Nobody holds the loop: the guest's slice, the handlers of ready fds and the
+/// work that was put off (`postpone`) have a share of each turn. Whoever has
+/// more to do than a share asks `mayGoOn`, and goes on in the next turn.
+public final class EventLoop {
+    /// A timer that has been armed; keep it to cancel it.
+    public final class Timer {
+        fileprivate(set) var handler: (() -> Void)?
+        public let deadline: Int64
+        /// Of timers armed one after the other the later one has the higher.
+        fileprivate let number: UInt64
+        fileprivate init(deadline: Int64, number: UInt64, handler: @escaping () -> Void) {
+            self.deadline = deadline
+            self.number = number
+            self.handler = handler
+        }
+        /// Does nothing when the timer has fired.
+        public func cancel() { handler = nil }
+    }
+
+    private struct Watch {
+        var generation: UInt32
+        var events: IOEvents
+        var handler: (IOEvents) -> Void
+    }
+
+    private var epoll: Int32
+    private var watches: [Int32: Watch] = [:]
+    private var generation: UInt32 = 0
+    /// Latest deadline first, so that the next is taken off the end. There are
+    /// a handful at most.
+    private var timers: [Timer] = []
+    private var timersArmed: UInt64 = 0
+    private var deferred: [() -> Void] = []
+    /// Work that goes on in a later turn, in that order.
+    private var postponed: [() -> Void] = []
+    private let buffer = UnsafeMutablePointer<epoll_event>.allocate(capacity: 64)
+    /// Counts calls of `poll`: a handler may call it in turn.
+    private var round = 0
+    /// The first event that the last round had no time for, as epoll gives it.
+    private var firstLeft: UInt64?
+
+    /// Nanoseconds of a share. A turn has three, and stays below 10 ms.
+    private static let share: Int64 = 3_000_000
+    /// Work between two looks at the clock, see `mayGoOn`.
+    private static let workBetweenLooks = 1 << 18
+    /// When the share began; 0 before the first turn.
+    private var shareStart: Int64 = 0
+    private var workLeft = workBetweenLooks
+
+    public init() throws(VMMError) {
+        epoll = epoll_create1(Int32(EPOLL_CLOEXEC))
+        guard epoll >= 0 else { throw .system("Could not create an epoll instance") }
+    }
+
+    /// In a copy of the process that made this loop: has a set of its own in
+    /// place of the one that both share, from which the other process may have
+    /// taken what it unwatched.
+    package func beginAnew() throws(VMMError) {
+        let fresh = epoll_create1(Int32(EPOLL_CLOEXEC))
+        guard fresh >= 0 else { throw .system("Could not create an epoll instance") }
+        close(epoll)
+        epoll = fresh
+        // What was ready before this may be no more.
+        round &+= 1
+        for (fd, watch) in watches {
+            var event = EventLoop.event(fd, watch)
+            if epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0 {
+                Report.warning(VMMError.system("Could not watch fd \(fd)").message)
+            }
+        }
+    }
+
+    private static func event(_ fd: Int32, _ watch: Watch) -> epoll_event {
+        var event = epoll_event()
+        event.events = watch.events.rawValue
+        event.data.u64 = UInt64(watch.generation) << 32 | UInt64(UInt32(bitPattern: fd))
+        return event
+    }
+
+    deinit {
+        close(epoll)
+        buffer.deallocate()
+    }
+
+    /// CLOCK_MONOTONIC in nanoseconds.
+    public static var now: Int64 { cbaton_monotonic_ns() }
+
+    /// Watches a borrowed fd. The handler runs on the main thread, any number
+    /// of times, until `unwatch`, which must come before the fd is closed.
+    /// Watching an fd again replaces its events and handler.
+    public func watch(_ fd: Int32, _ events: IOEvents, _ handler: @escaping (IOEvents) -> Void) throws(VMMError) {
+        generation &+= 1
+        var event = epoll_event()
+        event.events = events.rawValue
+        event.data.u64 = UInt64(generation) << 32 | UInt64(UInt32(bitPattern: fd))
+        let operation = watches[fd] == nil ? EPOLL_CTL_ADD : EPOLL_CTL_MOD
+        guard epoll_ctl(epoll, operation, fd, &event) == 0 else { throw .system("Could not watch fd \(fd)") }
+        watches[fd] = Watch(generation: generation, events: events, handler: handler)
+    }
+
+    /// Changes what a watched fd is watched for; does nothing for others.
+    public func setEvents(_ fd: Int32, _ events: IOEvents) {
+        guard let watch = watches[fd], watch.events != events else { return }
+        var event = epoll_event()
+        event.events = events.rawValue
+        event.data.u64 = UInt64(watch.generation) << 32 | UInt64(UInt32(bitPattern: fd))
+        if epoll_ctl(epoll, EPOLL_CTL_MOD, fd, &event) == 0 { watches[fd]?.events = events }
+    }
+
+    public func isWatched(_ fd: Int32) -> Bool { watches[fd] != nil }
+
+    public func unwatch(_ fd: Int32) {
+        guard watches.removeValue(forKey: fd) != nil else { return }
+        epoll_ctl(epoll, EPOLL_CTL_DEL, fd, nil)
+    }
+
+    /// Calls `handler` once at `deadline` (CLOCK_MONOTONIC, nanoseconds) or as
+    /// soon after as the loop comes round.
+    @discardableResult
+    public func schedule(at deadline: Int64, _ handler: @escaping () -> Void) -> Timer {
+        // The guest arms and cancels the timers of its devices as it likes.
+        timers.removeAll { $0.handler == nil }
+        timersArmed += 1
+        let timer = Timer(deadline: deadline, number: timersArmed, handler: handler)
+        // Of equal deadlines the one armed first fires first.
+        let place = timers.firstIndex { $0.deadline <= deadline } ?? timers.endIndex
+        timers.insert(timer, at: place)
+        return timer
+    }
+
+    /// Timers that are kept.
+    public var timerCount: Int {
+        timers.removeAll { $0.handler == nil }
+        return timers.count
+    }
+
+    /// Calls `handler` once, from the next `poll`, outside any other handler.
+    public func later(_ handler: @escaping () -> Void) { deferred.append(handler) }
+
+    // MARK: Shares
+
+    /// Counts work against the share of whoever does it, and looks at the
+    /// clock now and then.
+    /// - Parameter work: about one for a byte that is moved or a tenth of a
+    ///   nanosecond.
+    /// - Returns: false when the share is used up: go on by `postpone`.
+    public func mayGoOn(after work: Int) -> Bool {
+        workLeft &-= work
+        return workLeft > 0 || hasTimeLeft
+    }
+
+    /// Whether the share is not used up; looks at the clock.
+    public var hasTimeLeft: Bool {
+        let now = EventLoop.now
+        if shareStart == 0 { shareStart = now }
+        // Once it is used up, everybody else who asks learns that too.
+        guard now - shareStart < EventLoop.share else { return false }
+        workLeft = EventLoop.workBetweenLooks
+        return true
+    }
+
+    private func beginShare() {
+        shareStart = EventLoop.now
+        workLeft = EventLoop.workBetweenLooks
+    }
+
+    /// Goes on with work that is too much for one turn: calls `handler` once,
+    /// in a later turn, after what was postponed before. Between two calls
+    /// everybody else and the guest have their turns.
+    public func postpone(_ handler: @escaping () -> Void) { postponed.append(handler) }
+
+    /// Whether there is work that was put off.
+    public var hasPostponed: Bool { !postponed.isEmpty }
+
+    private func runPostponed() {
+        beginShare()
+        var left = postponed.count
+        repeat {
+            postponed.removeFirst()()
+            left -= 1
+        } while left > 0 && !postponed.isEmpty && hasTimeLeft
+    }
+
+    // MARK: Waiting
+
+    /// The earliest deadline, or nil.
+    private var nextDeadline: Int64? {
+        while let last = timers.last, last.handler == nil { timers.removeLast() }
+        return timers.last?.deadline
+    }
+
+    /// Waits up to `timeout` nanoseconds (0: not at all; negative: for ever) for
+    /// something to happen, and runs the handlers that are due. A handler may
+    /// call it to wait for something in turn.
+    public func poll(timeout: Int64) {
+        round &+= 1
+        let round = round
+        var timeout = deferred.isEmpty && postponed.isEmpty ? timeout : 0
+        if timeout != 0, let deadline = nextDeadline {
+            let left = max(0, deadline - EventLoop.now)
+            timeout = timeout < 0 ? left : min(timeout, left)
+        }
+        var wait = timespec(tv_sec: Int(timeout / 1_000_000_000), tv_nsec: Int(timeout % 1_000_000_000))
+        let count =
+            timeout < 0 ? epoll_pwait2(epoll, buffer, 64, nil, nil) : epoll_pwait2(epoll, buffer, 64, &wait, nil)
+        if count > 0 { runHandlers(Int(count), round) }
+        if !timers.isEmpty { runTimers() }
+        if !deferred.isEmpty {
+            let calls = deferred
+            deferred = []
+            for call in calls { call() }
+        }
+        if !postponed.isEmpty { runPostponed() }
+        // The guest's slice is next.
+        beginShare()
+    }
+
+    /// Runs the handlers of the events in `buffer`, until their share is used
+    /// up. epoll tells of those that are left in the same order again, so the
+    /// next round begins with the first of them.
+    private func runHandlers(_ count: Int, _ round: Int) {
+        beginShare()
+        var index = 0
+        if let firstLeft {
+            index = (0..<count).first { buffer[$0].data.u64 == firstLeft } ?? 0
+            self.firstLeft = nil
+        }
+        for done in 1...count {
+            let event = buffer[index]
+            index = index + 1 == count ? 0 : index + 1
+            let fd = Int32(truncatingIfNeeded: event.data.u64)
+            // A handler earlier in this round may have closed this fd, and
+            // opened another with its number.
+            guard let watch = watches[fd], watch.generation == UInt32(event.data.u64 >> 32) else { continue }
+            watch.handler(IOEvents(rawValue: event.events))
+            // It has waited itself: what else was ready then may be no more,
+            // and will be told again if it is.
+            if round != self.round { break }
+            if done < count, !hasTimeLeft {
+                firstLeft = buffer[index].data.u64
+                break
+            }
+        }
+    }
+
+    /// Fires what is due. One that is armed meanwhile waits for the next turn,
+    /// due or not.
+    private func runTimers() {
+        let now = EventLoop.now
+        let newest = timersArmed
+        while let deadline = nextDeadline, deadline <= now, let timer = timers.last, timer.number <= newest {
+            timers.removeLast()
+            let handler = timer.handler
+            timer.handler = nil
+            handler?()
+        }
+    }
+}

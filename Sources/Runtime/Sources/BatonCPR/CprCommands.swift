@@ -1,0 +1,130 @@
+import BatonBase
+import BatonQMP
+
+/// The CPR commands of the monitors.
+extension CprController {
+    /// Registers `cpr-save`, `cpr-exec`, `cpr-load`, `cpr-update`,
+    /// `cpr-preflight` and `query-cpr`, in QMP and HMP.
+    public func registerCommands() throws(VMMError) {
+        try registerSteps()
+        try registerUpdate()
+        try registerQuery()
+        vm.commands.addEvent("CPR", data: .object(name: "CprPhaseChange", members: [QMPMember("phase", .string)]))
+        vm.commands.addEvent(
+            "CPR_PROGRESS",
+            data: .object(name: "CprProgress", members: [QMPMember("written", .int), QMPMember("total", .int)]))
+        vm.commands.addEvent("CPR_UPDATED", data: CprController.timesType)
+        vm.commands.addEvent(
+            "CPR_ROLLED_BACK",
+            data: .object(
+                name: "CprRolledBack",
+                members: [
+                    QMPMember("reason", .string), QMPMember("pid", .int),
+                ]))
+    }
+
+    // MARK: Save, exec, load
+
+    private func registerSteps() throws(VMMError) {
+        try addFileCommand("cpr-save", help: "save the VM state to a file, in a CPR mode") {
+            [unowned self] file, mode throws(VMMError) in try save(to: file, mode: mode)
+        }
+        try addFileCommand("cpr-load", help: "load the VM state from a file, in a CPR mode") {
+            [unowned self] file, mode throws(VMMError) in try load(from: file, mode: mode)
+        }
+        try vm.commands.add(
+            QMPCommand(
+                "cpr-exec",
+                arguments: [QMPMember("argv", .array(.string)), QMPMember("close-connection", .bool, optional: true)]
+            ) { [unowned self] arguments throws(VMMError) in
+                try exec(
+                    CprController.argv(arguments), closesConnection: arguments["close-connection"]?.boolValue ?? false)
+                return [:]
+            })
+        try vm.commands.add(
+            HMPCommand("cpr-exec", parameters: "command", help: "replace the VMM by a command, after cpr-save") {
+                [unowned self] line throws(VMMError) in
+                try exec(try ShellWords.split(line))
+                return ""
+            })
+    }
+
+    /// A command that takes a file and a mode. The modes are whatever modules
+    /// provide, so their names are not an enumeration that could be known here.
+    private func addFileCommand(
+        _ name: String, help: String, _ body: @escaping (_ file: String, _ mode: String) throws(VMMError) -> Void
+    ) throws(VMMError) {
+        try vm.commands.add(
+            QMPCommand(name, arguments: [QMPMember("filename", .string), QMPMember("mode", .string)]) {
+                arguments throws(VMMError) in
+                try body(arguments["filename"]?.stringValue ?? "", arguments["mode"]?.stringValue ?? "")
+                return [:]
+            })
+        try vm.commands.add(
+            HMPCommand(name, parameters: "filename mode", help: help) { line throws(VMMError) in
+                let words = try ShellWords.split(line)
+                guard words.count == 2 else { throw VMMError("usage: \(name) FILE MODE") }
+                try body(words[0], words[1])
+                return ""
+            })
+    }
+
+    // MARK: Update and preflight
+
+    private func registerUpdate() throws(VMMError) {
+        let common = [
+            QMPMember("argv", .array(.string)), QMPMember("mode", .string, optional: true),
+            QMPMember("timeout-ms", .int, optional: true),
+        ]
+        try vm.commands.add(
+            QMPCommand(
+                "cpr-update",
+                arguments: common + [
+                    QMPMember("preflight", .bool, optional: true), QMPMember("close-connection", .bool, optional: true),
+                ]
+            ) { [unowned self] arguments throws(VMMError) in
+                try update(CprController.argv(arguments), try CprController.options(arguments))
+                return [:]
+            })
+        try vm.commands.add(
+            QMPCommand(
+                "cpr-preflight", arguments: common,
+                returns: .object(
+                    name: "CprPreflight", members: [QMPMember("time-us", .int), QMPMember("output", .string)])
+            ) { [unowned self] arguments throws(VMMError) in
+                let report = try preflight(CprController.argv(arguments), try CprController.options(arguments))
+                return ["time-us": .int(report.duration / 1000), "output": .string(report.output)]
+            })
+        try vm.commands.add(
+            HMPCommand("cpr-update", parameters: "command", help: "replace the VMM by a command, in one step") {
+                [unowned self] line throws(VMMError) in
+                try update(try ShellWords.split(line), UpdateOptions())
+                return ""
+            })
+        try vm.commands.add(
+            HMPCommand(
+                "cpr-preflight", parameters: "command", help: "try a new VMM beside the running guest, for an update"
+            ) { [unowned self] line throws(VMMError) in
+                let report = try preflight(try ShellWords.split(line), UpdateOptions())
+                return report.output + "the new VMM could take the guest over (\(report.duration / 1000) us)\n"
+            })
+    }
+
+    private static func argv(_ arguments: JSONObject) -> [String] {
+        (arguments["argv"]?.arrayValue ?? []).compactMap(\.stringValue)
+    }
+
+    private static func options(_ arguments: JSONObject) throws(VMMError) -> UpdateOptions {
+        var options = UpdateOptions()
+        options.mode = arguments["mode"]?.stringValue
+        options.preflight = arguments["preflight"]?.boolValue ?? options.preflight
+        options.closesConnection = arguments["close-connection"]?.boolValue ?? options.closesConnection
+        if let limit = arguments["timeout-ms"]?.intValue {
+            guard (1...3_600_000).contains(limit) else {
+                throw VMMError("Parameter 'timeout-ms' expects a number from 1 to 3600000, not \(limit)")
+            }
+            options.limit = limit * 1_000_000
+        }
+        return options
+    }
+}

@@ -1,0 +1,135 @@
+import BatonBase
+import BatonMachine
+import CBaton
+import Glibc
+
+/// `cpr-load`: a VM takes its state from a checkpoint.
+extension CprController {
+    /// Takes over the state of a checkpoint; the guest runs again if it ran
+    /// when it was saved.
+    /// - Throws: why not; nothing of the VM has changed, and it can be given
+    ///   another checkpoint.
+    public func load(from path: String, mode name: String) throws(VMMError) {
+        guard !vm.isRunning else { throw VMMError("cpr-load called for a running VM") }
+        let mode = try enabledMode(name)
+        guard vm.runState == .prelaunch || vm.runState == .inmigrate else {
+            throw VMMError("cpr-load needs a VM that was started with -S, this one is \(vm.runState.rawValue)")
+        }
+        if let inherited, inherited.mode != name {
+            throw VMMError("this process was started by cpr-exec in mode '\(inherited.mode)', not '\(name)'")
+        }
+        let file = try FD.open(path, O_RDONLY | O_NONBLOCK)
+        do throws(VMMError) {
+            try load(from: file.raw, mode: mode, name: path)
+        } catch {
+            tellOldVMM(.waiting)
+            throw error
+        }
+    }
+
+    /// The VM waits for its state (`-incoming`), and for nothing else.
+    public func awaitIncoming() {
+        awaitsLoad = true
+        vm.setStoppedState(.inmigrate)
+    }
+
+    /// Takes over the state that `-incoming` or `migrate-incoming` names.
+    /// - Parameters:
+    ///   - fd: borrowed.
+    ///   - mode: of a state that no process before has left: the mode's name.
+    public func load(incoming fd: Int32, mode: String, name: String) throws(VMMError) {
+        let mode = try requireMode(inherited?.mode ?? mode)
+        try load(from: fd, mode: mode, name: name, autostart: vm.autostart)
+    }
+
+    /// A load has failed, and the client may ask for another, when it likes.
+    public func awaitAnotherLoad() { tellOldVMM(.waiting) }
+
+    /// - Parameter autostart: whether a guest that ran when it was saved runs
+    ///   again now, or stays paused.
+    func load(from fd: Int32, mode: any CprMode, name: String, autostart: Bool = true) throws(VMMError) {
+        // A reset or an end that was asked for is of the VM as it is now. One that
+        // takes over a guest cannot be reset, and its end is the guest's.
+        if inherited == nil { try vm.settleRequests() }
+        times.loadRequested = EventLoop.now
+        tellOldVMM(.loading)
+        let container = try Checkpoint.read(fd, name: name)
+        let checkpoint: CheckedCheckpoint
+        do throws(VMMError) {
+            checkpoint = try CheckedCheckpoint(container, from: fd, for: self, mode: mode, name: name)
+            if !isTrial { try notify(.load) }
+            try checkpoint.checkComplete(ownSections: try mode.load(from: container, cpr: self))
+            try take(checkpoint, runs: checkpoint.runState == .running && autostart)
+        } catch {
+            if !isTrial { announce(.loadFailed) }
+            throw error
+        }
+        if isTrial {
+            // Everything that can be known without the guest is.
+            tellOldVMM(.passed)
+            exit(0)
+        }
+        times.loaded = EventLoop.now
+        announce(.commit)
+        updateLimit = CprController.defaultStartLimit
+        goOn(checkpoint.runState, autostart: autostart)
+        times.resumed = EventLoop.now
+        helpers.reap(on: vm.loop)
+        if let report = times.report?.objectValue {
+            vm.emit("CPR_UPDATED", report)
+            history.append(mode: mode.name, times: times, from: inherited?.version)
+        }
+        Log.trace("cpr_load", "file \(name) mode \(mode.name)")
+    }
+
+    /// Gives the VM what has been checked, and makes the guest its own.
+    /// - Parameter runs: whether the guest runs at once.
+    private func take(_ checkpoint: CheckedCheckpoint, runs: Bool) throws(VMMError) {
+        do throws(VMMError) {
+            try checkpoint.copyContents()
+            if runs && !isTrial { try memory.willChange() }
+            checkpoint.apply()
+            if let loss = memory.loss { throw loss }
+            if isTrial { return }
+            try commit()
+        } catch {
+            vm.loadFailed()
+            throw error
+        }
+        if !runs { memory.identity = checkpoint.memoryIdentity }
+        vm.tookOverState()
+    }
+
+    /// Makes the guest this process' own, for good: first all that can fail,
+    /// then the token, and nothing that can fail after it.
+    private func commit() throws(VMMError) {
+        try memory.makeWritable()
+        if let link = HandoverLink.ofThisProcess {
+            guard link.take() else {
+                // Too late: the old VMM runs the guest again, and nothing here
+                // may touch it any more.
+                Report.error(VMMError("the guest was taken back by the VMM before"))
+                CprController.stayIfLast()
+                exit(1)
+            }
+            link.release()
+            HandoverLink.ofThisProcess = nil
+        }
+        memory.commit()
+        fds.forgetAsked()
+        awaitsLoad = false
+    }
+
+    /// The guest goes on in the state that it was saved in. There is no way
+    /// back any more: what keeps it from running is reported.
+    private func goOn(_ runState: RunState, autostart: Bool) {
+        guard runState == .running else { return vm.setStoppedState(runState) }
+        guard autostart else { return vm.setStoppedState(.paused) }
+        do throws(VMMError) {
+            try vm.start()
+        } catch {
+            Report.error(error)
+            vm.setStoppedState(memory.loss == nil ? .paused : .internalError)
+        }
+    }
+}

@@ -1,0 +1,33 @@
+import BatonBase
+import BatonMachine
+
+/// What updates are to the parts of the machine.
+extension CprController: MachineHandover {
+    public var isSuccessor: Bool { inherited != nil }
+
+    public func inheritedPart(_ name: String) throws(VMMError) -> StateReader? { try inherited?.part(name) }
+
+    public func takePart(
+        handOver: @escaping () throws(VMMError) -> Void, failed: @escaping () -> Void, committed: @escaping () -> Void
+    ) {
+        onPhase { phase throws(VMMError) in
+            switch phase {
+            case .survey, .exec: try handOver()
+            case .saveFailed: failed()
+            case .commit: committed()
+            default: break
+            }
+        }
+    }
+}
+
+extension VirtualMachine {
+    /// What updates this VM; nil in a VM that cannot be updated.
+    public var cpr: CprController? { handover as? CprController }
+}
+
+/// What has the preservers of an update: the registry of modules, which is above.
+public protocol PreserverRegistry: AnyObject {
+    /// In the order of their registration.
+    var preservers: [any FdPreserver] { get }
+}

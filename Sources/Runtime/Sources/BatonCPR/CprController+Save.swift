@@ -1,0 +1,105 @@
+import BatonBase
+import BatonMachine
+import CBaton
+import Glibc
+
+/// `cpr-save`, and what every way of saving has in common.
+extension CprController {
+    /// Stops the guest and writes its checkpoint; the run state becomes `save-vm`.
+    /// - Throws: why not; the guest is as before.
+    public func save(to path: String, mode name: String) throws(VMMError) {
+        let mode = try enabledMode(name)
+        try checkIdle()
+        if let blocker = blockers(mode).first { throw blocker }
+        try WholeFile.check(path)
+        let stateBefore = vm.runState
+        do throws(VMMError) {
+            let (container, contents) = try stopAndCollect(mode)
+            if mode.promises.contains(.survivesHostReboot) {
+                try memory.keep(
+                    memory.blocks.filter { block in
+                        block.isPersistent && !contents.contains { $0 === block }
+                    })
+            }
+            try Checkpoint.write(
+                container, contents: contents, to: path, durable: mode.promises.contains(.survivesHostReboot)
+            ) { [vm] done, total in
+                vm.emit("CPR_PROGRESS", ["written": .int(Int64(done)), "total": .int(Int64(total))])
+            }
+        } catch {
+            announce(.saveFailed)
+            giveBack(stateBefore)
+            throw error
+        }
+        times.saved = EventLoop.now
+        saved = (mode, stateBefore)
+        Log.trace("cpr_save", "file \(path) mode \(name)")
+    }
+
+    /// Carries out what has been asked for, so that it is part of what is saved.
+    /// - Throws: an error while something of an update is in hand, or when the
+    ///   VMM is ending.
+    func checkIdle() throws(VMMError) {
+        try vm.settleRequests()
+        guard saved == nil, vm.runState != .saveVM else {
+            throw VMMError("cpr-save has been done already; use cpr-exec, cpr-load or cont")
+        }
+        guard !awaitsLoad else { throw VMMError("the VM waits for cpr-load") }
+        if let inHand { throw VMMError(inHand) }
+    }
+
+    /// Stops the guest and collects the state of everything.
+    /// - Returns: the sections, and the blocks whose contents are to follow.
+    func stopAndCollect(_ mode: any CprMode) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
+        let stateBefore = vm.runState
+        let before = times
+        times = UpdateTimes(generation: before.generation)
+        (times.requested, times.exec, times.execPause) = (EventLoop.now, before.exec, before.execPause)
+        // A VM that has never run has no state to save until its first reset.
+        try vm.resetIfNew()
+        vm.stop(.saveVM)
+        try memory.identify()
+        times.drained = EventLoop.now
+        times.stopped = stateBefore == .running ? vm.stoppedAt : times.drained
+        modeOfSave = mode
+        try notify(.save)
+        return try collect(mode, stateBefore: stateBefore)
+    }
+
+    /// Collects the state of everything, of a guest that is not between its
+    /// instructions now.
+    func collect(_ mode: any CprMode, stateBefore: RunState) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
+        let common = Checkpoint.collect(vm, memory: memory, runState: stateBefore, mode: mode.name)
+        func complete() throws(VMMError) -> (SectionContainer, [RAMBlock]) {
+            var container = common
+            let contents = mode.volatileBlocks(cpr: self)
+            RAMContents.describe(contents, in: &container)
+            try mode.save(to: &container, cpr: self)
+            // Zeroes in the place of what was lost are nobody's state.
+            if let loss = memory.loss { throw loss }
+            return (container, contents)
+        }
+        return try call(mode, "save", complete)
+    }
+
+    /// Puts the VM back into the state that it was stopped in.
+    func giveBack(_ stateBefore: RunState) {
+        if stateBefore == .running {
+            do throws(VMMError) {
+                try vm.start()
+            } catch {
+                Report.warning(error.message)
+                vm.setStoppedState(memory.loss == nil ? .paused : .internalError)
+            }
+        } else {
+            vm.setStoppedState(stateBefore)
+        }
+    }
+
+    /// The guest was started again (`cont`) or reset after a save: the save is void.
+    func voidSave() {
+        guard saved != nil else { return }
+        saved = nil
+        announce(.saveFailed)
+    }
+}

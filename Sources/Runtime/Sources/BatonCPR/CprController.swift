@@ -1,0 +1,357 @@
+import BatonBase
+import BatonDeviceKit
+import BatonMachine
+import CBaton
+import Glibc
+
+/// What updates the VM: the enabled modes, what is preserved, and who is told
+/// of an update's phases. The steps themselves are in extensions: save, exec
+/// and update, load, preflight.
+///
+/// Main thread only. A failed operation leaves the VM as it was: a guest that
+/// ran runs again.
+public final class CprController {
+    public let vm: VirtualMachine
+    public let memory: GuestMemory
+    public let registry: any PreserverRegistry
+    public let fds = PreservedFDs()
+    /// Modes enabled with `-cpr-enable`, in order.
+    public private(set) var enabledModes: [any CprMode] = []
+    /// The state that this process took over; nil in a fresh start.
+    public private(set) var inherited: CprState?
+    /// Whether this process is only to say whether it could take the guest
+    /// over, while the process before runs it: the new process of a preflight.
+    /// Nothing that anybody else sees may be opened, made or sent then.
+    public var isTrial: Bool { inherited?.isTrial == true }
+    /// The phases of the update in hand, or of the last one.
+    public internal(set) var times: UpdateTimes
+    /// How the guest's last updates ended.
+    public internal(set) var history: UpdateHistory
+    /// Reasons that parts have added why the VM cannot be saved.
+    var addedBlockers: [CprBlocker] = []
+    /// `-only-cpr-capable`.
+    var onlyCapable = false
+    /// Whether `cpr-load` has succeeded or was never due: until then the guest
+    /// of the process before must not be started or reset.
+    public internal(set) var awaitsLoad: Bool
+
+    /// The mode of the last `cpr-save`, while the VM is in `save-vm`.
+    var saved: (mode: any CprMode, stateBefore: RunState)?
+    /// The mode of the save in hand, or of the last one: for what its promises
+    /// mean to a part in `.save`.
+    public internal(set) var modeOfSave: (any CprMode)?
+    /// What is going on beside the guest, as a sentence; nil when nothing is.
+    var inHand: String?
+    /// Nanoseconds that each call into a module may take in the update that
+    /// has been asked for.
+    var updateLimit = CprController.defaultStartLimit
+    /// Calls of which nobody but this process sees that they hang.
+    let calls = BoundedCalls()
+    /// The new VMM that is about to be executed: what its state tells it.
+    var successor: Successor?
+    private var lateSteps: [() throws(VMMError) -> Void] = []
+    /// Who takes over what has changed in the old VMM since this process was executed.
+    let changes = ChangeTakers()
+    /// What earlier updates of this process have left.
+    let helpers: HelperProcesses
+    /// What successors find in their environment, beside the rest of it: for
+    /// what this process was told by its own and keeps from other children.
+    public var successorEnvironment: [(name: String, value: String)] = []
+    /// Lets go of what the new VMM may not find in use.
+    private var preparations: [() -> Void] = []
+    /// After an update that failed: whether the new VMM was as far as to answer
+    /// the monitors' clients in the place of this one.
+    public internal(set) var successorAnswered = false
+    /// Whether the client that asked for the update in hand wants its
+    /// connection closed by it, as QEMU's is, instead of kept.
+    public internal(set) var closesConnection = false
+    /// Whether the exec in hand ends the sessions of all monitors, as QEMU's
+    /// `cpr-exec` does: the new process begins new ones.
+    public var endsMonitorSessions = false
+    /// By which a process that an update starts knows that it is no VM of its own.
+    private var mark: UpdateMark?
+    private var observers: [(CprPhase) throws(VMMError) -> Void] = []
+    private var outgoingParts: [(name: String, version: UInt32, writer: StateWriter)] = []
+
+    /// - Parameters:
+    ///   - inherited: what `CprState.inherited()` gave.
+    ///   - startedAt: CLOCK_MONOTONIC in nanoseconds when `main` began.
+    public init(
+        vm: VirtualMachine, memory: GuestMemory, registry: any PreserverRegistry, inherited: CprState?, startedAt: Int64
+    ) {
+        self.vm = vm
+        self.memory = memory
+        self.registry = registry
+        self.inherited = inherited
+        times = inherited?.times ?? UpdateTimes()
+        times.started = startedAt
+        history = inherited?.history ?? UpdateHistory()
+        helpers = HelperProcesses(inherited?.helpers ?? [])
+        awaitsLoad = inherited != nil
+        if let inherited {
+            updateLimit = inherited.callLimit ?? updateLimit
+            fds.inherit(inherited.fds)
+            memory.records.inherit(inherited.ram)
+            memory.isTrial = inherited.isTrial
+        }
+        vm.handover = self
+        mark = inherited?.mark.map { UpdateMark(inherited: $0) }
+        // When there is time: not while another process' guest waits to be this one's.
+        if !isTrial { vm.loop.later { [weak self] in self?.makeMark() } }
+        vm.namedFDs.keep(in: fds)
+        // A guest that is started or reset is not the one that was saved.
+        vm.onRunStateChange { [unowned self] state in if state == .running || state == .prelaunch { voidSave() } }
+        vm.beforeMemoryChanges = { [unowned self] () throws(VMMError) in try self.memory.willChange() }
+        vm.startBlocker = { [unowned self] in
+            awaitsLoad
+                ? VMMError(
+                    "the VM waits for cpr-load",
+                    hint: "This process took over a guest; give it its state with cpr-load.")
+                : self.memory.loss
+        }
+    }
+
+    /// Before whatever executes the command of an update, and before the copy
+    /// is made that takes the guest back: it has the mark too.
+    func makeMark() { if mark == nil { mark = UpdateMark() } }
+
+    // MARK: Modes
+
+    /// Enables a mode: `-cpr-enable NAME`. Enabling it twice is no error.
+    public func enable(_ mode: any CprMode) {
+        guard !isEnabled(mode.name) else { return }
+        enabledModes.append(mode)
+        if let hook = mode.allocatorHook { memory.addHook(hook) }
+    }
+
+    /// Finds the module of a mode that the command line has not enabled; set by
+    /// the launcher.
+    public var modeLoader: ((String) throws(VMMError) -> any CprMode)?
+
+    /// A mode that something asks for by a name of its own, such as QEMU's
+    /// `cpr-exec`: enabled now if it is not yet.
+    public func requireMode(_ name: String) throws(VMMError) -> any CprMode {
+        if !isEnabled(name), let modeLoader { enable(try modeLoader(name)) }
+        return try enabledMode(name)
+    }
+
+    public func isEnabled(_ name: String) -> Bool { enabledModes.contains { $0.name == name } }
+
+    func enabledMode(_ name: String) throws(VMMError) -> any CprMode {
+        if let mode = enabledModes.first(where: { $0.name == name }) { return mode }
+        throw VMMError("cpr mode is not enabled.  Use -cpr-enable.")
+    }
+
+    // MARK: Start and end
+
+    /// Checks, once the machine stands, that everything inherited has found
+    /// its owner and the mode is enabled; loads the checkpoint of an update in
+    /// one step. Does not return from a trial run.
+    /// - Parameter state: loads the state at once, from where the command line
+    ///   says; the start's time limit covers it.
+    /// - Throws: what the new command line lacks: fatal.
+    public func machineBuilt(loading state: (() throws(VMMError) -> Void)? = nil) throws(VMMError) {
+        times.built = EventLoop.now
+        times.mapping = memory.mappingTime
+        for preserver in registry.preservers { preserver.takesPart(self) }
+        try watchMemory()
+        try checkHeritage()
+        if let fd = inherited?.checkpointFD {
+            let checkpoint = OwnedFD(adopting: fd)
+            return try load(from: checkpoint.raw, name: Self.checkpointName)
+        }
+        if let link = HandoverLink.ofThisProcess {
+            let handed = try Predecessor(link).awaitState(vm)
+            try takeChanges(handed)
+            if inherited?.checkpointFollows == true {
+                guard let fd = handed.checkpoint else { throw VMMError("the guest's state lacks the checkpoint") }
+                let checkpoint = OwnedFD(adopting: fd)
+                return try load(from: checkpoint.raw, name: Self.checkpointName)
+            }
+            if state == nil { tellOldVMM(.waiting) }
+        }
+        try state?()
+    }
+
+    private func load(from fd: Int32, name: String) throws(VMMError) {
+        try load(from: fd, mode: try enabledMode(inherited?.mode ?? ""), name: name)
+    }
+
+    private static let checkpointName = "the checkpoint"
+
+    /// Takes over what has changed since this process was executed.
+    private func takeChanges(_ handed: Predecessor.State) throws(VMMError) {
+        let state = handed.state
+        inherited?.take(from: state)
+        times.take(from: state.times)
+        history = state.history
+        helpers.inherit(state.helpers)
+        memory.identity = nil
+        try changes.apply(
+            state, fds: handed.fds, askedParts: inherited?.asked.parts ?? [], askedFDs: fds.asked ?? [])
+        for body in lateSteps { try body() }
+        lateSteps = []
+    }
+
+    public func whenHandedOver(_ body: @escaping () throws(VMMError) -> Void) throws(VMMError) {
+        guard inherited?.link != nil, !isTrial else { return try body() }
+        lateSteps.append(body)
+    }
+
+    public func onChange(
+        of part: String, fds: String?, _ take: @escaping (PartChanges) throws(VMMError) -> Void
+    ) {
+        guard inherited?.link != nil, !isTrial else { return }
+        changes.add(part: part, fds: fds, take)
+    }
+
+    /// Guest memory that cannot be had any more stops the guest, as an internal
+    /// error does in QEMU.
+    private func watchMemory() throws(VMMError) {
+        let wake = cbaton_guard_wake_fd()
+        guard wake >= 0 else { return }
+        var isTold = false
+        try vm.loop.watch(wake, .readable) { [unowned self] _ in
+            _ = cbaton_eventfd_take(wake)
+            guard !isTold, let loss = memory.loss else { return }
+            isTold = true
+            Report.error(loss)
+            // While it waits for its state, the VMM before has the guest still.
+            if !awaitsLoad { vm.stop(.internalError) }
+        }
+    }
+
+    private func checkHeritage() throws(VMMError) {
+        guard let inherited else { return }
+        guard isEnabled(inherited.mode) else {
+            throw VMMError(
+                "this process takes over a VM that was saved in mode '\(inherited.mode)', which is not enabled",
+                hint: "Add -cpr-enable \(inherited.mode) to the arguments of cpr-exec.")
+        }
+        if let missing = memory.records.missing { throw missing }
+    }
+
+    /// In a new VMM: tells the old one how far it is.
+    func tellOldVMM(_ stage: UpdateStage) { HandoverLink.ofThisProcess?.report(stage) }
+
+    /// This process gives up before it owns the guest: tells whoever waits.
+    public static func giveUp(_ error: VMMError) {
+        guard let link = HandoverLink.ofThisProcess else { return }
+        link.reportFailure(error.message)
+        stayIfLast()
+    }
+
+    /// The guest is another process' again. PID 1 of a namespace does not
+    /// return: its end would be that process' too.
+    static func stayIfLast() { if getpid() == 1 { cbaton_keep_namespace() } }
+
+    /// What is to be known before an update.
+    var warnings: [String] {
+        guard getpid() == 1 else { return [] }
+        return [
+            "this VMM is PID 1 of its namespace: should the new VMM crash, the namespace ends, and the guest with it; "
+                + "one that refuses or hangs leads back to this VMM"
+        ]
+    }
+
+    /// The VMM was told to end. One that still waits for its guest's state
+    /// ends the guest too: nobody takes it back.
+    public func ending() {
+        // Destructors of a module may wait for what a stopped call of it holds.
+        if !calls.late.isEmpty { alarm(2) }
+        guard let link = HandoverLink.ofThisProcess else { return }
+        if link.take() { link.release() }
+        HandoverLink.ofThisProcess = nil
+    }
+
+    /// Has `body` called in a process that takes its guest back, before
+    /// anything else, while the one that failed may still be there.
+    public static func whenTakenBack(_ body: @escaping () -> Void) { Successor.whenTakenBack = body }
+
+    // MARK: Phases
+
+    /// Tells `observer` of each phase. In `.survey`, `.save` and `.exec` an
+    /// error ends what is in hand.
+    public func onPhase(_ observer: @escaping (CprPhase) throws(VMMError) -> Void) { observers.append(observer) }
+
+    /// Has `body` called when the guest has been stopped and is about to be handed
+    /// over: it lets go of what the new VMM must not find in use, such as the name
+    /// of a socket that is to be opened anew. `.saveFailed` follows when nothing
+    /// comes of it.
+    public func beforeExec(_ body: @escaping () -> Void) { preparations.append(body) }
+
+    func prepareForExec() { for prepare in preparations { prepare() } }
+
+    /// Tells of a phase in which anybody may object.
+    func notify(_ phase: CprPhase) throws(VMMError) {
+        if phase == .survey || phase == .exec { outgoingParts = [] }
+        if let error = tellPreservers(phase).first { throw error }
+        for observer in observers { try observer(phase) }
+        tell(phase)
+    }
+
+    /// Tells of a phase that nobody can object to.
+    func announce(_ phase: CprPhase) {
+        for error in tellPreservers(phase) { Report.warning(error.message) }
+        for observer in observers {
+            do throws(VMMError) { try observer(phase) } catch { Report.warning(error.message) }
+        }
+        tell(phase)
+    }
+
+    /// Tells the preservers of a phase.
+    /// - Returns: what went wrong in them.
+    private func tellPreservers(_ phase: CprPhase) -> [VMMError] {
+        let preservers = registry.preservers
+        let answers = calls.call(preservers, phase.rawValue, limit: callLimit) { [unowned self] index -> VMMError? in
+            do throws(VMMError) { try preservers[index].notify(phase, cpr: self) } catch {
+                return error.prefixed(preservers[index].name)
+            }
+            return nil
+        }
+        return answers.compactMap { answer in
+            switch answer {
+            case .success(let error): error
+            case .failure(let late): late
+            }
+        }
+    }
+
+    /// Nanoseconds that each call into a module may take now.
+    var callLimit: Int64 { updateLimit }
+
+    /// The monitors' clients.
+    private func tell(_ phase: CprPhase) {
+        guard phase != .survey else { return }
+        vm.emit("CPR", ["phase": .string(phase.rawValue)])
+    }
+
+    // MARK: State for the next process
+
+    /// A part's state for the next process, to be given in the `.exec` and
+    /// `.survey` phases; the part finds it in `inherited?.part(name)`.
+    public func handOver(_ name: String, version: UInt32 = 1, _ writer: StateWriter) {
+        outgoingParts.append((name, version, writer))
+    }
+
+    /// The state for the next process: what is preserved now.
+    public func stateForExec(mode: any CprMode) -> CprState {
+        var next = times
+        next.generation += 1
+        var state = CprState(mode: mode.name, fds: fds.entries, ram: memory.records.current, times: next)
+        state.link = successor?.link
+        state.checkpointFollows = successor?.mayWait == false
+        // One update may follow the other too soon for any to have been waited for.
+        helpers.collect()
+        state.helpers = helpers.pids
+        state.environment = successorEnvironment
+        state.callLimit = callLimit
+        state.timerSlack = UInt(cbaton_timer_slack())
+        state.markedTimerSlack = mark?.timerSlack
+        state.mark = mark.map { CprState.Mark(fd: $0.fd, number: $0.number) }
+        state.memoryIdentity = memory.identity
+        state.history = history
+        for part in outgoingParts { state.addPart(part.name, version: part.version, part.writer) }
+        return state
+    }
+}

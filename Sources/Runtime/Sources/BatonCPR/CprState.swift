@@ -1,0 +1,409 @@
+import BatonBase
+import BatonMachine
+import CBaton
+import Glibc
+
+/// What a new process must know before it makes its first device: who it takes
+/// over from, and by which descriptors.
+///
+/// Written just before the exec into a memfd whose number the environment
+/// variable `BATON_CPR_STATE` carries; a `SectionContainer` of kind `cprState`.
+/// A process without the variable finds the memfd among its descriptors.
+public struct CprState {
+    private static let partPrefix = "part/"
+    /// The environment variable that carries the memfd's number.
+    public static let environmentVariable = "BATON_CPR_STATE"
+    /// Tells whoever executed this process why the state cannot be read, in
+    /// case it cannot: the watch's descriptor and the token's secret.
+    static let reportVariable = "BATON_CPR_REPORT"
+    /// No state is larger: a record takes at most some 300 bytes, and there
+    /// are at most a million fds.
+    static let sizeLimit = 512 << 20
+    private static let fdLimit = 1_000_000
+    private static let fdsVersion: UInt32 = 2
+    /// 2: the guest runs on in the VMM before, which hands its state over when
+    /// the new one is ready.
+    private static let generalVersion: UInt32 = 2
+    /// In place of the number of a descriptor that goes along with the state, as
+    /// the new VMM has not inherited it.
+    static let passed: Int32 = 0
+    private static let standInsSection = "stand-ins"
+    private static let changesSection = "changes"
+
+    /// The mode that the process before was saved in.
+    public var mode: String
+    public var fds: [PreservedFDs.Entry]
+    public var ram: [RAMRecord]
+    /// The version of the process before; nil when it did not say.
+    public private(set) var version: String?
+    /// When each phase of the update was reached, see `UpdateTimes`.
+    public var times: UpdateTimes
+    /// To the old VMM, which runs the guest until this process has it; in a
+    /// trial, to the VMM that tries.
+    var link: HandoverLink?
+    /// Children of this process that end by themselves, see `HelperProcesses`.
+    var helpers: [pid_t] = []
+    /// What the successor finds in its environment, beside the rest of it; not
+    /// part of what is written.
+    var environment: [(name: String, value: String)] = []
+    /// Nanoseconds that each call into a module may take.
+    var callLimit: Int64?
+    /// A descriptor to load the checkpoint from without being asked to:
+    /// the process was started by one command that does everything.
+    public var checkpointFD: Int32?
+    /// Whether the checkpoint comes at the change of hands.
+    var checkpointFollows = false
+    /// Whether the new process is not to look for its state elsewhere.
+    public var bringsCheckpoint: Bool { checkpointFD != nil || checkpointFollows }
+    /// Whether the new process is to say only whether it could take the guest
+    /// over: the process before runs it all the while.
+    public var isTrial = false
+    /// Nanoseconds of timer slack that the process before has by itself; the new
+    /// one begins with `markedTimerSlack`.
+    var timerSlack: UInt?
+    /// What tells that the new process is of this update, see `UpdateMark`; not
+    /// part of what is written.
+    var markedTimerSlack: UInt?
+    /// The mark of the VM, for the process that is to have its guest.
+    struct Mark {
+        var fd: Int32
+        var number: UInt
+    }
+    var mark: Mark?
+    /// In a trial: where sockets are bound that others stand in for, by these
+    /// others' descriptors; as the system has addresses.
+    var addresses: [Int32: [UInt8]] = [:]
+    /// At the change of hands: what was handed over to the new process when that
+    /// was executed, and is there no more. All else of such a state is what has
+    /// changed since; nil in a state that is complete.
+    var gone: Gone?
+    struct Gone {
+        var fds: [PreservedFDs.Key] = []
+        var parts: [String] = []
+    }
+    /// How many descriptors go along with the state.
+    var passedFDs: Int { fds.count { $0.fd == CprState.passed } }
+    /// How the last updates ended.
+    public var history = UpdateHistory()
+    /// Which state of guest memory this is; see `GuestMemory.identity`.
+    var memoryIdentity: String?
+    /// What parts must know before they are made anew: a chardev's unread
+    /// bytes, a monitor's session. By the part's own name, `chardev/ID`.
+    private var parts = SectionContainer(kind: .cprState)
+
+    public init(mode: String, fds: [PreservedFDs.Entry], ram: [RAMRecord], times: UpdateTimes) {
+        self.mode = mode
+        self.fds = fds
+        self.ram = ram
+        self.times = times
+    }
+
+    /// Hands a part's state to the next process.
+    public mutating func addPart(_ name: String, version: UInt32 = 1, _ writer: StateWriter) {
+        parts.add(CprState.partPrefix + name, version: version, optional: true, writer)
+    }
+
+    /// The parts' states, by their names.
+    var partPayloads: [(name: String, version: UInt32, payload: ArraySlice<UInt8>)] {
+        parts.sections.map { ($0.name.dropPrefix(CprState.partPrefix), $0.version, $0.payload) }
+    }
+
+    /// Leaves out the parts for which `isUnchanged` is true.
+    mutating func removeParts(where isUnchanged: (_ name: String, _ version: UInt32, ArraySlice<UInt8>) -> Bool) {
+        var kept = SectionContainer(kind: .cprState)
+        for section in parts.sections {
+            let name = section.name.dropPrefix(CprState.partPrefix)
+            if !isUnchanged(name, section.version, section.payload) { kept.add(section) }
+        }
+        parts = kept
+    }
+
+    /// Which parts have been asked for.
+    final class Asked { var parts: Set<String> = [] }
+    let asked = Asked()
+
+    /// What the process before handed over for a part; nil when nothing.
+    /// - Throws: an error when it is damaged.
+    public func part(_ name: String) throws(VMMError) -> StateReader? {
+        asked.parts.insert(name)
+        guard let section = parts.section(CprState.partPrefix + name) else { return nil }
+        return try StateReader(section: name, version: section.version, payload: section.payload)
+    }
+
+    /// What of a state that came later holds for this process too.
+    mutating func take(from later: CprState) {
+        version = later.version
+        times = later.times
+        history = later.history
+        memoryIdentity = later.memoryIdentity
+    }
+
+    /// Descriptors of the hand-over itself, which the new program inherits.
+    var ownDescriptors: [Int32] {
+        (link.map { [$0.token, $0.channel] } ?? []) + [checkpointFD, mark?.fd].compactMap { $0 }
+    }
+
+    /// Takes the state over that the process before left, if there is one, and
+    /// closes its memfd. The environment variable is removed and every
+    /// descriptor named in the state gets FD_CLOEXEC back, so that nothing
+    /// reaches any other child. Without the variable the memfd is looked for.
+    /// - Throws: why the state cannot be used; the caller must end the process.
+    public static func inherited() throws(VMMError) -> CprState? {
+        let report = getenv(reportVariable).map { String(cString: $0) }
+        unsetenv(reportVariable)
+        // What is wrong from here on is reported, also if it is the state itself.
+        if getenv(environmentVariable) != nil { HandoverLink.ofThisProcess = report.flatMap(reportLink) }
+        var descriptor = try namedDescriptor()
+        if descriptor == nil { descriptor = try findDescriptor() }
+        guard let raw = descriptor else { return nil }
+        let fd = OwnedFD(adopting: raw)
+        guard lseek(fd.raw, 0, SEEK_SET) == 0 else {
+            throw VMMError("\(environmentVariable)=\(raw) does not name a CPR state")
+        }
+        let bytes = try FD.readAll(fd.raw, limit: sizeLimit, from: "the CPR state")
+        let state: CprState
+        do throws(VMMError) {
+            state = try CprState(parsing: bytes)
+        } catch {
+            throw error.prefixed("cannot use the CPR state")
+        }
+        var seen: Set<Int32> = [raw]
+        var named = state.fds.map { ($0.name, $0.fd) } + state.ram.map { ($0.name, $0.fd) }
+        if let link = state.link { named += [("the update's token", link.token), ("the channel", link.channel)] }
+        if let fd = state.checkpointFD { named.append(("the checkpoint", fd)) }
+        if let mark = state.mark { named.append(("the VM's mark", mark.fd)) }
+        for (name, fd) in named {
+            guard seen.insert(fd).inserted else {
+                throw VMMError("cannot use the CPR state: fd \(fd) of '\(name)' occurs twice")
+            }
+            do throws(VMMError) {
+                try FD.setCloseOnExec(fd, true)
+            } catch {
+                throw VMMError("cannot use the CPR state: fd \(fd) of '\(name)' is not open")
+            }
+        }
+        DescriptorKind.addressesOfStandIns = state.addresses
+        if let timerSlack = state.timerSlack { _ = cbaton_set_timer_slack(timerSlack) }
+        HandoverLink.ofThisProcess = state.link
+        return state
+    }
+
+    /// For the environment, see `reportVariable`.
+    var reportText: String? { link.map { "\($0.channel):\(String($0.secret, radix: 16))" } }
+
+    /// - Returns: a link that can only report; nil when the text names no socket or pipe.
+    private static func reportLink(_ text: String) -> HandoverLink? {
+        let words = text.split(separator: ":")
+        var status = stat()
+        guard words.count == 2, let fd = Int32(words[0]), let secret = UInt64(words[1], radix: 16), fd > 2,
+            fstat(fd, &status) == 0, [S_IFSOCK, S_IFIFO].contains(status.st_mode & S_IFMT), fcntl(fd, F_SETFD, FD_CLOEXEC) == 0
+        else { return nil }
+        return HandoverLink(token: -1, channel: fd, secret: secret)
+    }
+
+    private static func namedDescriptor() throws(VMMError) -> Int32? {
+        guard let text = getenv(environmentVariable).map({ String(cString: $0) }) else { return nil }
+        unsetenv(environmentVariable)
+        guard let raw = Int32(text), raw > 2, FD.isOpen(raw) else {
+            throw VMMError(
+                "\(environmentVariable)=\(text) does not name an open file descriptor",
+                hint:
+                    "This variable is set by cpr-exec only. If a prefix command closes file descriptors, leave it out.")
+        }
+        return raw
+    }
+
+    func encoded() -> [UInt8] {
+        var container = SectionContainer(kind: .cprState)
+        var general = StateWriter()
+        general.put("mode", mode)
+        general.put("version", BatonVersion.text, optional: true)
+        times.put(into: &general)
+        if let link {
+            general.put("token-fd", UInt64(link.token))
+            general.put("channel-fd", UInt64(link.channel))
+            general.put("secret", link.secret)
+        }
+        if !helpers.isEmpty { general.put("helper-pids", helpers.map { UInt64($0) }, optional: true) }
+        if let callLimit { general.put("call-limit-ns", UInt64(bitPattern: callLimit), optional: true) }
+        if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
+        if checkpointFollows { general.put("checkpoint-follows", true) }
+        if isTrial { general.put("trial", true) }
+        if let timerSlack { general.put("timer-slack-ns", UInt64(timerSlack), optional: true) }
+        if let mark {
+            general.put("mark-fd", UInt64(mark.fd), optional: true)
+            general.put("mark-number", UInt64(mark.number), optional: true)
+        }
+        if let memoryIdentity { general.put("memory-id", memoryIdentity, optional: true) }
+        container.add("cpr", version: CprState.generalVersion, general)
+        var list = StateWriter()
+        list.put("names", fds.map(\.name))
+        list.put("ids", fds.map { UInt64(bitPattern: Int64($0.id)) })
+        list.put("fds", fds.map { UInt64($0.fd) })
+        container.add("fds", version: CprState.fdsVersion, list)
+        var blocks = StateWriter()
+        blocks.put("count", UInt64(ram.count))
+        for (index, record) in ram.enumerated() {
+            blocks.put("\(index).name", record.name)
+            blocks.put("\(index).used-length", UInt64(record.usedLength))
+            blocks.put("\(index).max-length", UInt64(record.maxLength))
+            blocks.put("\(index).alignment", UInt64(record.alignment))
+            blocks.put("\(index).fd", UInt64(record.fd))
+            CprState.identify(record.fd, "\(index).", in: &blocks)
+        }
+        container.add("ram", version: 1, blocks)
+        var past = StateWriter()
+        history.put(into: &past)
+        container.add(UpdateHistory.sectionName, version: 1, optional: true, past)
+        if !addresses.isEmpty {
+            var standIns = StateWriter()
+            standIns.put("fds", addresses.keys.sorted().map { UInt64($0) })
+            for (fd, address) in addresses { standIns.put("\(fd).address", bytes: address) }
+            container.add(CprState.standInsSection, version: 1, optional: true, standIns)
+        }
+        if let gone {
+            var changes = StateWriter()
+            changes.put("fd-names", gone.fds.map(\.name))
+            changes.put("fd-ids", gone.fds.map { UInt64(bitPattern: Int64($0.id)) })
+            changes.put("parts", gone.parts)
+            container.add(CprState.changesSection, version: 1, changes)
+        }
+        for part in parts.sections { container.add(part) }
+        return container.encoded()
+    }
+
+    /// Says which memory a descriptor is, for whoever reads the state.
+    private static func identify(_ fd: Int32, _ prefix: String, in writer: inout StateWriter) {
+        var status = stat()
+        guard fstat(fd, &status) == 0 else { return }
+        writer.put(prefix + "inode", UInt64(status.st_ino), optional: true)
+        writer.put(prefix + "size", UInt64(status.st_size), optional: true)
+        if let path = FD.path(fd) { writer.put(prefix + "file", path, optional: true) }
+    }
+
+    /// Parses and checks a state.
+    init(parsing bytes: [UInt8]) throws(VMMError) {
+        let container = try SectionContainer(kind: .cprState, parsing: bytes, name: "the CPR state")
+        func reader(_ name: String, version: UInt32 = 1) throws(VMMError) -> StateReader {
+            guard let section = container.section(name) else { throw VMMError("section '\(name)' is missing") }
+            guard section.version == version else {
+                throw VMMError("section '\(name)' has version \(section.version), this VMM knows version \(version)")
+            }
+            return try container.reader(section)
+        }
+        for section in container.sections where section.name.hasPrefix(CprState.partPrefix) {
+            parts.add(section)
+        }
+        let known = ["cpr", "fds", "ram", CprState.changesSection]
+        for section in container.sections where !section.optional && !known.contains(section.name) {
+            throw VMMError("section '\(section.name)' is unknown")
+        }
+        let fdNumbers: ClosedRange<UInt64> = 3...UInt64(Int32.max)
+        let general = try reader("cpr", version: CprState.generalVersion)
+        mode = try general.string("mode")
+        if general.has("version") { version = try general.string("version") }
+        times = try UpdateTimes(from: general)
+        if general.has("token-fd") {
+            link = HandoverLink(
+                token: Int32(try general.unsigned("token-fd", in: fdNumbers)),
+                channel: Int32(try general.unsigned("channel-fd", in: fdNumbers)),
+                secret: try general.unsigned("secret"))
+        }
+        if general.has("helper-pids") {
+            helpers = try general.array("helper-pids", count: 0...HelperProcesses.limit)
+                .filter { (2...UInt64(Int32.max)).contains($0) }.map { pid_t($0) }
+        }
+        if general.has("call-limit-ns") {
+            callLimit = Int64(try general.unsigned("call-limit-ns", in: 1...UInt64(Int64.max / 2)))
+        }
+        if general.has("checkpoint-fd") {
+            checkpointFD = Int32(try general.unsigned("checkpoint-fd", in: fdNumbers))
+        }
+        if general.has("checkpoint-follows") { checkpointFollows = try general.bool("checkpoint-follows") }
+        if general.has("trial") { isTrial = try general.bool("trial") }
+        if general.has("timer-slack-ns") {
+            timerSlack = UInt(try general.unsigned("timer-slack-ns", in: 1...UInt64(Int64.max)))
+        }
+        if general.has("mark-fd") {
+            mark = Mark(
+                fd: Int32(try general.unsigned("mark-fd", in: fdNumbers)),
+                number: UInt(try general.unsigned("mark-number", in: UpdateMark.numbers)))
+        }
+        if general.has("memory-id") { memoryIdentity = try general.string("memory-id") }
+        try general.finish()
+        if let section = container.section(UpdateHistory.sectionName), section.version == 1 {
+            history = try UpdateHistory(from: try container.reader(section))
+        }
+        if let section = container.section(CprState.standInsSection), section.version == 1 {
+            let standIns = try container.reader(section)
+            for number in try standIns.array("fds", count: 0...CprState.fdLimit) {
+                guard fdNumbers.contains(number) else { throw VMMError("fd \(number) of a stand-in is impossible") }
+                addresses[Int32(number)] = try standIns.bytes(
+                    "\(number).address", count: 0...MemoryLayout<sockaddr_storage>.size)
+            }
+            try standIns.finish()
+        }
+
+        let limits = 0...CprState.fdLimit
+        if container.section(CprState.changesSection) != nil {
+            gone = try Gone(from: try reader(CprState.changesSection), limits: limits)
+        }
+        let list = try reader("fds", version: CprState.fdsVersion)
+        let (names, ids) = (try list.strings("names", count: limits), try list.array("ids", count: limits))
+        let numbers = try list.array("fds", count: limits)
+        guard names.count == ids.count, names.count == numbers.count else {
+            throw VMMError("section 'fds' has \(names.count) names, \(ids.count) ids and \(numbers.count) fds")
+        }
+        fds = []
+        fds.reserveCapacity(names.count)
+        var keys: Set<PreservedFDs.Key> = []
+        for ((name, id), number) in zip(zip(names, ids), numbers) {
+            guard fdNumbers.contains(number) || gone != nil && number == 0 else {
+                throw VMMError("fd \(number) of '\(name)' is impossible")
+            }
+            let entry = PreservedFDs.Entry(name: name, id: Int(Int64(bitPattern: id)), fd: Int32(number))
+            guard keys.insert(PreservedFDs.Key(name: name, id: entry.id)).inserted else {
+                throw VMMError("fd '\(name)' id \(entry.id) occurs twice")
+            }
+            fds.append(entry)
+        }
+        try list.finish()
+
+        let blocks = try reader("ram")
+        ram = []
+        var blockNames: Set<String> = []
+        let page = UInt64(Mapping.pageSize)
+        for index in 0..<(try blocks.unsigned("count", in: 0...1_000_000)) {
+            let name = try blocks.string("\(index).name")
+            let maxLength = try blocks.unsigned("\(index).max-length", in: page...(1 << 52))
+            let usedLength = try blocks.unsigned("\(index).used-length", in: page...maxLength)
+            let alignment = try blocks.unsigned("\(index).alignment", in: page...(1 << 40))
+            guard usedLength % page == 0, maxLength % page == 0, alignment & (alignment - 1) == 0 else {
+                throw VMMError("RAM block '\(name)' has impossible lengths or alignment")
+            }
+            guard blockNames.insert(name).inserted else { throw VMMError("RAM block '\(name)' occurs twice") }
+            ram.append(
+                RAMRecord(
+                    name: name, usedLength: Int(usedLength), maxLength: Int(maxLength), alignment: Int(alignment),
+                    fd: Int32(try blocks.unsigned("\(index).fd", in: fdNumbers))))
+        }
+        try blocks.finish()
+    }
+}
+
+extension CprState.Gone {
+    fileprivate init(from reader: StateReader, limits: ClosedRange<Int>) throws(VMMError) {
+        let names = try reader.strings("fd-names", count: limits)
+        let ids = try reader.array("fd-ids", count: limits)
+        guard names.count == ids.count else {
+            throw VMMError("section '\(reader.section)' has \(names.count) names and \(ids.count) ids")
+        }
+        fds = zip(names, ids).map { PreservedFDs.Key(name: $0, id: Int(Int64(bitPattern: $1))) }
+        parts = try reader.strings("parts", count: limits)
+        try reader.finish()
+    }
+}
+
+extension String {
+    fileprivate func dropPrefix(_ prefix: String) -> String { String(dropFirst(prefix.count)) }
+}

@@ -1,0 +1,63 @@
+import BatonBase
+import Glibc
+
+/// What a new VMM inherits to speak with the old one, which runs the guest
+/// until the new one has it.
+struct HandoverLink {
+    /// The page of the token.
+    var token: Int32
+    /// A seqpacket socket (a pipe, in a trial), by which it reports how far it is
+    /// (`WatchMessages`) and gets the guest's state (`HandoverMessage`). -1 for
+    /// one that could only be told of the token.
+    var channel: Int32
+    /// The token's secret, which every message carries.
+    var secret: UInt64
+
+    /// The one of this process, until it has its guest.
+    nonisolated(unsafe) static var ofThisProcess: HandoverLink?
+
+    func report(_ stage: UpdateStage) { send(WatchMessages.message(secret, stage.rawValue)) }
+
+    /// Reports why this process gives up.
+    func reportFailure(_ message: String) {
+        send(WatchMessages.message(secret, WatchMessages.failure, message))
+    }
+
+    private func send(_ bytes: [UInt8]) {
+        _ = bytes.withUnsafeBytes { write(channel, $0.baseAddress, $0.count) }
+    }
+
+    /// Takes the guest, if the old VMM has not taken it back.
+    func take() -> Bool {
+        guard let token = try? HandoverToken(fd: token, secret: secret) else { return false }
+        defer { token.unmap() }
+        return token.take()
+    }
+
+    /// The guest has been taken: the old VMM is to end.
+    func release() {
+        // Not by the channel's end alone: others may have inherited that.
+        report(.committed)
+        close(token)
+        close(channel)
+    }
+}
+
+/// Both ends of a pipe, with FD_CLOEXEC; closed by hand, as each end goes its
+/// own way after a spawn.
+struct Pipe {
+    let reader: Int32
+    let writer: Int32
+
+    init() throws(VMMError) {
+        var ends: [Int32] = [0, 0]
+        guard pipe(&ends) == 0 else { throw .system("Could not create a pipe") }
+        (reader, writer) = (ends[0], ends[1])
+        for fd in ends { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
+    }
+
+    func close() {
+        Glibc.close(reader)
+        Glibc.close(writer)
+    }
+}

@@ -1,0 +1,86 @@
+import BatonBase
+import CBaton
+import Glibc
+
+/// What the old VMM says to the new one over the channel. Each message is one
+/// packet: the token's secret, a letter, and what the letter stands for.
+enum HandoverMessage {
+    /// The first message: the old VMM's PID, in which it goes on.
+    case hello(pid_t)
+    /// The guest's state: a memfd of the CPR state and, of an update in one step,
+    /// one of the checkpoint. Owned by the receiver.
+    case state(state: Int32, checkpoint: Int32?)
+    /// Descriptors that the new VMM has not inherited, in the order in which the
+    /// state names them. Owned by the receiver.
+    case descriptors([Int32])
+    /// There will be no guest any more: it ends in the old VMM.
+    case end
+
+    private static let length = 9
+    /// What goes with one packet.
+    static let mostDescriptors = Int(CBATON_MESSAGE_FDS)
+
+    private var letter: UInt8 {
+        switch self {
+        case .hello: UInt8(ascii: "H")
+        case .state: UInt8(ascii: "S")
+        case .descriptors: UInt8(ascii: "D")
+        case .end: UInt8(ascii: "E")
+        }
+    }
+
+    /// Sends it without waiting: there is room for what an update has to say.
+    func send(_ channel: Int32, secret: UInt64) throws(VMMError) {
+        var bytes = WatchMessages.message(secret, letter)
+        var fds: [Int32] = []
+        switch self {
+        case .hello(let pid): bytes += withUnsafeBytes(of: UInt64(pid).littleEndian) { Array($0) }
+        case .state(let state, let checkpoint): fds = [state] + (checkpoint.map { [$0] } ?? [])
+        case .descriptors(let list): fds = list
+        case .end: break
+        }
+        let sent = cbaton_send_fds(channel, bytes, bytes.count, fds, fds.count, 0)
+        guard sent == bytes.count else { throw .system("cannot hand the guest's state over") }
+    }
+
+    /// Takes the next message.
+    /// - Returns: nil when there is none yet.
+    /// - Throws: an error when the other side is gone, or what came is no message.
+    static func receive(_ channel: Int32, secret: UInt64) throws(VMMError) -> HandoverMessage? {
+        var bytes = [UInt8](repeating: 0, count: 64)
+        var fds = [Int32](repeating: -1, count: mostDescriptors)
+        var count: Int32 = 0
+        let got = retryingInterrupts {
+            cbaton_receive_fds(channel, &bytes, bytes.count, &fds, &count, Int32(MSG_DONTWAIT))
+        }
+        if got < 0, errno == EAGAIN || errno == EWOULDBLOCK { return nil }
+        guard got > 0 else { throw VMMError("the VMM that runs the guest has ended") }
+        let received = Array(fds.prefix(max(0, Int(count))))
+        if let message = HandoverMessage(bytes[..<got], received, secret: secret) { return message }
+        for fd in received { close(fd) }
+        throw VMMError("something that is no message of a VMM came over the channel of the update")
+    }
+
+    private init?(_ bytes: ArraySlice<UInt8>, _ fds: [Int32], secret: UInt64) {
+        guard bytes.count >= HandoverMessage.length,
+            bytes.starts(with: WatchMessages.message(secret, 0).dropLast())
+        else { return nil }
+        let rest = bytes.dropFirst(HandoverMessage.length)
+        switch bytes[bytes.startIndex + HandoverMessage.length - 1] {
+        case UInt8(ascii: "H"):
+            let pid = rest.reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
+            guard rest.count == 8, fds.isEmpty, (1...UInt64(Int32.max)).contains(pid) else { return nil }
+            self = .hello(pid_t(pid))
+        case UInt8(ascii: "S"):
+            guard rest.isEmpty, fds.count == 1 || fds.count == 2 else { return nil }
+            self = .state(state: fds[0], checkpoint: fds.count == 2 ? fds[1] : nil)
+        case UInt8(ascii: "D"):
+            guard rest.isEmpty, !fds.isEmpty else { return nil }
+            self = .descriptors(fds)
+        case UInt8(ascii: "E"):
+            guard rest.isEmpty, fds.isEmpty else { return nil }
+            self = .end
+        default: return nil
+        }
+    }
+}

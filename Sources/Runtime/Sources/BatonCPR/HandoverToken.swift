@@ -1,0 +1,74 @@
+import BatonBase
+import BatonMachine
+import CBaton
+import Glibc
+
+/// Who owns the guest while an update is under way: one word in a page that the
+/// old and the new VMM share.
+///
+/// It holds a secret that only the CPR state carries. The new VMM takes the
+/// guest by changing the secret into its complement; the old one takes it back
+/// by changing whatever is there into zero, unless it is that complement. Both
+/// changes are atomic, so never do both run the guest, however their deadlines
+/// and deaths fall. A program between them that reads what it inherited takes
+/// nothing by that, and one that writes to it gives the guest back.
+struct HandoverToken {
+    private static let takenBack: UInt64 = 0
+    /// The descriptor of the page, with FD_CLOEXEC.
+    let fd: Int32
+    /// Goes with every message about the update, see `WatchMessages`.
+    let secret: UInt64
+    private let word: UnsafeMutableRawPointer
+
+    /// Makes a token that nobody has taken.
+    init() throws(VMMError) {
+        var secret: UInt64 = 0
+        while secret == 0 || secret == ~0 {
+            guard cbaton_getrandom(&secret, 8) == 8 else { throw .system("cannot make a token for the update") }
+        }
+        let page = try Mapping.createMemfd(name: "cpr-token", length: Mapping.pageSize, sealSize: true)
+        word = try HandoverToken.map(page.raw)
+        cbaton_store64(word, secret)
+        self.secret = secret
+        fd = page.release()
+    }
+
+    /// Finds the token of the process before.
+    /// - Parameter fd: the caller's, which stays open.
+    init(fd: Int32, secret: UInt64) throws(VMMError) {
+        guard try Mapping.fileLength(fd) == Mapping.pageSize else {
+            throw VMMError("fd \(fd) is not the update's token")
+        }
+        word = try HandoverToken.map(fd)
+        self.fd = fd
+        self.secret = secret
+    }
+
+    private static func map(_ fd: Int32) throws(VMMError) -> UnsafeMutableRawPointer {
+        try Mapping.map(
+            length: Mapping.pageSize, alignment: Mapping.pageSize, fd: fd, shared: true, name: "the update's token")
+    }
+
+    /// For the new VMM, and for the old one that needs no copy any more.
+    /// - Returns: false when the guest has been taken back.
+    func take() -> Bool { cbaton_change64(word, secret, ~secret) != 0 }
+
+    /// For the copy of the old VMM.
+    /// - Returns: false when the guest has been taken.
+    func takeBack() -> Bool {
+        while true {
+            let value = cbaton_load64(word)
+            if value == ~secret { return false }
+            if cbaton_change64(word, value, HandoverToken.takenBack) != 0 { return true }
+        }
+    }
+
+    /// Lets go of the page, and keeps the descriptor.
+    func unmap() { munmap(word, Mapping.pageSize) }
+
+    /// Lets go of the page and the descriptor.
+    func close() {
+        unmap()
+        Glibc.close(fd)
+    }
+}

@@ -1,0 +1,51 @@
+import BatonBase
+import CBaton
+
+/// Children that updates have made, and that end by themselves: the copy of the
+/// old VMM, and what frees its memory. They outlive the exec, so their PIDs are
+/// handed over. Each is waited for by its PID, and no other child is: the end of
+/// a module's or a script's child is for whoever started that.
+///
+/// Main thread only.
+final class HelperProcesses {
+    /// The most that a CPR state may name.
+    static let limit = 1024
+    private static let firstDelay: Int64 = 20_000_000
+    private static let lastDelay: Int64 = 1_000_000_000
+    private(set) var pids: [pid_t]
+    private var isScheduled = false
+
+    init(_ pids: [pid_t]) { self.pids = pids }
+
+    func add(_ pid: pid_t) {
+        if pids.count == HelperProcesses.limit { pids.removeFirst() }
+        pids.append(pid)
+    }
+
+    /// Waits for those that have ended already.
+    func collect() { pids.removeAll { cbaton_await_child($0, 0) != 0 } }
+
+    /// This process is a child of the one whose children they are.
+    func forget() { pids = [] }
+
+    /// They are this process' now.
+    func inherit(_ pids: [pid_t]) { self.pids = pids }
+
+    /// Waits for those that have ended, now and then, until all have. They take
+    /// part in no event loop: an update may come at any time, and finds no
+    /// descriptor more.
+    func reap(on loop: EventLoop) {
+        guard !isScheduled, !pids.isEmpty else { return }
+        reap(on: loop, after: HelperProcesses.firstDelay)
+    }
+
+    private func reap(on loop: EventLoop, after delay: Int64) {
+        isScheduled = true
+        loop.schedule(at: EventLoop.now + delay) { [weak self, unowned loop] in
+            guard let self else { return }
+            isScheduled = false
+            collect()
+            if !pids.isEmpty { reap(on: loop, after: min(2 * delay, HelperProcesses.lastDelay)) }
+        }
+    }
+}

@@ -1,0 +1,57 @@
+import BatonBase
+import CBaton
+import Glibc
+
+/// What a copy that takes the guest back leaves behind with the process that it
+/// was made of: the terminal, whose owner has seen that process end.
+enum LostSession {
+    /// Leaves the session if it has a terminal: the end of its leader ends all
+    /// that is in its foreground, and a shell takes the terminal for itself.
+    /// Comes before the process is ended.
+    /// - Returns: signals to stop that the process has got and not seen.
+    static func leave(of process: pid_t) -> [Int32] {
+        let terminal = open("/dev/tty", O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC)
+        if terminal >= 0 {
+            close(terminal)
+            // No process group is led by a copy that was just forked.
+            setsid()
+        }
+        return pendingStops(of: process)
+    }
+
+    /// Forgets a SIGHUP that the end of the session has brought, and keeps one
+    /// that somebody has sent.
+    /// - Parameter mask: the signal mask to have again.
+    static func forgetHangup(_ mask: inout sigset_t) {
+        var hangup = sigset_t()
+        sigemptyset(&hangup)
+        sigaddset(&hangup, SIGHUP)
+        var isMeant = false
+        var info = siginfo_t()
+        var none = timespec()
+        while sigtimedwait(&hangup, &info, &none) == SIGHUP { isMeant = isMeant || info.si_code <= 0 }
+        sigprocmask(SIG_SETMASK, &mask, nil)
+        if isMeant { raise(SIGHUP) }
+    }
+
+    /// The kernel says so in `ShdPnd` and `SigPnd` of the process' status, in
+    /// hexadecimal. A leader's own end leaves it a SIGHUP that nobody has sent.
+    private static func pendingStops(of process: pid_t) -> [Int32] {
+        // Mounted in another namespace, it has others' PIDs.
+        var link = [CChar](repeating: 0, count: 16)
+        guard readlink("/proc/self", &link, 15) > 0, atoi(&link) == getpid(),
+            let file = try? FD.open("/proc/\(process)/status", O_RDONLY),
+            let text = try? FD.readAll(file.raw, limit: 1 << 16, from: "the process' status")
+        else { return [] }
+        var pending: UInt64 = 0
+        var hasEnded = false
+        for line in text.split(separator: UInt8(ascii: "\n")) {
+            if line.starts(with: "State:".utf8) { hasEnded = line.contains { "ZX".utf8.contains($0) } }
+            guard line.starts(with: "ShdPnd:".utf8) || line.starts(with: "SigPnd:".utf8) else { continue }
+            let digits = String(decoding: line.dropFirst(7).drop { $0 <= 32 }, as: UTF8.self)
+            pending |= UInt64(digits, radix: 16) ?? 0
+        }
+        if hasEnded { pending &= ~(1 << UInt64(SIGHUP - 1)) }
+        return ([SIGINT, SIGTERM, SIGHUP] as [Int32]).filter { pending & 1 << UInt64($0 - 1) != 0 }
+    }
+}

@@ -1,0 +1,73 @@
+import BatonBase
+import BatonMachine
+import CBaton
+import Glibc
+
+/// The old VMM of an update, as the new one sees it: it runs the guest, and hands
+/// its state over when this process is ready.
+///
+/// Main thread only.
+final class Predecessor {
+    private let link: HandoverLink
+    private var pid: pid_t?
+
+    init(_ link: HandoverLink) { self.link = link }
+
+    /// What changes hands.
+    struct State {
+        let state: CprState
+        /// A memfd, of an update in one step. Owned by whoever gets it.
+        let checkpoint: Int32?
+        /// What this process has not inherited, in the state's order.
+        var fds: [Int32]
+    }
+
+    /// Says that this process is ready, and waits for the guest's state.
+    /// A signal to end that comes meanwhile is the old VMM's, which has the guest.
+    /// - Throws: when there is none.
+    func awaitState(_ vm: VirtualMachine) throws(VMMError) -> State {
+        link.report(.ready)
+        guard let message = try next(vm) else { throw VMMError("the VMM that runs the guest ends it") }
+        guard case .state(let memfd, let checkpoint) = message else {
+            throw VMMError("the VMM that runs the guest has sent something else than its state")
+        }
+        let stateFD = OwnedFD(adopting: memfd)
+        guard lseek(stateFD.raw, 0, SEEK_SET) == 0 else { throw .system("cannot read the guest's state") }
+        let bytes = try FD.readAll(stateFD.raw, limit: CprState.sizeLimit, from: "the guest's state")
+        let state: CprState
+        do throws(VMMError) { state = try CprState(parsing: bytes) } catch {
+            throw error.prefixed("cannot use the guest's state")
+        }
+        var fds: [Int32] = []
+        while fds.count < state.passedFDs {
+            guard case .descriptors(let more)? = try next(vm) else {
+                throw VMMError("the guest's state lacks descriptors")
+            }
+            fds += more
+        }
+        guard fds.count == state.passedFDs else { throw VMMError("the guest's state has too many descriptors") }
+        return State(state: state, checkpoint: checkpoint, fds: fds)
+    }
+
+    /// - Returns: nil when the guest ends in the old VMM.
+    private func next(_ vm: VirtualMachine) throws(VMMError) -> HandoverMessage? {
+        while true {
+            switch try HandoverMessage.receive(link.channel, secret: link.secret) {
+            case .hello(let number): pid = number
+            case .end: return nil
+            case let message?: return message
+            case nil:
+                var states = [link.channel, vm.signalFD].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+                _ = poll(&states, 2, -1)
+                passOn(vm)
+            }
+        }
+    }
+
+    private func passOn(_ vm: VirtualMachine) {
+        vm.takeSignals()
+        guard vm.isEnding, let pid else { return }
+        vm.forgetEnd()
+        kill(pid, SIGTERM)
+    }
+}

@@ -1,0 +1,78 @@
+import BatonBase
+import CBaton
+import Glibc
+
+/// `cpr-preflight`: the new VMM is run beside the running guest, on copies, up
+/// to the point where it would commit.
+///
+/// It gets what a successor gets, with these differences: guest memory by
+/// descriptors that are open for reading only; for each other descriptor one
+/// that stands in for it (`StandIns`); no token. So it could not take the guest
+/// over, or disturb anybody, if it tried.
+extension CprController {
+    /// What a trial run that succeeded tells.
+    public struct PreflightReport {
+        /// Nanoseconds from the exec to the point of the commit.
+        public var duration: Int64
+        /// What it wrote to its standard error: warnings. The last few KiB.
+        public var output: String
+    }
+
+    /// - Throws: why the new VMM could not take the guest over. The guest has
+    ///   not noticed.
+    @discardableResult
+    public func preflight(_ argv: [String], _ options: UpdateOptions) throws(VMMError) -> PreflightReport {
+        let limitBefore = updateLimit
+        updateLimit = options.limit
+        defer { updateLimit = limitBefore }
+        let mode = try modeOfUpdate(argv, options.mode)
+        return try beside("a preflight is under way") { () throws(VMMError) in
+            try runTrial(argv, options, mode)
+        }
+    }
+
+    private func runTrial(
+        _ argv: [String], _ options: UpdateOptions, _ mode: any CprMode
+    ) throws(VMMError) -> PreflightReport {
+        let memfd = OwnedFD(adopting: cbaton_memfd_create("cpr-preflight", 0))
+        try vm.resetIfNew()
+        let checkpoint = try collect(mode, stateBefore: vm.runState)
+        try Checkpoint.write(checkpoint.0, contents: checkpoint.1, toMemfd: memfd.raw)
+
+        var standIns = StandIns()
+        defer { standIns.close() }
+        let trial = try survey { () throws(VMMError) in
+            var state = stateForExec(mode: mode)
+            state.isTrial = true
+            state.mark = nil
+            state.checkpointFD = memfd.raw
+            for index in state.ram.indices {
+                state.ram[index].fd = try standIns.readOnly(state.ram[index].fd, name: state.ram[index].name)
+            }
+            state.fds = try state.fds.map { entry throws(VMMError) in
+                PreservedFDs.Entry(name: entry.name, id: entry.id, fd: try standIns.standIn(entry.fd))
+            }
+            state.addresses = standIns.addresses
+            return state
+        }
+        let run = try TrialRun(argv, state: trial)
+        defer { run.close() }
+        try run.watch(vm.loop, limit: options.limit)
+        vm.run(until: { run.isDecided })
+        run.end()
+        vm.run(until: { run.hasEnded })
+        guard run.isDecided else { throw VMMError("the VMM is ending") }
+        if let failure = run.failure { throw failure }
+        let advice = warnings.map { "\(Report.program): warning: \($0)\n" }.joined()
+        return PreflightReport(duration: run.duration, output: advice + run.output)
+    }
+
+    /// Has everybody save and hand over what would be preserved now, for the
+    /// time of `body`.
+    func survey<Result>(_ body: () throws(VMMError) -> Result) throws(VMMError) -> Result {
+        let before = fds.entries
+        defer { fds.inherit(before) }
+        try notify(.survey)
+        return try body()
+    }
+}

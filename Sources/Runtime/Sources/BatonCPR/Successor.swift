@@ -1,0 +1,226 @@
+import BatonBase
+import BatonMachine
+import CBaton
+import Glibc
+
+/// The new VMM of an update, as the old one sees it.
+///
+/// The process that is updated executes the new VMM, and goes on in a child that
+/// shares its memory (`cbaton_execute_beside`): so the old VMM, with everything
+/// that it has, runs the guest while the new one starts. When that is ready, the
+/// old one stops the guest, hands its state over, and waits for the commit. Until
+/// then, whatever goes wrong in the new one, the old one goes on.
+///
+/// Who owns the guest is decided by a word that both share (`HandoverToken`). The
+/// new VMM reports over a socket, the channel, how far it is (`UpdateStage`), or why
+/// it refuses. Its end, however it comes, shows on its pidfd.
+///
+/// Main thread only.
+final class Successor {
+    /// Nanoseconds that a process which has been killed may take to end. It
+    /// runs no more of its code, so nothing depends on it.
+    private static let endLimit: Int64 = 1_000_000_000
+    /// Called when the guest is the old VMM's again, while the process that
+    /// failed may still be there.
+    nonisolated(unsafe) static var whenTakenBack: (() -> Void)?
+    /// A pidfd of the process in which the last new VMM was executed; nil when
+    /// nobody has looked for one. Owned.
+    nonisolated(unsafe) static var executed: Int32?
+
+    private let token: HandoverToken
+    private let channel: Int32
+    /// The new VMM's end of the channel, until it has been executed.
+    private var theirs: Int32
+    /// A pidfd; -1 until then.
+    private var process: Int32 = -1
+    /// The PID of that process.
+    let pid = getpid()
+    private var messages: WatchMessages
+    private var mask = sigset_t()
+    private var timer: EventLoop.Timer?
+
+    /// What the new VMM is told in its CPR state.
+    var link: HandoverLink { HandoverLink(token: token.fd, channel: theirs, secret: token.secret) }
+
+    /// Whether the new VMM, which waits for its client, has answered the
+    /// monitors' clients in the place of the old one.
+    var hasWaited: Bool { messages.hasWaited }
+    /// Whether it may wait for its client, see `UpdateStage`.
+    let mayWait: Bool
+
+    init(mayWait: Bool) throws(VMMError) {
+        self.mayWait = mayWait
+        token = try HandoverToken()
+        var ends: [Int32] = [-1, -1]
+        guard socketpair(AF_UNIX, Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0 else {
+            token.close()
+            throw .system("cannot make the channel of the update")
+        }
+        (channel, theirs) = (ends[0], ends[1])
+        messages = WatchMessages(stage: .starting, secret: token.secret, mayWait: mayWait)
+        do throws(VMMError) { try FD.setNonBlocking(channel, true) } catch {
+            close()
+            throw error
+        }
+    }
+
+    // MARK: The start
+
+    /// Has `start` execute the new VMM.
+    /// - Throws: in the same process, why there is none; in the child, when
+    ///   something has to end it.
+    func execute(_ start: () throws(VMMError) -> Void) throws(VMMError) {
+        // The end of a session's leader is a SIGHUP for its terminal's processes.
+        var one = sigset_t()
+        sigemptyset(&one)
+        sigaddset(&one, SIGHUP)
+        sigprocmask(SIG_BLOCK, &one, &mask)
+        Successor.executed = nil
+        do throws(VMMError) {
+            try start()
+        } catch {
+            guard Successor.executed == nil else { return try afterExec(failure: error) }
+            sigprocmask(SIG_SETMASK, &mask, nil)
+            close()
+            throw error
+        }
+        try afterExec(failure: nil)
+    }
+
+    private func afterExec(failure: VMMError?) throws(VMMError) {
+        process = Successor.executed ?? -1
+        Successor.executed = nil
+        Glibc.close(theirs)
+        theirs = -1
+        if let failure { throw takeBack(failure.message) }
+        // One that has ended already is seen to have.
+        do throws(VMMError) { try HandoverMessage.hello(getpid()).send(channel, secret: token.secret) } catch {}
+    }
+
+    /// Runs the guest until the new VMM is ready.
+    /// - Parameters:
+    ///   - limit: nanoseconds that its start may take.
+    ///   - run: runs the guest and the loop until what it is given is true.
+    /// - Throws: why it will not be, after it has been ended.
+    func awaitReady(_ loop: EventLoop, limit: Int64, run: (() -> Bool) -> Void) throws(VMMError) {
+        var reason: String?
+        do throws(VMMError) {
+            try loop.watch(channel, .readable) { [unowned self] _ in
+                if !messages.receive(from: channel) { reason = messages.ended }
+            }
+            try loop.watch(process, .readable) { [unowned self] _ in
+                _ = messages.receive(from: channel)
+                reason = messages.ended
+            }
+        } catch {
+            reason = error.message
+        }
+        timer = loop.schedule(at: EventLoop.now + limit) { [unowned self] in
+            reason = messages.tooLate(limit: limit)
+        }
+        if reason == nil { run { messages.stage != .starting || reason != nil } }
+        timer?.cancel()
+        loop.unwatch(channel)
+        loop.unwatch(process)
+        if let reason { throw takeBack(reason) }
+        guard messages.stage == .ready else { throw takeBack("the VMM is ending") }
+    }
+
+    // MARK: The change of hands
+
+    /// Sends the guest's state.
+    /// - Parameter fds: that the new VMM has not inherited. Borrowed, like the others.
+    /// - Throws: why the new VMM does not take it.
+    func send(state: Int32, checkpoint: Int32?, fds: [Int32]) throws(VMMError) {
+        do throws(VMMError) { try sendAll(state, checkpoint, fds) } catch {
+            _ = messages.receive(from: channel)
+            throw VMMError(messages.ended)
+        }
+    }
+
+    private func sendAll(_ state: Int32, _ checkpoint: Int32?, _ fds: [Int32]) throws(VMMError) {
+        try HandoverMessage.state(state: state, checkpoint: checkpoint).send(channel, secret: token.secret)
+        var rest = fds[...]
+        while !rest.isEmpty {
+            try HandoverMessage.descriptors(Array(rest.prefix(HandoverMessage.mostDescriptors)))
+                .send(channel, secret: token.secret)
+            rest = rest.dropFirst(HandoverMessage.mostDescriptors)
+        }
+    }
+
+    /// Waits until the new VMM has the guest, and does not return then.
+    /// - Parameters:
+    ///   - limit: nanoseconds until the commit, or until the new VMM waits for its client.
+    ///   - whenItWaits: called when it does.
+    /// - Returns: why the guest is this VMM's again.
+    func awaitCommit(limit: Int64, whenItWaits: () -> Void) -> VMMError {
+        let reason = wait(limit: limit, whenItWaits)
+        return takeBack(reason)
+    }
+
+    private func wait(limit: Int64, _ whenItWaits: () -> Void) -> String {
+        var deadline = EventLoop.now + limit
+        var hasWaited = false
+        while messages.stage != .committed {
+            let isPatient = messages.stage == .waiting && messages.refusal == nil
+            let left = isPatient ? -1 : max(0, deadline - EventLoop.now)
+            var states = [channel, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+            let ready = poll(&states, 2, left < 0 ? -1 : Int32(min(left / 1_000_000 + 1, 1 << 30)))
+            if ready < 0 && errno == EINTR { continue }
+            if ready == 0 {
+                if EventLoop.now < deadline { continue }
+                return messages.refusal == nil ? messages.tooLate(limit: limit) : messages.ended
+            }
+            // What it said last comes before its end.
+            let (stage, hadRefused) = (messages.stage, messages.refusal != nil)
+            guard states[0].revents != 0, messages.receive(from: channel) else { break }
+            if messages.hasWaited, !hasWaited {
+                hasWaited = true
+                whenItWaits()
+            }
+            if messages.stage != stage, hasWaited { deadline = EventLoop.now + limit }
+            if messages.refusal != nil, !hadRefused { deadline = EventLoop.now + Successor.endLimit }
+        }
+        return messages.ended
+    }
+
+    // MARK: The way back
+
+    /// Ends the new VMM. Does not return when that has the guest already.
+    func takeBack(_ reason: String) -> VMMError {
+        guard token.takeBack() else {
+            // What frees our memory takes its time, beside the guest.
+            setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)
+            _exit(0)
+        }
+        Successor.whenTakenBack?()
+        let stops = LostSession.leave(of: pid)
+        // PID 1 cannot be ended by a process of its namespace; it knows how to stay.
+        if pid != 1 { end() }
+        LostSession.forgetHangup(&mask)
+        // An operator's stop that the process which failed had not come to.
+        for number in stops { raise(number) }
+        close()
+        return VMMError("the update failed and the guest was taken back: \(reason)")
+    }
+
+    /// Makes sure that the process that was to take over runs no more.
+    private func end() {
+        cbaton_pidfd_send_signal(process, SIGKILL)
+        let deadline = EventLoop.now + Successor.endLimit
+        while true {
+            var state = pollfd(fd: process, events: Int16(POLLIN), revents: 0)
+            let left = deadline - EventLoop.now
+            if left > 0, poll(&state, 1, Int32(left / 1_000_000 + 1)) == 0 { continue }
+            if state.revents != 0 { return }
+            guard left > 0 else {
+                return Report.warning("the process that was to take over has been killed, and does not end yet")
+            }
+        }
+    }
+
+    private func close() {
+        token.close()
+        for fd in [channel, theirs, process] where fd >= 0 { Glibc.close(fd) }
+    }
+}

@@ -1,0 +1,228 @@
+import BatonBase
+import CBaton
+import Glibc
+
+/// The process of a preflight, and whatever it starts, watched from the event loop.
+///
+/// All of it is below a process of this run's own, the supervisor, which passes
+/// on how the program ends and, when it is told or this VMM ends, kills what is
+/// left: also what a wrapper has put into the background. So no child of
+/// anybody else in this VMM is taken for one of the trial's.
+final class TrialRun {
+    private static let outputLimit = 4096
+    /// Nanoseconds that a process may live without speaking any more.
+    private static let lastMoments: Int64 = 2_000_000_000
+    /// Nanoseconds in which the supervisor is sure to have ended: it gives the
+    /// others five seconds.
+    private static let endLimit: Int64 = 6_000_000_000
+    private let supervisor: pid_t
+    private var control: Int32
+    private var reportReader: Int32
+    private let startedAt = EventLoop.now
+    private var watchReader: Int32
+    private var errorReader: Int32
+    private var token: Int32
+    private var timer: EventLoop.Timer?
+    private weak var loop: EventLoop?
+    private var messages: WatchMessages
+    private var errors: [UInt8] = []
+    /// The wait status of the program, once it has ended.
+    private var status: Int32?
+    private var speaksNoMore = false
+    /// Why the new VMM could not take the guest over; nil until that is known,
+    /// and when it could.
+    private(set) var failure: VMMError?
+    private(set) var isDecided = false
+    /// Whether everything that was started has ended, or cannot be ended.
+    private(set) var hasEnded = false
+    /// Nanoseconds until it was decided.
+    private(set) var duration: Int64 = 0
+
+    /// Starts the process.
+    /// - Parameter state: names descriptors, borrowed, that it inherits.
+    init(_ argv: [String], state: CprState) throws(VMMError) {
+        var pipes: [Pipe] = []
+        do throws(VMMError) {
+            for _ in 0..<3 { pipes.append(try Pipe()) }
+            let (token, watch, errors) = (pipes[0], pipes[1], pipes[2])
+            for reader in pipes.map(\.reader) { try FD.setNonBlocking(reader, true) }
+            var state = state
+            // A pipe: there is no token to take.
+            var secret: UInt64 = 0
+            guard cbaton_getrandom(&secret, 8) == 8 else { throw .system("cannot make a secret for the trial") }
+            messages = WatchMessages(stage: .starting, secret: secret, mayWait: false)
+            state.link = HandoverLink(token: token.reader, channel: watch.writer, secret: secret)
+            let memfd = try state.writeMemfd()
+            let process = try TrialRun.start(argv, state, memfd: memfd.raw, standardError: errors.writer)
+            for fd in [token.reader, watch.writer, errors.writer] { Glibc.close(fd) }
+            (supervisor, control, reportReader) = (process.supervisor, process.control, process.report)
+            (self.token, watchReader, errorReader) = (token.writer, watch.reader, errors.reader)
+        } catch {
+            for pipe in pipes { pipe.close() }
+            throw error
+        }
+        Log.trace("cpr_preflight", "\(argv[0]) below pid \(supervisor)")
+    }
+
+    private static func start(_ argv: [String], _ state: CprState, memfd: Int32, standardError: Int32)
+        throws(VMMError) -> cbaton_supervised
+    {
+        guard cbaton_cloexec_from(3) == 0 else { throw .system("Could not set FD_CLOEXEC") }
+        var arguments = argv.map { strdup($0) }
+        arguments.append(nil)
+        defer { for argument in arguments { free(argument) } }
+        let inherited = state.ram.map(\.fd) + state.fds.map(\.fd) + state.ownDescriptors + [memfd]
+        var process = cbaton_supervised()
+        setenv(CprState.environmentVariable, String(memfd), 1)
+        defer { unsetenv(CprState.environmentVariable) }
+        let code = cbaton_supervise(
+            &arguments, inherited, inherited.count, standardError, state.markedTimerSlack ?? cbaton_timer_slack(),
+            &process)
+        guard code == 0 else { throw .system("cannot execute '\(argv[0])'", errno: code) }
+        return process
+    }
+
+    /// Follows the process until it is decided, for at most `limit` nanoseconds.
+    func watch(_ loop: EventLoop, limit: Int64) throws(VMMError) {
+        self.loop = loop
+        try FD.setNonBlocking(reportReader, true)
+        try loop.watch(errorReader, .readable) { [unowned self] _ in takeErrors() }
+        try loop.watch(watchReader, .readable) { [unowned self] _ in takeMessages() }
+        try loop.watch(reportReader, .readable) { [unowned self] _ in takeReport() }
+        timer = loop.schedule(at: startedAt + limit) { [unowned self] in
+            decide(messages.stage == .passed ? nil : VMMError(messages.tooLate(limit: limit)))
+        }
+    }
+
+    private func takeMessages() {
+        let more = messages.receive(from: watchReader)
+        // Its end takes some ms, in which the guest runs: an update that
+        // follows would have the guest wait for it.
+        guard !more, !decideByMessages() else { return }
+        awaitEnd()
+    }
+
+    /// - Returns: false when it has not said how the trial ends.
+    private func decideByMessages() -> Bool {
+        if messages.stage == .passed {
+            decide(nil)
+        } else if messages.refusal != nil || messages.isBroken {
+            decide(VMMError(messages.ended))
+        } else {
+            return false
+        }
+        return true
+    }
+
+    /// It does not speak any more, so it is about to end: at once, or on a busy machine not so soon. The guest runs.
+    private func awaitEnd() {
+        guard let loop, !isDecided else { return }
+        loop.unwatch(watchReader)
+        speaksNoMore = true
+        if hasEnded { return decideByEnd() }
+        timer?.cancel()
+        timer = loop.schedule(at: EventLoop.now + TrialRun.lastMoments) { [unowned self] in decideByEnd() }
+    }
+
+    /// The supervisor reports the program's end, and with its own the end of all.
+    private func takeReport() {
+        var value: Int32 = 0
+        let count = retryingInterrupts { read(reportReader, &value, MemoryLayout<Int32>.size) }
+        if count == MemoryLayout<Int32>.size {
+            status = value
+            // What a wrapper has started may have the pipe still.
+            _ = messages.receive(from: watchReader)
+            _ = decideByMessages()
+        } else if count >= 0 || errno != EAGAIN {
+            loop?.unwatch(reportReader)
+            hasEnded = true
+            if speaksNoMore { decideByEnd() }
+        }
+    }
+
+    private func decideByEnd() {
+        takeErrors()
+        decide(VMMError("\(endText)\(lastWords)"))
+    }
+
+    private func takeErrors() {
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        let count = retryingInterrupts { read(errorReader, &buffer, buffer.count) }
+        if count > 0 {
+            errors += buffer[..<count]
+            if errors.count > TrialRun.outputLimit { errors.removeFirst(errors.count - TrialRun.outputLimit) }
+        } else if count == 0 {
+            loop?.unwatch(errorReader)
+        }
+    }
+
+    private func decide(_ failure: VMMError?) {
+        guard !isDecided else { return }
+        isDecided = true
+        duration = EventLoop.now - startedAt
+        self.failure = failure
+        takeErrors()
+    }
+
+    /// How the process ended, if it has.
+    private var endText: String {
+        guard let status else { return "the new VMM does not speak to this one" }
+        let signal = status & 0x7f
+        if signal != 0 { return "the new VMM was ended by signal \(signal) (\(String(cString: strsignal(signal))))" }
+        return "the new VMM ended during its start, with status \(status >> 8 & 0xff)"
+    }
+
+    /// What the process wrote to its standard error: the last few KiB.
+    var output: String { String(decoding: errors, as: UTF8.self) }
+
+    /// The error of that, or else its last line.
+    private var lastWords: String {
+        let lines = output.split(separator: "\n").map(String.init)
+        // A hint may follow the error of a VMM.
+        let error = lines.last { line in
+            line.hasPrefix("\(Report.program): ")
+                && !["warning", "info"].contains { line.hasPrefix("\(Report.program): \($0): ") }
+        }
+        return (error ?? lines.last).map { ": \($0)" } ?? ""
+    }
+
+    // MARK: The end
+
+    /// Has everything ended that there still is of the process, and of what it
+    /// has started: `hasEnded` follows.
+    func end() {
+        timer?.cancel()
+        if control >= 0 { Glibc.close(control) }
+        control = -1
+        guard let loop, !hasEnded else { return }
+        timer = loop.schedule(at: EventLoop.now + TrialRun.endLimit) { [unowned self] in abandon() }
+    }
+
+    private func abandon() {
+        hasEnded = true
+        kill(supervisor, SIGKILL)
+    }
+
+    /// Closes what the run has open, when everything of it has ended; waits for
+    /// that when the event loop has not.
+    func close() {
+        end()
+        timer?.cancel()
+        let limit = EventLoop.now + TrialRun.endLimit
+        while !hasEnded {
+            let left = limit - EventLoop.now
+            guard left > 0 else {
+                abandon()
+                break
+            }
+            var state = pollfd(fd: reportReader, events: Int16(POLLIN), revents: 0)
+            if poll(&state, 1, Int32(left / 1_000_000 + 1)) > 0 { takeReport() }
+        }
+        cbaton_reap(supervisor)
+        for fd in [watchReader, errorReader, reportReader] {
+            loop?.unwatch(fd)
+            Glibc.close(fd)
+        }
+        Glibc.close(token)
+    }
+}

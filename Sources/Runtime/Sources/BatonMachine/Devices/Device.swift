@@ -1,0 +1,60 @@
+import BatonBase
+
+/// A part of the machine that has state: it is reset, paused and resumed, and
+/// goes through checkpoints.
+///
+/// Everything happens on the main thread. A device is made in its power-on
+/// state. The legal order of calls is `reset` (once before the first run, and
+/// at every machine reset), then any number of `pause` / `resume` pairs, with
+/// `save` only while paused. A load (`loader(of:)` and what it returns) comes
+/// instead of the first `reset`: in a process that takes over a guest nothing
+/// is reset, because a reset may load images into guest RAM. It may come again
+/// when a load failed.
+public protocol Device: AnyObject {
+    /// Unique in the VM and the same in every start with the same command
+    /// line; the name of the device's checkpoint section (`serial0`, or
+    /// `BUS/MODEL` for one that is plugged).
+    var stateName: String { get }
+    /// The version written to checkpoints; a section of a higher version is
+    /// refused before `load` is called.
+    var stateVersion: UInt32 { get }
+    /// Puts the device into its power-on state.
+    func reset()
+    /// Stops all activity that could change guest RAM or the device's state,
+    /// and finishes what is in hand.
+    func pause()
+    /// Takes up activity again after `pause` or `load`.
+    func resume()
+    /// Writes the device's guest-visible and internal state.
+    func save(to writer: inout StateWriter)
+    /// Reads and checks a state, all of it, and changes nothing: another device
+    /// may refuse its own.
+    /// - Returns: what takes the state over, once every device has accepted its
+    ///   own. It cannot fail.
+    func loader(of reader: StateReader) throws(VMMError) -> () -> Void
+}
+
+extension Device {
+    public var stateVersion: UInt32 { 1 }
+    /// Takes over a state of this device alone.
+    /// - Throws: why not; nothing has changed.
+    public func load(from reader: StateReader) throws(VMMError) { try loader(of: reader)() }
+    public func pause() {}
+    public func resume() {}
+}
+
+/// One end of an interrupt wire: what a device drives and a controller sees.
+public final class InterruptLine {
+    /// The level that the device drives now.
+    public private(set) var level = false
+    private let sink: (Bool) -> Void
+
+    /// - Parameter sink: told of every change of the level.
+    public init(_ sink: @escaping (Bool) -> Void) { self.sink = sink }
+
+    public func set(_ newLevel: Bool) {
+        guard newLevel != level else { return }
+        level = newLevel
+        sink(newLevel)
+    }
+}

@@ -1,0 +1,280 @@
+import BatonBase
+import BatonQMP
+
+/// The virtual machine: its parts, its run state, and the loop that alternates
+/// between slices of the guest and the host's events.
+///
+/// Main thread only. The command line builds one, in this order: modules, CPR
+/// state, memory, accelerator and board, devices, monitors; then `run`.
+public final class VirtualMachine: GuestRequests {
+    public var name: String?
+    /// `-uuid`; all zeroes when not given.
+    public var uuid = "00000000-0000-0000-0000-000000000000"
+    /// QEMU's name of the machine type.
+    public var machineType = "none"
+    /// `-m`: bytes of main memory, set by the board.
+    public var ramSize: UInt64 = 0
+
+    public let loop: EventLoop
+    public let clock = GuestClock()
+    public let addressSpace = AddressSpace()
+    public let commands = CommandRegistry()
+    /// What clients have given with `getfd`.
+    public let namedFDs = NamedFDs()
+    /// What parts know of updates of this VM; nil in a VM that cannot be updated.
+    public package(set) weak var handover: (any MachineHandover)?
+    public private(set) var accelerator: (any Accelerator)?
+
+    /// Every device, in the order in which they were added: the order of their
+    /// sections in a checkpoint, and of loading.
+    public private(set) var devices: [any Device] = []
+    private var deviceNames: Set<String> = []
+    private var partLists = MachinePartLists()
+
+    /// The monitors: their chardevs hold them weakly.
+    public private(set) var monitors: [AnyObject] = []
+
+    public init() throws(VMMError) {
+        loop = try EventLoop()
+    }
+
+    // MARK: Parts
+
+    public func setAccelerator(_ accelerator: any Accelerator) { self.accelerator = accelerator }
+    public func add(monitor: AnyObject) { monitors.append(monitor) }
+
+    /// - Throws: an error when another device has the same state name.
+    public func add(_ device: any Device) throws(VMMError) {
+        guard deviceNames.insert(device.stateName).inserted else {
+            throw VMMError("Duplicate device ID '\(device.stateName)'")
+        }
+        devices.append(device)
+    }
+
+    /// The parts of one kind, for the floor that has the kind.
+    public func parts<List: MachineParts>(_ kind: List.Type) -> List { partLists.list(kind) }
+
+    // MARK: Run state
+
+    public private(set) var runState: RunState = .prelaunch
+    public var isRunning: Bool { runState == .running }
+    private var runStateObservers: [(RunState) -> Void] = []
+    private var needsReset = true
+    private var isNew = true
+
+    /// Calls `observer` after every change of the run state.
+    public func onRunStateChange(_ observer: @escaping (RunState) -> Void) { runStateObservers.append(observer) }
+
+    /// Changes between two states in which the guest does not run.
+    public func setStoppedState(_ state: RunState) {
+        precondition(!isRunning && state != .running)
+        change(to: state)
+    }
+
+    private func change(to state: RunState) {
+        guard state != runState else { return }
+        runState = state
+        for observer in runStateObservers { observer(state) }
+    }
+
+    /// Resets every device to power-on state, in order.
+    public func resetDevices() {
+        needsReset = false
+        isNew = false
+        for device in devices { device.reset() }
+    }
+
+    /// The first reset, for what needs devices in their power-on state before
+    /// the guest has ever run.
+    public func resetIfNew() throws(VMMError) {
+        guard isNew else { return }
+        try beforeMemoryChanges()
+        resetDevices()
+    }
+
+    /// Whether a guest that ran when its state was saved runs again once that
+    /// is loaded: off with `-S`; `stop` and `cont` change it while the VM waits.
+    public var autostart = true
+
+    /// Why the guest must not be started now; nil when it may.
+    public var startBlocker: () -> VMMError? = { nil }
+
+    /// Called before the guest runs or a reset writes to memory; an error keeps
+    /// it from that.
+    public var beforeMemoryChanges: () throws(VMMError) -> Void = { () throws(VMMError) in }
+
+    /// Memory was changed by a load that failed: the next start resets the VM.
+    package func loadFailed() { needsReset = true }
+
+    /// The devices have taken a checkpoint's state over, which stands for the
+    /// first reset.
+    public func tookOverState() {
+        needsReset = false
+        isNew = false
+    }
+
+    /// CLOCK_MONOTONIC in nanoseconds when the guest last stopped and its
+    /// devices began to drain.
+    public private(set) var stoppedAt: Int64 = 0
+
+    /// Lets the guest run (QMP `cont`). Does nothing when it runs.
+    /// Emits RESUME.
+    /// - Throws: why the guest must not run now.
+    public func start() throws(VMMError) {
+        guard !isRunning else { return }
+        if let blocker = startBlocker() { throw blocker }
+        try beforeMemoryChanges()
+        if needsReset { resetDevices() }
+        clock.vmStarted()
+        for device in devices { device.resume() }
+        change(to: .running)
+        emit("RESUME")
+    }
+
+    /// Stops the guest between two instructions and drains its devices (QMP
+    /// `stop`). Emits STOP when the guest ran; else only changes the state.
+    public func stop(_ state: RunState = .paused) {
+        guard isRunning else { return change(to: state) }
+        accelerator?.yield()
+        change(to: state)
+        stoppedAt = EventLoop.now
+        for device in devices { device.pause() }
+        clock.vmStopped()
+        emit("STOP")
+    }
+
+    // MARK: Requests, carried out between slices
+
+    private var resetRequested: String?
+    private var shutdownRequested: (cause: String, guest: Bool, status: Int32)?
+    private var powerdownHandlers: [() -> Void] = []
+    /// `-no-reboot`: a guest's reset ends the VMM.
+    public var noReboot = false
+    /// `-no-shutdown`: a guest's power-off stops it, and the VMM stays.
+    public var noShutdown = false
+    /// The process' exit status, once the loop has ended.
+    public private(set) var exitStatus: Int32?
+
+    public func guestRequestedShutdown(status: Int32) {
+        shutdownRequested = ("guest-shutdown", true, status)
+        accelerator?.yield()
+    }
+
+    public func guestRequestedReset() {
+        if noReboot {
+            shutdownRequested = ("guest-reset", true, 0)
+        } else {
+            resetRequested = "guest-reset"
+        }
+        accelerator?.yield()
+    }
+
+    /// QMP `system_reset`.
+    /// - Throws: why the guest must not be reset now.
+    public func requestReset() throws(VMMError) {
+        if let blocker = startBlocker() { throw blocker }
+        try beforeMemoryChanges()
+        resetRequested = "host-qmp-system-reset"
+        accelerator?.yield()
+    }
+
+    /// Reads what has come in by signals and not been looked at; set by the
+    /// launcher.
+    public var takeSignals: () -> Void = {}
+
+    /// Becomes readable when there is something for `takeSignals`; -1 when there
+    /// is no such descriptor. Borrowed.
+    public var signalFD: Int32 = -1
+
+    /// Forgets that something has asked for the end.
+    package func forgetEnd() { shutdownRequested = nil }
+
+    /// Carries out what was asked for and not carried out yet: before a step
+    /// that saves or replaces this VM's state, which must hold it.
+    /// - Throws: an error when the VMM is ending, by what was asked for.
+    package func settleRequests() throws(VMMError) {
+        takeSignals()
+        carryOutRequests()
+        if exitStatus != nil { throw VMMError("the VMM is ending") }
+    }
+
+    /// Whether something has asked for the end, and the loop has not come to it.
+    public var isEnding: Bool { shutdownRequested != nil || exitStatus != nil }
+
+    /// QMP `quit` and signals.
+    public func requestQuit(cause: String = "host-qmp-quit", status: Int32 = 0) {
+        shutdownRequested = (cause, false, status)
+        accelerator?.yield()
+    }
+
+    /// QMP `system_powerdown`: tells every device that can tell the guest.
+    public func requestPowerdown() {
+        emit("POWERDOWN")
+        for handler in powerdownHandlers { handler() }
+    }
+    public func onPowerdown(_ handler: @escaping () -> Void) { powerdownHandlers.append(handler) }
+
+    private func carryOutRequests() {
+        if let request = shutdownRequested {
+            shutdownRequested = nil
+            var data = JSONObject()
+            data["guest"] = .bool(request.guest)
+            data["reason"] = .string(request.cause)
+            emit("SHUTDOWN", data)
+            if request.guest && noShutdown {
+                stop(.shutdown)
+                needsReset = true
+            } else {
+                stop(.shutdown)
+                exitStatus = request.status
+            }
+        }
+        if let cause = resetRequested {
+            resetRequested = nil
+            resetDevices()
+            // As in QEMU: a machine that had ended can be started again.
+            if !isRunning { change(to: .prelaunch) }
+            var data = JSONObject()
+            data["guest"] = .bool(cause == "guest-reset")
+            data["reason"] = .string(cause)
+            emit("RESET", data)
+        }
+    }
+
+    // MARK: Events
+
+    private var eventSinks: [(String, JSONObject) -> Void] = []
+    /// Receives every event that `emit` is given: the QMP monitors.
+    public func onEvent(_ sink: @escaping (_ name: String, _ data: JSONObject) -> Void) { eventSinks.append(sink) }
+    public func emit(_ name: String, _ data: JSONObject = [:]) {
+        for sink in eventSinks { sink(name, data) }
+    }
+
+    // MARK: The loop
+
+    /// Runs until something asks for the end.
+    /// - Returns: the process' exit status.
+    public func run() -> Int32 {
+        run { false }
+        return exitStatus ?? 0
+    }
+
+    /// Runs the guest and the host's events until `isDone`, which is asked
+    /// between slices, or until something asks for the end. May be called by a
+    /// command that waits for something which goes on beside the guest.
+    public func run(until isDone: () -> Bool) {
+        while exitStatus == nil, !isDone() {
+            if isRunning, let accelerator {
+                switch accelerator.runSlice() {
+                case .busy:
+                    loop.poll(timeout: 0)
+                case .idle(let deadline):
+                    loop.poll(timeout: deadline.map { max(0, $0 - EventLoop.now) } ?? -1)
+                }
+            } else {
+                loop.poll(timeout: shutdownRequested == nil && resetRequested == nil ? -1 : 0)
+            }
+            if shutdownRequested != nil || resetRequested != nil { carryOutRequests() }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+import BatonBase
+
+/// The part of a device that answers loads and stores of the guest.
+///
+/// Widths are 1, 2, 4 or 8 bytes, `offset + width` never exceeds the size the
+/// region was mapped with, and values are in the low `width` bytes. Neither
+/// method may fail: what a device does not support it answers as hardware
+/// would (reads as zero, writes ignored) and traces with `Log.guestError` or
+/// `Log.unimplemented`.
+public protocol MMIODevice: AnyObject {
+    func mmioRead(offset: UInt64, width: Int) -> UInt64
+    func mmioWrite(offset: UInt64, width: Int, value: UInt64)
+}
+
+/// A range of guest-physical addresses that is backed by a RAM block.
+public struct RAMRange {
+    public let start: UInt64
+    public let size: UInt64
+    /// The host address of `start`.
+    public let host: UnsafeMutableRawPointer
+    public let readOnly: Bool
+    public let block: RAMBlock
+
+    public var end: UInt64 { start + size }
+}
+
+/// The guest-physical address space of a board: RAM ranges and MMIO regions,
+/// none of which overlap, built once, before the machine runs; and device
+/// memory, which comes and goes as the guest places it over MMIO regions.
+public final class AddressSpace {
+    struct MMIORange {
+        let start: UInt64
+        let size: UInt64
+        let name: String
+        let device: any MMIODevice
+    }
+
+    public private(set) var ramRanges: [RAMRange] = []
+    private var mmio: [MMIORange] = []
+    private var lastMMIO = 0
+
+    /// Called after anything but a CPU has stored to RAM (a device's DMA, a
+    /// loader), with the guest-physical range: CPUs drop what they decoded
+    /// from it. Set by the accelerator.
+    public var onExternalWrite: ((_ address: UInt64, _ length: UInt64) -> Void)?
+
+    /// Called when `expectForeignWriters` is. Set by the accelerator.
+    public var onForeignWriters: (() -> Void)?
+    public private(set) var hasForeignWriters = false
+
+    /// Says that others than this process may store to RAM without a word: the
+    /// process that serves a device, a device that does DMA. CPUs then look for
+    /// changed code where the guest asks for it (an instruction barrier). Called
+    /// while the machine is built.
+    public func expectForeignWriters() {
+        guard !hasForeignWriters else { return }
+        hasForeignWriters = true
+        onForeignWriters?()
+    }
+
+    public init() {}
+
+    /// Maps `size` bytes of `block` from `blockOffset` at `start`.
+    /// - Parameter size: a positive multiple of 4096, within the block.
+    /// - Throws: an error when the range wraps or overlaps another.
+    public func map(_ block: RAMBlock, at start: UInt64, size: UInt64, blockOffset: Int = 0, readOnly: Bool = false)
+        throws(VMMError)
+    {
+        precondition(start % 4096 == 0 && size > 0 && size % 4096 == 0)
+        precondition(blockOffset >= 0 && blockOffset + Int(size) <= block.usedLength)
+        try checkFree(start: start, size: size, name: block.name)
+        ramRanges.append(
+            RAMRange(start: start, size: size, host: block.host + blockOffset, readOnly: readOnly, block: block))
+        ramRanges.sort { $0.start < $1.start }
+    }
+
+    /// Maps a device's registers.
+    /// - Throws: an error when the range wraps or overlaps another.
+    public func map(_ device: any MMIODevice, at start: UInt64, size: UInt64, name: String) throws(VMMError) {
+        try checkFree(start: start, size: size, name: name)
+        mmio.append(MMIORange(start: start, size: size, name: name, device: device))
+    }
+
+    // MARK: Device memory
+
+    /// Memory of a device that the guest reaches without the VMM. No device
+    /// does DMA there, and no CPU fetches from it.
+    public struct DeviceMemory {
+        public let start: UInt64
+        public let size: UInt64
+        public let host: UnsafeMutableRawPointer
+        public let readOnly: Bool
+    }
+
+    public private(set) var deviceMemory: [DeviceMemory] = []
+    /// Called after device memory was mapped or unmapped: CPUs forget where
+    /// it was. Set by the accelerator.
+    public var onDeviceMemoryChange: (() -> Void)?
+
+    /// Maps memory of a device over an MMIO region, whose device no longer sees
+    /// accesses there. It must not overlap other device memory.
+    /// - Parameters:
+    ///   - host: must stay mapped until `unmapMemory`.
+    ///   - start, size: positive multiples of 4096 within one MMIO region.
+    public func mapMemory(_ host: UnsafeMutableRawPointer, at start: UInt64, size: UInt64, readOnly: Bool) {
+        precondition(start % 4096 == 0 && size > 0 && size % 4096 == 0)
+        deviceMemory.append(DeviceMemory(start: start, size: size, host: host, readOnly: readOnly))
+        onDeviceMemoryChange?()
+    }
+
+    public func unmapMemory(at start: UInt64) {
+        deviceMemory.removeAll { $0.start == start }
+        onDeviceMemoryChange?()
+    }
+
+    /// The device memory that holds `address`, or nil.
+    public func deviceMemory(containing address: UInt64) -> DeviceMemory? {
+        for range in deviceMemory where address &- range.start < range.size { return range }
+        return nil
+    }
+
+    private func checkFree(start: UInt64, size: UInt64, name: String) throws(VMMError) {
+        let (end, overflow) = start.addingReportingOverflow(size)
+        guard !overflow else { throw VMMError("region '\(name)' at \(Hex(start)) is too large for the address space") }
+        let taken =
+            ramRanges.map { ($0.start, $0.size, $0.block.name) } + mmio.map { ($0.start, $0.size, $0.name) }
+        for (otherStart, otherSize, other) in taken where start < otherStart + otherSize && otherStart < end {
+            throw VMMError("region '\(name)' at \(Hex(start)) overlaps region '\(other)' at \(Hex(otherStart))")
+        }
+    }
+
+    /// Every MMIO region, for `info mtree`.
+    public var mmioRegions: [(start: UInt64, size: UInt64, name: String)] {
+        mmio.map { ($0.start, $0.size, $0.name) }
+    }
+
+    // MARK: Access by CPUs
+
+    /// The RAM range that holds `address`, or nil.
+    public func ramRange(containing address: UInt64) -> RAMRange? {
+        for range in ramRanges where address &- range.start < range.size { return range }
+        return nil
+    }
+
+    /// Reads from a device.
+    /// - Returns: nil when no device answers the whole access: an access fault.
+    public func mmioRead(_ address: UInt64, width: Int) -> UInt64? {
+        guard let index = mmioIndex(address, width) else { return nil }
+        return mmio[index].device.mmioRead(offset: address - mmio[index].start, width: width)
+    }
+
+    /// Writes to a device.
+    /// - Returns: false when no device answers the whole access: an access fault.
+    public func mmioWrite(_ address: UInt64, width: Int, value: UInt64) -> Bool {
+        guard let index = mmioIndex(address, width) else { return false }
+        mmio[index].device.mmioWrite(offset: address - mmio[index].start, width: width, value: value)
+        return true
+    }
+
+    private func mmioIndex(_ address: UInt64, _ width: Int) -> Int? {
+        if lastMMIO < mmio.count, contains(mmio[lastMMIO], address, width) { return lastMMIO }
+        for index in mmio.indices where contains(mmio[index], address, width) {
+            lastMMIO = index
+            return index
+        }
+        return nil
+    }
+
+    private func contains(_ range: MMIORange, _ address: UInt64, _ width: Int) -> Bool {
+        address >= range.start && range.size >= UInt64(width) && address - range.start <= range.size - UInt64(width)
+    }
+
+    // MARK: Access by devices (DMA)
+
+    /// The host address of `[address, address + length)` when all of it lies in
+    /// one RAM range (and, for `writing`, a writable one); else nil. A caller
+    /// that stores through the pointer calls `didWrite` afterwards.
+    public func dma(_ address: UInt64, length: UInt64, writing: Bool) -> UnsafeMutableRawPointer? {
+        for range in ramRanges where address &- range.start < range.size {
+            guard length <= range.size - (address - range.start), !(writing && range.readOnly) else { return nil }
+            return range.host + Int(address - range.start)
+        }
+        return nil
+    }
+
+    /// Says that a device has stored to `[address, address + length)`.
+    public func didWrite(_ address: UInt64, length: UInt64) {
+        onExternalWrite?(address, length)
+    }
+
+    private var messageDepth = 0
+
+    /// Stores a device's 32-bit message (an MSI): to a device's register, or
+    /// to RAM. What takes it may send one in turn, as an interrupt controller may, but a
+    /// guest could make a circle of these: the fourth is refused.
+    /// - Returns: false when nothing takes it.
+    public func storeMessage(_ value: UInt32, at address: UInt64) -> Bool {
+        guard messageDepth < 3 else {
+            Log.guestError("message to \(Hex(address)) caused by a message")
+            return false
+        }
+        messageDepth += 1
+        defer { messageDepth -= 1 }
+        if let host = dma(address, length: 4, writing: true) {
+            host.storeBytes(of: value.littleEndian, as: UInt32.self)
+            didWrite(address, length: 4)
+            return true
+        }
+        return mmioWrite(address, width: 4, value: UInt64(value))
+    }
+
+    /// Copies `bytes` to guest RAM.
+    /// - Throws: an error when the range is not all writable RAM.
+    public func write(_ bytes: UnsafeRawBufferPointer, at address: UInt64, what: String) throws(VMMError) {
+        guard bytes.count > 0, let source = bytes.baseAddress else { return }
+        guard let target = loaderTarget(address, length: UInt64(bytes.count)) else {
+            throw VMMError(
+                "\(what) (\(bytes.count) bytes at \(Hex(address))) does not fit into guest memory",
+                hint: "Give the guest more memory with -m.")
+        }
+        target.copyMemory(from: source, byteCount: bytes.count)
+        didWrite(address, length: UInt64(bytes.count))
+    }
+
+    /// Like `dma`, but a loader may fill read-only memory.
+    private func loaderTarget(_ address: UInt64, length: UInt64) -> UnsafeMutableRawPointer? {
+        guard let range = ramRange(containing: address), length <= range.end - address else { return nil }
+        return range.host + Int(address - range.start)
+    }
+}

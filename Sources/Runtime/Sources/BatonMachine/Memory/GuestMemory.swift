@@ -1,0 +1,218 @@
+import BatonBase
+import CBaton
+import Glibc
+
+/// All RAM blocks of the VM, and the chain of allocators that makes them: a
+/// block that names a backend goes to that backend, any other is offered to
+/// the hooks of the enabled modes in order, and what no hook takes becomes
+/// anonymous memory.
+public final class GuestMemory {
+    /// A `-object memory-backend-*`.
+    public struct Backend {
+        public let id: String
+        public let typeName: String
+        public let block: RAMBlock
+        public let properties: MemoryBackendProperties
+        /// Whether a machine or device uses it (`memory-backend=ID`).
+        public var inUse = false
+    }
+
+    public private(set) var backends: [Backend] = []
+    /// Every block, in the order of allocation.
+    public private(set) var blocks: [RAMBlock] = []
+    /// What outlives an exec.
+    public let records = RAMRecords()
+    private var hooks: [any AllocatorHook] = []
+    private var names: Set<String> = []
+    /// Memory of the process before that must not change until it is ours.
+    private var readOnlyBlocks: [(name: String, host: UnsafeMutableRawPointer, length: Int)] = []
+    /// Which state of memory this is, while nothing changes it: see `identify`.
+    package var identity: String?
+    /// Whether files may have the mark of a save: one of this process, or of
+    /// one before it.
+    var mayBeMarked = true
+    /// `-machine mem-merge=`: whether KSM may merge equal pages of any block.
+    public var merge = true
+    /// `-machine dump-guest-core=`: whether core dumps hold guest memory.
+    public var dumpGuestCore = true
+
+    /// A trial run makes no memory that anybody else could see.
+    package var isTrial = false
+    /// Nanoseconds spent on mapping what the process before left.
+    package private(set) var mappingTime: Int64 = 0
+
+    public init() {}
+
+    public func addHook(_ hook: any AllocatorHook) { hooks.append(hook) }
+
+    /// Makes the memory of a `-object memory-backend-*`.
+    public func createBackend(
+        type: any MemoryBackendType, id: String, request: RAMRequest, properties: MemoryBackendProperties,
+        options: KeyValueOptions
+    ) throws(VMMError) {
+        guard backend(id) == nil else {
+            throw VMMError("attempt to add duplicate property '\(id)' to object (type 'container')")
+        }
+        let block = try type.makeBlock(request, common: properties, options: options, memory: self)
+        try adopt(block, merge: properties.merge && merge, dump: properties.dump && dumpGuestCore)
+        if properties.prealloc && !isForeign(block) { try populate(block) }
+        backends.append(Backend(id: id, typeName: type.typeName, block: block, properties: properties))
+    }
+
+    public func backend(_ id: String) -> Backend? { backends.first { $0.id == id } }
+
+    /// Gives a backend's block to its one user.
+    /// - Throws: QEMU's errors when there is no such backend or it is in use.
+    public func claimBackend(_ id: String) throws(VMMError) -> RAMBlock {
+        guard let index = backends.firstIndex(where: { $0.id == id }) else {
+            throw VMMError("Memory backend '\(id)' not found")
+        }
+        guard !backends[index].inUse else { throw VMMError("memory backend '\(id)' can't be used multiple times.") }
+        backends[index].inUse = true
+        return backends[index].block
+    }
+
+    /// Makes a block that has no backend.
+    public func allocate(_ request: RAMRequest) throws(VMMError) -> RAMBlock {
+        for hook in hooks {
+            if let block = try hook.allocate(request, memory: self) {
+                try adopt(block, merge: merge, dump: dumpGuestCore)
+                return block
+            }
+        }
+        let host = try Mapping.map(
+            length: request.maxLength, alignment: request.alignment, fd: -1, shared: false, name: request.name)
+        let block = RAMBlock(
+            name: request.name, usedLength: request.usedLength, maxLength: request.maxLength,
+            alignment: request.alignment, host: host, fd: -1, shared: false, origin: "anonymous")
+        try adopt(block, merge: merge, dump: dumpGuestCore)
+        return block
+    }
+
+    /// Takes a block into the VM and gives it the advice that every block gets.
+    private func adopt(_ block: RAMBlock, merge: Bool, dump: Bool) throws(VMMError) {
+        guard !names.contains(block.name) else {
+            throw VMMError("RAMBlock \"\(block.name)\" already registered, abort!")
+        }
+        try block.guardMapping()
+        // Advice that the kernel lacks changes nothing for the guest.
+        if merge { madvise(block.host, block.maxLength, MADV_MERGEABLE) }
+        if !dump { madvise(block.host, block.maxLength, MADV_DONTDUMP) }
+        names.insert(block.name)
+        blocks.append(block)
+    }
+
+    /// Whether a block is memory of the process before, which this process has
+    /// mapped and not yet made its own.
+    package func isInherited(_ block: RAMBlock) -> Bool { readOnlyBlocks.contains { $0.host == block.host } }
+
+    /// Whether a block's memory is, or in a trial stands for, that of the
+    /// process before: what that one has allocated, or not, stays so.
+    private func isForeign(_ block: RAMBlock) -> Bool {
+        isTrial || isInherited(block)
+    }
+
+    private func populate(_ block: RAMBlock) throws(VMMError) {
+        guard madvise(block.host, block.usedLength, CBATON_MADV_POPULATE_WRITE) == 0 else {
+            throw .system("cannot preallocate memory for RAM block '\(block.name)'")
+        }
+    }
+
+    /// Makes or finds memory that outlives an exec: the allocation of modes'
+    /// hooks and of shared memory backends.
+    ///
+    /// A block of that name which the process before handed over is mapped
+    /// again; else a descriptor is made by `create` and recorded.
+    /// - Parameters:
+    ///   - shared: false maps a private copy, which is not recorded.
+    ///   - create: opens at least `request.maxLength` bytes of memory.
+    public func preservedBlock(
+        _ request: RAMRequest, shared: Bool, origin: String, create: () throws(VMMError) -> Int32
+    ) throws(VMMError) -> RAMBlock {
+        let found = shared ? try records.find(request) : nil
+        let fd: OwnedFD
+        if let found {
+            fd = OwnedFD(adopting: found.fd)
+        } else if isTrial {
+            fd = try Mapping.createMemfd(name: request.name, length: request.maxLength)
+        } else {
+            fd = OwnedFD(adopting: try create())
+        }
+        let begin = EventLoop.now
+        // Whether memory can be written to shows here, where the way back is open.
+        let host = try Mapping.map(
+            length: request.maxLength, alignment: request.alignment, fd: fd.raw, shared: shared,
+            writable: found == nil || !isTrial, name: request.name)
+        if found != nil {
+            // Until the commit the process before can have its guest back, so
+            // nothing here may store to it: an attempt is fatal to this process.
+            if !isTrial, mprotect(host, request.maxLength, PROT_READ) != 0 {
+                let code = errno
+                munmap(host, request.maxLength)
+                throw .system("cannot set up guest memory '\(request.name)'", errno: code)
+            }
+            readOnlyBlocks.append((request.name, host, request.maxLength))
+            mappingTime += EventLoop.now - begin
+        }
+        if shared {
+            try records.save(
+                RAMRecord(
+                    name: request.name, usedLength: request.usedLength, maxLength: request.maxLength,
+                    alignment: request.alignment, fd: fd.raw))
+        }
+        let block = RAMBlock(
+            name: request.name, usedLength: request.usedLength, maxLength: request.maxLength,
+            alignment: request.alignment, host: host, fd: fd.release(), shared: shared, origin: origin)
+        let records = self.records
+        if shared { block.onFree = { records.delete($0.name) } }
+        return block
+    }
+
+    /// Lets this process write to the memory of the process before: the last
+    /// that can fail before the guest is taken over, and nothing writes until then.
+    /// - Throws: why not; all of it is read-only as before.
+    package func makeWritable() throws(VMMError) {
+        for (index, block) in readOnlyBlocks.enumerated() {
+            guard mprotect(block.host, block.length, PROT_READ | PROT_WRITE) == 0 else {
+                let failure = VMMError.system("cannot make the memory of RAM block '\(block.name)' writable")
+                for earlier in readOnlyBlocks[..<index] { mprotect(earlier.host, earlier.length, PROT_READ) }
+                throw failure
+            }
+        }
+    }
+
+    /// The guest is this process' now, and its memory is like any other.
+    package func commit() { readOnlyBlocks = [] }
+
+    /// Why the guest's memory is not whole any more; nil while it is. Its file
+    /// was shortened, or the file system had no room for a page.
+    package var loss: VMMError? {
+        guard let block = blocks.first(where: \.hasLostPages) else { return nil }
+        let file = FD.path(block.fd).map { " in '\($0)'" } ?? ""
+        return VMMError(
+            "the memory of RAM block '\(block.name)'\(file) is lost: "
+                + "the file was made shorter, or its file system is full",
+            hint: "The guest cannot go on, and cannot be saved. Start it anew when the file is as it should be.")
+    }
+
+    /// Why a block would be lost with this process, in the words of QEMU's CPR
+    /// series; nil when it would not.
+    /// - Parameters:
+    ///   - remedy: what can be done about it, as a sentence: the mode that asks knows.
+    ///   - backendRemedy: the same for the block of a memory backend.
+    public func volatility(of block: RAMBlock, remedy: String = "", backendRemedy: String = "") -> VMMError? {
+        if block.isPreservable {
+            guard cbaton_is_write_sealed(block.fd) != 0 else { return nil }
+            return VMMError(
+                "Memory region \(block.name) has been sealed against writing, and a new VMM could not write to it.")
+        }
+        let advice = backends.contains { $0.block === block } ? backendRemedy : remedy
+        return VMMError("Memory region \(block.name) is volatile." + (advice.isEmpty ? "" : " \(advice)"))
+    }
+
+    /// Frees a block that nothing uses any more.
+    public func free(_ block: RAMBlock) {
+        blocks.removeAll { $0 === block }
+        names.remove(block.name)
+    }
+}

@@ -1,0 +1,104 @@
+import BatonBase
+import BatonCPR
+import BatonDeviceKit
+import BatonMachine
+import BatonQMP
+
+/// What modules have registered, by name. Filled by the loader, one whole
+/// module at a time.
+public final class ModuleRegistry: PreserverRegistry {
+    public private(set) var modes: [any CprMode] = []
+    public private(set) var memoryBackends: [any MemoryBackendType] = []
+    public private(set) var preservers: [any FdPreserver] = []
+    public private(set) var hooks: [any AllocatorHook] = []
+    public private(set) var deviceTypes: [any DeviceType] = []
+    public private(set) var netBackendTypes: [any NetBackendType] = []
+    public private(set) var objectTypes: [any ObjectType] = []
+    /// QMP commands and events of modules, with the module's name.
+    private var commands: [(module: String, command: QMPCommand)] = []
+    private var events: [(module: String, name: String, data: QMPType)] = []
+    /// What calls foreign modules, once one has been met.
+    private(set) var bridge: (any ForeignBridge)?
+    /// What updates the VM that the modules are for; nil when there is no VM.
+    public weak var cpr: CprController?
+    /// The path a named thing came from; `built in` for the core's own.
+    private var origins: [String: String] = [:]
+
+    public init() {}
+
+    public func mode(_ name: String) -> (any CprMode)? { modes.first { $0.name == name } }
+    public func memoryBackend(_ type: String) -> (any MemoryBackendType)? {
+        memoryBackends.first { $0.typeName == type }
+    }
+    public func deviceType(_ name: String) -> (any DeviceType)? { deviceTypes.first { $0.name == name } }
+    public func netBackendType(_ name: String) -> (any NetBackendType)? { netBackendTypes.first { $0.name == name } }
+    public func objectType(_ name: String) -> (any ObjectType)? { objectTypes.first { $0.name == name } }
+    public func origin(kind: String, name: String) -> String { origins["\(kind)-\(name)"] ?? "built in" }
+
+    /// Adds a part of the core.
+    public func addBuiltIn(_ backend: any MemoryBackendType) { memoryBackends.append(backend) }
+    public func addBuiltIn(_ type: any DeviceType) { deviceTypes.append(type) }
+
+    /// Gives the monitors the commands and events of modules, once the core has
+    /// registered its own.
+    /// - Throws: an error when the core has a command of that name.
+    public func installCommands(_ registry: CommandRegistry) throws(VMMError) {
+        for (module, command) in commands {
+            do throws(VMMError) { try registry.add(command) } catch { throw error.prefixed("module '\(module)'") }
+        }
+        for (module, name, data) in events {
+            guard registry.events[name] == nil else {
+                throw VMMError("module '\(module)': QMP event '\(name)' is already registered")
+            }
+            registry.addEvent(name, data: data)
+        }
+    }
+
+    /// Takes over everything that a module staged.
+    /// - Throws: an error when one of its names is taken; then nothing is added.
+    func commit(_ registrar: ModuleRegistrar) throws(VMMError) {
+        func taken(_ kind: String, _ name: String) -> VMMError {
+            VMMError(
+                "module '\(registrar.module)' registers the \(kind) '\(name)', which is registered already",
+                hint: "It came from \(origin(kind: kind, name: name)). Remove one of the two modules.")
+        }
+        for mode in registrar.modes where self.mode(mode.name) != nil { throw taken("mode", mode.name) }
+        for backend in registrar.memoryBackends where memoryBackend(backend.typeName) != nil {
+            throw taken("memory backend", backend.typeName)
+        }
+        for preserver in registrar.preservers where preservers.contains(where: { $0.name == preserver.name }) {
+            throw taken("preserver", preserver.name)
+        }
+        for type in registrar.deviceTypes where deviceType(type.name) != nil { throw taken("device type", type.name) }
+        for type in registrar.netBackendTypes where netBackendType(type.name) != nil {
+            throw taken("network back end", type.name)
+        }
+        for type in registrar.objectTypes where objectType(type.name) != nil { throw taken("object type", type.name) }
+        for command in registrar.commands {
+            guard let other = commands.first(where: { $0.command.name == command.name }) else { continue }
+            throw VMMError(
+                "module '\(registrar.module)' registers the QMP command '\(command.name)', which \(other.module) has")
+        }
+        for event in registrar.events {
+            guard let other = events.first(where: { $0.name == event.name }) else { continue }
+            throw VMMError(
+                "module '\(registrar.module)' registers the QMP event '\(event.name)', which \(other.module) has")
+        }
+        modes += registrar.modes
+        memoryBackends += registrar.memoryBackends
+        preservers += registrar.preservers
+        hooks += registrar.hooks
+        commands += registrar.commands.map { (registrar.module, $0) }
+        events += registrar.events.map { (registrar.module, $0.name, $0.data) }
+        bridge = bridge ?? registrar.bridge
+        deviceTypes += registrar.deviceTypes
+        netBackendTypes += registrar.netBackendTypes
+        objectTypes += registrar.objectTypes
+        for mode in registrar.modes { origins["mode-\(mode.name)"] = registrar.path }
+        for backend in registrar.memoryBackends { origins["memory backend-\(backend.typeName)"] = registrar.path }
+        for type in registrar.deviceTypes { origins["device type-\(type.name)"] = registrar.path }
+        for type in registrar.netBackendTypes { origins["network back end-\(type.name)"] = registrar.path }
+        for type in registrar.objectTypes { origins["object type-\(type.name)"] = registrar.path }
+        for preserver in registrar.preservers { origins["preserver-\(preserver.name)"] = registrar.path }
+    }
+}
