@@ -40,12 +40,8 @@ extension Harness {
             $0.arguments
         },
         failure("refused-exec", "a preserver refuses just before the exec", probe: "exec throw") { $0.arguments },
-        failure("hang-save", "a preserver blocks while the guest is being saved", probe: "save block", timeout: 1500) {
-            $0.arguments
-        },
-        failure("hang-exec", "a preserver blocks just before the exec", probe: "exec block", timeout: 1500) {
-            $0.arguments
-        },
+        leftBehind("hang-save", "a preserver blocks while the guest is being saved", probe: "save block"),
+        leftBehind("hang-exec", "a preserver blocks at the change of hands", probe: "exec block"),
         Row("kill-waiting", "SIGKILL while the new VMM waits for cpr-load", .samePID) { harness in
             let machine = try harness.machine()
             let state = try machine.stateBeforeFailure()
@@ -119,6 +115,34 @@ extension Harness {
         try machine.expectConnections()
         return "killed \(steps) times; last heard of in "
             + seen.sorted { $0.key < $1.key }.map { "\($0.key): \($0.value)" }.joined(separator: ", ")
+    }
+}
+
+extension Harness {
+    /// A module that blocks in the VMM which has the guest: that goes on, calls nothing
+    /// of the module any more, and refuses each later update with the reason.
+    private static func leftBehind(_ name: String, _ subject: String, probe: String) -> Row {
+        Row(name, subject, .samePID) { harness in
+            var options = Machine.Options()
+            options.probe = true
+            let machine = try harness.machine(options)
+            let state = try machine.stateBeforeFailure()
+            try machine.arm(probe)
+            let reason = try machine.update(timeout: 1500)
+            machine.disarm()
+            guard let reason else { throw Failure("the update was reported as done") }
+            let now = try machine.count()
+            try require(now >= state.count, "the guest had counted to \(state.count) and is at \(now)")
+            try machine.expectProgress(past: now)
+            _ = try machine.expectOneProcess()
+            try machine.expectConnections()
+            let words = "did not come back within"
+            try require(reason.contains(words), "the update failed otherwise: \(reason)")
+            let next = try machine.update() ?? "no reason: it was updated"
+            try require(next.contains(words), "the next update fails otherwise: \(next)")
+            try machine.expectProgress(past: try machine.count())
+            return reason
+        }
     }
 }
 

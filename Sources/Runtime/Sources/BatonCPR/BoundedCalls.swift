@@ -1,5 +1,6 @@
 import BatonBase
 import CBaton
+import Glibc
 
 /// What a module provides and an update calls.
 public protocol ModulePart: AnyObject {
@@ -70,15 +71,16 @@ final class BoundedCalls {
         let context = Unmanaged.passRetained(round)
         var errors: [Int: VMMError] = [:]
         var next: UInt32 = 0
+        var signal: Int32 = 0
         while next < called.count {
             let late = cbaton_call_bounded(
                 { context, index in
                     if let context { Unmanaged<Round>.fromOpaque(context).takeUnretainedValue().call(Int(index)) }
-                }, context.toOpaque(), next, UInt32(called.count), limit)
+                }, context.toOpaque(), next, UInt32(called.count), limit, &signal)
             next = late + 1
             guard late < called.count else { break }
             let part = called[Int(late)].part
-            let error = BoundedCalls.error(part, step, limit)
+            let error = BoundedCalls.error(part, step, limit, signal)
             errors[Int(late)] = error
             self.late.append((part, error))
             part.leftBehind()
@@ -90,9 +92,11 @@ final class BoundedCalls {
         }
     }
 
-    private static func error(_ part: any ModulePart, _ step: String, _ limit: Int64) -> VMMError {
+    private static func error(_ part: any ModulePart, _ step: String, _ limit: Int64, _ signal: Int32) -> VMMError {
         VMMError(
-            "\(part.name): '\(step)' did not come back within \(limit / 1_000_000) ms",
+            signal == 0
+                ? "\(part.name): '\(step)' did not come back within \(limit / 1_000_000) ms"
+                : "\(part.name): '\(step)' crashed by signal \(signal) (\(String(cString: strsignal(signal))))",
             hint: "Nothing of this module is called any more, and this VM can no longer be updated: "
                 + "shut it down and start it again when that suits.")
     }

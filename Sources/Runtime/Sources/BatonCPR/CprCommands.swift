@@ -81,6 +81,7 @@ extension CprController {
                 "cpr-update",
                 arguments: common + [
                     QMPMember("preflight", .bool, optional: true), QMPMember("close-connection", .bool, optional: true),
+                    QMPMember("downtime-ms", .int, optional: true),
                 ]
             ) { [unowned self] arguments throws(VMMError) in
                 try update(CprController.argv(arguments), try CprController.options(arguments))
@@ -119,6 +120,12 @@ extension CprController {
         options.mode = arguments["mode"]?.stringValue
         options.preflight = arguments["preflight"]?.boolValue ?? options.preflight
         options.closesConnection = arguments["close-connection"]?.boolValue ?? options.closesConnection
+        if let limit = arguments["downtime-ms"]?.intValue {
+            guard (1...3_600_000).contains(limit) else {
+                throw VMMError("Parameter 'downtime-ms' expects a number from 1 to 3600000, not \(limit)")
+            }
+            options.downtime = limit * 1_000_000
+        }
         if let limit = arguments["timeout-ms"]?.intValue {
             guard (1...3_600_000).contains(limit) else {
                 throw VMMError("Parameter 'timeout-ms' expects a number from 1 to 3600000, not \(limit)")

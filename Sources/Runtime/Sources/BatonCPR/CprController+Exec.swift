@@ -113,11 +113,14 @@ extension CprController {
             do throws(VMMError) {
                 // What came meanwhile and was answered must not be lost with this process.
                 vm.takeSignals()
-                if vm.isEnding { throw VMMError("the VMM is ending") }
+                if vm.isEnding {
+                    successor.leave()
+                    throw VMMError("the VMM is ending")
+                }
                 if before == nil { before = vm.runState }
                 try handOver(mode, to: successor, handed, isSaved: isSaved)
             } catch {
-                throw successor.takeBack(error.message)
+                throw vm.isEnding ? error : successor.takeBack(error.message)
             }
             throw successor.awaitCommit(limit: options.downtime) { [vm] in
                 guard endsMonitorSessions else { return }

@@ -74,6 +74,8 @@ extension CprController {
         updateLimit = CprController.defaultStartLimit
         goOn(checkpoint.runState, autostart: autostart)
         times.resumed = EventLoop.now
+        // Until the guest does something in this process, the old one has it if this one dies.
+        if vm.isRunning { vm.beforeGuestRuns = { [unowned self] in letOldVMMGo() } } else { letOldVMMGo() }
         helpers.reap(on: vm.loop)
         if let report = times.report?.objectValue {
             vm.emit("CPR_UPDATED", report)
@@ -104,20 +106,23 @@ extension CprController {
     /// then the token, and nothing that can fail after it.
     private func commit() throws(VMMError) {
         try memory.makeWritable()
-        if let link = HandoverLink.ofThisProcess {
-            guard link.take() else {
-                // Too late: the old VMM runs the guest again, and nothing here
-                // may touch it any more.
-                Report.error(VMMError("the guest was taken back by the VMM before"))
-                CprController.stayIfLast()
-                exit(1)
-            }
-            link.release()
-            HandoverLink.ofThisProcess = nil
-        }
+        if let link = HandoverLink.ofThisProcess, !link.take() { tooLate() }
         memory.commit()
         fds.forgetAsked()
         awaitsLoad = false
+    }
+
+    private func letOldVMMGo() {
+        guard let link = HandoverLink.ofThisProcess else { return }
+        if !link.release() { tooLate() }
+        HandoverLink.ofThisProcess = nil
+    }
+
+    /// The old VMM runs the guest again, and nothing here may touch it any more.
+    private func tooLate() -> Never {
+        Report.error(VMMError("the guest was taken back by the VMM before"))
+        CprController.stayIfLast()
+        exit(1)
     }
 
     /// The guest goes on in the state that it was saved in. There is no way

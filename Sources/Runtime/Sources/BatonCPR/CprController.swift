@@ -260,7 +260,7 @@ public final class CprController {
         // Destructors of a module may wait for what a stopped call of it holds.
         if !calls.late.isEmpty { alarm(2) }
         guard let link = HandoverLink.ofThisProcess else { return }
-        if link.take() { link.release() }
+        if link.take() { _ = link.release() }
         HandoverLink.ofThisProcess = nil
     }
 

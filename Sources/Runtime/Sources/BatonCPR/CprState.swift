@@ -140,7 +140,7 @@ public struct CprState {
 
     /// Descriptors of the hand-over itself, which the new program inherits.
     var ownDescriptors: [Int32] {
-        (link.map { [$0.token, $0.channel] } ?? []) + [checkpointFD, mark?.fd].compactMap { $0 }
+        (link.map { [$0.channel] } ?? []) + [checkpointFD, mark?.fd].compactMap { $0 }
     }
 
     /// Takes the state over that the process before left, if there is one, and
@@ -169,7 +169,7 @@ public struct CprState {
         }
         var seen: Set<Int32> = [raw]
         var named = state.fds.map { ($0.name, $0.fd) } + state.ram.map { ($0.name, $0.fd) }
-        if let link = state.link { named += [("the update's token", link.token), ("the channel", link.channel)] }
+        if let link = state.link { named.append(("the channel", link.channel)) }
         if let fd = state.checkpointFD { named.append(("the checkpoint", fd)) }
         if let mark = state.mark { named.append(("the VM's mark", mark.fd)) }
         for (name, fd) in named {
@@ -198,7 +198,7 @@ public struct CprState {
         guard words.count == 2, let fd = Int32(words[0]), let secret = UInt64(words[1], radix: 16), fd > 2,
             fstat(fd, &status) == 0, [S_IFSOCK, S_IFIFO].contains(status.st_mode & S_IFMT), fcntl(fd, F_SETFD, FD_CLOEXEC) == 0
         else { return nil }
-        return HandoverLink(token: -1, channel: fd, secret: secret)
+        return HandoverLink(channel: fd, secret: secret)
     }
 
     private static func namedDescriptor() throws(VMMError) -> Int32? {
@@ -220,7 +220,6 @@ public struct CprState {
         general.put("version", BatonVersion.text, optional: true)
         times.put(into: &general)
         if let link {
-            general.put("token-fd", UInt64(link.token))
             general.put("channel-fd", UInt64(link.channel))
             general.put("secret", link.secret)
         }
@@ -303,9 +302,8 @@ public struct CprState {
         mode = try general.string("mode")
         if general.has("version") { version = try general.string("version") }
         times = try UpdateTimes(from: general)
-        if general.has("token-fd") {
+        if general.has("channel-fd") {
             link = HandoverLink(
-                token: Int32(try general.unsigned("token-fd", in: fdNumbers)),
                 channel: Int32(try general.unsigned("channel-fd", in: fdNumbers)),
                 secret: try general.unsigned("secret"))
         }

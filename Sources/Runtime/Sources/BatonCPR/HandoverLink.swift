@@ -4,14 +4,14 @@ import Glibc
 /// What a new VMM inherits to speak with the old one, which runs the guest
 /// until the new one has it.
 struct HandoverLink {
-    /// The page of the token.
-    var token: Int32
     /// A seqpacket socket (a pipe, in a trial), by which it reports how far it is
-    /// (`WatchMessages`) and gets the guest's state (`HandoverMessage`). -1 for
-    /// one that could only be told of the token.
+    /// (`WatchMessages`) and gets the guest's state (`HandoverMessage`).
     var channel: Int32
-    /// The token's secret, which every message carries.
+    /// Goes with every message.
     var secret: UInt64
+    /// What it takes the guest with. It comes with the guest's state: a program
+    /// that reads what it inherits does not get it.
+    var token: HandoverToken?
 
     /// The one of this process, until it has its guest.
     nonisolated(unsafe) static var ofThisProcess: HandoverLink?
@@ -28,18 +28,18 @@ struct HandoverLink {
     }
 
     /// Takes the guest, if the old VMM has not taken it back.
-    func take() -> Bool {
-        guard let token = try? HandoverToken(fd: token, secret: secret) else { return false }
-        defer { token.unmap() }
-        return token.take()
-    }
+    func take() -> Bool { token?.take() == true }
 
-    /// The guest has been taken: the old VMM is to end.
-    func release() {
+    /// The guest, which has been taken, is about to run, or to end: from now on it is
+    /// this process' even if that is killed.
+    /// - Returns: false when the old VMM has the guest, as it takes this process for dead.
+    func release() -> Bool {
+        guard token?.use() == true else { return false }
         // Not by the channel's end alone: others may have inherited that.
         report(.committed)
-        close(token)
+        token?.close()
         close(channel)
+        return true
     }
 }
 

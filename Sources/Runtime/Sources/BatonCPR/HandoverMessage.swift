@@ -7,9 +7,9 @@ import Glibc
 enum HandoverMessage {
     /// The first message: the old VMM's PID, in which it goes on.
     case hello(pid_t)
-    /// The guest's state: a memfd of the CPR state and, of an update in one step,
-    /// one of the checkpoint. Owned by the receiver.
-    case state(state: Int32, checkpoint: Int32?)
+    /// The guest's state: a memfd of the CPR state, the token's page and secret
+    /// and, of an update in one step, a memfd of the checkpoint. Owned by the receiver.
+    case state(state: Int32, token: Int32, secret: UInt64, checkpoint: Int32?)
     /// Descriptors that the new VMM has not inherited, in the order in which the
     /// state names them. Owned by the receiver.
     case descriptors([Int32])
@@ -34,8 +34,10 @@ enum HandoverMessage {
         var bytes = WatchMessages.message(secret, letter)
         var fds: [Int32] = []
         switch self {
-        case .hello(let pid): bytes += withUnsafeBytes(of: UInt64(pid).littleEndian) { Array($0) }
-        case .state(let state, let checkpoint): fds = [state] + (checkpoint.map { [$0] } ?? [])
+        case .hello(let pid): bytes += HandoverMessage.bytes(UInt64(pid))
+        case .state(let state, let token, let tokenSecret, let checkpoint):
+            bytes += HandoverMessage.bytes(tokenSecret)
+            fds = [state, token] + (checkpoint.map { [$0] } ?? [])
         case .descriptors(let list): fds = list
         case .end: break
         }
@@ -61,19 +63,24 @@ enum HandoverMessage {
         throw VMMError("something that is no message of a VMM came over the channel of the update")
     }
 
+    private static func bytes(_ number: UInt64) -> [UInt8] {
+        withUnsafeBytes(of: number.littleEndian) { Array($0) }
+    }
+
     private init?(_ bytes: ArraySlice<UInt8>, _ fds: [Int32], secret: UInt64) {
         guard bytes.count >= HandoverMessage.length,
             bytes.starts(with: WatchMessages.message(secret, 0).dropLast())
         else { return nil }
         let rest = bytes.dropFirst(HandoverMessage.length)
+        let number = rest.reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
         switch bytes[bytes.startIndex + HandoverMessage.length - 1] {
         case UInt8(ascii: "H"):
-            let pid = rest.reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
-            guard rest.count == 8, fds.isEmpty, (1...UInt64(Int32.max)).contains(pid) else { return nil }
-            self = .hello(pid_t(pid))
+            guard rest.count == 8, fds.isEmpty, (1...UInt64(Int32.max)).contains(number) else { return nil }
+            self = .hello(pid_t(number))
         case UInt8(ascii: "S"):
-            guard rest.isEmpty, fds.count == 1 || fds.count == 2 else { return nil }
-            self = .state(state: fds[0], checkpoint: fds.count == 2 ? fds[1] : nil)
+            guard rest.count == 8, fds.count == 2 || fds.count == 3 else { return nil }
+            self = .state(
+                state: fds[0], token: fds[1], secret: number, checkpoint: fds.count == 3 ? fds[2] : nil)
         case UInt8(ascii: "D"):
             guard rest.isEmpty, !fds.isEmpty else { return nil }
             self = .descriptors(fds)

@@ -12,8 +12,14 @@ import Glibc
 /// changes are atomic, so never do both run the guest, however their deadlines
 /// and deaths fall. A program between them that reads what it inherited takes
 /// nothing by that, and one that writes to it gives the guest back.
+///
+/// A second word says whether anything has been done with the guest since it was
+/// taken: if not, the old VMM still can have it back when the new one dies.
 struct HandoverToken {
     private static let takenBack: UInt64 = 0
+    private static let unused: UInt64 = 0
+    private static let used: UInt64 = 1
+    private static let givenUp: UInt64 = 2
     /// The descriptor of the page, with FD_CLOEXEC.
     let fd: Int32
     /// Goes with every message about the update, see `WatchMessages`.
@@ -62,6 +68,16 @@ struct HandoverToken {
             if cbaton_change64(word, value, HandoverToken.takenBack) != 0 { return true }
         }
     }
+
+    private var useWord: UnsafeMutableRawPointer { word + 8 }
+
+    /// For the new VMM, which has taken the guest and is about to do something with it.
+    /// - Returns: false when the old one has found it dead.
+    func use() -> Bool { cbaton_change64(useWord, HandoverToken.unused, HandoverToken.used) != 0 }
+
+    /// For the old VMM, when the new one has taken the guest and is dead.
+    /// - Returns: false when something has been done with the guest since.
+    func takeBackUnused() -> Bool { cbaton_change64(useWord, HandoverToken.unused, HandoverToken.givenUp) != 0 }
 
     /// Lets go of the page, and keeps the descriptor.
     func unmap() { munmap(word, Mapping.pageSize) }

@@ -10,6 +10,7 @@ import Glibc
 final class Predecessor {
     private let link: HandoverLink
     private var pid: pid_t?
+    private var hasPassedOn = false
 
     init(_ link: HandoverLink) { self.link = link }
 
@@ -27,10 +28,15 @@ final class Predecessor {
     /// - Throws: when there is none.
     func awaitState(_ vm: VirtualMachine) throws(VMMError) -> State {
         link.report(.ready)
-        guard let message = try next(vm) else { throw VMMError("the VMM that runs the guest ends it") }
-        guard case .state(let memfd, let checkpoint) = message else {
+        guard let message = try next(vm) else { follow() }
+        // One that was passed on, and came too late there, is this process' now.
+        defer { if hasPassedOn { vm.requestQuit(cause: "host-signal") } }
+        guard case .state(let memfd, let token, let secret, let checkpoint) = message else {
             throw VMMError("the VMM that runs the guest has sent something else than its state")
         }
+        let tokenFD = OwnedFD(adopting: token)
+        HandoverLink.ofThisProcess?.token = try HandoverToken(fd: tokenFD.raw, secret: secret)
+        _ = tokenFD.release()
         let stateFD = OwnedFD(adopting: memfd)
         guard lseek(stateFD.raw, 0, SEEK_SET) == 0 else { throw .system("cannot read the guest's state") }
         let bytes = try FD.readAll(stateFD.raw, limit: CprState.sizeLimit, from: "the guest's state")
@@ -68,6 +74,13 @@ final class Predecessor {
         vm.takeSignals()
         guard vm.isEnding, let pid else { return }
         vm.forgetEnd()
+        hasPassedOn = true
         kill(pid, SIGTERM)
+    }
+
+    /// The guest ends in the old VMM, and this process with it, as if it were one:
+    /// whoever started the VM waits for this one.
+    private func follow() -> Never {
+        cbaton_end_like(pid ?? 0)
     }
 }

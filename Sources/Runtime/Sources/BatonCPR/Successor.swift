@@ -28,6 +28,8 @@ final class Successor {
     nonisolated(unsafe) static var executed: Int32?
 
     private let token: HandoverToken
+    /// Goes with every message over the channel.
+    private let secret: UInt64
     private let channel: Int32
     /// The new VMM's end of the channel, until it has been executed.
     private var theirs: Int32
@@ -40,7 +42,7 @@ final class Successor {
     private var timer: EventLoop.Timer?
 
     /// What the new VMM is told in its CPR state.
-    var link: HandoverLink { HandoverLink(token: token.fd, channel: theirs, secret: token.secret) }
+    var link: HandoverLink { HandoverLink(channel: theirs, secret: secret) }
 
     /// Whether the new VMM, which waits for its client, has answered the
     /// monitors' clients in the place of the old one.
@@ -50,6 +52,9 @@ final class Successor {
 
     init(mayWait: Bool) throws(VMMError) {
         self.mayWait = mayWait
+        var random: UInt64 = 0
+        guard cbaton_getrandom(&random, 8) == 8 else { throw .system("cannot make a secret for the update") }
+        secret = random
         token = try HandoverToken()
         var ends: [Int32] = [-1, -1]
         guard socketpair(AF_UNIX, Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0 else {
@@ -57,7 +62,7 @@ final class Successor {
             throw .system("cannot make the channel of the update")
         }
         (channel, theirs) = (ends[0], ends[1])
-        messages = WatchMessages(stage: .starting, secret: token.secret, mayWait: mayWait)
+        messages = WatchMessages(stage: .starting, secret: secret, mayWait: mayWait)
         do throws(VMMError) { try FD.setNonBlocking(channel, true) } catch {
             close()
             throw error
@@ -94,7 +99,7 @@ final class Successor {
         theirs = -1
         if let failure { throw takeBack(failure.message) }
         // One that has ended already is seen to have.
-        do throws(VMMError) { try HandoverMessage.hello(getpid()).send(channel, secret: token.secret) } catch {}
+        do throws(VMMError) { try HandoverMessage.hello(getpid()).send(channel, secret: secret) } catch {}
     }
 
     /// Runs the guest until the new VMM is ready.
@@ -106,7 +111,7 @@ final class Successor {
         var reason: String?
         do throws(VMMError) {
             try loop.watch(channel, .readable) { [unowned self] _ in
-                if !messages.receive(from: channel) { reason = messages.ended }
+                if !messages.receive(from: channel) || messages.refusal != nil { reason = messages.ended }
             }
             try loop.watch(process, .readable) { [unowned self] _ in
                 _ = messages.receive(from: channel)
@@ -139,11 +144,12 @@ final class Successor {
     }
 
     private func sendAll(_ state: Int32, _ checkpoint: Int32?, _ fds: [Int32]) throws(VMMError) {
-        try HandoverMessage.state(state: state, checkpoint: checkpoint).send(channel, secret: token.secret)
+        try HandoverMessage.state(state: state, token: token.fd, secret: token.secret, checkpoint: checkpoint)
+            .send(channel, secret: secret)
         var rest = fds[...]
         while !rest.isEmpty {
             try HandoverMessage.descriptors(Array(rest.prefix(HandoverMessage.mostDescriptors)))
-                .send(channel, secret: token.secret)
+                .send(channel, secret: secret)
             rest = rest.dropFirst(HandoverMessage.mostDescriptors)
         }
     }
@@ -188,11 +194,7 @@ final class Successor {
 
     /// Ends the new VMM. Does not return when that has the guest already.
     func takeBack(_ reason: String) -> VMMError {
-        guard token.takeBack() else {
-            // What frees our memory takes its time, beside the guest.
-            setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)
-            _exit(0)
-        }
+        if !token.takeBack() { awaitUse() }
         Successor.whenTakenBack?()
         let stops = LostSession.leave(of: pid)
         // PID 1 cannot be ended by a process of its namespace; it knows how to stay.
@@ -202,6 +204,34 @@ final class Successor {
         for number in stops { raise(number) }
         close()
         return VMMError("the update failed and the guest was taken back: \(reason)")
+    }
+
+    /// The new VMM has taken the guest: nothing takes it back but that process'
+    /// end, and only if that comes before anything has been done with the guest.
+    private func awaitUse() {
+        while messages.stage != .committed {
+            var states = [channel, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+            if poll(&states, 2, -1) < 0 { continue }
+            if states[0].revents != 0, !messages.receive(from: channel) {
+                // Its end, or that of a channel which it closes last.
+                _ = poll(&states[1], 1, -1)
+            }
+            guard states[1].revents != 0 else { continue }
+            _ = messages.receive(from: channel)
+            if messages.stage != .committed, token.takeBackUnused() { return }
+            break
+        }
+        // What frees our memory takes its time, beside the guest.
+        setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)
+        _exit(0)
+    }
+
+    /// The guest ends in this process: the new VMM, which is ready, is to wait for
+    /// that, and to end alike.
+    func leave() {
+        do throws(VMMError) { try HandoverMessage.end.send(channel, secret: secret) } catch { end() }
+        sigprocmask(SIG_SETMASK, &mask, nil)
+        close()
     }
 
     /// Makes sure that the process that was to take over runs no more.

@@ -21,7 +21,6 @@ final class TrialRun {
     private let startedAt = EventLoop.now
     private var watchReader: Int32
     private var errorReader: Int32
-    private var token: Int32
     private var timer: EventLoop.Timer?
     private weak var loop: EventLoop?
     private var messages: WatchMessages
@@ -43,20 +42,20 @@ final class TrialRun {
     init(_ argv: [String], state: CprState) throws(VMMError) {
         var pipes: [Pipe] = []
         do throws(VMMError) {
-            for _ in 0..<3 { pipes.append(try Pipe()) }
-            let (token, watch, errors) = (pipes[0], pipes[1], pipes[2])
+            for _ in 0..<2 { pipes.append(try Pipe()) }
+            let (watch, errors) = (pipes[0], pipes[1])
             for reader in pipes.map(\.reader) { try FD.setNonBlocking(reader, true) }
             var state = state
-            // A pipe: there is no token to take.
+            // There is no token to take.
             var secret: UInt64 = 0
             guard cbaton_getrandom(&secret, 8) == 8 else { throw .system("cannot make a secret for the trial") }
             messages = WatchMessages(stage: .starting, secret: secret, mayWait: false)
-            state.link = HandoverLink(token: token.reader, channel: watch.writer, secret: secret)
+            state.link = HandoverLink(channel: watch.writer, secret: secret)
             let memfd = try state.writeMemfd()
             let process = try TrialRun.start(argv, state, memfd: memfd.raw, standardError: errors.writer)
-            for fd in [token.reader, watch.writer, errors.writer] { Glibc.close(fd) }
+            for fd in [watch.writer, errors.writer] { Glibc.close(fd) }
             (supervisor, control, reportReader) = (process.supervisor, process.control, process.report)
-            (self.token, watchReader, errorReader) = (token.writer, watch.reader, errors.reader)
+            (watchReader, errorReader) = (watch.reader, errors.reader)
         } catch {
             for pipe in pipes { pipe.close() }
             throw error
@@ -223,6 +222,5 @@ final class TrialRun {
             loop?.unwatch(fd)
             Glibc.close(fd)
         }
-        Glibc.close(token)
     }
 }

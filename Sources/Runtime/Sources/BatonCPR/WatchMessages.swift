@@ -70,7 +70,7 @@ struct WatchMessages {
     /// Reads what there is.
     /// - Returns: false at the end: the process is gone, has refused, or is none of ours.
     mutating func receive(from watch: Int32) -> Bool {
-        var buffer = [UInt8](repeating: 0, count: 512)
+        var buffer = [UInt8](repeating: 0, count: WatchMessages.length + WatchMessages.textLimit)
         let count = retryingInterrupts { read(watch, &buffer, buffer.count) }
         if count < 0 && errno == EAGAIN { return true }
         guard count > 0 else { return false }

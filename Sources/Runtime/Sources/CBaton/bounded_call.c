@@ -48,8 +48,52 @@ static void on_stop(int number) {
     stop_for_ever();
 }
 
+/* ---- A call that crashes is left behind like one that hangs: the guest is this
+ * process', and goes on. Its thread is the only one that may; a crash of any other
+ * is what it is without this. */
+
+static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT};
+#define CRASHES (sizeof crashes / sizeof crashes[0])
+static struct sigaction before_call[CRASHES];
+static pid_t called;        /* the thread of the call; 0 when there is none */
+static int crashed;         /* the signal by which it has crashed */
+static uint32_t *progress_of_call; /* of the call: its caller waits for it */
+
+static void on_crash(int number, siginfo_t *info, void *context) {
+    if ((pid_t)syscall(SYS_gettid) == __atomic_load_n(&called, __ATOMIC_ACQUIRE)) {
+        /* Guest memory that was lost is no fault of the call. */
+        if (number == SIGBUS && cbaton_guard_bus_error(info)) return;
+        __atomic_store_n(&crashed, number, __ATOMIC_RELEASE);
+        wake(progress_of_call);
+        stop_for_ever();
+    }
+    for (size_t i = 0; i < CRASHES; i++) {
+        if (crashes[i] != number) continue;
+        if (before_call[i].sa_flags & SA_SIGINFO) {
+            before_call[i].sa_sigaction(number, info, context);
+        } else {
+            sigaction(number, &before_call[i], NULL);
+            raise(number);
+        }
+    }
+}
+
+static void catch_crashes(uint32_t *progress) {
+    progress_of_call = progress;
+    __atomic_store_n(&crashed, 0, __ATOMIC_RELEASE);
+    __atomic_store_n(&called, 0, __ATOMIC_RELEASE);
+    struct sigaction action = {.sa_sigaction = on_crash, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    sigemptyset(&action.sa_mask);
+    for (size_t i = 0; i < CRASHES; i++) sigaction(crashes[i], &action, &before_call[i]);
+}
+
+static void stop_catching(void) {
+    for (size_t i = 0; i < CRASHES; i++) sigaction(crashes[i], &before_call[i], NULL);
+}
+
 static void *run(void *argument) {
     struct bounded *calls = argument;
+    __atomic_store_n(&called, (pid_t)syscall(SYS_gettid), __ATOMIC_RELEASE);
     for (uint32_t index = calls->first; index < calls->count; index++) {
         calls->body(calls->context, index);
         uint32_t expected = index << 1;
@@ -95,11 +139,15 @@ static void stop(pthread_t thread) {
 }
 
 uint32_t cbaton_call_bounded(
-    void (*body)(void *context, uint32_t index), void *context, uint32_t first, uint32_t count, int64_t limit) {
+    void (*body)(void *context, uint32_t index), void *context, uint32_t first, uint32_t count, int64_t limit,
+    int *signal) {
+    *signal = 0;
     struct bounded *calls = malloc(sizeof *calls);
     pthread_t thread;
     if (calls) *calls = (struct bounded){body, context, first, count, first << 1};
+    if (calls) catch_crashes(&calls->progress);
     if (!calls || start(&thread, calls)) {
+        if (calls) stop_catching();
         free(calls);
         for (uint32_t index = first; index < count; index++) body(context, index);
         return count;
@@ -110,10 +158,19 @@ uint32_t cbaton_call_bounded(
         uint32_t progress = __atomic_load_n(&calls->progress, __ATOMIC_ACQUIRE);
         if (progress == count << 1) {
             pthread_join(thread, NULL);
+            stop_catching();
             free(calls);
             return count;
         }
         int64_t left = deadline - cbaton_monotonic_ns();
+        *signal = __atomic_load_n(&crashed, __ATOMIC_ACQUIRE);
+        if (*signal) {
+            /* It is in the handler, and stays there. */
+            __atomic_store_n(&calls->progress, progress | 1, __ATOMIC_RELEASE);
+            stop_catching();
+            pthread_detach(thread);
+            return progress >> 1;
+        }
         if (left > 0) {
             wait_while(&calls->progress, progress, left);
         } else if (progress != seen) {
@@ -122,6 +179,7 @@ uint32_t cbaton_call_bounded(
         } else if (__atomic_compare_exchange_n(
                        &calls->progress, &progress, progress | 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
             stop(thread);
+            stop_catching();
             pthread_detach(thread);
             return progress >> 1;
         }

@@ -57,3 +57,22 @@ void cbaton_keep_namespace(void) {
         if (number > 0 && number != SIGCHLD) kill(-1, number);
     }
 }
+
+void cbaton_end_like(pid_t child) {
+    sigset_t set;
+    cbaton_stop_signals(&set);
+    sigaddset(&set, SIGCHLD);
+    sigprocmask(SIG_SETMASK, &set, NULL);
+    /* Not ignored, and so not discarded either. */
+    struct sigaction standard = {.sa_handler = SIG_DFL};
+    sigaction(SIGCHLD, &standard, NULL);
+    syscall(SYS_close_range, 0u, ~0u, 0u);
+    for (;;) {
+        int status = 0;
+        pid_t ended = child > 0 ? waitpid(child, &status, WNOHANG) : -1;
+        if (ended == child) _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+        if (ended < 0 && errno != EINTR) _exit(0);
+        int number = sigwaitinfo(&set, NULL);
+        if (number > 0 && number != SIGCHLD) kill(child, number);
+    }
+}

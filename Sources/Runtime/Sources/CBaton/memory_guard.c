@@ -59,7 +59,7 @@ static int replace_page(const struct range *range, uintptr_t at, uintptr_t *star
     return replace(*start, *length);
 }
 
-static void on_bus_error(int number, siginfo_t *info, void *context) {
+int cbaton_guard_bus_error(const siginfo_t *info) {
     int saved = errno;
     uintptr_t at = (uintptr_t)info->si_addr;
     for (int i = 0; i < RANGES; i++) {
@@ -84,9 +84,14 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
             }
         }
         errno = saved;
-        return;
+        return 1;
     }
     errno = saved;
+    return 0;
+}
+
+static void on_bus_error(int number, siginfo_t *info, void *context) {
+    if (cbaton_guard_bus_error(info)) return;
     /* Not ours: whoever was there before gets it, and this handler stays. */
     if (previous.sa_flags & SA_SIGINFO) {
         previous.sa_sigaction(number, info, context);

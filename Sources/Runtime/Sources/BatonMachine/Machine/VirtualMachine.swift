@@ -252,6 +252,9 @@ public final class VirtualMachine: GuestRequests {
 
     // MARK: The loop
 
+    /// Called once, when the guest is about to run again.
+    package var beforeGuestRuns: (() -> Void)?
+
     /// Runs until something asks for the end.
     /// - Returns: the process' exit status.
     public func run() -> Int32 {
@@ -265,6 +268,10 @@ public final class VirtualMachine: GuestRequests {
     public func run(until isDone: () -> Bool) {
         while exitStatus == nil, !isDone() {
             if isRunning, let accelerator {
+                if let body = beforeGuestRuns {
+                    beforeGuestRuns = nil
+                    body()
+                }
                 switch accelerator.runSlice() {
                 case .busy:
                     loop.poll(timeout: 0)

@@ -51,6 +51,10 @@ int cbaton_await_child(pid_t child, int64_t limit);
  * when it is the last. The end of PID 1 would be the end of all. */
 void cbaton_keep_namespace(void) __attribute__((noreturn));
 
+/* Lets go of all descriptors, passes signals to stop on to a child, and ends with
+ * its status when it has ended; at once when there is no such child. */
+void cbaton_end_like(pid_t child) __attribute__((noreturn));
+
 /* A 64-bit word that processes share. */
 static inline uint64_t cbaton_load64(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_SEQ_CST); }
 static inline void cbaton_store64(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, __ATOMIC_SEQ_CST); }
@@ -75,6 +79,9 @@ int cbaton_is_write_sealed(int fd);
 #define CBATON_GUARD_DEVICE 1 /* device memory: all ones, as of a device that is gone */
 /* Guards a mapping; START is page aligned. Returns 0, or -1 and errno. */
 int cbaton_guard_add(void *start, size_t length, int kind);
+/* For a handler of SIGBUS: puts memory of our own in the place of what was lost.
+ * Returns 0 for an address that is not guarded. */
+int cbaton_guard_bus_error(const siginfo_t *info);
 /* Ends it, before the mapping goes. Does nothing for what is not guarded. */
 void cbaton_guard_remove(const void *start);
 /* Whether a page of the mapping that begins at START has been replaced. */
@@ -162,10 +169,12 @@ pid_t cbaton_fork(void);
  * other, in a thread that the caller waits for, each for LIMIT nanoseconds or a
  * little more. A call that takes longer is left behind: its thread is stopped
  * wherever it is and never goes on, and CONTEXT must stay as long as the process.
+ * One that crashes is left behind too, and SIGNAL says by which signal; else it is 0.
  * Without memory for a thread the calls are made in the caller's, without limit.
  * Returns the index of the call that was left behind, or COUNT. */
 uint32_t cbaton_call_bounded(
-    void (*body)(void *context, uint32_t index), void *context, uint32_t first, uint32_t count, int64_t limit);
+    void (*body)(void *context, uint32_t index), void *context, uint32_t first, uint32_t count, int64_t limit,
+    int *signal);
 
 /* Starts argv[0], searched in PATH, which inherits FDS, an empty standard input
  * and output, and STANDARD_ERROR, whatever their FD_CLOEXEC. It is to be waited
