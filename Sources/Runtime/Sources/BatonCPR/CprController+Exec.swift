@@ -90,7 +90,10 @@ extension CprController {
         try notify(.exec) { [unowned self] () throws(VMMError) in if mayHang(mode) { try launchGuardian() } }
         try launchGuardian()
         for warning in warnings { Report.warning(warning) }
-        // What came meanwhile and was answered must not be lost with this process.
+        // What came meanwhile and was answered must not be lost with this process; a signal to stop that comes from
+        // here on waits for the new VMM, or until the exec has failed.
+        cbaton_hold_stop_signals()
+        defer { cbaton_accept_stop_signals() }
         vm.takeSignals()
         if vm.isEnding { throw VMMError("the VMM is ending") }
         if let loss = memory.loss { throw loss }

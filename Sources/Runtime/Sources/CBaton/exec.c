@@ -64,6 +64,12 @@ void cbaton_accept_stop_signals(void) {
     sigprocmask(SIG_UNBLOCK, &stops, NULL);
 }
 
+void cbaton_hold_stop_signals(void) {
+    sigset_t stops;
+    cbaton_stop_signals(&stops);
+    sigprocmask(SIG_BLOCK, &stops, NULL);
+}
+
 int cbaton_execvp(const char *file, char *const argv[]) {
     sigset_t stops, before;
     cbaton_stop_signals(&stops);

@@ -26,8 +26,10 @@ int cbaton_execvp(const char *file, char *const argv[]);
  * frees the memory itself. */
 pid_t cbaton_start_keeper(pid_t watcher);
 
-/* The signals by which an operator ends a VMM, and what lets them through. */
+/* The signals by which an operator ends a VMM, what makes them wait (for the new
+ * VMM, from when this one looks at them no more), and what lets them through. */
 void cbaton_stop_signals(sigset_t *set);
+void cbaton_hold_stop_signals(void);
 void cbaton_accept_stop_signals(void);
 
 /* Waits up to LIMIT nanoseconds for a child of this process to end. Returns 1
