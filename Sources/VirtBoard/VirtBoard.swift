@@ -101,15 +101,15 @@ public final class VirtBoard {
 
         let space = vm.addressSpace
         try space.map(test, at: MemoryMap.test, size: TestFinisher.size, name: "riscv.sifive.test")
-        try space.map(rtc, at: MemoryMap.rtc, size: GoldfishRTC.size, name: "goldfish_rtc")
-        try space.map(clint, at: MemoryMap.clint, size: CLINT.size, name: "riscv.sifive.clint")
+        try space.map(rtc, at: MemoryMap.rtc, size: GoldfishRTC.registersSize, name: "goldfish_rtc")
+        try space.map(clint, at: MemoryMap.clint, size: CLINT.registersSize, name: "riscv.sifive.clint")
         for region in interrupts.regions {
             try space.map(region.device, at: region.start, size: region.size, name: region.name)
         }
-        try space.map(uart, at: MemoryMap.uart0, size: SerialUART.size, name: "serial")
+        try space.map(uart, at: MemoryMap.uart0, size: SerialUART.registersSize, name: "serial")
         for slot in slots {
             let start = MemoryMap.virtio + MemoryMap.virtioStride * UInt64(slot.slot)
-            try space.map(slot, at: start, size: MemoryMap.virtioStride, name: "virtio-mmio")
+            try space.map(slot, at: start, size: VirtioMMIO.registersSize, name: "virtio-mmio")
         }
         try pci.mapIntoAddressSpace(configurationAt: MemoryMap.pciConfiguration)
     }

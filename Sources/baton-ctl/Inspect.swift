@@ -21,7 +21,9 @@ struct Inspect: ParsableCommand {
             try inspect()
         } catch let error as VMMError {
             // It may quote the file.
-            throw ValidationError(TerminalText.escaped(error.description, keepingLines: true))
+            let text = TerminalText.escaped(error.description, keepingLines: true)
+            FileHandle.standardError.write(Data("baton-ctl: \(text)\n".utf8))
+            throw ExitCode.failure
         }
     }
 

@@ -12,13 +12,21 @@ final class MonitorConnection {
     /// Connects and negotiates.
     /// - Parameters:
     ///   - address: a unix socket's path, or `HOST:PORT`.
+    ///   - milliseconds: how long the VMM may take to greet; it serves one client of a monitor at a time, and lets the
+    ///     others wait.
     ///   - onEvent: is told of each event while an answer is waited for.
-    init(_ address: String, onEvent: @escaping (_ name: String, _ data: JSONObject) -> Void) throws {
+    init(
+        _ address: String, milliseconds: Int64, onEvent: @escaping (_ name: String, _ data: JSONObject) -> Void
+    ) throws {
         name = address
         self.onEvent = onEvent
         fd = try MonitorConnection.socketAddress(address).startConnecting().fd
-        var state = pollfd(fd: fd, events: Int16(POLLOUT), revents: 0)
-        poll(&state, 1, -1)
+        // Also what comes of connecting shows as something to read.
+        guard hasInput(milliseconds: milliseconds) else {
+            throw VMMError(
+                "the VMM at \(address) did not answer within \(milliseconds) ms",
+                hint: "A monitor serves one client at a time: end the other one, or give the VMM a second -qmp.")
+        }
         guard try receive()["QMP"] != nil else { throw VMMError("\(address) is not a QMP monitor") }
         try execute("qmp_capabilities")
     }
@@ -56,6 +64,17 @@ final class MonitorConnection {
         while !condition(), !waiting.isEmpty || poll(&state, 1, milliseconds) > 0 {
             let message = try receive()
             if let event = message["event"]?.stringValue { onEvent(event, message["data"]?.objectValue ?? [:]) }
+        }
+    }
+
+    private func hasInput(milliseconds: Int64) -> Bool {
+        let deadline = EventLoop.now + min(max(milliseconds, 0), 86_400_000) * 1_000_000
+        while true {
+            let left = max(0, deadline - EventLoop.now)
+            var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+            let ready = poll(&state, 1, Int32(clamping: (left + 999_999) / 1_000_000))
+            if ready > 0 { return true }
+            if ready == 0 && left == 0 { return false }
         }
     }
 

@@ -46,7 +46,7 @@ struct Update: ParsableCommand {
 
     private func update() throws {
         var report: JSONObject?
-        let monitor = try MonitorConnection(qmp) { event, data in
+        let monitor = try MonitorConnection(qmp, milliseconds: timeoutMs) { event, data in
             if event == "CPR", let phase = data["phase"]?.stringValue { Progress.show(phase) }
             if event == "CPR_UPDATED" { report = data }
         }

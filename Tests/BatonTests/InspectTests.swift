@@ -52,9 +52,9 @@ struct InspectTests {
         let place = try #require(damaged.range(of: text, options: .backwards)).lowerBound
         damaged[place] ^= 1
         let broken = try ChildProcess([tool, "inspect", try guest.directory.write("damaged", damaged)])
-        #expect(try broken.waitForExit() != .status(0))
+        #expect(try broken.waitForExit() == .status(1))
         let missing = try ChildProcess([tool, "inspect", "--section", Self.harmful, file])
-        #expect(try missing.waitForExit() != .status(0))
+        #expect(try missing.waitForExit() == .status(1))
         for output in [shown, json, broken.errors, missing.errors] {
             let controls = output.unicodeScalars.filter {
                 ($0.value < 0x20 && $0 != "\n") || (0x7f..<0xa0).contains($0.value) || $0.value == 0x202e
@@ -69,13 +69,13 @@ struct InspectTests {
         let directory = try TemporaryDirectory()
         let file = try directory.write("text", "no checkpoint")
         let process = try ChildProcess([tool, "inspect", file])
-        #expect(try process.waitForExit() != .status(0))
+        #expect(try process.waitForExit() == .status(1))
         #expect(process.errors.contains("\(file) is not a vmstate file"))
         let fifo = directory.file("fifo")
         try #require(mkfifo(fifo, 0o600) == 0)
         for (path, kind) in [(fifo, "a FIFO"), ("/dev/zero", "a character device")] {
             let process = try ChildProcess([tool, "inspect", path])
-            #expect(try process.waitForExit(by: .seconds(20)) != .status(0))
+            #expect(try process.waitForExit(by: .seconds(20)) == .status(1))
             #expect(process.errors.contains("Could not open '\(path)': it is \(kind), not a regular file"))
         }
     }

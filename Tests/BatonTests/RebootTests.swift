@@ -159,12 +159,16 @@ struct RebootTests {
         let vm = try VolatileVM(directory)
         let file = try directory.write("checkpoint", "the one before")
         let full = "/dev/full/x"
-        #expect(refusal { try vm.qmp.execute("cpr-save", ["filename": full, "mode": "reboot"]) } != "accepted")
+        #expect(
+            refusal { try vm.qmp.execute("cpr-save", ["filename": full, "mode": "reboot"]) }
+                == "Could not write '/dev/full/x': Not a directory")
         #expect(try vm.qmp.status() == "running")
         // A directory in place of the file cannot be replaced.
         let blocked = directory.file("blocked")
         try FileManager.default.createDirectory(atPath: blocked + "/in", withIntermediateDirectories: true)
-        #expect(refusal { try vm.qmp.execute("cpr-save", ["filename": blocked, "mode": "reboot"]) } != "accepted")
+        #expect(
+            refusal { try vm.qmp.execute("cpr-save", ["filename": blocked, "mode": "reboot"]) }
+                == "Could not write '\(blocked)': it is a directory, not a regular file")
         #expect(try vm.qmp.status() == "running")
         #expect(try String(contentsOfFile: file, encoding: .utf8) == "the one before")
         let left = try FileManager.default.contentsOfDirectory(atPath: directory.path).filter { $0.hasSuffix(".tmp") }

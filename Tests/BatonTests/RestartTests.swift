@@ -205,12 +205,12 @@ struct RestartTests {
         #expect(try load(Data("no checkpoint at all".utf8)) == "\(bad) is not a vmstate file")
         #expect(try load(Data()) == "\(bad) is not a vmstate file")
         for cut in stride(from: 8, to: good.count, by: good.count / 50) {
-            #expect(try load(good.prefix(cut)) != "accepted", "cut at \(cut)")
+            #expect(try load(good.prefix(cut)).contains(bad), "cut at \(cut)")
         }
         for index in stride(from: 8, to: good.count, by: 97) {
             var changed = good
             changed[index] ^= 0x10
-            #expect(try load(changed) != "accepted", "byte \(index)")
+            #expect(try load(changed).contains(bad), "byte \(index)")
         }
         #expect(
             refusal { try guest.qmp.execute("cpr-load", ["filename": "/dev/zero", "mode": "restart"]) }

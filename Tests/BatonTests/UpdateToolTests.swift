@@ -67,4 +67,21 @@ struct UpdateToolTests {
         #expect(process.output.contains("the new VMM could take the guest over"))
         #expect((try guest.qmp.execute("query-cpr") as? [String: Any])?["generation"] as? Int == 0)
     }
+
+    /// The VMM lets the tool wait, as the monitor has a client: without a limit, for ever and without a word.
+    @Test func aMonitorThatHasAnotherClientIsNotWaitedForInVain() throws {
+        defer { _ = try? guest.qmp.execute("quit") }
+        let other = try QMPClient(path: socket)
+        try other.execute("query-status")
+        let process = try tool(["--timeout-ms", "300"])
+        #expect(try process.waitForExit() == .status(1))
+        #expect(process.errors.contains("the VMM at \(socket) did not answer within 300 ms"), "\(process.errors)")
+        #expect(process.errors.contains("one client at a time"))
+        // And a path without a VMM is refused at once.
+        let nobody = try ChildProcess([
+            "\(Products.directory)/baton-ctl", "update", "--qmp", directory.file("nobody"),
+        ])
+        #expect(try nobody.waitForExit() == .status(1))
+        #expect(nobody.errors.contains("No such file or directory"), "\(nobody.errors)")
+    }
 }

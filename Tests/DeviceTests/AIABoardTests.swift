@@ -32,7 +32,8 @@ import VirtBoard
         #expect(space.mmioWrite(0x2800_1004, width: 4, value: 0x0300_0000), "big endian")
         #expect(file.top == 3)
         for (offset, width, value) in [(0, 8, 2), (0, 2, 2), (8, 4, 2), (0xffc, 4, 2), (0, 4, 0), (0, 4, 256)] {
-            #expect(space.mmioWrite(0x2800_1000 + UInt64(offset), width: width, value: UInt64(value)))
+            #expect(
+                space.mmioWrite(0x2800_1000 + UInt64(offset), width: width, value: UInt64(value)) == (width == 4))
         }
         #expect(file.top == 3)
         #expect(space.mmioRead(0x2800_1000, width: 4) == 0)

@@ -154,7 +154,7 @@ import VirtBoard
         test.mmioWrite(offset: 0, width: 4, value: 0x0005_3333)
         test.mmioWrite(offset: 0, width: 4, value: 0x1234)
         test.mmioWrite(offset: 4, width: 4, value: 0x5555)
-        test.mmioWrite(offset: 0, width: 8, value: 0x5555)
+        #expect([1, 2, 4, 8].filter { test.accepts(offset: 0, width: $0) } == [2, 4])
         #expect(machine.asked == ["shutdown 0", "reset", "shutdown 5"])
     }
 }

@@ -216,23 +216,63 @@ import VirtBoard
         }
     }
 
-    @Test func truncatedAndCorruptedKernelsNeverCrash() throws {
+    @Test func aTruncatedKernelIsRefused() throws {
         let whole = elf()
-        var random = Randomness(seed: 11)
         for length in 1..<whole.count {
             let path = try file(whole.prefix(length))
-            let board = try TestBoard(memory: 4 << 20) { $0.kernel = path }
-            try? board.board.prepareImages()
+            // What is too short for an ELF file's magic is a flat image.
+            if length < 4 {
+                let board = try started { $0.kernel = path }
+                #expect(try bytes(board, at: 0x8020_0000, count: length) == whole.prefix(length))
+            } else {
+                let text = try failure { $0.kernel = path }
+                #expect(text.hasPrefix("could not load kernel '\(path)': "), "\(text)")
+                #expect(text.hasSuffix("truncated"), "\(length) bytes: \(text)")
+            }
         }
+    }
+
+    /// A corrupted kernel is refused in the loader's words, or what its headers say now is in memory.
+    @Test func aCorruptedKernelIsRefusedOrLoadedAsItSays() throws {
+        let whole = elf()
+        let reasons = [
+            "truncated", "64-bit", "little endian", "is for machine", "is of type", "program headers", "larger",
+            "nothing to load", "do not fit into guest memory", "leaves no room", "too large", "not in guest memory",
+        ]
+        var random = Randomness(seed: 11)
+        var (loaded, refused) = (0, 0)
         for _ in 0..<500 {
             var bad = whole
             for _ in 0..<3 {
                 bad[Int.random(in: 4..<whole.count, using: &random)] = UInt8.random(in: 0...255, using: &random)
             }
             let path = try file(bad)
-            let board = try TestBoard(memory: 4 << 20) { $0.kernel = path }
-            if (try? board.board.prepareImages()) != nil { board.vm.resetDevices() }
+            let board = try TestBoard { $0.kernel = path }
+            do {
+                try board.board.prepareImages()
+            } catch {
+                refused += 1
+                let text = "\(error)"
+                #expect(reasons.contains { text.contains($0) }, "\(text)")
+                continue
+            }
+            loaded += 1
+            board.vm.resetDevices()
+            func field(_ offset: Int) -> UInt64 {
+                bad.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: UInt64.self) }
+            }
+            // Where the one program header is still the one.
+            guard field(32) == 64, bad[54...57].elementsEqual([56, 0, 1, 0]) else { continue }
+            let (offset, address, size) = (Int(field(72)), field(88), Int(field(96)))
+            #expect(try bytes(board, at: address, count: size) == bad[offset..<offset + size])
         }
+        #expect(loaded > 50 && refused > 50, "\(loaded) loaded, \(refused) refused")
+    }
+
+    private func bytes(_ board: TestBoard, at address: UInt64, count: Int) throws -> Data {
+        guard count > 0 else { return Data() }
+        let host = try #require(board.vm.addressSpace.dma(address, length: UInt64(count), writing: false))
+        return Data(bytes: host, count: count)
     }
 
     @Test func aGivenDeviceTreeIsPatched() throws {

@@ -105,7 +105,7 @@ import Virtio
 
     @Test func registersTakeOnlyAlignedWords() {
         #expect(driver.slot.mmioRead(offset: 0, width: 1) == 0)
-        #expect(driver.slot.mmioRead(offset: 0, width: 8) == 0)
+        #expect(driver.slot.mmioRead(offset: 0, width: 8) == 2 << 32 | 0x7472_6976, "two words")
         #expect(driver.slot.mmioRead(offset: 2, width: 4) == 0)
         driver.slot.mmioWrite(offset: 0x70, width: 1, value: 1)
         #expect(driver.status == 0)

@@ -100,21 +100,63 @@ struct OptionTests {
         try named.finish()
     }
 
-    @Test("No text makes the parser fail other than with an error")
-    func fuzz() {
+    /// What a random text is for the parser is either refused in its words, or read so that the text that says the same
+    /// with every key is read alike.
+    @Test("Any text is read without loss, or refused with an error")
+    func fuzz() throws {
         var random = SeededGenerator(state: 1)
         let alphabet = Array("a=,.?{}[]\":1no".utf8)
-        for _ in 0..<20_000 {
+        var (read, refused) = (0, 0)
+        for round in 0..<20_000 {
             let count = Int.random(in: 0..<24, using: &random)
-            let text = String(
-                decoding: (0..<count).map { _ in alphabet.randomElement(using: &random) ?? 0 }, as: UTF8.self)
+            var bytes = (0..<count).map { _ in alphabet.randomElement(using: &random) ?? 0 }
+            // One in four is JSON at its beginning, so that not all of it ends there.
+            if round % 4 == 0 { bytes = Array("{\"a\":".utf8) + bytes.prefix(6) + [UInt8(ascii: "}")] }
+            let text = String(decoding: bytes, as: UTF8.self)
             for style in [KeyValueOptions.Style.options, .keyval] {
-                guard let options = try? KeyValueOptions(text, impliedKey: "a", style: style) else { continue }
-                for key in options.keys {
-                    _ = try? options.size(key)
-                    _ = try? options.number(key)
+                do {
+                    try check(KeyValueOptions(text, impliedKey: "a", style: style))
+                    read += 1
+                } catch let error as VMMError {
+                    refused += 1
+                    let known = ["Invalid parameter ", "Expected '=' after parameter ", "JSON parse error, "]
+                    #expect(known.contains { error.message.hasPrefix($0) }, "'\(text)': \(error.message)")
                 }
             }
         }
+        #expect(read > 2_000 && refused > 2_000, "\(read) read, \(refused) refused")
+    }
+
+    private func check(_ options: KeyValueOptions) throws {
+        let isJSON = options.source.hasPrefix("{")
+        var words: [String] = []
+        for key in options.keys {
+            // A nested value that is no string is of another type, and says so.
+            guard let values = try? options.strings(key) else {
+                #expect(isJSON)
+                #expect(errorText { _ = try options.string(key) }.hasPrefix("Invalid parameter type for '\(key)'"))
+                continue
+            }
+            words += values.map { key + "=" + $0.replacing(",", with: ",,") }
+            guard let last = values.last else {
+                Issue.record("\(key) has no value")
+                continue
+            }
+            let (number, size) = (try? options.number(key), try? options.size(key))
+            if isJSON {
+                #expect(number == nil && size == nil, "text is no number in JSON")
+                continue
+            }
+            if last.allSatisfy({ $0 == "1" }) { #expect(number == UInt64(last), "'\(last)'") }
+            #expect(size == (try? SizeText.parse(last)), "'\(last)'")
+            if number == nil {
+                #expect(errorText { _ = try options.number(key) } == "Parameter '\(key)' expects a number")
+            }
+            if size == nil { #expect(errorText { _ = try options.size(key) }.contains("'\(key)'")) }
+        }
+        guard !isJSON else { return }
+        let again = try KeyValueOptions(words.joined(separator: ","), style: .keyval)
+        #expect(again.keys == options.keys, "'\(options.source)'")
+        for key in options.keys { #expect(try again.strings(key) == options.strings(key), "'\(options.source)'") }
     }
 }

@@ -11,17 +11,32 @@ enum KVMUnitTests {
         name: "kvm-unit-tests", commit: "1da1819e49fc4938985edca67df669099b4c87a7",
         places: ["https://gitlab.com/kvm-unit-tests/kvm-unit-tests.git"])
 
-    /// The directory of the images, built when that is first asked for.
-    static let images: Result<String, TestError> = Result {
-        guard let toolchain = GuestBuilder.toolchain else {
-            throw TestError("the Swift toolchain has no clang and lld")
-        }
+    /// The checkout, or why there is none.
+    private static let source: Result<String, TestError> = Result {
+        guard GuestBuilder.toolchain != nil else { throw TestError("the Swift toolchain has no clang and lld") }
         for tool in ["make", "bash"] where Products.find(tool) == nil { throw TestError("needs \(tool)") }
-        let cache = try Products.cache("kvm-unit-tests")
-        let source =
-            try ProcessInfo.processInfo.environment["BATON_KVM_UNIT_TESTS"]
-            ?? repository.checkout(in: cache, as: "source")
-        let target = "\(cache)/riscv"
+        guard readelf != nil else { throw TestError("needs readelf (Debian's binutils)") }
+        return try ProcessInfo.processInfo.environment["BATON_KVM_UNIT_TESTS"]
+            ?? repository.checkout(in: Products.cache("kvm-unit-tests"), as: "source")
+    }.mapError { $0 as? TestError ?? TestError("\($0)") }
+
+    /// Why they are skipped; nil when they are not. Sources that do not build are no reason, but a failure.
+    static let absence: String? = {
+        if case .failure(let reason) = source { return "\(reason)" }
+        return nil
+    }()
+
+    /// The toolchain's, which not each has, or binutils'.
+    private static let readelf: String? = {
+        let own = GuestBuilder.toolchain.map { "\($0)/llvm-readelf" } ?? ""
+        return FileManager.default.isExecutableFile(atPath: own) ? own : Products.find("readelf")
+    }()
+
+    /// The directory of the images, built when that is first asked for.
+    static let images: Result<String, any Error> = Result {
+        guard let toolchain = GuestBuilder.toolchain, let readelf else { throw TestError("no toolchain") }
+        let source = try Self.source.get()
+        let target = "\(try Products.cache("kvm-unit-tests"))/riscv"
         if FileManager.default.fileExists(atPath: "\(target)/sbi.flat") { return target }
         let work = try TemporaryDirectory()
         try ChildProcess.run(["cp", "-r", "\(source)/.", work.file("kut")])
@@ -38,23 +53,17 @@ enum KVMUnitTests {
         let script = """
             cd "$0" && sed -i 's/bool pending = 0;/unsigned long pending = 0;/' riscv/sbi-sse.c && \
             ./configure --arch=riscv64 --cc="$1" && make -j2 CC="$1" LD="$2/ld.lld" \
-            OBJCOPY="$2/llvm-objcopy" AR="$2/llvm-ar" READELF="$2/llvm-readelf"
+            OBJCOPY="$2/llvm-objcopy" AR="$2/llvm-ar" READELF="$3"
             """
         try ChildProcess.run(
-            ["bash", "-c", script, work.file("kut"), work.file("cc"), toolchain], by: .seconds(300))
+            ["bash", "-c", script, work.file("kut"), work.file("cc"), toolchain, readelf], by: .seconds(300))
         try FileManager.default.createDirectory(atPath: target, withIntermediateDirectories: true)
         for name in ["selftest", "isa-dbltrp", "sbi"] {
             try FileManager.default.copyItem(
                 atPath: work.file("kut/riscv/\(name).flat"), toPath: "\(target)/\(name).flat")
         }
         return target
-    }.mapError { $0 as? TestError ?? TestError("\($0)") }
-
-    /// Why they are skipped; nil when they are not.
-    static let absence: String? = {
-        if case .failure(let reason) = images { return "\(reason)" }
-        return nil
-    }()
+    }
 
     static let openSBI = "/usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin"
 }

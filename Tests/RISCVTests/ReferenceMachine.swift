@@ -35,7 +35,7 @@ struct ReferenceMachine {
         return options.joined(separator: ",")
     }
 
-    /// Runs a program on both.
+    /// Runs a program on both, with its options.
     /// - Parameter asked: a case whose registers are to be kept.
     static func run(_ program: ReferenceProgram, on reference: ReferenceMachine, asked: Int? = nil) throws
         -> (reference: ReferenceProgram.Outcome, baton: ReferenceProgram.Outcome)
@@ -50,12 +50,15 @@ struct ReferenceMachine {
                 command + [
                     "-object", "memory-backend-file,id=ram,size=\(size)M,mem-path=\(ram),share=on", "-m", "\(size)M",
                     "-bios", "none", "-kernel", engine, "-nodefaults", "-serial", "none", "-monitor", "none",
-                ])
+                ] + program.options)
         }
         let qemu = try start(
             "qemu",
-            [reference.command, "-M", "virt,memory-backend=ram", "-cpu", reference.processor, "-display", "none"])
-        let baton = try start("baton", [Products.baton, "-M", "virt,memory-backend=ram"])
+            [
+                reference.command, "-M", "virt,memory-backend=ram" + program.machine, "-cpu", reference.processor,
+                "-display", "none", "-global", "virtio-mmio.force-legacy=off",
+            ])
+        let baton = try start("baton", [Products.baton, "-M", "virt,memory-backend=ram" + program.machine])
         for (process, name) in [(qemu, "qemu"), (baton, "baton")] {
             let exit: ChildProcess.Exit
             do {

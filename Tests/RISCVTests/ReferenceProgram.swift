@@ -93,6 +93,9 @@ final class ReferenceProgram {
 
     let name: String
     let seed: UInt64
+    /// What follows `virt,memory-backend=ram` in `-M`, and more options, for both machines.
+    var machine = ""
+    var options: [String] = []
     private(set) var random: ReferenceRandom
     private(set) var groups: [Group] = []
     private(set) var operands: [UInt64] = []

@@ -137,15 +137,23 @@ struct ReferenceTrapTests {
                 program.add("\(name) in \(mode)", code: code, state: state, places: [11, 12], operands: operands)
             }
         }
-        try program.compare(exceptions: [
-            ReferenceException(
-                reason: "QEMU keeps bit 0 of mepc and sepc (privileged 1.12, 3.1.14 and 4.1.7: it is always zero)"
-            ) { $0.operands.first.map { $0 & 1 == 1 } == true ? .all : [] },
-            ReferenceException(
-                reason: "QEMU's mret and sret leave MPRV set (privileged 1.12, 3.1.6.3: cleared when leaving M-mode)",
-                versions: ReferenceException.beforeTen
-            ) { $0.qemu.mstatus ^ $0.baton.mstatus == MachineStatus.mprv ? .mstatus : [] },
-        ])
+        try program.compare(
+            exceptions: [
+                ReferenceException(
+                    reason: "QEMU keeps bit 0 of mepc and sepc (privileged 1.12, 3.1.14 and 4.1.7: it is always zero)"
+                ) { $0.operands.first.map { $0 & 1 == 1 } == true ? .all : [] }
+            ]
+                + ["mret", "sret"].map { name in
+                    // Each by itself: where Baton began to do as QEMU, the other would still differ.
+                    ReferenceException(
+                        reason:
+                            "QEMU's \(name) leaves MPRV set (privileged 1.12, 3.1.6.3: cleared when leaving M-mode)",
+                        versions: ReferenceException.beforeTen
+                    ) {
+                        let isKept = $0.qemu.mstatus == $0.baton.mstatus | MachineStatus.mprv
+                        return $0.group.hasPrefix(name) && isKept ? .mstatus : []
+                    }
+                })
     }
 
     @Test func interrupts() throws {

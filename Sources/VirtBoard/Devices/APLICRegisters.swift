@@ -43,11 +43,9 @@ extension APLIC {
         return Int((offset - base) / 4)
     }
 
+    public func accepts(offset: UInt64, width: Int) -> Bool { width == 4 && offset % 4 == 0 }
+
     public func mmioRead(offset: UInt64, width: Int) -> UInt64 {
-        guard width == 4, offset % 4 == 0 else {
-            Log.guestError("\(stateName): read of \(width) bytes at \(Hex(offset))")
-            return 0
-        }
         if offset == Register.domainConfig {
             return UInt64(
                 DomainConfig.fixed | (isEnabled ? DomainConfig.enable : 0) | (sendsMessages ? DomainConfig.messages : 0)
@@ -98,9 +96,6 @@ extension APLIC {
     }
 
     public func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
-        guard width == 4, offset % 4 == 0 else {
-            return Log.guestError("\(stateName): write of \(width) bytes at \(Hex(offset))")
-        }
         write(offset, UInt32(truncatingIfNeeded: value))
         update()
     }

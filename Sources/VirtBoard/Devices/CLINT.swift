@@ -15,7 +15,10 @@ public protocol CLINTHarts: AnyObject {
 /// state.
 public final class CLINT: MMIODevice, Device {
     public let stateName = "clint"
+    /// Bytes that the device tree gives it.
     public static let size: UInt64 = 0x10000
+    /// Bytes that it answers.
+    public static let registersSize: UInt64 = 0xc000
 
     private static let compareBase: UInt64 = 0x4000
     private static let timeBase: UInt64 = 0xbff8
@@ -47,40 +50,40 @@ public final class CLINT: MMIODevice, Device {
         }
     }
 
+    /// `msip` takes words only, the rest also doublewords.
+    public func accepts(offset: UInt64, width: Int) -> Bool {
+        (width == 4 || width == 8 && offset >= CLINT.compareBase) && offset % UInt64(width) == 0
+    }
+
     public func mmioRead(offset: UInt64, width: Int) -> UInt64 {
-        if width >= 4, offset % UInt64(width) == 0 {
-            let shift = width == 4 ? offset % 8 * 8 : 0
-            let mask: UInt64 = width == 4 ? 0xffff_ffff : .max
-            switch target(offset) {
-            case .softwareInterrupt(let hart) where width == 4: return softwareInterrupts[hart] ? 1 : 0
-            case .compare(let hart): return harts.clintTimeCompare(hart: hart) >> shift & mask
-            case .time: return harts.clintTime >> shift & mask
-            default: break
-            }
+        let shift = width == 4 ? offset % 8 * 8 : 0
+        let mask: UInt64 = width == 4 ? 0xffff_ffff : .max
+        switch target(offset) {
+        case .softwareInterrupt(let hart): return softwareInterrupts[hart] ? 1 : 0
+        case .compare(let hart): return harts.clintTimeCompare(hart: hart) >> shift & mask
+        case .time: return harts.clintTime >> shift & mask
+        case .none:
+            Log.guestError("clint: read of \(width) bytes at \(Hex(offset))")
+            return 0
         }
-        Log.guestError("clint: read of \(width) bytes at \(Hex(offset))")
-        return 0
     }
 
     public func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
-        if width >= 4, offset % UInt64(width) == 0 {
-            switch target(offset) {
-            case .softwareInterrupt(let hart) where width == 4:
-                softwareInterrupts[hart] = value & 1 != 0
-                return harts.setClintSoftwareInterrupt(hart: hart, value & 1 != 0)
-            case .compare(let hart):
-                var compare = value
-                if width == 4 {
-                    let shift = offset % 8 * 8
-                    let old = harts.clintTimeCompare(hart: hart) & ~(0xffff_ffff << shift)
-                    compare = old | (value & 0xffff_ffff) << shift
-                }
-                return harts.setClintTimeCompare(hart: hart, compare)
-            case .time: return Log.unimplemented("clint: write of mtime")
-            default: break
+        switch target(offset) {
+        case .softwareInterrupt(let hart):
+            softwareInterrupts[hart] = value & 1 != 0
+            harts.setClintSoftwareInterrupt(hart: hart, value & 1 != 0)
+        case .compare(let hart):
+            var compare = value
+            if width == 4 {
+                let shift = offset % 8 * 8
+                let old = harts.clintTimeCompare(hart: hart) & ~(0xffff_ffff << shift)
+                compare = old | (value & 0xffff_ffff) << shift
             }
+            harts.setClintTimeCompare(hart: hart, compare)
+        case .time: Log.unimplemented("clint: write of mtime")
+        case .none: Log.guestError("clint: write of \(width) bytes at \(Hex(offset))")
         }
-        Log.guestError("clint: write of \(width) bytes at \(Hex(offset))")
     }
 
     public func reset() {

@@ -5,7 +5,10 @@ import CBaton
 /// that the guest sets, in nanoseconds, and one alarm.
 public final class GoldfishRTC: MMIODevice, Device {
     public let stateName = "rtc"
+    /// Bytes that the device tree gives it.
     public static let size: UInt64 = 0x1000
+    /// Bytes that it answers.
+    public static let registersSize: UInt64 = 0x24
 
     private let loop: EventLoop
     private let line: InterruptLine
@@ -56,11 +59,10 @@ public final class GoldfishRTC: MMIODevice, Device {
 
     // MARK: Registers
 
+    public func accepts(offset: UInt64, width: Int) -> Bool { width >= 4 }
+
     public func mmioRead(offset: UInt64, width: Int) -> UInt64 {
-        guard width == 4 else {
-            Log.guestError("rtc: read of \(width) bytes at \(Hex(offset))")
-            return 0
-        }
+        if width == 8 { return mmioReadHalves(offset: offset) }
         switch offset {
         case 0x00:
             let time = UInt64(bitPattern: now)
@@ -78,7 +80,7 @@ public final class GoldfishRTC: MMIODevice, Device {
     }
 
     public func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
-        guard width == 4 else { return Log.guestError("rtc: write of \(width) bytes at \(Hex(offset))") }
+        if width == 8 { return mmioWriteHalves(offset: offset, value: value) }
         let word = UInt32(truncatingIfNeeded: value)
         switch offset {
         case 0x00:

@@ -20,11 +20,13 @@ public final class IMSIC: MMIODevice, Device {
     /// Bytes of all pages.
     public var size: UInt64 { UInt64(files.count) * IMSIC.pageSize }
 
+    public func accepts(offset: UInt64, width: Int) -> Bool { width == 4 && offset % 4 == 0 }
+
     public func mmioRead(offset: UInt64, width: Int) -> UInt64 { 0 }
 
     public func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
         let hart = Int(truncatingIfNeeded: offset / IMSIC.pageSize)
-        guard width == 4, files.indices.contains(hart) else {
+        guard files.indices.contains(hart) else {
             return Log.guestError("\(stateName): write of \(width) bytes at \(Hex(offset))")
         }
         switch offset % IMSIC.pageSize {

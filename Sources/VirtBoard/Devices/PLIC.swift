@@ -141,11 +141,9 @@ public final class PLIC: MMIODevice, Device {
         }
     }
 
+    public func accepts(offset: UInt64, width: Int) -> Bool { width == 4 && offset % 4 == 0 }
+
     public func mmioRead(offset: UInt64, width: Int) -> UInt64 {
-        guard width == 4, offset % 4 == 0 else {
-            Log.guestError("plic: read of \(width) bytes at \(Hex(offset))")
-            return 0
-        }
         switch target(offset) {
         case .priority(let source): return UInt64(priority[source])
         case .pending(let word): return UInt64(pending[word])
@@ -159,9 +157,6 @@ public final class PLIC: MMIODevice, Device {
     }
 
     public func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
-        guard width == 4, offset % 4 == 0 else {
-            return Log.guestError("plic: write of \(width) bytes at \(Hex(offset))")
-        }
         let value = UInt32(truncatingIfNeeded: value)
         switch target(offset) {
         case .priority(let source):

@@ -9,10 +9,12 @@ public final class TestFinisher: MMIODevice, Device {
 
     public init(machine: any GuestRequests) { self.machine = machine }
 
+    public func accepts(offset: UInt64, width: Int) -> Bool { width == 2 || width == 4 }
+
     public func mmioRead(offset: UInt64, width: Int) -> UInt64 { 0 }
 
     public func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
-        if offset == 0, width == 2 || width == 4 {
+        if offset == 0 {
             switch value & 0xffff {
             case 0x5555: machine?.guestRequestedShutdown(status: 0); return
             case 0x3333: machine?.guestRequestedShutdown(status: Int32(value >> 16 & 0xffff)); return

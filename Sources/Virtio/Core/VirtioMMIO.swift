@@ -5,6 +5,8 @@ public final class VirtioMMIO: VirtioTransport, MMIODevice, Device, DeviceBus {
     /// The slot's number: its bus is `virtio-mmio-bus.N`.
     public let slot: Int
     public let stateName: String
+    /// Bytes that a slot answers: half of them are the device's configuration.
+    public static let registersSize: UInt64 = 0x200
     public private(set) var device: VirtioDevice?
     public static let busType = "virtio-bus"
     public var busName: String { "virtio-mmio-bus.\(slot)" }
@@ -76,21 +78,25 @@ public final class VirtioMMIO: VirtioTransport, MMIODevice, Device, DeviceBus {
     }
 
     public func mmioRead(offset: UInt64, width: Int) -> UInt64 {
+        if width == 8 { return mmioReadHalves(offset: offset) }
+        // A slot without a device has these in any width, as QEMU's has.
+        if device == nil || width == 4 {
+            let mask = UInt64.max >> UInt64(64 - 8 * width)
+            switch offset {
+            case Register.magic: return 0x7472_6976 & mask
+            case Register.version: return 2
+            case Register.vendorID: return 0x554d_4551 & mask
+            default: break
+            }
+        }
+        guard let device else { return 0 }
         if offset >= Register.config {
-            guard let device else { return 0 }
             return device.readConfig(offset: Int(truncatingIfNeeded: offset - Register.config), width: width)
         }
         guard width == 4, offset % 4 == 0 else {
             Log.guestError("\(stateName): read of \(width) bytes at \(Hex(offset))")
             return 0
         }
-        switch offset {
-        case Register.magic: return 0x7472_6976
-        case Register.version: return 2
-        case Register.vendorID: return 0x554d_4551
-        default: break
-        }
-        guard let device else { return 0 }
         switch offset {
         case Register.deviceID: return UInt64(device.deviceID)
         case Register.deviceFeatures:
@@ -112,6 +118,7 @@ public final class VirtioMMIO: VirtioTransport, MMIODevice, Device, DeviceBus {
     }
 
     public func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
+        if width == 8 { return mmioWriteHalves(offset: offset, value: value) }
         guard let device else { return }
         if offset >= Register.config {
             return device.writeConfig(

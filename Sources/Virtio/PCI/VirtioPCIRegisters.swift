@@ -44,9 +44,7 @@ final class CommonRegisters: MMIODevice {
     }
 
     func mmioRead(offset: UInt64, width: Int) -> UInt64 {
-        if width == 8, offset % 8 == 0, offset + 8 <= Register.end, offset >= Register.queueDescriptors {
-            return mmioRead(offset: offset, width: 4) | mmioRead(offset: offset + 4, width: 4) << 32
-        }
+        if width == 8 { return mmioReadHalves(offset: offset) }
         guard self.width(offset) == width else {
             Log.guestError("\(pci.stateName): read of \(width) bytes at \(Hex(offset)) of the common configuration")
             return 0
@@ -86,10 +84,7 @@ final class CommonRegisters: MMIODevice {
     }
 
     func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
-        if width == 8, offset % 8 == 0, offset + 8 <= Register.end, offset >= Register.queueDescriptors {
-            mmioWrite(offset: offset, width: 4, value: value & 0xffff_ffff)
-            return mmioWrite(offset: offset + 4, width: 4, value: value >> 32)
-        }
+        if width == 8 { return mmioWriteHalves(offset: offset, value: value) }
         guard self.width(offset) == width else {
             return Log.guestError(
                 "\(pci.stateName): write of \(width) bytes at \(Hex(offset)) of the common configuration")

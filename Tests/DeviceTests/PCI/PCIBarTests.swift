@@ -146,9 +146,11 @@ import Testing
                 let address: UInt64 = start + (random.next() & 0x1ffff)
                 let width = [1, 2, 4, 8].randomElement(using: &random) ?? 4
                 if start == PCITestBus.ioBase && address - start > 0xfff8 { continue }
-                #expect(pci.space.mmioRead(address, width: width) != nil)
+                let isTaken = pci.space.mmioRead(address, width: width) != nil
+                // The MSI-X table and its pending bits take whole words only.
+                #expect(isTaken || width < 4 || address % UInt64(width) != 0)
                 let value = random.next()
-                #expect(pci.space.mmioWrite(address, width: width, value: value))
+                #expect(pci.space.mmioWrite(address, width: width, value: value) == isTaken)
             }
             let all = probe.bars + second.bars
             for bar in all {

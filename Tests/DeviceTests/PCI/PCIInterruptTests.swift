@@ -161,7 +161,8 @@ import Testing
     }
 
     @Test func theTableTakesOnlyWholeWords() {
-        #expect(pci.space.mmioWrite(Self.table, width: 2, value: 1))
+        #expect(!pci.space.mmioWrite(Self.table, width: 2, value: 1))
+        #expect(pci.space.mmioRead(Self.table, width: 1) == nil)
         #expect(pci.space.mmioRead(Self.table, width: 4) == 0)
         #expect(pci.space.mmioWrite(Self.table + 12, width: 4, value: 0xffff_ffff))
         #expect(pci.space.mmioRead(Self.table + 12, width: 4) == 1, "reserved bits")

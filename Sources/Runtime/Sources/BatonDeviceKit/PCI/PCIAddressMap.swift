@@ -73,6 +73,11 @@ public final class PCIWindow: MMIODevice {
         return (entry.bar, address - entry.start)
     }
 
+    public func accepts(offset: UInt64, width: Int) -> Bool {
+        guard let (bar, offset) = bar(offset, width) else { return true }
+        return bar.accepts(offset, width: width)
+    }
+
     public func mmioRead(offset: UInt64, width: Int) -> UInt64 {
         guard let (bar, offset) = bar(offset, width) else {
             Log.guestError("\(name): read of \(width) bytes at \(Hex(start &+ offset)): nothing there")

@@ -116,6 +116,12 @@ public final class PCIBar {
         return part.start <= offset && end <= part.end ? part : nil
     }
 
+    /// Whether an access is no fault.
+    func accepts(_ offset: UInt64, width: Int) -> Bool {
+        guard let part = part(offset, width), case .registers(let device) = part.content else { return true }
+        return device.accepts(offset: offset - part.start, width: width)
+    }
+
     /// Reads at an offset of the BAR; ones where there is nothing.
     public func read(_ offset: UInt64, width: Int) -> UInt64 {
         guard let part = part(offset, width) else { return UInt64.max >> UInt64(64 - 8 * width) }

@@ -118,7 +118,7 @@ public final class PCIMSIX {
 
     // MARK: Registers
 
-    /// Reads of 4 and 8 aligned bytes; anything else is not allowed.
+    /// What a driver may do: 4 and 8 aligned bytes.
     private func isAllowed(_ offset: UInt64, _ width: Int) -> Bool {
         if width >= 4, offset % UInt64(width) == 0 { return true }
         Log.guestError("\(function.stateName): access of \(width) bytes at \(Hex(offset)) of the MSI-X table")
@@ -129,15 +129,15 @@ public final class PCIMSIX {
         private unowned let msix: PCIMSIX
         init(_ msix: PCIMSIX) { self.msix = msix }
 
+        func accepts(offset: UInt64, width: Int) -> Bool { msix.isAllowed(offset, width) }
+
         func mmioRead(offset: UInt64, width: Int) -> UInt64 {
-            guard msix.isAllowed(offset, width) else { return 0 }
             let at = Int(truncatingIfNeeded: offset)
             let low = UInt64(msix.word(at / 16, at % 16 / 4))
             return width == 8 ? low | UInt64(msix.word(at / 16, at % 16 / 4 + 1)) << 32 : low
         }
 
         func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
-            guard msix.isAllowed(offset, width) else { return }
             let at = Int(truncatingIfNeeded: offset)
             let vector = at / 16
             for index in 0..<width {
@@ -159,8 +159,9 @@ public final class PCIMSIX {
         private unowned let msix: PCIMSIX
         init(_ msix: PCIMSIX) { self.msix = msix }
 
+        func accepts(offset: UInt64, width: Int) -> Bool { msix.isAllowed(offset, width) }
+
         func mmioRead(offset: UInt64, width: Int) -> UInt64 {
-            guard msix.isAllowed(offset, width) else { return 0 }
             let word = msix.pendingWords[Int(truncatingIfNeeded: offset / 8)]
             return width == 8 ? word : word >> (offset % 8 * 8) & 0xffff_ffff
         }

@@ -3,13 +3,34 @@ import BatonBase
 /// The part of a device that answers loads and stores of the guest.
 ///
 /// Widths are 1, 2, 4 or 8 bytes, `offset + width` never exceeds the size the
-/// region was mapped with, and values are in the low `width` bytes. Neither
-/// method may fail: what a device does not support it answers as hardware
-/// would (reads as zero, writes ignored) and traces with `Log.guestError` or
-/// `Log.unimplemented`.
+/// region was mapped with, and values are in the low `width` bytes. Reads and
+/// writes may not fail: what a device accepts and does not support it answers
+/// as hardware would (reads as zero, writes ignored) and traces with
+/// `Log.guestError` or `Log.unimplemented`.
 public protocol MMIODevice: AnyObject {
+    /// Whether the device takes accesses of this width here. One that it does
+    /// not take is an access fault for the guest, and neither method below is
+    /// called. By default a device takes all.
+    func accepts(offset: UInt64, width: Int) -> Bool
     func mmioRead(offset: UInt64, width: Int) -> UInt64
     func mmioWrite(offset: UInt64, width: Int, value: UInt64)
+}
+
+extension MMIODevice {
+    public func accepts(offset: UInt64, width: Int) -> Bool { true }
+
+    /// Reads 8 bytes as two accesses of 4, the lower half first, for a device
+    /// with registers of 4 bytes at most.
+    public func mmioReadHalves(offset: UInt64) -> UInt64 {
+        let low = mmioRead(offset: offset, width: 4)
+        return low | mmioRead(offset: offset + 4, width: 4) << 32
+    }
+
+    /// Writes 8 bytes as two accesses of 4, the lower half first.
+    public func mmioWriteHalves(offset: UInt64, value: UInt64) {
+        mmioWrite(offset: offset, width: 4, value: value & 0xffff_ffff)
+        mmioWrite(offset: offset + 4, width: 4, value: value >> 32)
+    }
 }
 
 /// A range of guest-physical addresses that is backed by a RAM block.
@@ -143,17 +164,20 @@ public final class AddressSpace {
     }
 
     /// Reads from a device.
-    /// - Returns: nil when no device answers the whole access: an access fault.
+    /// - Returns: nil when no device takes the whole access: an access fault.
     public func mmioRead(_ address: UInt64, width: Int) -> UInt64? {
         guard let index = mmioIndex(address, width) else { return nil }
-        return mmio[index].device.mmioRead(offset: address - mmio[index].start, width: width)
+        let (device, offset) = (mmio[index].device, address - mmio[index].start)
+        return device.accepts(offset: offset, width: width) ? device.mmioRead(offset: offset, width: width) : nil
     }
 
     /// Writes to a device.
-    /// - Returns: false when no device answers the whole access: an access fault.
+    /// - Returns: false when no device takes the whole access: an access fault.
     public func mmioWrite(_ address: UInt64, width: Int, value: UInt64) -> Bool {
         guard let index = mmioIndex(address, width) else { return false }
-        mmio[index].device.mmioWrite(offset: address - mmio[index].start, width: width, value: value)
+        let (device, offset) = (mmio[index].device, address - mmio[index].start)
+        guard device.accepts(offset: offset, width: width) else { return false }
+        device.mmioWrite(offset: offset, width: width, value: value)
         return true
     }
 
