@@ -41,8 +41,11 @@ extension CprController {
         guard saved.mode.promises.contains(.samePID) else { return try saved.mode.exec(argv, cpr: self) }
         self.closesConnection = closesConnection
         defer { self.closesConnection = false }
+        var options = UpdateOptions()
+        // The guest stands still by its client's will.
+        options.downtime = options.limit
         try beside("an update is under way") { () throws(VMMError) in
-            try replace(argv, saved.mode, UpdateOptions(), stateBefore: saved.stateBefore, isSaved: true)
+            try replace(argv, saved.mode, options, stateBefore: saved.stateBefore, isSaved: true)
         }
     }
 
