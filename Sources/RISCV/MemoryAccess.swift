@@ -181,7 +181,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         guard let owner = pointee.owner,
             let value = owner._withUnsafeGuaranteedRef({ $0.addressSpace.mmioRead(physical, width: size) })
         else {
-            Log.guestError("load of \(size) bytes from \(Hex(physical)): nothing there")
+            Log.guestError("load of \(size) bytes from \(Hex(physical)): no device takes it")
             return fail(Cause.loadAccess, address)
         }
         return value
@@ -231,7 +231,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
                 $0.addressSpace.mmioWrite(physical, width: size, value: value & mask)
             })
         else {
-            Log.guestError("store of \(size) bytes to \(Hex(physical)): nothing there")
+            Log.guestError("store of \(size) bytes to \(Hex(physical)): no device takes it")
             return refuse(Cause.storeAccess, address)
         }
         return true
