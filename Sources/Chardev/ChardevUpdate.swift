@@ -3,10 +3,11 @@ import Glibc
 
 /// Keeps chardevs open over an update.
 ///
-/// Before the exec each chardev saves its descriptors (`chardev-ID-listener`,
+/// For a new VMM each chardev saves its descriptors (`chardev-ID-listener`,
 /// …) and hands over what is not in the kernel: bytes that its peer has not
-/// taken, the focus of a multiplexer. The new process' chardev of that id takes
-/// them instead of opening anything.
+/// taken, the focus of a multiplexer. The new VMM's chardev of that id takes
+/// them instead of opening anything, and what has changed of them when the guest
+/// changes hands.
 public enum ChardevUpdate {
     static let prefix = "chardev-"
 

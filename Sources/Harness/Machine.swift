@@ -124,7 +124,7 @@ final class Machine {
     // MARK: Processes
 
     /// Every process that this VM's first one has left, by the mark in its
-    /// environment: successors, copies, wrappers.
+    /// environment: old and new VMMs, wrappers.
     static func processes(of directory: String) -> [pid_t] {
         let mark = Data("\(marker)=\(directory)\0".utf8)
         let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
@@ -137,8 +137,7 @@ final class Machine {
     }
     func processes() -> [pid_t] { Self.processes(of: directory.path) }
 
-    /// A copy of the VMM may wait for the end of another to take its place, so
-    /// this goes on until none is left.
+    /// An old VMM goes on when the new one ends, so this goes on until none is left.
     private static func endAll(of directory: String) {
         for _ in 0..<1000 {
             let left = processes(of: directory)

@@ -58,8 +58,8 @@ struct CodeCache {
 
     private init() throws(VMMError) {
         pool = try CodeCache.reserve(CodeCache.capacity * CodeCache.tableSize, "decoded instructions")
-        // Where the kernel has huge pages, the pause of an update is shorter by
-        // those that a fork need not copy and an exec not free one by one.
+        // Where the kernel has huge pages, the guest's code needs fewer faults and
+        // translations, and the end of an old VMM frees fewer pages.
         madvise(pool, CodeCache.capacity * CodeCache.tableSize, CBATON_MADV_HUGEPAGE)
         ranges = .allocate(capacity: 1)
         map = .allocate(capacity: 1)

@@ -18,7 +18,8 @@ final class PidFile {
     }
 
     /// Locks the file and writes the PID of this process, which may have
-    /// become another: a VMM that has taken its guest back is a copy.
+    /// become another: when an update fails, the old VMM is a child of the process
+    /// that executed the new one.
     func write() throws(VMMError) {
         guard lseek(fd, 0, SEEK_SET) == 0, lockf(fd, F_TLOCK, 0) == 0 else {
             throw .system("cannot create PID file \(path): Cannot lock pid file")

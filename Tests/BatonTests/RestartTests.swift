@@ -120,7 +120,7 @@ struct RestartTests {
         try guest.load()
     }
 
-    /// The lifeboat and the keeper of the old memory end with the update, however it ended.
+    /// The old VMM ends with the update that has succeeded, and no process is left of one that failed.
     @Test func nothingIsLeftOfAnUpdate() throws {
         let guest = try CountingGuest()
         func parent(of pid: String) -> String? {

@@ -43,7 +43,7 @@ struct UpdateTests {
         let guest = try CountingGuest()
         defer { _ = try? guest.qmp.execute("quit") }
         try expectTakenBack(guest, [program], "execvp '\(program)' failed")
-        // No copy was needed: it is still the same process.
+        // No other process was needed: it is still the same.
         #expect(guest.process.isRunning)
     }
 

@@ -82,8 +82,8 @@ struct VFIOUpdateTests {
             }
             try guest.waitForProgress()
             let names = guest.requests.dropFirst(before).map { String($0.prefix { $0 != " " }) }
-            // The copy that takes the guest back cannot know whether the
-            // addresses have been given up, and asks.
+            // The old VMM cannot know what the new one has done with the
+            // addresses, and asks.
             let asked = names.filter { $0 == "refused" }.count
             let question = Array(repeating: "refused", count: asked)
             #expect(names == ["unmap_vaddr"] + question + mapped.map { _ in "map_vaddr" })

@@ -99,7 +99,7 @@ struct VFIOUserUpdateTests {
         try guest.update()
         try guest.waitForProgress()
         #expect(guest.log == before)
-        // The first process is gone; its place was taken by its copy.
+        // The first process is gone; the old VMM goes on in its child.
         try guest.qmp.execute("quit")
         try guest.process.waitForExit()
     }

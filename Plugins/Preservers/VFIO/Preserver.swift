@@ -92,8 +92,8 @@ final class VFIOPreserver: FdPreserver {
         for device in devices { try device.handOver(to: cpr) }
     }
 
-    /// The guest goes on here. A copy of the process that handed over was made
-    /// before that, and does not know how far that one came.
+    /// The guest goes on here, in another process than the one that executed the new
+    /// VMM. What that one has done meanwhile is not known.
     private func takeBack(_ cpr: CprController) throws(VMMError) {
         forget(cpr) { _ in }
         let isCopy = getpid() != owner

@@ -47,7 +47,7 @@ protocol VFIOMemoryOwner: AnyObject {
     /// The guest, and its memory, is this process' own.
     func settle() throws(VMMError)
     /// The guest goes on here after all.
-    /// - Parameter isCopy: this is a copy of the process that gave up, made
-    ///   before that, and does not know how far it came.
+    /// - Parameter isCopy: a new VMM was executed, and this process is another now:
+    ///   what that VMM has done meanwhile is not known.
     func takeBack(isCopy: Bool) throws(VMMError)
 }

@@ -127,7 +127,7 @@ extension ModuleProject {
             return 0;
         }
 
-        /* Returns only when the new VMM could not take over; the guest then goes on here. */
+        /* Says what is to be executed: that happens when this has returned 0, beside the running guest. */
         static int32_t exec(struct baton_host *host) { return baton_handover(host); }
 
         static const struct baton_method methods[] = {

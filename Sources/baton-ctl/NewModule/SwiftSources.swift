@@ -108,8 +108,8 @@ extension ModuleProject {
                     .map { VMMError("Memory region \\($0.name) is volatile.") }
             }
 
-            /// Returns only by throwing: why the new VMM could not take over. The
-            /// guest then goes on here.
+            /// Says what is to be executed: that happens when this has returned, beside
+            /// the running guest.
             func exec(_ argv: [String], cpr: CprController) throws(VMMError) {
                 try Handover.exec(argv, mode: self, cpr: cpr)
             }

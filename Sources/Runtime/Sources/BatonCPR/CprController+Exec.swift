@@ -29,7 +29,7 @@ extension CprController {
     /// Replaces this VMM after `cpr-save`. Returns only by throwing: by then this
     /// may be another process, which has the guest back.
     /// - Parameter closesConnection: whether the asking client's connection is
-    ///   closed by the exec.
+    ///   closed by the update.
     public func exec(_ argv: [String], closesConnection: Bool = false) throws(VMMError) {
         try vm.settleRequests()
         guard vm.runState == .saveVM else { throw VMMError("runstate is not save-vm") }

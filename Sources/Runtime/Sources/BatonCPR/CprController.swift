@@ -45,9 +45,9 @@ public final class CprController {
     /// Nanoseconds that each call into a module may take in the update that
     /// has been asked for.
     var updateLimit = CprController.defaultStartLimit
-    /// Calls of which nobody but this process sees that they hang.
+    /// Calls into modules, which may hang or crash.
     let calls = BoundedCalls()
-    /// The new VMM that is about to be executed: what its state tells it.
+    /// The new VMM that is about to be executed: for what its state tells it.
     var successor: Successor?
     private var lateSteps: [() throws(VMMError) -> Void] = []
     /// Who takes over what has changed in the old VMM since this process was executed.
@@ -111,8 +111,8 @@ public final class CprController {
         }
     }
 
-    /// Before whatever executes the command of an update, and before the copy
-    /// is made that takes the guest back: it has the mark too.
+    /// Before whatever executes the command of an update: old and new VMM have the
+    /// mark, and the command its number.
     func makeMark() { if mark == nil { mark = UpdateMark() } }
 
     // MARK: Modes
@@ -264,8 +264,8 @@ public final class CprController {
         HandoverLink.ofThisProcess = nil
     }
 
-    /// Has `body` called in a process that takes its guest back, before
-    /// anything else, while the one that failed may still be there.
+    /// Has `body` called in an old VMM that goes on because the new one has failed,
+    /// before anything else, while the process that failed may still be there.
     public static func whenTakenBack(_ body: @escaping () -> Void) { Successor.whenTakenBack = body }
 
     // MARK: Phases

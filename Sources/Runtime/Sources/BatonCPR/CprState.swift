@@ -14,7 +14,7 @@ public struct CprState {
     /// The environment variable that carries the memfd's number.
     public static let environmentVariable = "BATON_CPR_STATE"
     /// Tells whoever executed this process why the state cannot be read, in
-    /// case it cannot: the watch's descriptor and the token's secret.
+    /// case it cannot: the channel's descriptor and its secret.
     static let reportVariable = "BATON_CPR_REPORT"
     /// No state is larger: a record takes at most some 300 bytes, and there
     /// are at most a million fds.
@@ -41,17 +41,17 @@ public struct CprState {
     /// To the old VMM, which runs the guest until this process has it; in a
     /// trial, to the VMM that tries.
     var link: HandoverLink?
-    /// Children of this process that end by themselves, see `HelperProcesses`.
+    /// Children of the process that end by themselves, see `HelperProcesses`.
     var helpers: [pid_t] = []
     /// What the successor finds in its environment, beside the rest of it; not
     /// part of what is written.
     var environment: [(name: String, value: String)] = []
     /// Nanoseconds that each call into a module may take.
     var callLimit: Int64?
-    /// A descriptor to load the checkpoint from without being asked to:
-    /// the process was started by one command that does everything.
+    /// In a trial: a descriptor to load the checkpoint from without being asked to.
     public var checkpointFD: Int32?
-    /// Whether the checkpoint comes at the change of hands.
+    /// Whether the checkpoint comes at the change of hands, and is to be loaded
+    /// without being asked to: the update is one command that does everything.
     var checkpointFollows = false
     /// Whether the new process is not to look for its state elsewhere.
     public var bringsCheckpoint: Bool { checkpointFD != nil || checkpointFollows }

@@ -1,40 +1,46 @@
 import BatonBase
 
-/// The steps of an update that modules and parts are told of.
+/// The steps of an update that modules and parts are told of. `survey`, `save`,
+/// `exec` and `saveFailed` come in the old VMM, which has the guest; `load`,
+/// `loadFailed` and `commit` in the new one.
 public enum CprPhase: String {
-    /// What would be preserved if the VM were saved now, for `query-cpr` and
-    /// for a preflight: fds are saved and state is handed over as in `exec`,
-    /// and nothing else changes. The guest may be running; no other phase
-    /// follows. In the new process of a preflight no phase is told at all, and
-    /// whatever is behind an inherited descriptor must not be touched:
+    /// What would be preserved if the VM were saved now, for `query-cpr`, for a
+    /// preflight, and for a new VMM that is about to be executed: fds are saved and
+    /// state is handed over as in `exec`, and nothing else changes. The guest may
+    /// be running, and goes on. In the new process of a preflight no phase is told
+    /// at all, and whatever is behind an inherited descriptor must not be touched:
     /// `CprController.isTrial`.
     case survey
     /// The guest is stopped and its devices are drained; the checkpoint is
     /// about to be written.
     case save
-    /// The new binary is about to be executed. The last step in this process.
+    /// The guest is stopped, and the new VMM is ready: fds are saved and state is
+    /// handed over as they are now. The last step in the old VMM.
     case exec
-    /// The save or the exec failed; the guest resumes in this process.
+    /// Nothing came of the update, and the guest goes on in this process. Without a
+    /// `save` before it when the new VMM failed during its start.
     case saveFailed = "save-failed"
-    /// The checkpoint is about to be loaded in the new process.
+    /// The checkpoint is about to be loaded in the new VMM. What has changed since
+    /// the survey has been taken over (`onChange`).
     case load
     case loadFailed = "load-failed"
-    /// The new process owns the guest.
+    /// The new VMM owns the guest.
     case commit
 }
 
 /// Keeps one kind of file descriptor, and what lies behind it, alive over an
 /// update. Implemented by modules named `preserver-NAME`.
 ///
-/// While one of its methods runs, nothing else does. `.save`, `.exec` and
-/// `.load` come on the main thread, where the lifeboat ends what hangs; the
-/// others in a thread that the main one waits for (`BoundedCalls`).
+/// While one of its methods runs, nothing else does. `blockers` and `notify` come in
+/// a thread that the main one waits for (`BoundedCalls`), but for a preserver that
+/// never hangs; `takesPart` comes on the main thread.
 public protocol FdPreserver: ModulePart {
     /// Reasons why this preserver's fds could not be kept by `mode` now; empty
     /// when they can. Called while the guest runs.
     func blockers(mode: String) -> [String]
     /// Takes part in the updates of this VM from now on: called once, when the
-    /// machine stands and before anything changes hands. The place for `onChange`.
+    /// machine stands and before anything changes hands. The place for `onChange`:
+    /// without it, what is first asked for in `.load` is what the survey gave.
     func takesPart(_ cpr: CprController)
     /// Told of each step. In `.save` and `.exec` the preserver saves its fds in
     /// `cpr.fds`; an error there ends the update and the guest goes on. In

@@ -3,7 +3,7 @@ import CBaton
 import Glibc
 
 /// What the old VMM says to the new one over the channel. Each message is one
-/// packet: the token's secret, a letter, and what the letter stands for.
+/// packet: the channel's secret, a letter, and what the letter stands for.
 enum HandoverMessage {
     /// The first message: the old VMM's PID, in which it goes on.
     case hello(pid_t)

@@ -6,12 +6,11 @@ import Glibc
 /// Who owns the guest while an update is under way: one word in a page that the
 /// old and the new VMM share.
 ///
-/// It holds a secret that only the CPR state carries. The new VMM takes the
-/// guest by changing the secret into its complement; the old one takes it back
-/// by changing whatever is there into zero, unless it is that complement. Both
-/// changes are atomic, so never do both run the guest, however their deadlines
-/// and deaths fall. A program between them that reads what it inherited takes
-/// nothing by that, and one that writes to it gives the guest back.
+/// It holds a secret that comes with the guest's state, as the page does. The new
+/// VMM takes the guest by changing the secret into its complement; the old one takes
+/// it back by changing whatever is there into zero, unless it is that complement.
+/// Both changes are atomic, so never do both run the guest, however their deadlines
+/// and deaths fall. A program between them inherits neither page nor secret.
 ///
 /// A second word says whether anything has been done with the guest since it was
 /// taken: if not, the old VMM still can have it back when the new one dies.
@@ -22,7 +21,7 @@ struct HandoverToken {
     private static let givenUp: UInt64 = 2
     /// The descriptor of the page, with FD_CLOEXEC.
     let fd: Int32
-    /// Goes with every message about the update, see `WatchMessages`.
+    /// What the word holds as long as nobody has taken the guest.
     let secret: UInt64
     private let word: UnsafeMutableRawPointer
 
@@ -39,7 +38,7 @@ struct HandoverToken {
         fd = page.release()
     }
 
-    /// Finds the token of the process before.
+    /// Finds the token of the old VMM.
     /// - Parameter fd: the caller's, which stays open.
     init(fd: Int32, secret: UInt64) throws(VMMError) {
         guard try Mapping.fileLength(fd) == Mapping.pageSize else {
@@ -55,11 +54,11 @@ struct HandoverToken {
             length: Mapping.pageSize, alignment: Mapping.pageSize, fd: fd, shared: true, name: "the update's token")
     }
 
-    /// For the new VMM, and for the old one that needs no copy any more.
+    /// For the new VMM.
     /// - Returns: false when the guest has been taken back.
     func take() -> Bool { cbaton_change64(word, secret, ~secret) != 0 }
 
-    /// For the copy of the old VMM.
+    /// For the old VMM.
     /// - Returns: false when the guest has been taken.
     func takeBack() -> Bool {
         while true {

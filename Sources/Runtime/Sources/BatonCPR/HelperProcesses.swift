@@ -1,9 +1,9 @@
 import BatonBase
 import CBaton
 
-/// Children that updates have made, and that end by themselves: the copy of the
-/// old VMM, and what frees its memory. They outlive the exec, so their PIDs are
-/// handed over. Each is waited for by its PID, and no other child is: the end of
+/// Children that updates have made, and that end by themselves: the old VMM of
+/// each, which frees its memory at its end. They outlive the next exec, so their PIDs
+/// are handed over. Each is waited for by its PID, and no other child is: the end of
 /// a module's or a script's child is for whoever started that.
 ///
 /// Main thread only.
@@ -25,7 +25,8 @@ final class HelperProcesses {
     /// Waits for those that have ended already.
     func collect() { pids.removeAll { cbaton_await_child($0, 0) != 0 } }
 
-    /// This process is a child of the one whose children they are.
+    /// In the old VMM after the exec: they are children of the process, and so the
+    /// new VMM's.
     func forget() { pids = [] }
 
     /// They are this process' now.

@@ -2,8 +2,8 @@ import BatonBase
 import CBaton
 import Glibc
 
-/// What a copy that takes the guest back leaves behind with the process that it
-/// was made of: the terminal, whose owner has seen that process end.
+/// What the old VMM leaves behind with the process that it was, when the new one
+/// fails there: the terminal, whose owner has seen that process end.
 enum LostSession {
     /// Leaves the session if it has a terminal: the end of its leader ends all
     /// that is in its foreground, and a shell takes the terminal for itself.
@@ -13,7 +13,7 @@ enum LostSession {
         let terminal = open("/dev/tty", O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC)
         if terminal >= 0 {
             close(terminal)
-            // No process group is led by a copy that was just forked.
+            // A child that was made for the exec leads no process group.
             setsid()
         }
         return pendingStops(of: process)

@@ -10,8 +10,8 @@ import Glibc
 /// Everything that is started in turn inherits that, whatever becomes of its
 /// parents, session, user and environment; only what a service manager starts on
 /// somebody's behalf does not. A VMM holds a socket with its number as the name
-/// for as long as it has its guest: in the process that updates it, in the copy
-/// that takes the guest back, and in the next one. So a new VMM that has a number but no
+/// for as long as it has its guest: the old VMM in the child in which it goes on, and
+/// the new one. So a new VMM that has a number but no
 /// inherited state can see that it is a trial or a successor which has lost its
 /// state, and that the guest is still somebody else's.
 final class UpdateMark {

@@ -33,7 +33,7 @@ enum UpdateStage: UInt8 {
 
 /// What a watched process has reported: the reader of the watch.
 ///
-/// A message is the token's secret in eight bytes, least significant first, and
+/// A message is the channel's secret in eight bytes, least significant first, and
 /// a stage; or the letter F and, up to the end, why the process refuses.
 /// Whatever else comes is not from a VMM that takes part in the update, and ends
 /// that.

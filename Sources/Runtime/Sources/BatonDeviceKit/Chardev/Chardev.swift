@@ -104,9 +104,8 @@ open class Chardev {
     /// The guest is about to be handed over: lets go of what the next process must
     /// not find in use. `execFailed` follows when it is not.
     open func prepareForExec() {}
-    /// The guest goes on here, with or without a `prepareForExec` before it: in
-    /// this process, or in a copy of it that took the guest back. Whatever the
-    /// process that failed may have done is undone.
+    /// The guest goes on here, with or without a `prepareForExec` before it. Whatever
+    /// the process that failed may have done is undone.
     open func execFailed() {}
 
     // MARK: Update
@@ -121,7 +120,7 @@ open class Chardev {
         throw VMMError("chardev '\(id)' cannot take that over", hint: "Try the update again.")
     }
     /// Has the next process not get the connection to the peer, after
-    /// `handOver`: it is closed by the exec.
+    /// `handOver`: it is closed by the update.
     open func forgetConnection(in handover: any MachineHandover) {}
     /// Whether the chardev can be kept open over an update: `handOver` does
     /// what it takes. One that is not, and is not to be opened anew either

@@ -4,7 +4,8 @@
  * A module exports one function, baton_module_query, which returns a
  * descriptor that stays valid for the life of the process. Nothing else of the
  * module is called before the descriptor has been checked. A module is never
- * unloaded, and everything in it is called on one thread.
+ * unloaded, and one thing in it is called at a time: steps of an update in a
+ * thread that the main one waits for, all else on the main thread.
  *
  * There are two sorts of module:
  *  - native ones, in Swift, have a register_module function and the
@@ -130,14 +131,17 @@ typedef const struct baton_module_descriptor *(*baton_module_query_fn)(void);
 /* ---- Methods by kind. All are optional but those marked *.
  *
  * every kind:     init         i(h)    once, when the module is loaded
+ *                                      In a new VMM the guest runs in the old one meanwhile.
  * preserver:      promises     I(h)    BATON_PRESERVER_* bits; asked once, at load
  *                 check        i(hsI)  could a mode of this name, with these BATON_MODE_* promises, keep
  *                                      everything now? a failure says why not
- *                 survey       i(h)    save what would be kept, and change nothing else; the guest may run
+ *                 survey       i(h)    save what would be kept, and change nothing else; the guest may run.
+ *                                      "init" of a new VMM finds that
  *                 save       * i(h)    the guest is stopped; save fds and state
- *                 exec         i(h)    the last step in this process
- *                 save-failed  v(h)    the guest goes on here
- *                 load       * i(h)    in the new process: take fds and state back, change nothing else yet
+ *                 exec         i(h)    the last step in the old VMM; "load" of the new one finds what
+ *                                      was saved and put since "save" began
+ *                 save-failed  v(h)    the guest goes on here; also without a "save" before it
+ *                 load       * i(h)    in the new VMM: take fds and state back, change nothing else yet
  *                 load-failed  v(h)
  *                 commit       v(h)    the guest is this process'
  *                 ready        v(hiI)  an fd of baton_watch, and the BATON_FD_* events that it has
@@ -147,18 +151,19 @@ typedef const struct baton_module_descriptor *(*baton_module_query_fn)(void);
  *                 volatile     b(hI)   must the checkpoint hold the contents of RAM block number N?
  *                 save         i(h)    put the mode's own state into the checkpoint
  *                 load         i(h)    take it back
- *                 exec         i(h)    replace the process: baton_handover
+ *                 exec         i(h)    say what is to be executed: baton_handover
  * memory-backend: summary      s(h)    a line for -object help
  *                 check        i(hsL)  id and size in bytes of an object: read its options
  *                 make       * f(hsL)  id and size in bytes: an fd with that much memory, which the
  *                                      runtime owns from then on, or -1 */
 
-#define BATON_MODE_SAME_PID 1u             /* exec replaces the process */
+#define BATON_MODE_SAME_PID 1u             /* the new VMM has the PID: there is an exec */
 #define BATON_MODE_SURVIVES_HOST_REBOOT 2u /* the checkpoint does not need the process before */
 #define BATON_MODE_KEEPS_CONNECTIONS 4u    /* connections of clients and devices stay open */
 #define BATON_MODE_MEMFD_RAM 256u          /* RAM without a backend of its own gets a memfd */
 /* Each method is done soon, whatever happens: all that it may wait for has a
- * time limit of its own. Then the runtime spends no time on watching it. */
+ * time limit of its own. Then the runtime spends no time on watching it: each of
+ * its steps is called on the main thread, and a crash there is the VMM's. */
 #define BATON_MODE_NEVER_HANGS 512u
 #define BATON_PRESERVER_NEVER_HANGS 1u
 
@@ -196,7 +201,8 @@ int32_t baton_save_fd(struct baton_host *host, const char *name, int32_t id, int
 /* As baton_save_fd, and no failure when the same fd is saved already. */
 int32_t baton_resave_fd(struct baton_host *host, const char *name, int32_t id, int32_t fd);
 /* The fd saved under a name, in this process or the one before; -1 if none.
- * In a new process it is the module's from then on. */
+ * In a new process it is the module's from then on. It may be another in "load"
+ * than it was in "init": then what "init" has found is to be closed. */
 int32_t baton_find_fd(struct baton_host *host, const char *name, int32_t id);
 /* Forgets an fd without closing it; does nothing if there is none. */
 void baton_delete_fd(struct baton_host *host, const char *name, int32_t id);
@@ -214,9 +220,10 @@ int32_t baton_watch(struct baton_host *host, int32_t fd, uint32_t events);
 /* Does nothing for an fd that the module does not watch. */
 void baton_unwatch(struct baton_host *host, int32_t fd);
 
-/* State for the next process, by a name (1 to 200 bytes): to be put in "save"
- * or "exec", to be got from "init" on in the process that follows (modes: put
- * in "save", got in "load"). A name can be put again. */
+/* State for the next process, by a name (1 to 200 bytes). What is put in "survey"
+ * is got from "init" on in the process that follows; what is put in "save" and
+ * "exec", from "load" on (modes: put in "save", got in "load"). A name can be put
+ * again. */
 int32_t baton_put_number(struct baton_host *host, const char *name, uint64_t value);
 int32_t baton_put_string(struct baton_host *host, const char *name, const char *value);
 int32_t baton_put_bytes(struct baton_host *host, const char *name, const void *data, size_t size);
@@ -251,9 +258,10 @@ int32_t baton_ram_block(struct baton_host *host, uint32_t index, struct baton_ra
 /* In "exec": the arguments of the new VMM; NULL behind the last. Valid until
  * the method returns. */
 const char *baton_argument(struct baton_host *host, uint32_t index);
-/* In "exec": executes the new VMM in this process, with RAM, preserved fds and
- * state, watched over by a lifeboat. Returns only when that failed; the guest
- * is then still ours. */
+/* In "exec": has the new VMM executed in this process, with RAM, preserved fds and
+ * state, as soon as the method has returned 0. The guest goes on in a child of this
+ * process until the new VMM takes it over, or fails. Returns 0; or a failure, and
+ * then nothing is executed. */
 int32_t baton_handover(struct baton_host *host);
 
 /* ---- For memory backends: the object's own options, in "check" and "make". */
