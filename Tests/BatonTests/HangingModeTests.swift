@@ -36,7 +36,7 @@ struct HangingModeTests {
     @Test(
         "A step that does not come back ends the update, and the guest goes on",
         arguments: [
-            ("check", false, true), ("save", false, false), ("exec", false, false), ("load", false, false),
+            ("check", false, true), ("save", false, true), ("exec", false, true), ("load", false, false),
             ("save", true, true), ("load", true, false),
         ])
     func endsTheUpdate(_ step: String, preflight: Bool, isLeftBehind: Bool) throws {
@@ -44,7 +44,11 @@ struct HangingModeTests {
         func update(_ milliseconds: Int) -> String {
             refusal {
                 try guest.qmp.execute(
-                    "cpr-update", ["argv": guest.arguments, "preflight": preflight, "timeout-ms": milliseconds])
+                    "cpr-update",
+                    [
+                        "argv": guest.arguments, "preflight": preflight, "timeout-ms": milliseconds,
+                        "downtime-ms": milliseconds,
+                    ])
             }
         }
         try directory.write("orders", step)

@@ -238,7 +238,7 @@ struct SessionTests {
         #expect(text.contains("did not start within 500 ms"), "\(text)")
         try guest.waitForProgress(past: guest.count)
         try guest.directory.write("go", "")
-        try guest.process.waitForErrors("the guest was taken back by the VMM before")
+        try guest.process.waitForErrors("the VMM that runs the guest has given this one up")
         try guest.waitForProgress(past: guest.count)
         #expect(try guest.qmp.status() == "running")
         try guest.qmp.execute("quit")

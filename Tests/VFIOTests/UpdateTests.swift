@@ -40,8 +40,9 @@ struct VFIOUpdateTests {
         }
         // The device has not stood still while nobody had the addresses, but for want of a processor.
         #expect(roundsAtWork > 0)
-        // Trial runs have another PID, and so would be seen if they did anything.
-        #expect(Set(guest.log.map { $0.prefix { $0 != " " } }).count == 1)
+        // Trial runs have another PID, and so would be seen if they did anything. So has the old VMM of each update,
+        // which gives the addresses up.
+        #expect(Set(guest.log.filter { !$0.contains("unmap_vaddr") }.map { $0.prefix { $0 != " " } }).count == 1)
         #expect(guest.requests("open_").count == 2 && guest.requests("get_device_fd").count == 1)
         #expect(guest.requests("refused") == [] && guest.requests("fault") == [])
         #expect(guest.requests("reset").count == 1)
@@ -82,12 +83,14 @@ struct VFIOUpdateTests {
             }
             try guest.waitForProgress()
             let names = guest.requests.dropFirst(before).map { String($0.prefix { $0 != " " }) }
-            // The old VMM cannot know what the new one has done with the
-            // addresses, and asks.
-            let asked = names.filter { $0 == "refused" }.count
-            let question = Array(repeating: "refused", count: asked)
-            #expect(names == ["unmap_vaddr"] + question + mapped.map { _ in "map_vaddr" })
-            #expect(asked == (successor == .doesNotExist ? 0 : 1))
+            // Nothing is given up before the new VMM is ready. One that fails later may have set addresses of its own: the
+            // old one cannot know, and asks.
+            let reached: [BrokenSuccessor] = [.lacksTheDevice, .hasAnotherDevice, .hasOneDeviceMore]
+            guard reached.contains(successor) else {
+                #expect(names == [])
+                continue
+            }
+            #expect(names == ["unmap_vaddr", "refused"] + mapped.map { _ in "map_vaddr" })
             #expect(ranges(guest, "map_vaddr").suffix(mapped.count) == mapped[...])
         }
         // It can still be updated.
@@ -125,7 +128,8 @@ struct VFIOUpdateTests {
         try guest.waitForProgress()
         try guest.update()
         try guest.waitForProgress()
-        try guest.end()
+        try guest.qmp.execute("quit")
+        try guest.process.waitForExit()
     }
 
     @Test("an address that cannot be set leaves the guest at work, and is a blocker")

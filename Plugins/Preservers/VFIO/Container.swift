@@ -107,9 +107,11 @@ final class VFIOContainer: VFIOMemoryOwner {
 
     func settle() throws(VMMError) { if !hasAddresses { try setAddresses() } }
 
-    func takeBack(isCopy: Bool) throws(VMMError) {
-        if isCopy { try giveUpAddresses(unlessDone: true) }
-        if !hasAddresses { try setAddresses() }
+    func takeBack() throws(VMMError) {
+        guard !hasAddresses else { return }
+        // The new VMM may have set its own, which are void with it.
+        try giveUpAddresses(unlessDone: true)
+        try setAddresses()
     }
 
     /// The addresses of guest RAM in this process are void from here on; the
@@ -117,7 +119,7 @@ final class VFIOContainer: VFIOMemoryOwner {
     /// - Parameter unlessDone: another process may have done that, which the
     ///   kernel says with EINVAL.
     private func giveUpAddresses(unlessDone: Bool = false) throws(VMMError) {
-        guard hasAddresses else { return }
+        guard hasAddresses || unlessDone else { return }
         var argument = VFIOArgument(size: 24, flags: VFIO.UnmapFlag.vaddr | VFIO.UnmapFlag.all)
         guard argument.call(fd, VFIO.Request.unmapDMA) == 0 || (unlessDone && errno == EINVAL) else {
             throw .system("vfio_dma_unmap_vaddr_all")

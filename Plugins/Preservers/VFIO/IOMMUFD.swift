@@ -70,7 +70,7 @@ final class VFIOIOMMUFD: VFIOMemoryOwner {
 
     func settle() {}
 
-    func takeBack(isCopy: Bool) throws(VMMError) { if isCopy { try acquire() } }
+    func takeBack() throws(VMMError) { try acquire() }
 
     // MARK: Over an update
 

@@ -25,8 +25,8 @@ final class VFIOPreserver: FdPreserver {
     private(set) var devices: [VFIOAssignment] = []
     private var iommufds: [VFIOIOMMUFD] = []
     let placement = VFIOPlacement()
-    /// The process that the kernel has guest RAM of.
-    private var owner = getpid()
+    /// Whether memory has been given up for a new VMM.
+    private var hasGivenUp = false
 
     var groups: [VFIOGroup] { devices.compactMap(\.file.group) }
 
@@ -75,6 +75,7 @@ final class VFIOPreserver: FdPreserver {
         case .survey: try handOver(cpr)
         case .exec:
             try handOver(cpr)
+            hasGivenUp = true
             for owner in owners { try owner.giveUp() }
         case .saveFailed: try takeBack(cpr)
         case .load where cpr.inherited != nil:
@@ -92,13 +93,12 @@ final class VFIOPreserver: FdPreserver {
         for device in devices { try device.handOver(to: cpr) }
     }
 
-    /// The guest goes on here, in another process than the one that executed the new
-    /// VMM. What that one has done meanwhile is not known.
+    /// The guest goes on here.
     private func takeBack(_ cpr: CprController) throws(VMMError) {
         forget(cpr) { _ in }
-        let isCopy = getpid() != owner
-        owner = getpid()
-        try all { owner throws(VMMError) in try owner.takeBack(isCopy: isCopy) }
+        guard hasGivenUp else { return }
+        hasGivenUp = false
+        try all { owner throws(VMMError) in try owner.takeBack() }
     }
 
     /// Does something for every owner of memory, also when one of them fails.

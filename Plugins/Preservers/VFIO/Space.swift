@@ -47,7 +47,7 @@ protocol VFIOMemoryOwner: AnyObject {
     /// The guest, and its memory, is this process' own.
     func settle() throws(VMMError)
     /// The guest goes on here after all.
-    /// - Parameter isCopy: a new VMM was executed, and this process is another now:
-    ///   what that VMM has done meanwhile is not known.
-    func takeBack(isCopy: Bool) throws(VMMError)
+    /// Comes only after `giveUp` of some owner. What the new VMM has done meanwhile
+    /// is not known.
+    func takeBack() throws(VMMError)
 }

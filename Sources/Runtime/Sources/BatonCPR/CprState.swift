@@ -196,7 +196,8 @@ public struct CprState {
         let words = text.split(separator: ":")
         var status = stat()
         guard words.count == 2, let fd = Int32(words[0]), let secret = UInt64(words[1], radix: 16), fd > 2,
-            fstat(fd, &status) == 0, [S_IFSOCK, S_IFIFO].contains(status.st_mode & S_IFMT), fcntl(fd, F_SETFD, FD_CLOEXEC) == 0
+            fstat(fd, &status) == 0, [S_IFSOCK, S_IFIFO].contains(status.st_mode & S_IFMT),
+            fcntl(fd, F_SETFD, FD_CLOEXEC) == 0
         else { return nil }
         return HandoverLink(channel: fd, secret: secret)
     }

@@ -69,7 +69,8 @@ public struct UpdateTimes {
     /// sum of the others but `exec-pause-us`; if the guest ran while the new VMM
     /// started (`ran-us`), without `exec-us`, `start-up-us` and `map-us` either.
     static let reportNames = [
-        "pause-us", "exec-pause-us", "ran-us", "stop-us", "drain-us", "save-us", "wait-exec-us", "exec-us", "start-up-us", "map-us",
+        "pause-us", "exec-pause-us", "ran-us", "stop-us", "drain-us", "save-us", "wait-exec-us", "exec-us",
+        "start-up-us", "map-us",
         "wait-load-us", "load-us", "resume-us",
     ]
 
