@@ -214,7 +214,7 @@ extension CprController {
     /// The state at the change of hands: this process ends after it, as a child of the new VMM.
     private func stateOfNow(_ mode: any CprMode) -> CprState {
         var state = stateForExec(mode: mode)
-        state.helpers = helpers.pids.suffix(HelperProcesses.limit - 1) + [getpid()]
+        state.helpers = [getpid()]
         return state
     }
 }

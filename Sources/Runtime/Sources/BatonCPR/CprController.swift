@@ -185,7 +185,8 @@ public final class CprController {
         inherited?.take(from: state)
         times.take(from: state.times)
         history = state.history
-        helpers.inherit(state.helpers)
+        // The old VMM is a child of this process, as are those of before that the state of the exec names.
+        for pid in state.helpers { helpers.add(pid) }
         memory.identity = nil
         try changes.apply(
             state, fds: handed.fds, askedParts: inherited?.asked.parts ?? [], askedFDs: fds.asked ?? [])

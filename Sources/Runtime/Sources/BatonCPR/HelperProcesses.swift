@@ -29,9 +29,6 @@ final class HelperProcesses {
     /// new VMM's.
     func forget() { pids = [] }
 
-    /// They are this process' now.
-    func inherit(_ pids: [pid_t]) { self.pids = pids }
-
     /// Waits for those that have ended, now and then, until all have. They take
     /// part in no event loop: an update may come at any time, and finds no
     /// descriptor more.

@@ -71,7 +71,9 @@ struct WatchMessages {
     /// - Returns: false at the end: the process is gone, has refused, or is none of ours.
     mutating func receive(from watch: Int32) -> Bool {
         var buffer = [UInt8](repeating: 0, count: WatchMessages.length + WatchMessages.textLimit)
-        let count = retryingInterrupts { read(watch, &buffer, buffer.count) }
+        var count = retryingInterrupts { read(watch, &buffer, buffer.count) }
+        // The other side has closed it without having read all; what it said before is there.
+        if count < 0, errno == ECONNRESET { count = retryingInterrupts { read(watch, &buffer, buffer.count) } }
         if count < 0 && errno == EAGAIN { return true }
         guard count > 0 else { return false }
         for byte in buffer[..<count] {
