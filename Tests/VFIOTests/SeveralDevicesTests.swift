@@ -93,7 +93,7 @@ struct VFIOSeveralDevicesTests {
             #expect(since.count { $0.hasPrefix("map_vaddr iova=0x80000000") } == arrangement.containers)
             // Nobody has its addresses back before everybody has given them up.
             let lines = guest.log.dropFirst(before)
-            let own = "\(guest.process.pid) "
+            let own = (guest.log.first?.prefix { $0 != " " } ?? "") + " "
             let given = lines.lastIndex { !$0.hasPrefix(own) }
             let taken = lines.firstIndex { $0.hasPrefix(own) }
             #expect(try #require(given) < #require(taken))

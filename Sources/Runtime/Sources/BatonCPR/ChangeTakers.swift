@@ -20,18 +20,18 @@ final class ChangeTakers {
         takers.append(Taker(part: part, fdPrefix: fds, take: take))
     }
 
-    /// Gives the takers what is theirs. What nobody has asked for in what this
-    /// process was given at first, such as a chardev that its command line has no
-    /// more, is let go of.
+    /// Gives the takers what is theirs.
     /// - Parameters:
     ///   - fds: that came with the state, in its order.
     ///   - askedFDs: names and ids that were asked for.
+    /// - Returns: the descriptors that nobody has asked for yet; nil for one that is gone.
     /// - Throws: the first thing that nobody takes; nothing has been given to anybody then. Or a taker's error.
     func apply(
         _ state: CprState, fds: [Int32], askedParts: Set<String>, askedFDs: Set<PreservedFDs.Key>
-    ) throws(VMMError) {
+    ) throws(VMMError) -> [(PreservedFDs.Key, Int32?)] {
         var changedFDs: [Int: [PreservedFDs.Key: Int32]] = [:]
         var goneFDs: [Int: Set<PreservedFDs.Key>] = [:]
+        var unasked: [(PreservedFDs.Key, Int32?)] = []
         var order: [Int] = []
         func note(_ taker: Int) { if !order.contains(taker) { order.append(taker) } }
         for part in state.partPayloads.map(\.name) + (state.gone?.parts ?? []) {
@@ -54,10 +54,10 @@ final class ChangeTakers {
         }
         for (entry, fd) in zip(state.fds, fds) {
             let key = PreservedFDs.Key(name: entry.name, id: entry.id)
-            if let taker = try taker(of: key) { changedFDs[taker, default: [:]][key] = fd } else { close(fd) }
+            if let taker = try taker(of: key) { changedFDs[taker, default: [:]][key] = fd } else { unasked.append((key, fd)) }
         }
         for key in state.gone?.fds ?? [] {
-            if let taker = try taker(of: key) { goneFDs[taker, default: []].insert(key) }
+            if let taker = try taker(of: key) { goneFDs[taker, default: []].insert(key) } else { unasked.append((key, nil)) }
         }
         // A monitor's session follows its chardev's connection.
         for index in order.sorted() {
@@ -72,6 +72,7 @@ final class ChangeTakers {
                 throw error.prefixed("'\(part)' has changed since the new VMM was started")
             }
         }
+        return unasked
     }
 
     private static func unknown(_ what: String) -> VMMError {

@@ -121,6 +121,10 @@ extension CprController {
                     throw VMMError("the VMM is ending")
                 }
                 if before == nil { before = vm.runState }
+                let limitBefore = updateLimit
+                // The guest stands still for what modules do now.
+                updateLimit = min(updateLimit, options.downtime)
+                defer { updateLimit = limitBefore }
                 try handOver(mode, to: successor, handed, isSaved: isSaved)
             } catch {
                 throw vm.isEnding ? error : successor.takeBack(error.message)

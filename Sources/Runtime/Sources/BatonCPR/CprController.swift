@@ -188,8 +188,20 @@ public final class CprController {
         // The old VMM is a child of this process, as are those of before that the state of the exec names.
         for pid in state.helpers { helpers.add(pid) }
         memory.identity = nil
-        try changes.apply(
+        let unasked = try changes.apply(
             state, fds: handed.fds, askedParts: inherited?.asked.parts ?? [], askedFDs: fds.asked ?? [])
+        // Whoever asks later gets what there is now. What is let go of already, such as a chardev that the
+        // command line has no more, stays so.
+        inherited?.replaceParts(by: state)
+        for (key, fd) in unasked {
+            guard let before = fds.entries.first(where: { $0.name == key.name && $0.id == key.id }) else {
+                if let fd { close(fd) }
+                continue
+            }
+            fds.delete(key.name, id: key.id)
+            close(before.fd)
+            if let fd { try fds.save(key.name, id: key.id, fd) }
+        }
         for body in lateSteps { try body() }
         lateSteps = []
     }

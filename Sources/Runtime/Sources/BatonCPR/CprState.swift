@@ -108,6 +108,14 @@ public struct CprState {
         parts.sections.map { ($0.name.dropPrefix(CprState.partPrefix), $0.version, $0.payload) }
     }
 
+    /// Takes over the parts of a later state, which has those that have changed.
+    mutating func replaceParts(by later: CprState) {
+        let gone = Set(later.gone?.parts ?? [])
+        let changed = Set(later.partPayloads.map(\.name))
+        removeParts { name, _, _ in gone.contains(name) || changed.contains(name) }
+        for section in later.parts.sections { parts.add(section) }
+    }
+
     /// Leaves out the parts for which `isUnchanged` is true.
     mutating func removeParts(where isUnchanged: (_ name: String, _ version: UInt32, ArraySlice<UInt8>) -> Bool) {
         var kept = SectionContainer(kind: .cprState)

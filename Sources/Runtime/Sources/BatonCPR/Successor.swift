@@ -128,7 +128,9 @@ final class Successor {
         loop.unwatch(channel)
         loop.unwatch(process)
         if let reason { throw takeBack(reason) }
-        guard messages.stage == .ready else { throw takeBack("the VMM is ending") }
+        guard messages.stage != .ready else { return }
+        leaveWhenReady()
+        throw VMMError("the VMM is ending")
     }
 
     // MARK: The change of hands
@@ -224,6 +226,22 @@ final class Successor {
         // What frees our memory takes its time, beside the guest.
         setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)
         _exit(0)
+    }
+
+    /// The guest has ended in this process before the new VMM was ready, which a
+    /// moment is waited for.
+    private func leaveWhenReady() {
+        let deadline = EventLoop.now + Successor.endLimit
+        while messages.stage == .starting, messages.refusal == nil, !messages.isBroken {
+            let left = deadline - EventLoop.now
+            var states = [channel, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+            guard left > 0, poll(&states, 2, Int32(left / 1_000_000 + 1)) >= 0 else { break }
+            guard states[0].revents != 0, messages.receive(from: channel) else { break }
+        }
+        if messages.stage == .ready { return leave() }
+        end()
+        sigprocmask(SIG_SETMASK, &mask, nil)
+        close()
     }
 
     /// The guest ends in this process: the new VMM, which is ready, is to wait for

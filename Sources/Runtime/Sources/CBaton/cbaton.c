@@ -237,8 +237,6 @@ void cbaton_daemon_ready(int fd, int status) {
     close(fd);
 }
 
-pid_t cbaton_fork(void) { return fork(); }
-
 int cbaton_spawn(char *const argv[], const int *fds, size_t count, int standard_error, pid_t *pid) {
     /* Its end must be told to whoever waits for it. */
     struct sigaction action = {.sa_handler = SIG_DFL};

@@ -42,7 +42,7 @@ public final class EventLoop {
         var handler: (IOEvents) -> Void
     }
 
-    private var epoll: Int32
+    private let epoll: Int32
     private var watches: [Int32: Watch] = [:]
     private var generation: UInt32 = 0
     /// Latest deadline first, so that the next is taken off the end. There are
@@ -69,31 +69,6 @@ public final class EventLoop {
     public init() throws(VMMError) {
         epoll = epoll_create1(Int32(EPOLL_CLOEXEC))
         guard epoll >= 0 else { throw .system("Could not create an epoll instance") }
-    }
-
-    /// In a copy of the process that made this loop: has a set of its own in
-    /// place of the one that both share, from which the other process may have
-    /// taken what it unwatched.
-    package func beginAnew() throws(VMMError) {
-        let fresh = epoll_create1(Int32(EPOLL_CLOEXEC))
-        guard fresh >= 0 else { throw .system("Could not create an epoll instance") }
-        close(epoll)
-        epoll = fresh
-        // What was ready before this may be no more.
-        round &+= 1
-        for (fd, watch) in watches {
-            var event = EventLoop.event(fd, watch)
-            if epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0 {
-                Report.warning(VMMError.system("Could not watch fd \(fd)").message)
-            }
-        }
-    }
-
-    private static func event(_ fd: Int32, _ watch: Watch) -> epoll_event {
-        var event = epoll_event()
-        event.events = watch.events.rawValue
-        event.data.u64 = UInt64(watch.generation) << 32 | UInt64(UInt32(bitPattern: fd))
-        return event
     }
 
     deinit {

@@ -159,9 +159,6 @@ int cbaton_daemonize(void);
  * and error go to /dev/null. */
 void cbaton_daemon_ready(int fd, int status);
 
-/* fork(2), of the calling thread only; Swift has no name for it. */
-pid_t cbaton_fork(void);
-
 /* The stack of the thread that cbaton_call_bounded makes, in bytes. */
 #define CBATON_BOUNDED_STACK (1 << 20)
 
