@@ -91,7 +91,7 @@ final class VhostUserGuest {
     }
 
     func update(_ argv: [String]? = nil) throws {
-        try qmp.execute("cpr-update", ["argv": argv ?? arguments, "timeout-ms": 60_000])
+        try exceptForALateTrial { try qmp.execute("cpr-update", ["argv": argv ?? arguments]) }
     }
 
     func end() throws {
