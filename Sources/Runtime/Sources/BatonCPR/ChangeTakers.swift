@@ -54,10 +54,18 @@ final class ChangeTakers {
         }
         for (entry, fd) in zip(state.fds, fds) {
             let key = PreservedFDs.Key(name: entry.name, id: entry.id)
-            if let taker = try taker(of: key) { changedFDs[taker, default: [:]][key] = fd } else { unasked.append((key, fd)) }
+            if let taker = try taker(of: key) {
+                changedFDs[taker, default: [:]][key] = fd
+            } else {
+                unasked.append((key, fd))
+            }
         }
         for key in state.gone?.fds ?? [] {
-            if let taker = try taker(of: key) { goneFDs[taker, default: []].insert(key) } else { unasked.append((key, nil)) }
+            if let taker = try taker(of: key) {
+                goneFDs[taker, default: []].insert(key)
+            } else {
+                unasked.append((key, nil))
+            }
         }
         // A monitor's session follows its chardev's connection.
         for index in order.sorted() {
