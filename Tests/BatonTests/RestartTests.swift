@@ -134,16 +134,16 @@ struct RestartTests {
             return processes.filter { parent(of: $0) == "\(guest.process.pid)" }
         }
         for _ in 0..<3 { try guest.qmp.execute("cpr-update", ["argv": guest.arguments]) }
-        try eventually("the copies end") { try children().isEmpty }
+        try eventually("the old VMMs end") { try children().isEmpty }
         try guest.save()
         let text = refusal { try guest.qmp.execute("cpr-exec", ["argv": ["/etc/passwd"]]) }
         #expect(text.contains("Permission denied"), "\(text)")
         #expect(try children().isEmpty)
         try guest.save()
         try guest.exec()
-        #expect(try !children().isEmpty, "the lifeboat waits for the load")
+        #expect(try !children().isEmpty, "the old VMM waits for the load")
         try guest.load()
-        try eventually("the copies end") { try children().isEmpty }
+        try eventually("the old VMMs end") { try children().isEmpty }
     }
 
     @Test func preallocatedMemoryIsPreservedAndNotAllocatedAgain() throws {

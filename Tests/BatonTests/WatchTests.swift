@@ -110,7 +110,7 @@ struct WatchTests {
         #expect(update(guest, ["sh", "-c", script, "sh"] + guest.arguments) == "accepted")
         let first = try holder()
         let pid = guest.process.pid
-        try eventually("the copy of the old VMM ends") {
+        try eventually("the old VMM ends") {
             try String(contentsOfFile: "/proc/\(pid)/task/\(pid)/children", encoding: .utf8)
                 .split(separator: " ").map(String.init) == ["\(first)"]
         }
