@@ -113,21 +113,21 @@ extension CprController {
             let (successor, handed) = try start(argv, mode, mayWait: isSaved)
             standing = successor
             try successor.awaitReady(vm.loop, limit: options.limit) { vm.run(until: $0) }
+            // What came meanwhile and was answered must not be lost with this process.
+            vm.takeSignals()
+            if vm.isEnding {
+                successor.leave()
+                throw VMMError("the VMM is ending")
+            }
+            if before == nil { before = vm.runState }
             do throws(VMMError) {
-                // What came meanwhile and was answered must not be lost with this process.
-                vm.takeSignals()
-                if vm.isEnding {
-                    successor.leave()
-                    throw VMMError("the VMM is ending")
-                }
-                if before == nil { before = vm.runState }
                 let limitBefore = updateLimit
                 // The guest stands still for what modules do now.
                 updateLimit = min(updateLimit, options.downtime)
                 defer { updateLimit = limitBefore }
                 try handOver(mode, to: successor, handed, isSaved: isSaved)
             } catch {
-                throw vm.isEnding ? error : successor.takeBack(error.message)
+                throw successor.takeBack(error.message)
             }
             throw successor.awaitCommit(limit: options.downtime) { [vm] in
                 guard endsMonitorSessions else { return }

@@ -194,12 +194,12 @@ public final class CprController {
         // command line has no more, stays so.
         inherited?.replaceParts(by: state)
         for (key, fd) in unasked {
-            guard let before = fds.entries.first(where: { $0.name == key.name && $0.id == key.id }) else {
+            guard let before = fds.find(key.name, id: key.id) else {
                 if let fd { close(fd) }
                 continue
             }
             fds.delete(key.name, id: key.id)
-            close(before.fd)
+            close(before)
             if let fd { try fds.save(key.name, id: key.id, fd) }
         }
         for body in lateSteps { try body() }

@@ -6,7 +6,7 @@ import Glibc
 /// What the new VMM got when it was executed: so that at the change of hands
 /// only what has changed since is handed over.
 struct HandedState {
-    private var fds: [PreservedFDs.Entry]
+    private let fds: [PreservedFDs.Entry]
     private let ram: [RAMRecord]
     private let parts: [String: (version: UInt32, payload: ArraySlice<UInt8>)]
     /// The process in which it was executed.

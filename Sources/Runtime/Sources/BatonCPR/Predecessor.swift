@@ -20,7 +20,7 @@ final class Predecessor {
         /// A memfd, of an update in one step. Owned by whoever gets it.
         let checkpoint: Int32?
         /// What this process has not inherited, in the state's order.
-        var fds: [Int32]
+        let fds: [Int32]
     }
 
     /// Says that this process is ready, and waits for the guest's state.

@@ -39,7 +39,6 @@ final class Successor {
     let pid = getpid()
     private var messages: WatchMessages
     private var mask = sigset_t()
-    private var timer: EventLoop.Timer?
 
     /// What the new VMM is told in its CPR state.
     var link: HandoverLink { HandoverLink(channel: theirs, secret: secret) }
@@ -120,11 +119,11 @@ final class Successor {
         } catch {
             reason = error.message
         }
-        timer = loop.schedule(at: EventLoop.now + limit) { [unowned self] in
+        let timer = loop.schedule(at: EventLoop.now + limit) { [unowned self] in
             reason = messages.tooLate(limit: limit)
         }
         if reason == nil { run { messages.stage != .starting || reason != nil } }
-        timer?.cancel()
+        timer.cancel()
         loop.unwatch(channel)
         loop.unwatch(process)
         if let reason { throw takeBack(reason) }

@@ -39,15 +39,21 @@ int cbaton_await_child(pid_t child, int64_t limit) {
     return found != 0;
 }
 
-void cbaton_keep_namespace(void) {
-    sigset_t set;
-    cbaton_stop_signals(&set);
-    sigaddset(&set, SIGCHLD);
-    sigprocmask(SIG_SETMASK, &set, NULL);
+/* What is left of the process waits for others: it has no descriptors, and waits for
+ * the signals in SET, of children and to stop. */
+static void let_go_of_all(sigset_t *set) {
+    cbaton_stop_signals(set);
+    sigaddset(set, SIGCHLD);
+    sigprocmask(SIG_SETMASK, set, NULL);
     /* Not ignored, and so not discarded either. */
     struct sigaction standard = {.sa_handler = SIG_DFL};
     sigaction(SIGCHLD, &standard, NULL);
     syscall(SYS_close_range, 0u, ~0u, 0u);
+}
+
+void cbaton_keep_namespace(void) {
+    sigset_t set;
+    let_go_of_all(&set);
     for (;;) {
         pid_t ended;
         do ended = waitpid(-1, NULL, WNOHANG);
@@ -60,13 +66,7 @@ void cbaton_keep_namespace(void) {
 
 void cbaton_end_like(pid_t child) {
     sigset_t set;
-    cbaton_stop_signals(&set);
-    sigaddset(&set, SIGCHLD);
-    sigprocmask(SIG_SETMASK, &set, NULL);
-    /* Not ignored, and so not discarded either. */
-    struct sigaction standard = {.sa_handler = SIG_DFL};
-    sigaction(SIGCHLD, &standard, NULL);
-    syscall(SYS_close_range, 0u, ~0u, 0u);
+    let_go_of_all(&set);
     for (;;) {
         int status = 0;
         pid_t ended = child > 0 ? waitpid(child, &status, WNOHANG) : -1;
