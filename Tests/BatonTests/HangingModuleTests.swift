@@ -99,7 +99,7 @@ struct HangingModuleTests {
         case (_, "fail"): "as ordered"
         case ("init", "hang"): "the new VMM did not start within 700 ms"
         case ("init", _): "the new VMM ended during its start"
-        case ("load", "hang"): "the new VMM did not load the guest's state within 700 ms"
+        case ("load", "hang"): "the new VMM refused: rogue: 'load' did not come back within 525 ms"
         case ("load", _): "the new VMM refused: rogue: 'load' crashed by signal"
         case (_, "hang"): "rogue: '\(step)' did not come back within 700 ms"
         default: "rogue: '\(step)' crashed by signal"

@@ -31,22 +31,21 @@ final class BoundedCalls {
     /// What has been left behind, and why nothing can be updated since.
     private(set) var late: [(part: any ModulePart, error: VMMError)] = []
 
-    private static let leastLimit: Int64 = 500_000_000
+    /// Nanoseconds that a call may take at least in a VMM that has the guest, as being late has no end there.
+    static let leastLimit: Int64 = 500_000_000
 
     func isLate(_ part: any ModulePart) -> Bool { late.contains { $0.part === part } }
 
     /// Calls `body` for each part that has not been left behind before, in order.
     /// - Parameters:
     ///   - step: the step's name, for the error of one that is late.
-    ///   - limit: nanoseconds that each call may take; half a second is the
-    ///     least, as being late has no end.
+    ///   - limit: nanoseconds that each call may take.
     ///   - body: gets the index of the part.
     /// - Returns: for each that was called what `body` returned, or the error that it was late or crashed.
     func call<Answer>(
         _ parts: [any ModulePart], _ step: String, limit: Int64, _ body: @escaping (Int) -> Answer
     ) -> [Result<Answer, VMMError>] {
         var answers: [Result<Answer, VMMError>] = []
-        let limit = max(limit, BoundedCalls.leastLimit)
         var rest = parts.indices.filter { !isLate(parts[$0]) }[...]
         while let index = rest.first {
             if parts[index].neverHangs {

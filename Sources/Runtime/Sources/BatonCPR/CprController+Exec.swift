@@ -120,6 +120,7 @@ extension CprController {
                 throw VMMError("the VMM is ending")
             }
             if before == nil { before = vm.runState }
+            let stopped = EventLoop.now
             do throws(VMMError) {
                 let limitBefore = updateLimit
                 // The guest stands still for what modules do now.
@@ -129,7 +130,7 @@ extension CprController {
             } catch {
                 throw successor.takeBack(error.message)
             }
-            throw successor.awaitCommit(limit: options.downtime) { [vm] in
+            throw successor.awaitCommit(limit: options.downtime, since: stopped) { [vm] in
                 guard endsMonitorSessions else { return }
                 for chardev in vm.chardevs where chardev.frontend?.isMonitor == true { chardev.endConnection() }
             }

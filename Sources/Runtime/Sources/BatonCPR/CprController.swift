@@ -183,6 +183,7 @@ public final class CprController {
     private func takeChanges(_ handed: Predecessor.State) throws(VMMError) {
         let state = handed.state
         inherited?.take(from: state)
+        updateLimit = state.callLimit ?? updateLimit
         times.take(from: state.times)
         history = state.history
         // The old VMM is a child of this process, as are those of before that the state of the exec names.
@@ -330,8 +331,15 @@ public final class CprController {
         }
     }
 
-    /// Nanoseconds that each call into a module may take now.
-    var callLimit: Int64 { updateLimit }
+    /// Nanoseconds that each call into a module may take now. In a VMM that does not
+    /// have the guest yet, nothing but its own end depends on it.
+    var callLimit: Int64 {
+        HandoverLink.ofThisProcess == nil ? max(updateLimit, BoundedCalls.leastLimit) : updateLimit
+    }
+
+    /// What the new VMM may give each of its modules: less than what it has itself,
+    /// so that it can still say which of them was late.
+    private var successorsCallLimit: Int64 { updateLimit / 4 * 3 }
 
     /// The monitors' clients.
     private func tell(_ phase: CprPhase) {
@@ -358,7 +366,7 @@ public final class CprController {
         helpers.collect()
         state.helpers = helpers.pids
         state.environment = successorEnvironment
-        state.callLimit = callLimit
+        state.callLimit = successorsCallLimit
         state.timerSlack = UInt(cbaton_timer_slack())
         state.markedTimerSlack = mark?.timerSlack
         state.mark = mark.map { CprState.Mark(fd: $0.fd, number: $0.number) }

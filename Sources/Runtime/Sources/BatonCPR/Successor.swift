@@ -158,15 +158,16 @@ final class Successor {
     /// Waits until the new VMM has the guest, and does not return then.
     /// - Parameters:
     ///   - limit: nanoseconds until the commit, or until the new VMM waits for its client.
+    ///   - start: since when, as of CLOCK_MONOTONIC in nanoseconds: the guest stands still since.
     ///   - whenItWaits: called when it does.
     /// - Returns: why the guest is this VMM's again.
-    func awaitCommit(limit: Int64, whenItWaits: () -> Void) -> VMMError {
-        let reason = wait(limit: limit, whenItWaits)
+    func awaitCommit(limit: Int64, since start: Int64, whenItWaits: () -> Void) -> VMMError {
+        let reason = wait(limit: limit, since: start, whenItWaits)
         return takeBack(reason)
     }
 
-    private func wait(limit: Int64, _ whenItWaits: () -> Void) -> String {
-        var deadline = EventLoop.now + limit
+    private func wait(limit: Int64, since start: Int64, _ whenItWaits: () -> Void) -> String {
+        var deadline = start + limit
         var hasWaited = false
         while messages.stage != .committed {
             let isPatient = messages.stage == .waiting && messages.refusal == nil
