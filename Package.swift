@@ -53,6 +53,7 @@ struct Module {
 let modules = [
     Module(file: "mode-reboot", target: "ModeReboot", path: "Modes/Reboot"),
     Module(file: "mode-restart", target: "ModeRestart", path: "Modes/Restart"),
+    Module(file: "mode-transfer", target: "ModeTransfer", path: "Modes/Transfer"),
     Module(file: "memory-backend-file", target: "MemoryBackendFile", path: "Memory/File"),
     Module(file: "memory-backend-memfd", target: "MemoryBackendMemfd", path: "Memory/Memfd"),
     Module(file: "preserver-vhost-user", target: "PreserverVhostUser", path: "Preservers/VhostUser"),

@@ -103,14 +103,18 @@ public enum ChardevFactory {
             }
             let append = try options.bool("append") ?? false
             try options.finish()
-            if let heritage {
+            var isElsewhere = false
+            if let heritage, heritage.mayStartAnew { isElsewhere = try heritage.state.string("path") != path }
+            if let heritage, !isElsewhere {
                 return try FileChardev(id: id, path: path, heritage: heritage, isStandIn: isTrial(vm))
             }
+            heritage?.discard()
             if isTrial(vm) {
                 try UnopenedChardev.checkWritable(path)
                 return UnopenedChardev(id: id, backend: backend)
             }
             let file = try FileChardev(id: id, path: path, append: append || (held && reopens))
+            file.startsAnew = isElsewhere
             // The process before writes to it as long as the guest runs there.
             if held, reopens, !append {
                 try vm.handover?.whenHandedOver { () throws(VMMError) in try file.empty() }
@@ -257,8 +261,12 @@ enum SocketOptions {
         configuration.noDelay = noDelay
         let chardev = SocketChardev(id: id, loop: vm.loop, configuration: configuration, held: held)
         if let heritage {
-            try chardev.inherit(heritage)
-            return chardev
+            guard heritage.mayStartAnew, server, !heritage.isServer(at: address) else {
+                try chardev.inherit(heritage)
+                return chardev
+            }
+            heritage.discard()
+            chardev.startsAnew = true
         }
         if ChardevFactory.isTrial(vm) {
             if server, let path { try UnopenedChardev.checkWritable(path) }

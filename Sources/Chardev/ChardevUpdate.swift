@@ -41,7 +41,7 @@ public enum ChardevUpdate {
         if let mux = chardev as? MuxChardev { followChanges(of: mux.base, cpr) }
         cpr.onChange(of: part(chardev.id), fds: "\(prefix)\(chardev.id)-") {
             [unowned chardev] changes throws(VMMError) in
-            try chardev.takeOver(changes)
+            if chardev.startsAnew { changes.discard() } else { try chardev.takeOver(changes) }
         }
     }
 
@@ -96,18 +96,37 @@ struct ChardevHeritage {
         guard let cpr = vm.handover, let state = try cpr.inheritedPart(ChardevUpdate.part(id)) else { return nil }
         let heritage = ChardevHeritage(cpr: cpr, id: id, state: state)
         if reopen {
-            for what in ["listener", "connection", "master", "file"] {
-                if let fd = heritage.claim(what) { close(fd) }
-            }
+            heritage.discard()
             return nil
         }
         let before = try state.string("backend")
         guard before == backend else {
+            // As a chardev of another kind: nothing of what the process before has of it is taken over.
+            if heritage.mayStartAnew {
+                heritage.discard()
+                return nil
+            }
             throw VMMError(
                 "chardev '\(id)' is of kind '\(before)' in the CPR state, but '\(backend)' on the command line",
                 hint: "Give the new VMM the chardevs of the old one, or reopen-on-cpr=on.")
         }
         return heritage
+    }
+
+    /// Whether a chardev that is at another place now is opened there, instead of refused.
+    var mayStartAnew: Bool { cpr.hasOwnCommandLine }
+
+    /// Closes what was handed over.
+    func discard() {
+        for what in ["listener", "connection", "master", "file"] {
+            if let fd = claim(what) { close(fd) }
+        }
+    }
+
+    /// Whether it listened at this address.
+    func isServer(at address: SocketAddress) -> Bool {
+        guard let fd = cpr.fds.find(ChardevUpdate.name(id, "listener")) else { return false }
+        return DescriptorKind.isSocket(fd, listening: true) && DescriptorKind.isBound(fd, to: address)
     }
 
     /// Takes over a descriptor, which is the caller's from now on.

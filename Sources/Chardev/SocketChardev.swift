@@ -102,9 +102,10 @@ public final class SocketChardev: StreamChardev {
 
     public override func handOver(to cpr: any MachineHandover) throws(VMMError) {
         guard !reopensOnCpr else { return }
+        let sockets = frontend?.isMonitor == true ? cpr.monitorSockets : .handedOver
+        guard sockets != .kept else { return }
         if listenerFD >= 0 { try cpr.save(listenerFD, of: self, as: "listener") }
-        let ends = cpr.endsMonitorSessions && frontend?.isMonitor == true
-        if connectionFD >= 0, !ends { try cpr.save(connectionFD, of: self, as: "connection") }
+        if connectionFD >= 0, sockets == .handedOver { try cpr.save(connectionFD, of: self, as: "connection") }
         cpr.handOver(self) { $0.put("unsent", bytes: unsentBytes) }
     }
 
@@ -313,6 +314,8 @@ public final class SocketChardev: StreamChardev {
     }
 
     // MARK: Descriptors
+
+    public override var descriptors: [Int32] { super.descriptors + (listenerFD >= 0 ? [listenerFD] : []) }
 
     /// Descriptors that a client of a monitor has sent, not taken yet. Owned.
     private var received: [Int32] = []

@@ -43,6 +43,8 @@ open class StreamChardev: Chardev {
 
     open override var isOpen: Bool { inputFD >= 0 || outputFD >= 0 }
 
+    open override var descriptors: [Int32] { [inputFD, outputFD].filter { $0 >= 0 } }
+
     /// Bytes taken from the front end that the peer has not taken yet.
     public var unsentBytes: [UInt8] { Array(unsent[unsentStart...]) }
 

@@ -40,7 +40,7 @@ public final class Harness: Sendable {
         }
         promises = Promise.allCases.filter { mode[$0.rawValue] as? Bool == true }
         ways =
-            (promises.contains(.samePID) ? [.oneStep, .threeSteps] : [])
+            (promises.contains(.executes) ? [.oneStep, .threeSteps] : [])
             + (promises.contains(.survivesHostReboot) ? [.newProcess] : [])
     }
 

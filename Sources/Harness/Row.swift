@@ -26,8 +26,12 @@ public enum Verdict: Equatable, Sendable {
 
 /// What a mode may promise, as `query-cpr` spells it.
 public enum Promise: String, CaseIterable, Sendable {
-    /// The mode executes its successor, which has the same PID.
+    /// A new VMM that the mode executes has the old one's PID.
     case samePID = "same-pid"
+    /// The mode executes the new VMM itself.
+    case executes
+    /// The mode hands the guest over to a VMM that runs already.
+    case connects
     case keepsConnections = "keeps-connections"
     case survivesHostReboot = "survives-host-reboot"
 }

@@ -1,4 +1,5 @@
 import BatonRuntime
+import Chardev
 
 /// A monitor whose session goes on in the next process.
 protocol ResumableMonitor: ChardevFrontend {
@@ -39,7 +40,7 @@ public enum MonitorUpdate {
         cpr.onPhase { [unowned vm, unowned cpr] phase throws(VMMError) in
             switch phase {
             case .survey, .exec:
-                for monitor in monitors(vm) where monitor.chardev.isOpen && !cpr.endsMonitorSessions {
+                for monitor in monitors(vm) where monitor.chardev.isOpen && goesOver(monitor, cpr) {
                     if phase == .exec, cpr.closesConnection, monitor.isExecuting {
                         monitor.chardev.forgetConnection(in: cpr)
                     } else {
@@ -51,6 +52,15 @@ public enum MonitorUpdate {
             case .commit: for monitor in monitors(vm) { monitor.resume() }
             default: break
             }
+        }
+    }
+
+    /// Whether the new VMM goes on with the session.
+    private static func goesOver(_ monitor: any ResumableMonitor, _ cpr: CprController) -> Bool {
+        switch cpr.monitorSockets {
+        case .handedOver: true
+        case .ended: false
+        case .connectionsKept, .kept: monitor.chardev is MuxChardev
         }
     }
 

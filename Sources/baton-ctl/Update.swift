@@ -8,8 +8,9 @@ struct Update: ParsableCommand {
         abstract: "Replaces a VMM under its running guest.",
         discussion: """
             Without a command line the new VMM gets the one that the running VMM was started with; --binary then says \
-            which binary. The new VMM is tried beside the guest first. Whatever goes wrong, the guest runs on in the \
-            old VMM, and the exit status is 1.
+            which binary. The new VMM is tried beside the guest first. With --channel the guest goes to a VMM that \
+            somebody has started already, with a command line of its own. Whatever goes wrong, the guest runs on in \
+            the old VMM, and the exit status is 1.
             """)
 
     @Option(help: "The monitor: a unix socket's path, or HOST:PORT.")
@@ -18,8 +19,14 @@ struct Update: ParsableCommand {
     @Option(help: "The new VMM; by default the program that runs now, or what has taken its place on disk.")
     var binary: String?
 
-    @Option(help: "The CPR mode; by default the first enabled one that keeps the process.")
+    @Option(help: "The CPR mode; by default the first enabled one that fits.")
     var mode: String?
+
+    @Option(help: "The unix socket at which a new VMM waits that runs already (-incoming); for the mode transfer.")
+    var channel: String?
+
+    @Option(help: "The number of the user that the VMM at --channel runs as; by default the old VMM's, or root.")
+    var peerUid: Int64?
 
     @Option(help: "Milliseconds that each stage may take.")
     var timeoutMs: Int64 = 10_000
@@ -53,9 +60,15 @@ struct Update: ParsableCommand {
         guard let before = try monitor.execute("query-cpr").objectValue else {
             throw VMMError("no answer to query-cpr")
         }
-        var arguments: JSONObject = ["argv": .array(try commandLine(before).map { .string($0) })]
+        var arguments: JSONObject = ["timeout-ms": .int(timeoutMs)]
         if let mode { arguments["mode"] = .string(mode) }
-        arguments["timeout-ms"] = .int(timeoutMs)
+        if let channel {
+            guard argv.isEmpty, binary == nil, !check else {
+                throw VMMError("--channel names a VMM that runs already: there is no command line to give or to check")
+            }
+            return try handOver(monitor, channel, arguments)
+        }
+        arguments["argv"] = .array(try commandLine(before).map { .string($0) })
         if check {
             Progress.show("preflight")
             let result = try monitor.execute("cpr-preflight", arguments).objectValue
@@ -84,6 +97,20 @@ struct Update: ParsableCommand {
         try monitor.takeEvents(milliseconds: 10_000) { report != nil }
         Progress.end()
         printSummary(report, try monitor.execute("query-cpr").objectValue)
+    }
+
+    /// To a VMM that runs already. The monitor stays with the old one, which ends.
+    private func handOver(_ monitor: MonitorConnection, _ channel: String, _ arguments: JSONObject) throws {
+        var arguments = arguments
+        arguments["channel"] = .string(channel)
+        if let peerUid { arguments["peer-uid"] = .int(peerUid) }
+        do {
+            try monitor.execute("cpr-update", arguments)
+        } catch let error as VMMError {
+            throw VMMError(error.message, hint: "The guest is still with the old VMM.")
+        }
+        Progress.end()
+        print("updated: the guest is with the VMM that waited at \(TerminalText.escaped(channel))")
     }
 
     /// The new VMM's arguments.

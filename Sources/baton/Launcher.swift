@@ -37,18 +37,14 @@ final class Launcher {
         try ModuleOptions.load(invocation, loader: loader)
         try ModuleOptions.enableModes(invocation, cpr: cpr, loader: loader)
         let incoming = try incomingSource()
+        if case .channel(let path)? = incoming { try receiveGuest(path) }
         try ModuleOptions.enableImpliedModes(
             machine: machine, incoming: invocation.has("incoming"), cpr: cpr, loader: loader)
         try ObjectOptions.createAll(invocation, vm: vm, memory: memory, loader: loader)
         // Before anything holds a lock or a pidfile, and before a thread could
         // exist. A successor is in the background already.
-        if invocation.has("daemonize") && cpr.inherited == nil {
-            let pipe = cbaton_daemonize()
-            guard pipe >= 0 else { throw .system("could not go to the background") }
-            daemonPipe = pipe
-        }
+        try daemonize()
         let pidFile = try openPidFile()
-        cpr.onPhase { phase throws(VMMError) in if phase == .saveFailed { try pidFile?.write() } }
         // Before a chardev changes the terminal's mode, or waits for a client.
         try Signals.install(vm)
         ServiceManager.register(cpr)
@@ -80,7 +76,7 @@ final class Launcher {
         BlockUpdate.register(vm: vm)
         BlockUpdate.closeUnclaimed(cpr)
         if invocation.has("only-cpr-capable") { try cpr.requireCapable() }
-        if let incoming {
+        if let incoming, !incoming.isChannel {
             do throws(VMMError) {
                 try migration.begin(incoming)
             } catch {
@@ -96,6 +92,7 @@ final class Launcher {
         // A process that took over a guest waits for cpr-load.
         if vm.autostart && cpr.inherited == nil && incoming == nil { try vm.start() }
         let status = vm.run()
+        if cpr.isHandedOver { leave(status) }
         ServiceManager.ending()
         cpr.ending()
         for chardev in vm.chardevs { chardev.shutDown() }
@@ -103,6 +100,33 @@ final class Launcher {
         pidFile?.remove()
         Log.finish()
         return status
+    }
+
+    /// A successor is in the background already.
+    private func daemonize() throws(VMMError) {
+        guard invocation.has("daemonize"), cpr.inherited == nil, daemonPipe == nil else { return }
+        let pipe = cbaton_daemonize()
+        guard pipe >= 0 else { throw .system("could not go to the background") }
+        daemonPipe = pipe
+    }
+
+    /// `-incoming` with a channel of type `cpr`: waits for a VMM that hands its guest over.
+    private func receiveGuest(_ path: String) throws(VMMError) {
+        // The old VMM watches the process that waits.
+        try daemonize()
+        do throws(VMMError) {
+            try cpr.receive(try cpr.requireMode(Migration.modeOfChannels), path)
+        } catch {
+            throw error.prefixed("-incoming \(invocation.last("incoming") ?? "")")
+        }
+    }
+
+    /// The guest is another process': ends this one, and touches nothing that went with it.
+    private func leave(_ status: Int32) -> Never {
+        ServiceManager.ending()
+        Log.finish()
+        // Destructors of parts, which would tidy up, are not called.
+        exit(status)
     }
 
     private func general(_ machine: MachineOptions) throws(VMMError) {
@@ -141,12 +165,18 @@ final class Launcher {
 
     /// `-incoming`, unless a checkpoint comes with the CPR state.
     private func incomingSource() throws(VMMError) -> Migration.Source? {
-        guard let text = invocation.last("incoming"), cpr.inherited?.bringsCheckpoint != true else { return nil }
-        do throws(VMMError) {
-            return try Migration.Source(text)
-        } catch {
-            throw error.prefixed("-incoming \(text)")
+        guard cpr.inherited?.bringsCheckpoint != true else { return nil }
+        var sources: [Migration.Source] = []
+        for text in invocation.all("incoming") {
+            do throws(VMMError) {
+                sources.append(try Migration.Source(text))
+            } catch {
+                throw error.prefixed("-incoming \(text)")
+            }
         }
+        // As in QEMU, of several main channels the last holds. Beside a channel of type
+        // cpr, which everything comes over, there is nothing for it to carry.
+        return sources.last(where: \.isChannel) ?? sources.last
     }
 
     private func isUUID(_ text: String) -> Bool {
@@ -156,6 +186,6 @@ final class Launcher {
 
     private func openPidFile() throws(VMMError) -> PidFile? {
         guard let path = invocation.last("pidfile"), !cpr.isTrial else { return nil }
-        return try PidFile(path)
+        return try PidFile(path, cpr)
     }
 }

@@ -112,7 +112,7 @@ struct CheckpointSafetyTests {
         try guest.qmp.execute("quit")
         try guest.restart(["-S"])
         let stopped = guest.count
-        #expect(refusal { try guest.load() }.contains("only a process that cpr-exec has executed can load it"))
+        #expect(refusal { try guest.load() }.contains("only the process that takes its guest over can load it"))
         #expect(try guest.qmp.status() == "prelaunch")
         #expect(guest.count == stopped)
         try guest.qmp.execute("quit")

@@ -18,7 +18,7 @@ struct HangingModeTests {
             \(hangingStep(ordersIn: directory))
             static uint32_t promises(struct baton_host *host) {
                 (void)host;
-                return BATON_MODE_SAME_PID | BATON_MODE_KEEPS_CONNECTIONS | BATON_MODE_MEMFD_RAM;
+                return BATON_MODE_SAME_PID | BATON_MODE_EXECUTES | BATON_MODE_KEEPS_CONNECTIONS | BATON_MODE_MEMFD_RAM;
             }
             static int32_t check(struct baton_host *host) { (void)host; return act("check"); }
             static int32_t save(struct baton_host *host) { (void)host; return act("save"); }

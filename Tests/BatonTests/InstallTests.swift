@@ -216,7 +216,7 @@ struct InstallTests {
         let header = try String(contentsOfFile: "\(prefix)/include/baton/baton-module.h", encoding: .utf8)
         try directory.write(
             "project/baton-module.h",
-            header.replacingOccurrences(of: "#define BATON_MODULE_ABI 1u", with: "#define BATON_MODULE_ABI 7u"))
+            header.replacingOccurrences(of: "#define BATON_MODULE_ABI 2u", with: "#define BATON_MODULE_ABI 7u"))
         _ = try ChildProcess.run(["make", "-s", "-B", "-C", project, "CC=clang", "CFLAGS=-I."])
         #expect(try refusal(module).contains("was built for the module ABI 7, this is ABI 1"))
     }

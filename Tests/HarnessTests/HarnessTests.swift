@@ -38,11 +38,11 @@ struct HarnessTests {
     }
 
     @Test("The restart mode", arguments: rows(configuration("restart")))
-    func restart(row: String) throws { try expect(row, Self.restart, [.samePID, .keepsConnections]) }
+    func restart(row: String) throws { try expect(row, Self.restart, [.samePID, .keepsConnections, .executes]) }
 
     @Test("The reboot mode", arguments: rows(configuration("reboot")))
     func reboot(row: String) throws { try expect(row, Self.reboot, [.survivesHostReboot]) }
 
     @Test("A preserver", arguments: rows(preserving("fd")).filter { $0.hasPrefix("preserver-") })
-    func preserver(row: String) throws { try expect(row, Self.preserver, [.samePID, .keepsConnections]) }
+    func preserver(row: String) throws { try expect(row, Self.preserver, [.samePID, .keepsConnections, .executes]) }
 }

@@ -77,7 +77,7 @@ import Testing
         let devices = [Register("one"), Register("two")]
         let ram: RAMBlock
         let reboot = Mode("test-reboot", .survivesHostReboot)
-        let restart = Mode("test-restart", [.samePID, .keepsConnections])
+        let restart = Mode("test-restart", [.samePID, .keepsConnections, .executes])
         var events: [String] = []
 
         init(inherited: CprState? = nil, file: String? = nil, seals: Bool = true, size: Int = 4 << 20) throws {
@@ -221,7 +221,7 @@ import Testing
         let stranger = try Machine()
         #expect(
             message { () throws(VMMError) in try stranger.cpr.load(from: file, mode: "test-restart") }
-                .contains("only a process that cpr-exec has executed can load it"))
+                .contains("only the process that takes its guest over can load it"))
         #expect(stranger.vm.runState == .prelaunch && stranger.devices[0].loads == 0)
 
         // The guest has run since: what was saved before is of other memory.

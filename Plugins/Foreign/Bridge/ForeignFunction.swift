@@ -102,6 +102,18 @@ struct ForeignFunction {
         throw named ? error(failure, status) : plainError(failure, status)
     }
 
+    /// Calls a function that returns `f`, a descriptor.
+    func callForDescriptor(_ arguments: [Value]) throws(VMMError) -> OwnedFD {
+        let (raw, failure) = try call(arguments) { $0.i }
+        guard raw >= 0 else { throw error(failure, raw) }
+        guard raw > 2, FD.isOpen(raw) else {
+            throw VMMError("\(module.name): '\(name)' returned \(raw), which is not a descriptor of its own")
+        }
+        let fd = OwnedFD(adopting: raw)
+        try FD.setCloseOnExec(fd.raw, true)
+        return fd
+    }
+
     /// Calls a function that returns `s`.
     func callForText() -> String? {
         (try? call([]) { $0.p.map { String(cString: $0.assumingMemoryBound(to: CChar.self)) } })?.value

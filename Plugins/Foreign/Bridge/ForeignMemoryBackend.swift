@@ -37,13 +37,7 @@ final class ForeignMemoryBackend: MemoryBackendType {
     /// - Returns: a descriptor that the caller owns.
     private func make(_ request: RAMRequest, _ size: ForeignFunction.Value) throws(VMMError) -> Int32 {
         guard let function = methods["make"] else { throw VMMError("\(typeName): there is no 'make'") }
-        let (raw, failure) = try function.call([function.text(request.name), size]) { $0.i }
-        guard raw >= 0 else { throw function.error(failure, raw) }
-        guard raw > 2, FD.isOpen(raw) else {
-            throw VMMError("\(module.name): 'make' returned \(raw), which is not a descriptor of its own")
-        }
-        let fd = OwnedFD(adopting: raw)
-        try FD.setCloseOnExec(fd.raw, true)
+        let fd = try function.callForDescriptor([function.text(request.name), size])
         let length = try Mapping.fileLength(fd.raw)
         guard length >= request.maxLength else {
             throw VMMError("\(module.name): 'make' returned \(length) bytes of memory, not \(request.maxLength)")

@@ -18,13 +18,18 @@ final class ForeignMode: CprMode {
         self.module = module
         self.methods = methods
         summary = methods["summary"]?.callForText() ?? "(a foreign module)"
-        let known = UInt32(BATON_MODE_SAME_PID | BATON_MODE_SURVIVES_HOST_REBOOT | BATON_MODE_KEEPS_CONNECTIONS)
+        let known = UInt32(
+            BATON_MODE_SAME_PID | BATON_MODE_SURVIVES_HOST_REBOOT | BATON_MODE_KEEPS_CONNECTIONS
+                | BATON_MODE_EXECUTES | BATON_MODE_CONNECTS)
         let memfds = UInt32(BATON_MODE_MEMFD_RAM), hangs = UInt32(BATON_MODE_NEVER_HANGS)
         let bits = try methods.promises(of: "mode", known: known | memfds | hangs)
         neverHangs = bits & hangs != 0
         promises = CprModePromises(rawValue: bits & known)
-        if promises.contains(.samePID), methods["exec"] == nil {
-            throw VMMError("the mode promises to replace the process, and has no 'exec'")
+        if promises.contains(.executes), methods["exec"] == nil {
+            throw VMMError("the mode promises to execute the new VMM, and has no 'exec'")
+        }
+        if promises.contains(.connects), methods["connect"] == nil || methods["receive"] == nil {
+            throw VMMError("the mode promises to reach a new VMM, and lacks 'connect' or 'receive'")
         }
         allocatorHook = bits & memfds != 0 ? MemfdAllocator(hookName: name) : nil
         module.mode = self
@@ -64,5 +69,17 @@ final class ForeignMode: CprMode {
         module.arguments = argv
         defer { module.arguments = nil }
         try methods.call("exec")
+    }
+
+    func connect(_ channel: String, peer: UInt32?, cpr: CprController) throws(VMMError) {
+        guard methods["connect"] != nil else { throw VMMError("mode '\(name)' reaches no new VMM") }
+        module.isConnecting = true
+        defer { module.isConnecting = false }
+        try methods.call("connect") { [$0.text(channel), .int64(peer.map { Int64($0) } ?? -1)] }
+    }
+
+    func receive(_ channel: String, cpr: CprController) throws(VMMError) -> Int32 {
+        guard let function = methods["receive"] else { throw VMMError("mode '\(name)' waits for no old VMM") }
+        return try function.callForDescriptor([function.text(channel)]).release()
     }
 }

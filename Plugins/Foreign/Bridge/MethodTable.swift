@@ -22,6 +22,7 @@ struct MethodTable {
             "promises": Known(signature: "I(h)", isMandatory: true), "summary": Known(signature: "s(h)"),
             "check": Known(signature: "i(h)"), "volatile": Known(signature: "b(hI)"),
             "save": Known(signature: "i(h)"), "load": Known(signature: "i(h)"), "exec": Known(signature: "i(h)"),
+            "connect": Known(signature: "i(hsl)"), "receive": Known(signature: "f(hs)"),
         ],
         "memory-backend": [
             "summary": Known(signature: "s(h)"), "check": Known(signature: "i(hsL)"),

@@ -16,7 +16,7 @@ public func batonModuleQuery() -> UnsafeRawPointer {
 final class RestartMode: CprMode {
     let name = "restart"
     let summary = "execute the new VMM in this process; guest RAM and descriptors stay in place"
-    let promises: CprModePromises = [.samePID, .keepsConnections]
+    let promises: CprModePromises = [.samePID, .keepsConnections, .executes]
     let neverHangs = true
     let allocatorHook: (any AllocatorHook)? = MemfdAllocator(hookName: "restart")
 

@@ -91,12 +91,12 @@ static uint32_t promises(struct baton_host *host) {
     return BATON_PRESERVER_NEVER_HANGS;
 }
 
-/* An open descriptor lives in a process. */
+/* An open descriptor goes from one living process to another. */
 static int32_t check(struct baton_host *host, const char *mode, uint32_t promises) {
     (void)mode;
     uint32_t used, capacity;
     count(host, &used, &capacity);
-    if (used == 0 || promises & BATON_MODE_SAME_PID) return 0;
+    if (used == 0 || promises & (BATON_MODE_EXECUTES | BATON_MODE_CONNECTS)) return 0;
     return baton_fail(host, "the descriptors in the store would be lost; take them out with fd-store-remove");
 }
 

@@ -64,7 +64,7 @@ final class VFIOPreserver: FdPreserver {
 
     func blockers(mode name: String) -> [String] {
         guard let mode = devices.first?.device.vm.cpr?.enabledModes.first(where: { $0.name == name }) else { return [] }
-        guard mode.promises.contains(.samePID) else {
+        guard mode.promises.handsOver else {
             return ["VFIO device only supports cpr-\(name) for runstate suspended"]
         }
         return owners.compactMap(\.blocker) + devices.compactMap(\.blocker)

@@ -4,7 +4,7 @@ import ProcessSupport
 extension Harness {
     static let connectionRows = [
         Row(
-            "qmp-connection", "the QMP connection stays open, with half a command over each update", .samePID,
+            "qmp-connection", "the QMP connection stays open, with half a command over each update", .executes,
             .keepsConnections
         ) {
             harness in
@@ -27,7 +27,7 @@ extension Harness {
         },
         Row(
             "monitor-connection", "the human monitor's connection stays open, with half a line over each update",
-            .samePID, .keepsConnections
+            .executes, .keepsConnections
         ) { harness in
             let machine = try harness.machine()
             guard let monitor = machine.monitor else { throw Failure("there is no monitor") }
@@ -43,7 +43,7 @@ extension Harness {
         },
         Row(
             "open-files", "sockets, terminals and files of chardevs are the same open file descriptions",
-            .samePID, .keepsConnections
+            .executes, .keepsConnections
         ) { harness in
             let machine = try harness.machine()
             let pid = try machine.statedPID()
@@ -59,7 +59,7 @@ extension Harness {
             return "\(held.held.count) of them"
         },
         Row(
-            "accepted-connection", "an accepted connection keeps what neither side has read", .samePID,
+            "accepted-connection", "an accepted connection keeps what neither side has read", .executes,
             .keepsConnections
         ) {
             harness in
@@ -86,7 +86,7 @@ extension Harness {
             return "\(serial.echoed.count) bytes to the guest, \(serial.line) lines from it"
         },
         Row(
-            "listening-socket", "a listening socket keeps the client that waits in it, and takes it later", .samePID,
+            "listening-socket", "a listening socket keeps the client that waits in it, and takes it later", .executes,
             .keepsConnections
         ) {
             harness in
@@ -102,7 +102,7 @@ extension Harness {
             try require(answer.contains("VM status: running"), "it answered '\(answer)'")
             return "answered after the update"
         },
-        Row("terminal", "a pseudo-terminal keeps its name", .samePID, .keepsConnections) { harness in
+        Row("terminal", "a pseudo-terminal keeps its name", .executes, .keepsConnections) { harness in
             let machine = try harness.machine()
             let name = try machine.filename(ofChardev: "pty")
             let terminal = try StreamClient(terminal: String(name.dropFirst("pty:".count)))
@@ -115,7 +115,7 @@ extension Harness {
             }
             return name
         },
-        Row("file", "a file is written on where it was", .samePID, .keepsConnections) { harness in
+        Row("file", "a file is written on where it was", .executes, .keepsConnections) { harness in
             var options = Machine.Options()
             options.serialToFile = true
             let machine = try harness.machine(options)

@@ -58,7 +58,7 @@ extension Harness {
         _ name: String, _ subject: String, probe: String? = nil, timeout: Int = 10_000,
         argv: @escaping @Sendable (Machine) throws -> [String]
     ) -> Row {
-        Row(name, subject, .samePID) { harness in
+        Row(name, subject, .executes) { harness in
             var options = Machine.Options()
             options.probe = probe != nil
             let machine = try harness.machine(options)

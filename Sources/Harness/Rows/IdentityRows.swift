@@ -62,7 +62,7 @@ extension Harness {
             }
             return "\(seen) sections"
         },
-        Row("pid", "the VMM keeps its PID", .samePID) { harness in
+        Row("pid", "the VMM keeps its PID", .executes, .samePID) { harness in
             let machine = try harness.machine()
             let pid = machine.process.pid
             for way in harness.ways where way != .newProcess {

@@ -28,7 +28,7 @@ extension Harness {
         ) {
             $0.arguments
         },
-        Row("hang-load-three-steps", "the new VMM hangs in cpr-load", .samePID) { harness in
+        Row("hang-load-three-steps", "the new VMM hangs in cpr-load", .executes) { harness in
             try failDuringLoad(harness, "load stop")
         },
         failure(
@@ -42,7 +42,7 @@ extension Harness {
         failure("refused-exec", "a preserver refuses just before the exec", probe: "exec throw") { $0.arguments },
         leftBehind("hang-save", "a preserver blocks while the guest is being saved", probe: "save block"),
         leftBehind("hang-exec", "a preserver blocks at the change of hands", probe: "exec block"),
-        Row("kill-waiting", "SIGKILL while the new VMM waits for cpr-load", .samePID) { harness in
+        Row("kill-waiting", "SIGKILL while the new VMM waits for cpr-load", .executes) { harness in
             let machine = try harness.machine()
             let state = try machine.stateBeforeFailure()
             try machine.save()
@@ -50,11 +50,11 @@ extension Harness {
             machine.process.signal(SIGKILL)
             return try machine.expectTakenBackByEvent(state)
         },
-        Row("kill-load-three-steps", "SIGKILL during cpr-load", .samePID) { harness in
+        Row("kill-load-three-steps", "SIGKILL during cpr-load", .executes) { harness in
             try failDuringLoad(harness, "load kill")
         },
         Row(
-            "kill-any-time", "SIGKILL of the new VMM at times spread over its start, until it owns the guest", .samePID
+            "kill-any-time", "SIGKILL of the new VMM at times spread over its start, until it owns the guest", .executes
         ) {
             harness in try killAtAnyTime(harness)
         },
@@ -122,7 +122,7 @@ extension Harness {
     /// A module that blocks in the VMM which has the guest: that goes on, calls nothing
     /// of the module any more, and refuses each later update with the reason.
     private static func leftBehind(_ name: String, _ subject: String, probe: String) -> Row {
-        Row(name, subject, .samePID) { harness in
+        Row(name, subject, .executes) { harness in
             var options = Machine.Options()
             options.probe = true
             let machine = try harness.machine(options)

@@ -5,7 +5,7 @@ import ProcessSupport
 extension Harness {
     static let preflightRows = [
         Row(
-            "preflight-passes", "a preflight of a good command passes, and neither guest nor client notices", .samePID
+            "preflight-passes", "a preflight of a good command passes, and neither guest nor client notices", .executes
         ) { harness in
             let machine = try harness.machine()
             let state = try machine.stateBeforeFailure()
@@ -18,7 +18,7 @@ extension Harness {
             try machine.expectConnections()
             return report
         },
-        Row("preflight-paused", "a preflight changes no page of a paused guest's RAM", .samePID) { harness in
+        Row("preflight-paused", "a preflight changes no page of a paused guest's RAM", .executes) { harness in
             let machine = try harness.machine()
             let count = try machine.stop()
             let before = try RAMSnapshot(machine)
@@ -31,7 +31,7 @@ extension Harness {
         },
         Row(
             "preflight-refuses",
-            "a preflight tells what would fail, and an update with it fails before the guest stops", .samePID
+            "a preflight tells what would fail, and an update with it fails before the guest stops", .executes
         ) {
             harness in
             let machine = try harness.machine()

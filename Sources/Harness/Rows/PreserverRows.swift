@@ -14,7 +14,7 @@ extension Harness {
         },
         Row(
             "preserver-descriptors", "its descriptors are in query-cpr during the update, and stay the same open files",
-            .samePID
+            .executes
         ) {
             harness in
             let machine = try harness.machine()
@@ -31,7 +31,7 @@ extension Harness {
             return old.isEmpty
                 ? "it preserves none in this VM (give it devices: arguments behind --)" : "\(old.keys.sorted())"
         },
-        Row("preserver-leaks", "updates open, lose and close no descriptor, its own or another's", .samePID) {
+        Row("preserver-leaks", "updates open, lose and close no descriptor, its own or another's", .executes) {
             harness in
             let machine = try harness.machine()
             let held = try Descriptors(of: try machine.statedPID()) { $0.hasPrefix("socket:") || $0.hasSuffix("/ptmx") }
@@ -51,7 +51,7 @@ extension Harness {
         preserverFailure(
             "preserver-after-failed-exec", "an exec that another preserver ends leaves it as it was", "exec throw"),
         preserverFailure("preserver-after-rollback", "a new VMM that dies leaves it as it was", "load kill"),
-        Row("preserver-save-taken-back", "cont after cpr-save leaves it as it was", .samePID) { harness in
+        Row("preserver-save-taken-back", "cont after cpr-save leaves it as it was", .executes) { harness in
             let machine = try harness.machine()
             let state = try machine.stateBeforeFailure()
             for _ in 0..<3 {

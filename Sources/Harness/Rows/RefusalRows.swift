@@ -19,13 +19,13 @@ extension Harness {
                 [try machine.refusal("cpr-save", ["filename": machine.checkpoint, "mode": "no-such-mode"])]
             }
         },
-        Row("refuses-exec-without-save", "cpr-exec without cpr-save is refused", .samePID) { harness in
+        Row("refuses-exec-without-save", "cpr-exec without cpr-save is refused", .executes) { harness in
             let machine = try harness.machine()
             return try machine.expectRefusals(stopping: false) {
                 [try machine.refusal("cpr-exec", ["argv": machine.arguments])]
             }
         },
-        Row("refuses-empty-command", "an empty command to execute is refused", .samePID) { harness in
+        Row("refuses-empty-command", "an empty command to execute is refused", .executes) { harness in
             let machine = try harness.machine()
             return try machine.expectRefusals(stopping: false) {
                 [try machine.refusal("cpr-update", ["argv": [String](), "mode": harness.configuration.mode])]

@@ -2,11 +2,11 @@ import ProcessSupport
 
 extension Harness {
     static let roundTripRows = [
-        roundTrip("running-one-step", .oneStep, paused: false, .samePID),
-        roundTrip("running-three-steps", .threeSteps, paused: false, .samePID),
+        roundTrip("running-one-step", .oneStep, paused: false, .executes),
+        roundTrip("running-three-steps", .threeSteps, paused: false, .executes),
         roundTrip("running-new-process", .newProcess, paused: false, .survivesHostReboot),
-        roundTrip("paused-one-step", .oneStep, paused: true, .samePID),
-        roundTrip("paused-three-steps", .threeSteps, paused: true, .samePID),
+        roundTrip("paused-one-step", .oneStep, paused: true, .executes),
+        roundTrip("paused-three-steps", .threeSteps, paused: true, .executes),
         roundTrip("paused-new-process", .newProcess, paused: true, .survivesHostReboot),
         Row("save-taken-back", "cont after cpr-save takes the save back, and another save can follow") { harness in
             let machine = try harness.machine()
@@ -29,7 +29,7 @@ extension Harness {
             }
             return "clock and timer looked at after each way"
         },
-        Row("phases", "preservers are told save, exec, load and commit, each once and in that order", .samePID) {
+        Row("phases", "preservers are told save, exec, load and commit, each once and in that order", .executes) {
             harness in
             var options = Machine.Options()
             options.probe = true
@@ -42,7 +42,7 @@ extension Harness {
             }
             return "save exec load commit"
         },
-        Row("pause-report", "CPR_UPDATED and query-cpr tell the pause by phases, and count the updates", .samePID) {
+        Row("pause-report", "CPR_UPDATED and query-cpr tell the pause by phases, and count the updates", .executes) {
             harness in
             let machine = try harness.machine()
             var pauses: [Int] = []

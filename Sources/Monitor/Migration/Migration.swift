@@ -1,9 +1,9 @@
 import BatonRuntime
 import Glibc
 
-/// QEMU's vocabulary for updates: `migrate` in the modes `cpr-exec` and
-/// `cpr-reboot`, and `-incoming`, on the same machinery as `cpr-save`,
-/// `cpr-exec` and `cpr-load`.
+/// QEMU's vocabulary for updates: `migrate` in the modes `cpr-exec`, `cpr-reboot` and
+/// `cpr-transfer`, and `-incoming`, on the same machinery as `cpr-save`, `cpr-exec`,
+/// `cpr-load` and `cpr-update`.
 ///
 /// As in QEMU, `migrate` is answered before it is carried out, and what became
 /// of it is in `query-migrate`. Unlike there, a new VMM that fails leads back
@@ -22,6 +22,7 @@ public final class Migration {
         case normal
         case reboot = "cpr-reboot"
         case exec = "cpr-exec"
+        case transfer = "cpr-transfer"
 
         /// The mode module that does it.
         var module: String? {
@@ -29,9 +30,12 @@ public final class Migration {
             case .normal: nil
             case .reboot: "reboot"
             case .exec: "restart"
+            case .transfer: Migration.modeOfChannels
             }
         }
     }
+    /// The mode module behind channels of type `cpr`.
+    public static let modeOfChannels = "transfer"
     var mode = Mode.normal
     var execCommand: [String] = []
     /// Limits of a live migration, which mean nothing to the modes here: kept
@@ -79,41 +83,59 @@ public final class Migration {
         }
         guard let module = mode.module else {
             throw VMMError(
-                "migration mode 'normal' is not supported", hint: "Set the parameter 'mode' to cpr-exec or cpr-reboot.")
+                "migration mode 'normal' is not supported",
+                hint: "Set the parameter 'mode' to cpr-exec, cpr-transfer or cpr-reboot.")
         }
+        guard mode != .transfer || address.channel != nil else { throw VMMError("missing 'cpr' migration channel") }
         if mode == .exec && execCommand.isEmpty { throw VMMError("cpr-exec mode requires setting cpr-exec-command") }
         if let blocker = cpr.blockers(try cpr.requireMode(module)).first { throw blocker }
         // As QEMU opens its file: an error here is the command's.
-        try WholeFile.check(address.path)
+        let channel = mode == .transfer ? address.channel : nil
+        let path = channel == nil ? try address.file() : ""
+        if channel == nil { try WholeFile.check(path) }
         isIncoming = false
         started = EventLoop.now
         transferred = 0
         change(to: .setup)
-        vm.loop.later { [weak self] in self?.carryOut(address.path, module) }
+        vm.loop.later { [weak self] in
+            guard let self, status == .setup else { return }
+            do throws(VMMError) {
+                change(to: .active)
+                if let channel { try handOver(to: channel, module) } else { try carryOut(path, module) }
+            } catch {
+                change(to: .failed, error)
+                Report.warning("migration failed: \(error.message)")
+            }
+        }
     }
 
-    private func carryOut(_ path: String, _ module: String) {
-        guard status == .setup else { return }
-        do throws(VMMError) {
-            change(to: .active)
-            try cpr.save(to: path, mode: module)
-            var file = stat()
-            if stat(path, &file) == 0 { transferred = UInt64(file.st_blocks) * 512 }
-            change(to: .device)
-            finished = EventLoop.now
-            change(to: .completed)
-            if mode == .exec {
-                // As QEMU's: nobody's session with a monitor goes on. The
-                // connections end when the new process stands.
-                cpr.endsMonitorSessions = true
-                defer { cpr.endsMonitorSessions = false }
-                try cpr.exec(execCommand)
-            } else {
-                vm.setStoppedState(.postmigrate)
-            }
-        } catch {
-            change(to: .failed, error)
-            Report.warning("migration failed: \(error.message)")
+    /// The guest goes to another process; this one stays as QEMU's does, with its monitors,
+    /// until it is told to quit.
+    private func handOver(to channel: String, _ module: String) throws(VMMError) {
+        var options = CprController.UpdateOptions()
+        options.mode = module
+        cpr.monitorSockets = .kept
+        defer { cpr.monitorSockets = .handedOver }
+        try cpr.update(.channel(channel, peer: nil), options)
+        finished = EventLoop.now
+        change(to: .completed)
+    }
+
+    private func carryOut(_ path: String, _ module: String) throws(VMMError) {
+        try cpr.save(to: path, mode: module)
+        var file = stat()
+        if stat(path, &file) == 0 { transferred = UInt64(file.st_blocks) * 512 }
+        change(to: .device)
+        finished = EventLoop.now
+        change(to: .completed)
+        if mode == .exec {
+            // As QEMU's: nobody's session with a monitor goes on. The
+            // connections end when the new process stands.
+            cpr.monitorSockets = .ended
+            defer { cpr.monitorSockets = .handedOver }
+            try cpr.exec(execCommand)
+        } else {
+            vm.setStoppedState(.postmigrate)
         }
     }
 
@@ -126,16 +148,36 @@ public final class Migration {
         /// `defer`: `migrate-incoming` will say.
         case later
         case file(path: String)
+        /// A channel of type `cpr`: the path of a unix socket, at which a VMM that hands its guest
+        /// over is waited for.
+        case channel(path: String)
+        /// Of a channel of type `main`: a socket, which would carry the state of the devices in QEMU.
+        case socket(uri: String)
 
         /// - Parameter text: `defer`, a URI, or a channel in JSON.
         public init(_ text: String) throws(VMMError) {
             if text == "defer" {
                 self = .later
-            } else if text.utf8.first == UInt8(ascii: "{") {
-                self = .file(path: try MigrationAddress(channel: try JSON(parsing: text)).path)
-            } else {
-                self = .file(path: try MigrationAddress(uri: text).path)
+                return
             }
+            var address = MigrationAddress()
+            if text.utf8.first == UInt8(ascii: "{") {
+                try address.add(channel: try JSON(parsing: text))
+            } else {
+                try address.add(uri: text)
+            }
+            if let path = address.channel {
+                self = .channel(path: path)
+            } else if case .socket(let uri)? = address.main {
+                self = .socket(uri: uri)
+            } else {
+                self = .file(path: try address.file())
+            }
+        }
+
+        public var isChannel: Bool {
+            if case .channel = self { return true }
+            return false
         }
     }
 
@@ -144,6 +186,8 @@ public final class Migration {
     /// - Throws: why the state cannot be loaded: fatal.
     public func begin(_ source: Source) throws(VMMError) {
         switch source {
+        case .channel: preconditionFailure("a channel comes before the machine")
+        case .socket(let uri): throw MigrationAddress.unknown(uri)
         case .later:
             try cpr.machineBuilt()
             cpr.awaitIncoming()
@@ -170,7 +214,8 @@ public final class Migration {
                     ? "The incoming migration has already been started"
                     : "'-incoming' was not specified on the command line")
         }
-        let fd = try FD.open(address.path, O_RDONLY | O_NONBLOCK).release()
+        let path = try address.file()
+        let fd = try FD.open(path, O_RDONLY | O_NONBLOCK).release()
         isDeferred = false
         hasBegun = true
         change(to: .setup)
@@ -178,7 +223,7 @@ public final class Migration {
             defer { close(fd) }
             guard let self else { return }
             do throws(VMMError) {
-                try load(fd, address.path)
+                try load(fd, path)
             } catch {
                 let text = error.prefixed("load of migration failed")
                 guard exitsOnError else {

@@ -50,7 +50,7 @@ extension ModuleProject {
         /* Why an update in this mode is not possible now: a descriptor lives in a process. */
         static int32_t check(struct baton_host *host, const char *mode, uint32_t promises) {
             (void)mode;
-            return promises & BATON_MODE_SAME_PID ? 0 : baton_fail(host, "the eventfd would be lost");
+            return promises & (BATON_MODE_EXECUTES | BATON_MODE_CONNECTS) ? 0 : baton_fail(host, "the eventfd would be lost");
         }
 
         /* The guest is stopped. A failure here ends the update, and the guest goes on. */
@@ -95,7 +95,8 @@ extension ModuleProject {
 
     private var cMode: String {
         """
-        /* \(fullName): a CPR mode that executes the new VMM in this process. Guest RAM and descriptors stay. */
+        /* \(fullName): a CPR mode that executes the new VMM in this process, or hands the guest over to one
+         * that waits at a unix socket. Guest RAM and descriptors stay. */
         #include <baton-module.h>
         #include <stdio.h>
 
@@ -103,13 +104,13 @@ extension ModuleProject {
             (void)host;
             /* The last: no method waits for anything. For a mode that does, leave it out: then Baton
              * watches over it. */
-            return BATON_MODE_SAME_PID | BATON_MODE_KEEPS_CONNECTIONS | BATON_MODE_MEMFD_RAM |
-                   BATON_MODE_NEVER_HANGS;
+            return BATON_MODE_SAME_PID | BATON_MODE_KEEPS_CONNECTIONS | BATON_MODE_EXECUTES | BATON_MODE_CONNECTS |
+                   BATON_MODE_MEMFD_RAM | BATON_MODE_NEVER_HANGS;
         }
 
         static const char *summary(struct baton_host *host) {
             (void)host;
-            return "execute the new VMM in this process";
+            return "execute the new VMM in this process, or reach one at a socket";
         }
 
         /* Why an update is not possible now. Asked while the guest runs. */
@@ -130,11 +131,22 @@ extension ModuleProject {
         /* Says what is to be executed: that happens when this has returned 0, beside the running guest. */
         static int32_t exec(struct baton_host *host) { return baton_handover(host); }
 
+        /* In the old VMM: reaches the new one at the path that cpr-update gives. The guest waits. */
+        static int32_t connect_to(struct baton_host *host, const char *channel, int64_t peer) {
+            int32_t fd = baton_connect(host, channel, peer);
+            return fd < 0 ? 1 : baton_handover_to(host, fd);
+        }
+
+        /* In the new VMM: waits for the old one. */
+        static int32_t receive(struct baton_host *host, const char *channel) { return baton_receive(host, channel); }
+
         static const struct baton_method methods[] = {
             BATON_METHOD("promises", "I(h)", promises),
             BATON_METHOD("summary", "s(h)", summary),
             BATON_METHOD("check", "i(h)", check),
             BATON_METHOD("exec", "i(h)", exec),
+            BATON_METHOD("connect", "i(hsl)", connect_to),
+            BATON_METHOD("receive", "f(hs)", receive),
         };
 
         \(cDescriptor())

@@ -91,11 +91,12 @@ extension ModuleProject {
 
         \(query("try registrar.add(\(typeName)Mode())"))
 
-        /// Executes the new VMM in this process. Guest RAM and descriptors stay.
+        /// Executes the new VMM in this process, or hands the guest over to one that waits at a unix
+        /// socket. Guest RAM and descriptors stay.
         final class \(typeName)Mode: CprMode {
             let name = "\(name)"
-            let summary = "execute the new VMM in this process"
-            let promises: CprModePromises = [.samePID, .keepsConnections]
+            let summary = "execute the new VMM in this process, or reach one at a socket"
+            let promises: CprModePromises = [.samePID, .keepsConnections, .executes, .connects]
             /// `blockers` looks only at what is in memory. For a mode that reads files or
             /// asks others, leave this out: then Baton watches over it.
             let neverHangs = true
@@ -112,6 +113,16 @@ extension ModuleProject {
             /// the running guest.
             func exec(_ argv: [String], cpr: CprController) throws(VMMError) {
                 try Handover.exec(argv, mode: self, cpr: cpr)
+            }
+
+            /// In the old VMM: reaches the new one at the path that `cpr-update` gives. The guest waits.
+            func connect(_ channel: String, peer: UInt32?, cpr: CprController) throws(VMMError) {
+                try Handover.connect(try HandoverChannel.connect(channel, peer: peer), mode: self, cpr: cpr)
+            }
+
+            /// In the new VMM: waits for the old one.
+            func receive(_ channel: String, cpr: CprController) throws(VMMError) -> Int32 {
+                try HandoverChannel.accept(channel)
             }
         }
 

@@ -103,9 +103,9 @@ struct CheckedCheckpoint {
                     "\(name) is of another save than the guest memory that this process has taken over",
                     hint: "Load the checkpoint of the last cpr-save before the cpr-exec.")
             }
-        } else if mode.promises.contains(.samePID), !mode.promises.contains(.survivesHostReboot) {
+        } else if mode.promises.handsOver, !mode.promises.contains(.survivesHostReboot) {
             throw VMMError(
-                "\(name) was saved in mode '\(mode.name)', and only a process that cpr-exec has executed can load it",
+                "\(name) was saved in mode '\(mode.name)', and only the process that takes its guest over can load it",
                 hint: "Guest memory stays in place in this mode, and is not in the checkpoint.")
         }
         return (runState, identity)

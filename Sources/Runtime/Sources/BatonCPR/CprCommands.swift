@@ -15,6 +15,8 @@ extension CprController {
             data: .object(name: "CprProgress", members: [QMPMember("written", .int), QMPMember("total", .int)]))
         vm.commands.addEvent("CPR_UPDATED", data: CprController.timesType)
         vm.commands.addEvent(
+            "CPR_HANDED_OVER", data: .object(name: "CprHandedOver", members: [QMPMember("pid", .int)]))
+        vm.commands.addEvent(
             "CPR_ROLLED_BACK",
             data: .object(
                 name: "CprRolledBack",
@@ -73,23 +75,26 @@ extension CprController {
 
     private func registerUpdate() throws(VMMError) {
         let common = [
-            QMPMember("argv", .array(.string)), QMPMember("mode", .string, optional: true),
-            QMPMember("timeout-ms", .int, optional: true),
+            QMPMember("mode", .string, optional: true), QMPMember("timeout-ms", .int, optional: true),
         ]
         try vm.commands.add(
             QMPCommand(
                 "cpr-update",
                 arguments: common + [
+                    QMPMember("argv", .array(.string), optional: true), QMPMember("channel", .string, optional: true),
+                    QMPMember("peer-uid", .int, optional: true),
                     QMPMember("preflight", .bool, optional: true), QMPMember("close-connection", .bool, optional: true),
                     QMPMember("downtime-ms", .int, optional: true),
                 ]
             ) { [unowned self] arguments throws(VMMError) in
-                try update(CprController.argv(arguments), try CprController.options(arguments))
+                try update(try CprController.target(arguments), try CprController.options(arguments))
+                // There is nothing left to do but to answer.
+                vm.end()
                 return [:]
             })
         try vm.commands.add(
             QMPCommand(
-                "cpr-preflight", arguments: common,
+                "cpr-preflight", arguments: [QMPMember("argv", .array(.string))] + common,
                 returns: .object(
                     name: "CprPreflight", members: [QMPMember("time-us", .int), QMPMember("output", .string)])
             ) { [unowned self] arguments throws(VMMError) in
@@ -99,7 +104,7 @@ extension CprController {
         try vm.commands.add(
             HMPCommand("cpr-update", parameters: "command", help: "replace the VMM by a command, in one step") {
                 [unowned self] line throws(VMMError) in
-                try update(try ShellWords.split(line), UpdateOptions())
+                try update(.command(try ShellWords.split(line)), UpdateOptions())
                 return ""
             })
         try vm.commands.add(
@@ -113,6 +118,28 @@ extension CprController {
 
     private static func argv(_ arguments: JSONObject) -> [String] {
         (arguments["argv"]?.arrayValue ?? []).compactMap(\.stringValue)
+    }
+
+    /// What the arguments of `cpr-update` say of the new VMM.
+    private static func target(_ arguments: JSONObject) throws(VMMError) -> Target {
+        let peer = arguments["peer-uid"]?.intValue
+        guard let channel = arguments["channel"]?.stringValue else {
+            guard arguments["argv"] != nil else { throw VMMError("Parameter 'argv' is missing") }
+            guard peer == nil else { throw VMMError("Parameter 'peer-uid' is for a 'channel' only") }
+            return .command(argv(arguments))
+        }
+        guard arguments["argv"] == nil else {
+            throw VMMError("'argv' and 'channel' arguments are mutually exclusive")
+        }
+        guard arguments["preflight"]?.boolValue != true else {
+            throw VMMError(
+                "a VMM that runs already cannot be tried",
+                hint: "It starts while the guest runs in any case. Leave preflight out.")
+        }
+        guard peer.map({ (0..<Int64(UInt32.max)).contains($0) }) ?? true else {
+            throw VMMError("Parameter 'peer-uid' expects a user's number, not \(peer ?? 0)")
+        }
+        return .channel(channel, peer: peer.map { UInt32($0) })
     }
 
     private static func options(_ arguments: JSONObject) throws(VMMError) -> UpdateOptions {

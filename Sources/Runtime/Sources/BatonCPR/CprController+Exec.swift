@@ -26,6 +26,33 @@ extension CprController {
     /// What the guest may stand still for the change of hands.
     public static let defaultDowntime: Int64 = 300_000_000
 
+    /// How the new VMM is found.
+    public enum Target {
+        /// A command that this process executes: program and arguments.
+        case command([String])
+        /// Where a VMM waits that somebody else has started, in the words of the mode;
+        /// and the user that it runs as, nil for this VMM's or root.
+        case channel(String, peer: UInt32?)
+
+        /// What a mode has to promise for it.
+        fileprivate var promise: CprModePromises {
+            switch self {
+            case .command: .executes
+            case .channel: .connects
+            }
+        }
+
+        fileprivate func check() throws(VMMError) {
+            switch self {
+            case .command(let argv):
+                guard argv.first?.isEmpty == false else { throw VMMError("cpr-update requires a non-empty argv") }
+                try Handover.check(argv)
+            case .channel(let channel, _):
+                guard !channel.isEmpty else { throw VMMError("cpr-update requires a non-empty channel") }
+            }
+        }
+    }
+
     /// Replaces this VMM after `cpr-save`. Returns only by throwing: by then this
     /// may be another process, which has the guest back.
     /// - Parameter closesConnection: whether the asking client's connection is
@@ -38,26 +65,29 @@ extension CprController {
             throw VMMError("cpr-exec requires a non-empty argv", hint: "argv[0] is the program to execute.")
         }
         // A mode that has no exec has nothing to undo: the VM stays saved.
-        guard saved.mode.promises.contains(.samePID) else { return try saved.mode.exec(argv, cpr: self) }
+        guard saved.mode.promises.contains(.executes) else { return try saved.mode.exec(argv, cpr: self) }
         self.closesConnection = closesConnection
         defer { self.closesConnection = false }
         var options = UpdateOptions()
         // The guest stands still by its client's will.
         options.downtime = options.limit
         try beside("an update is under way") { () throws(VMMError) in
-            try replace(argv, saved.mode, options, stateBefore: saved.stateBefore, isSaved: true)
+            try replace(.command(argv), saved.mode, options, stateBefore: saved.stateBefore, isSaved: true)
         }
     }
 
     /// Tries the new VMM, starts it beside the running guest, and hands the guest
     /// over, in one step: the guest goes on in the new VMM, or, whatever is wrong
-    /// with that, here. Returns only by throwing.
-    public func update(_ argv: [String], _ options: UpdateOptions) throws(VMMError) {
+    /// with that, here. Returns only when the new VMM is another's process, and has the
+    /// guest: the run state is `postmigrate` then, and what this process had handed
+    /// over is no more its own.
+    public func update(_ target: Target, _ options: UpdateOptions) throws(VMMError) {
         let limitBefore = updateLimit
         updateLimit = options.limit
         defer { updateLimit = limitBefore }
-        let mode = try modeOfUpdate(argv, options.mode)
-        if options.preflight {
+        let mode = try modeOfUpdate(target, options.mode)
+        // Another's process has no command that could be tried: it starts beside the guest as it is.
+        if options.preflight, case .command(let argv) = target {
             do throws(VMMError) {
                 try preflight(argv, options)
             } catch {
@@ -68,23 +98,31 @@ extension CprController {
             if let blocker = blockers(mode).first { throw blocker }
         }
         closesConnection = options.closesConnection
-        defer { closesConnection = false }
+        let socketsBefore = monitorSockets
+        if case .channel = target, monitorSockets == .handedOver { monitorSockets = .connectionsKept }
+        defer { (closesConnection, monitorSockets) = (false, socketsBefore) }
         try beside("an update is under way") { () throws(VMMError) in
-            try replace(argv, mode, options, stateBefore: nil, isSaved: false)
+            try replace(target, mode, options, stateBefore: nil, isSaved: false)
         }
     }
 
     /// Checks what an update asks for.
     /// - Returns: its mode.
-    func modeOfUpdate(_ argv: [String], _ name: String?) throws(VMMError) -> any CprMode {
-        let preferred = enabledModes.first { $0.promises.contains(.samePID) }?.name
+    func modeOfUpdate(_ target: Target, _ name: String?) throws(VMMError) -> any CprMode {
+        let preferred = enabledModes.first { $0.promises.contains(target.promise) }?.name
         let mode = try enabledMode(name ?? preferred ?? "")
         try checkIdle()
-        guard argv.first?.isEmpty == false else { throw VMMError("cpr-update requires a non-empty argv") }
-        try Handover.check(argv)
-        guard mode.promises.contains(.samePID) else {
-            throw VMMError("cpr-update needs a mode that executes the new VMM, which '\(mode.name)' does not")
+        guard mode.promises.contains(target.promise) else {
+            throw switch target {
+            case .command: VMMError(
+                "cpr-update needs a mode that executes the new VMM, which '\(mode.name)' does not",
+                hint: mode.promises.contains(.connects) ? "It takes a channel, in place of argv." : nil)
+            case .channel: VMMError(
+                "cpr-update needs a mode for a VMM that runs already, which '\(mode.name)' is not",
+                hint: "Enable one: -cpr-enable transfer.")
+            }
         }
+        try target.check()
         if let blocker = blockers(mode).first { throw blocker }
         makeMark()
         return mode
@@ -97,20 +135,21 @@ extension CprController {
         return try body()
     }
 
-    /// Starts the new VMM and hands the guest over. Returns only by throwing; the
-    /// guest is as it was then, in this process or in a child of it.
+    /// Starts the new VMM and hands the guest over. Returns only by throwing, the
+    /// guest is as it was then, in this process or in a child of it; or, when the new VMM is
+    /// another's process, without the guest.
     /// - Parameters:
     ///   - stateBefore: the guest's state before it was saved.
     ///   - isSaved: whether it has been, to a file that a client will have loaded.
     private func replace(
-        _ argv: [String], _ mode: any CprMode, _ options: UpdateOptions, stateBefore: RunState?, isSaved: Bool
+        _ target: Target, _ mode: any CprMode, _ options: UpdateOptions, stateBefore: RunState?, isSaved: Bool
     ) throws(VMMError) {
         let pid = getpid()
         var before = stateBefore
         var standing: Successor?
         successorAnswered = false
         do throws(VMMError) {
-            let (successor, handed) = try start(argv, mode, mayWait: isSaved)
+            let (successor, handed) = try start(target, mode, mayWait: isSaved)
             standing = successor
             try successor.awaitReady(vm.loop, limit: options.limit) { vm.run(until: $0) }
             // What came meanwhile and was answered must not be lost with this process.
@@ -128,19 +167,22 @@ extension CprController {
                 defer { updateLimit = limitBefore }
                 try handOver(mode, to: successor, handed, isSaved: isSaved)
             } catch {
-                throw successor.takeBack(error.message)
+                if let error = successor.takeBack(error.message) { throw error }
+                return leaveGuest(to: successor)
             }
-            throw successor.awaitCommit(limit: options.downtime, since: stopped) { [vm] in
-                guard endsMonitorSessions else { return }
+            let failure = successor.awaitCommit(limit: options.downtime, since: stopped) { [vm] in
+                guard monitorSockets == .ended else { return }
                 for chardev in vm.chardevs where chardev.frontend?.isMonitor == true { chardev.endConnection() }
             }
+            if let failure { throw failure }
+            leaveGuest(to: successor)
         } catch {
             let isChild = getpid() != pid
             saved = nil
             successorAnswered = standing?.hasWaited == true
             announce(.saveFailed)
             if let before { giveBack(before) }
-            if isChild {
+            if isChild || standing?.isAnothers == true {
                 Report.warning(error.message)
                 history.append(mode: mode.name, failure: error.message)
                 vm.emit("CPR_ROLLED_BACK", ["reason": .string(error.message), "pid": .int(Int64(getpid()))])
@@ -149,10 +191,10 @@ extension CprController {
         }
     }
 
-    /// Has the mode execute the new VMM. The guest stands still for the exec only.
-    /// - Returns: in the child that goes on with the guest.
+    /// Has the mode execute the new VMM, or reach it. The guest stands still for that only.
+    /// - Returns: after an exec in the child that goes on with the guest.
     private func start(
-        _ argv: [String], _ mode: any CprMode, mayWait: Bool
+        _ target: Target, _ mode: any CprMode, mayWait: Bool
     ) throws(VMMError) -> (Successor, HandedState) {
         makeMark()
         for warning in warnings { Report.warning(warning) }
@@ -168,19 +210,28 @@ extension CprController {
             try notify(.survey)
             handed = HandedState(stateForExec(mode: mode), process: getpid())
             times.exec = EventLoop.now
-            try call(mode, "exec") { () throws(VMMError) in try mode.exec(argv, cpr: self) }
+            let step: String
+            switch target {
+            case .command(let argv):
+                step = "exec"
+                try call(mode, step) { () throws(VMMError) in try mode.exec(argv, cpr: self) }
+            case .channel(let channel, let peer):
+                step = "connect"
+                try call(mode, step) { () throws(VMMError) in try mode.connect(channel, peer: peer, cpr: self) }
+            }
             try successor.execute { () throws(VMMError) in
-                guard try Handover.carryOut() else {
-                    throw VMMError("mode '\(mode.name)' returned from cpr-exec without an error")
+                guard try Handover.carryOut(for: successor) else {
+                    throw VMMError("mode '\(mode.name)' returned from \(step) without an error, and without a new VMM")
                 }
             }
+            if let copies = successor.sentFDs { handed?.wereSent(as: copies) }
         } catch {
             Handover.forget()
             fds.inherit(fdsBefore)
             throw error
         }
         fds.inherit(fdsBefore)
-        helpers.forget()
+        if !successor.isAnothers { helpers.forget() }
         times.execPause = EventLoop.now - start
         guard let handed else { throw VMMError("nothing was handed over") }
         return (successor, handed)
@@ -211,15 +262,31 @@ extension CprController {
         prepareForExec()
         try notify(.exec)
         if let loss = memory.loss { throw loss }
-        let (state, passed) = try handed.changes(to: stateOfNow(mode))
+        let (state, passed) = try handed.changes(to: stateOfNow(mode, for: successor))
         let stateFD = try state.writeMemfd()
         try successor.send(state: stateFD.raw, checkpoint: isSaved ? nil : memfd.raw, fds: passed)
     }
 
-    /// The state at the change of hands: this process ends after it, as a child of the new VMM.
-    private func stateOfNow(_ mode: any CprMode) -> CprState {
+    /// The state at the change of hands: if this process was executed anew, it ends after
+    /// it, as a child of the new VMM.
+    private func stateOfNow(_ mode: any CprMode, for successor: Successor) -> CprState {
         var state = stateForExec(mode: mode)
-        state.helpers = [getpid()]
+        state.helpers = successor.isAnothers ? [] : [getpid()]
         return state
+    }
+
+    /// The guest, and everything that was handed over with it, is another process'.
+    private func leaveGuest(to successor: Successor) {
+        isHandedOver = true
+        vm.setStoppedState(.postmigrate)
+        // Nothing of this VM but a monitor that stays may wait for anything.
+        let monitors = vm.chardevs.filter { $0.frontend?.isMonitor == true }
+        let handedOver = fds.entries.map(\.fd)
+        vm.loop.keepOnly(Set(monitors.flatMap(\.descriptors) + [vm.signalFD]).subtracting(handedOver))
+        // The numbers that its parts still have stand for nothing.
+        let null = open("/dev/null", O_RDWR | O_CLOEXEC)
+        for fd in handedOver where null >= 0 && dup2(null, fd) == fd { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
+        close(null)
+        vm.emit("CPR_HANDED_OVER", ["pid": .int(Int64(successor.pid))])
     }
 }

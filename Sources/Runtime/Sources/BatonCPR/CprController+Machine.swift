@@ -4,6 +4,7 @@ import BatonMachine
 /// What updates are to the parts of the machine.
 extension CprController: MachineHandover {
     public var isSuccessor: Bool { inherited != nil }
+    public var hasOwnCommandLine: Bool { inherited?.isSent == true }
 
     public func inheritedPart(_ name: String) throws(VMMError) -> StateReader? { try inherited?.part(name) }
 

@@ -9,6 +9,11 @@ extension CprController {
     /// - Throws: why not; the guest is as before.
     public func save(to path: String, mode name: String) throws(VMMError) {
         let mode = try enabledMode(name)
+        guard mode.promises.contains(.executes) || !mode.promises.contains(.connects) else {
+            throw VMMError(
+                "cpr-save is not for the mode '\(mode.name)', whose checkpoint nobody could load",
+                hint: "The guest goes to a VMM that runs already by cpr-update with a channel.")
+        }
         try checkIdle()
         if let blocker = blockers(mode).first { throw blocker }
         try WholeFile.check(path)

@@ -65,9 +65,12 @@ public final class CprController {
     /// Whether the client that asked for the update in hand wants its
     /// connection closed by it, as QEMU's is, instead of kept.
     public internal(set) var closesConnection = false
-    /// Whether the exec in hand ends the sessions of all monitors, as QEMU's
-    /// `cpr-exec` does: the new process begins new ones.
-    public var endsMonitorSessions = false
+    /// What becomes of the monitors' sockets in the update in hand: others than
+    /// `.handedOver` are for QEMU's `migrate`, and for a new VMM that is another's process.
+    public var monitorSockets = MonitorSockets.handedOver
+    /// Whether the guest is another's process now, and this one has nothing left but
+    /// its monitors.
+    public internal(set) var isHandedOver = false
     /// By which a process that an update starts knows that it is no VM of its own.
     private var mark: UpdateMark?
     private var observers: [(CprPhase) throws(VMMError) -> Void] = []
@@ -88,12 +91,7 @@ public final class CprController {
         history = inherited?.history ?? UpdateHistory()
         helpers = HelperProcesses(inherited?.helpers ?? [])
         awaitsLoad = inherited != nil
-        if let inherited {
-            updateLimit = inherited.callLimit ?? updateLimit
-            fds.inherit(inherited.fds)
-            memory.records.inherit(inherited.ram)
-            memory.isTrial = inherited.isTrial
-        }
+        if let inherited { takeOver(inherited) }
         vm.handover = self
         mark = inherited?.mark.map { UpdateMark(inherited: $0) }
         // When there is time: not while another process' guest waits to be this one's.
@@ -103,12 +101,44 @@ public final class CprController {
         vm.onRunStateChange { [unowned self] state in if state == .running || state == .prelaunch { voidSave() } }
         vm.beforeMemoryChanges = { [unowned self] () throws(VMMError) in try self.memory.willChange() }
         vm.startBlocker = { [unowned self] in
-            awaitsLoad
+            if isHandedOver { return VMMError("the guest was handed over to another VMM") }
+            return awaitsLoad
                 ? VMMError(
                     "the VM waits for cpr-load",
                     hint: "This process took over a guest; give it its state with cpr-load.")
                 : self.memory.loss
         }
+    }
+
+    private func takeOver(_ state: CprState) {
+        updateLimit = state.callLimit ?? updateLimit
+        fds.inherit(state.fds)
+        memory.records.inherit(state.ram)
+        memory.isTrial = state.isTrial
+    }
+
+    /// Takes over the guest of a VMM that reaches this one over a mode's channel. Returns
+    /// when that has come, and comes before anything of the machine is there.
+    /// - Parameters:
+    ///   - mode: promises `connects`.
+    ///   - channel: as its `receive` has it.
+    public func receive(_ mode: any CprMode, _ channel: String) throws(VMMError) {
+        guard mode.promises.contains(.connects) else {
+            throw VMMError("the mode '\(mode.name)' takes no guest over from another process")
+        }
+        enable(mode)
+        let fd = OwnedFD(adopting: try mode.receive(channel, cpr: self))
+        let started = EventLoop.now
+        let state = try Predecessor.introduction(fd.release())
+        guard state.mode == mode.name else {
+            throw VMMError("the guest is handed over in mode '\(state.mode)', not '\(mode.name)'")
+        }
+        inherited = state
+        times = state.times
+        times.started = started
+        history = state.history
+        awaitsLoad = true
+        takeOver(state)
     }
 
     /// Before whatever executes the command of an update: old and new VMM have the
@@ -166,15 +196,17 @@ public final class CprController {
             if inherited?.checkpointFollows == true {
                 guard let fd = handed.checkpoint else { throw VMMError("the guest's state lacks the checkpoint") }
                 let checkpoint = OwnedFD(adopting: fd)
-                return try load(from: checkpoint.raw, name: Self.checkpointName)
+                // Who starts a VMM himself says whether its guest is to run (-S).
+                return try load(
+                    from: checkpoint.raw, name: Self.checkpointName, autostart: !link.isAnothers || vm.autostart)
             }
             if state == nil { tellOldVMM(.waiting) }
         }
         try state?()
     }
 
-    private func load(from fd: Int32, name: String) throws(VMMError) {
-        try load(from: fd, mode: try enabledMode(inherited?.mode ?? ""), name: name)
+    private func load(from fd: Int32, name: String, autostart: Bool = true) throws(VMMError) {
+        try load(from: fd, mode: try enabledMode(inherited?.mode ?? ""), name: name, autostart: autostart)
     }
 
     private static let checkpointName = "the checkpoint"
@@ -257,7 +289,9 @@ public final class CprController {
 
     /// The guest is another process' again. PID 1 of a namespace does not
     /// return: its end would be that process' too.
-    static func stayIfLast() { if getpid() == 1 { cbaton_keep_namespace() } }
+    static func stayIfLast() {
+        if getpid() == 1, HandoverLink.ofThisProcess?.isAnothers != true { cbaton_keep_namespace() }
+    }
 
     /// What is to be known before an update.
     var warnings: [String] {

@@ -5,19 +5,31 @@ import BatonMachine
 public struct CprModePromises: OptionSet {
     public let rawValue: UInt32
     public init(rawValue: UInt32) { self.rawValue = rawValue }
-    /// The new VMM has the old one's PID.
+    /// A new VMM that the mode executes has the old one's PID.
     public static let samePID = CprModePromises(rawValue: 1)
     /// The checkpoint can be loaded after the host has been rebooted.
     public static let survivesHostReboot = CprModePromises(rawValue: 2)
     /// Connections of clients and devices stay open.
     public static let keepsConnections = CprModePromises(rawValue: 4)
+    /// The mode brings the new VMM to life itself: `exec` is there, and with it
+    /// `cpr-exec` and `cpr-update` with a command.
+    public static let executes = CprModePromises(rawValue: 8)
+    /// The new VMM is a process that somebody else has started: `connect` and
+    /// `receive` are there, and with them `cpr-update` with a channel.
+    public static let connects = CprModePromises(rawValue: 16)
+
+    /// Whether the guest goes from one living VMM to another, which takes its RAM
+    /// and descriptors over as they are.
+    public var handsOver: Bool { contains(.executes) || contains(.connects) }
 }
 
 /// A way of replacing the VMM: what `-cpr-enable NAME` enables and `cpr-save`
 /// names. Implemented by modules named `mode-NAME`.
 ///
-/// While one of its methods runs, nothing else does; not all of them come on
-/// the main thread, see `FdPreserver`. `name` is what the command line says.
+/// A mode owns how the new VMM comes to life and how the old one reaches it; what
+/// is said between the two is the core's (`Handover`). While one of its methods runs,
+/// nothing else does; not all of them come on the main thread, see `FdPreserver`.
+/// `name` is what the command line says.
 public protocol CprMode: ModulePart {
     /// One line for `-cpr-enable help`.
     var summary: String { get }
@@ -37,9 +49,22 @@ public protocol CprMode: ModulePart {
     func load(from container: SectionContainer, cpr: CprController) throws(VMMError) -> [String]
     /// Says how `argv` is to be started, by `Handover.exec`: it is executed in this
     /// process when this method has returned, while the guest goes on in a child.
-    /// A mode without `cpr-exec` throws.
+    /// For modes that promise `executes`.
     /// - Throws: why nothing is to be executed.
     func exec(_ argv: [String], cpr: CprController) throws(VMMError)
+    /// In the old VMM: reaches the new one, and says so by `Handover.connect`. The guest
+    /// waits meanwhile, so this must not: the new VMM is there already, or it is an
+    /// error. For modes that promise `connects`.
+    /// - Parameters:
+    ///   - channel: from `cpr-update`; what it means is the mode's.
+    ///   - peer: the user of the new VMM that the client has named; nil when none.
+    func connect(_ channel: String, peer: UInt32?, cpr: CprController) throws(VMMError)
+    /// In the new VMM: waits until the old one has reached it, for as long as that
+    /// takes. Nothing of the machine is there yet. For modes that promise `connects`.
+    /// - Parameter channel: from `-incoming`.
+    /// - Returns: a connected SOCK_SEQPACKET unix socket, with FD_CLOEXEC; the
+    ///   caller's from then on.
+    func receive(_ channel: String, cpr: CprController) throws(VMMError) -> Int32
 }
 
 extension CprMode {
@@ -50,5 +75,11 @@ extension CprMode {
     public func load(from container: SectionContainer, cpr: CprController) throws(VMMError) -> [String] { [] }
     public func exec(_ argv: [String], cpr: CprController) throws(VMMError) {
         throw VMMError("cpr-exec requires cpr-save in a mode that executes the new VMM, which '\(name)' does not")
+    }
+    public func connect(_ channel: String, peer: UInt32?, cpr: CprController) throws(VMMError) {
+        throw VMMError("the mode '\(name)' hands no guest over to a process that runs already")
+    }
+    public func receive(_ channel: String, cpr: CprController) throws(VMMError) -> Int32 {
+        throw VMMError("the mode '\(name)' takes no guest over from another process")
     }
 }

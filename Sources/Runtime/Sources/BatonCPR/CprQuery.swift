@@ -33,6 +33,7 @@ extension CprController {
                         members: [
                             QMPMember("name", .string), QMPMember("summary", .string), QMPMember("same-pid", .bool),
                             QMPMember("survives-host-reboot", .bool), QMPMember("keeps-connections", .bool),
+                            QMPMember("executes", .bool), QMPMember("connects", .bool),
                             QMPMember("blockers", .array(.string)),
                         ]))),
             QMPMember("preservers", .array(.string)),
@@ -84,6 +85,8 @@ extension CprController {
                     "same-pid": .bool(mode.promises.contains(.samePID)),
                     "survives-host-reboot": .bool(mode.promises.contains(.survivesHostReboot)),
                     "keeps-connections": .bool(mode.promises.contains(.keepsConnections)),
+                    "executes": .bool(mode.promises.contains(.executes)),
+                    "connects": .bool(mode.promises.contains(.connects)),
                     "blockers": .array(blockers(mode).map { .string($0.message) }),
                 ]
             })

@@ -20,10 +20,12 @@ public struct CprState {
     /// are at most a million fds.
     static let sizeLimit = 512 << 20
     private static let fdLimit = 1_000_000
-    private static let fdsVersion: UInt32 = 2
+    /// Versions of sections: the newest is written, and each of the range is read.
+    private static let fdsVersions: ClosedRange<UInt32> = 2...2
     /// 2: the guest runs on in the VMM before, which hands its state over when
-    /// the new one is ready.
-    private static let generalVersion: UInt32 = 2
+    /// the new one is ready. One of version 1 stands still, and waits for nothing but
+    /// the load: it cannot be taken over.
+    private static let generalVersions: ClosedRange<UInt32> = 2...2
     /// In place of the number of a descriptor that goes along with the state, as
     /// the new VMM has not inherited it.
     static let passed: Int32 = 0
@@ -81,8 +83,11 @@ public struct CprState {
         var fds: [PreservedFDs.Key] = []
         var parts: [String] = []
     }
+    /// Whether the new VMM inherits nothing: all descriptors, those of RAM first, go
+    /// along with the state.
+    private(set) var isSent = false
     /// How many descriptors go along with the state.
-    var passedFDs: Int { fds.count { $0.fd == CprState.passed } }
+    var passedFDs: Int { ram.count { $0.fd == CprState.passed } + fds.count { $0.fd == CprState.passed } }
     /// How the last updates ended.
     public var history = UpdateHistory()
     /// Which state of guest memory this is; see `GuestMemory.identity`.
@@ -124,6 +129,27 @@ public struct CprState {
             if !isUnchanged(name, section.version, section.payload) { kept.add(section) }
         }
         parts = kept
+    }
+
+    /// Makes this the state for a process that inherits nothing.
+    /// - Returns: the descriptors that are to go along. Borrowed, as before.
+    mutating func passAll() -> [Int32] {
+        let all = ram.map(\.fd) + fds.map(\.fd)
+        isSent = true
+        for index in ram.indices { ram[index].fd = CprState.passed }
+        fds = fds.map { PreservedFDs.Entry(name: $0.name, id: $0.id, fd: CprState.passed) }
+        return all
+    }
+
+    /// Puts the descriptors in their places that came along.
+    /// - Parameter received: as many as `passedFDs`; owned by the state's from then on.
+    mutating func adopt(_ received: [Int32]) {
+        var rest = received[...]
+        for index in ram.indices where ram[index].fd == CprState.passed { ram[index].fd = rest.removeFirst() }
+        fds = fds.map { entry in
+            guard entry.fd == CprState.passed else { return entry }
+            return PreservedFDs.Entry(name: entry.name, id: entry.id, fd: rest.removeFirst())
+        }
     }
 
     /// Which parts have been asked for.
@@ -236,6 +262,7 @@ public struct CprState {
         if let callLimit { general.put("call-limit-ns", UInt64(bitPattern: callLimit), optional: true) }
         if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
         if checkpointFollows { general.put("checkpoint-follows", true) }
+        if isSent { general.put("sent", true) }
         if isTrial { general.put("trial", true) }
         if let timerSlack { general.put("timer-slack-ns", UInt64(timerSlack), optional: true) }
         if let mark {
@@ -243,12 +270,12 @@ public struct CprState {
             general.put("mark-number", UInt64(mark.number), optional: true)
         }
         if let memoryIdentity { general.put("memory-id", memoryIdentity, optional: true) }
-        container.add("cpr", version: CprState.generalVersion, general)
+        container.add("cpr", version: CprState.generalVersions.upperBound, general)
         var list = StateWriter()
         list.put("names", fds.map(\.name))
         list.put("ids", fds.map { UInt64(bitPattern: Int64($0.id)) })
         list.put("fds", fds.map { UInt64($0.fd) })
-        container.add("fds", version: CprState.fdsVersion, list)
+        container.add("fds", version: CprState.fdsVersions.upperBound, list)
         var blocks = StateWriter()
         blocks.put("count", UInt64(ram.count))
         for (index, record) in ram.enumerated() {
@@ -292,10 +319,13 @@ public struct CprState {
     /// Parses and checks a state.
     init(parsing bytes: [UInt8]) throws(VMMError) {
         let container = try SectionContainer(kind: .cprState, parsing: bytes, name: "the CPR state")
-        func reader(_ name: String, version: UInt32 = 1) throws(VMMError) -> StateReader {
+        func reader(_ name: String, versions: ClosedRange<UInt32> = 1...1) throws(VMMError) -> StateReader {
             guard let section = container.section(name) else { throw VMMError("section '\(name)' is missing") }
-            guard section.version == version else {
-                throw VMMError("section '\(name)' has version \(section.version), this VMM knows version \(version)")
+            guard versions.contains(section.version) else {
+                let known =
+                    versions.count == 1 ? "version \(versions.lowerBound)"
+                    : "versions \(versions.lowerBound) to \(versions.upperBound)"
+                throw VMMError("section '\(name)' has version \(section.version), this VMM knows \(known)")
             }
             return try container.reader(section)
         }
@@ -307,7 +337,7 @@ public struct CprState {
             throw VMMError("section '\(section.name)' is unknown")
         }
         let fdNumbers: ClosedRange<UInt64> = 3...UInt64(Int32.max)
-        let general = try reader("cpr", version: CprState.generalVersion)
+        let general = try reader("cpr", versions: CprState.generalVersions)
         mode = try general.string("mode")
         if general.has("version") { version = try general.string("version") }
         times = try UpdateTimes(from: general)
@@ -327,6 +357,7 @@ public struct CprState {
             checkpointFD = Int32(try general.unsigned("checkpoint-fd", in: fdNumbers))
         }
         if general.has("checkpoint-follows") { checkpointFollows = try general.bool("checkpoint-follows") }
+        if general.has("sent") { isSent = try general.bool("sent") }
         if general.has("trial") { isTrial = try general.bool("trial") }
         if general.has("timer-slack-ns") {
             timerSlack = UInt(try general.unsigned("timer-slack-ns", in: 1...UInt64(Int64.max)))
@@ -355,7 +386,7 @@ public struct CprState {
         if container.section(CprState.changesSection) != nil {
             gone = try Gone(from: try reader(CprState.changesSection), limits: limits)
         }
-        let list = try reader("fds", version: CprState.fdsVersion)
+        let list = try reader("fds", versions: CprState.fdsVersions)
         let (names, ids) = (try list.strings("names", count: limits), try list.array("ids", count: limits))
         let numbers = try list.array("fds", count: limits)
         guard names.count == ids.count, names.count == numbers.count else {
@@ -365,7 +396,7 @@ public struct CprState {
         fds.reserveCapacity(names.count)
         var keys: Set<PreservedFDs.Key> = []
         for ((name, id), number) in zip(zip(names, ids), numbers) {
-            guard fdNumbers.contains(number) || gone != nil && number == 0 else {
+            guard isSent ? number == 0 : fdNumbers.contains(number) || gone != nil && number == 0 else {
                 throw VMMError("fd \(number) of '\(name)' is impossible")
             }
             let entry = PreservedFDs.Entry(name: name, id: Int(Int64(bitPattern: id)), fd: Int32(number))
@@ -392,7 +423,7 @@ public struct CprState {
             ram.append(
                 RAMRecord(
                     name: name, usedLength: Int(usedLength), maxLength: Int(maxLength), alignment: Int(alignment),
-                    fd: Int32(try blocks.unsigned("\(index).fd", in: fdNumbers))))
+                    fd: Int32(try blocks.unsigned("\(index).fd", in: isSent ? 0...0 : fdNumbers))))
         }
         try blocks.finish()
     }

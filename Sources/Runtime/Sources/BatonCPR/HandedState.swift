@@ -3,21 +3,28 @@ import BatonMachine
 import CBaton
 import Glibc
 
-/// What the new VMM got when it was executed: so that at the change of hands
+/// What the new VMM got at its start: so that at the change of hands
 /// only what has changed since is handed over.
 struct HandedState {
     private let fds: [PreservedFDs.Entry]
+    /// Which descriptors of `process` those of `fds` were then.
+    private var numbers: ArraySlice<Int32>
     private let ram: [RAMRecord]
     private let parts: [String: (version: UInt32, payload: ArraySlice<UInt8>)]
-    /// The process in which it was executed.
+    /// The process in which it was executed; this one, if it is another's.
     private let process: pid_t
 
     init(_ state: CprState, process: pid_t) {
         fds = state.fds
+        numbers = state.fds.map(\.fd)[...]
         ram = state.ram
         parts = Dictionary(state.partPayloads.map { ($0.name, ($0.version, $0.payload)) }) { first, _ in first }
         self.process = process
     }
+
+    /// The new VMM has not inherited the descriptors, but got copies of them.
+    /// - Parameter copies: of this process, in the state's order, open for as long as this is used.
+    mutating func wereSent(as copies: ArraySlice<Int32>) { numbers = copies }
 
     /// The part of `state`, which is complete, that the new VMM does not know.
     /// - Returns: that, and the descriptors to go along with it. Borrowed.
@@ -55,7 +62,9 @@ struct HandedState {
         let same = zip(fds, now).prefix { $0 == $1 }.count
         guard same < fds.count || same < now.count else { return [] }
         var before: [PreservedFDs.Key: Int32] = [:]
-        for entry in fds[same...] { before[PreservedFDs.Key(name: entry.name, id: entry.id)] = entry.fd }
+        for (entry, number) in zip(fds, numbers).dropFirst(same) {
+            before[PreservedFDs.Key(name: entry.name, id: entry.id)] = number
+        }
         let own = getpid()
         let changed = now[same...].filter { entry in
             guard let fd = before.removeValue(forKey: PreservedFDs.Key(name: entry.name, id: entry.id)) else {

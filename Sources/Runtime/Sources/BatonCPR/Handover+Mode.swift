@@ -8,4 +8,11 @@ extension Handover {
         let state = cpr.stateForExec(mode: mode)
         try exec(argv, state: state, fds: state.ram.map(\.fd) + state.fds.map(\.fd))
     }
+
+    /// Has everything that is preserved now handed over to the VMM at the other end of
+    /// a socket: the whole `connect` of a mode that keeps RAM and descriptors in place.
+    /// - Parameter fd: as `connect(_:state:)` has it; the runtime's from then on.
+    public static func connect(_ fd: Int32, mode: any CprMode, cpr: CprController) throws(VMMError) {
+        try connect(fd, state: cpr.stateForExec(mode: mode))
+    }
 }

@@ -2,14 +2,15 @@ import BatonBase
 import CBaton
 import Glibc
 
-/// Executes a new VMM in this process, and goes on in a child of it: what a
-/// mode's `exec` is made of.
+/// How the old VMM gets a new one: what a mode's `exec` and `connect` are made of.
+///
+/// Either the new VMM is executed in this process, which goes on in a child of it;
+/// or it is a process that somebody else has started, and there is a socket to it.
 public enum Handover {
-    /// What is to be executed, when the mode has returned.
-    private struct Request {
-        var argv: [String]
-        var state: CprState
-        var fds: [Int32]
+    /// What is to be done when the mode has returned.
+    private enum Request {
+        case exec([String], state: CprState, fds: [Int32])
+        case connection(Int32, state: CprState)
     }
     nonisolated(unsafe) private static var request: Request?
 
@@ -29,20 +30,47 @@ public enum Handover {
     public static func exec(_ argv: [String], state: CprState, fds: [Int32]) throws(VMMError) {
         guard argv.first?.isEmpty == false else { throw VMMError("cpr-exec requires a command") }
         try check(argv)
-        request = Request(argv: argv, state: state, fds: fds)
+        request = .exec(argv, state: state, fds: fds)
+    }
+
+    /// Has the guest handed over, when the mode's `connect` has returned, to the VMM at
+    /// the other end of a socket. For that method only.
+    /// - Parameters:
+    ///   - fd: a connected SOCK_SEQPACKET unix socket; the runtime's from then on.
+    ///   - state: what names RAM and descriptors, which go along.
+    public static func connect(_ fd: Int32, state: CprState) throws(VMMError) {
+        let owned = OwnedFD(adopting: fd)
+        guard DescriptorKind.isPacketConnection(fd) else {
+            throw VMMError("fd \(fd) is not a connected socket of type SOCK_SEQPACKET")
+        }
+        try FD.setNonBlocking(fd, true)
+        forget()
+        request = .connection(owned.release(), state: state)
     }
 
     /// Forgets what a mode has asked for.
-    static func forget() { request = nil }
-
-    /// Does what the mode has asked for. Returns in the child, which has everything
-    /// that this process had, guest and devices too. On the main thread.
-    /// - Returns: false when it has asked for nothing.
-    /// - Throws: why the exec failed; everything is as before. Or, in the child, that the exec
-    ///   took too long.
-    static func carryOut() throws(VMMError) -> Bool {
-        guard let (argv, state, fds) = request.map({ ($0.argv, $0.state, $0.fds) }) else { return false }
+    static func forget() {
+        if case .connection(let fd, _)? = request { close(fd) }
         request = nil
+    }
+
+    /// Does what the mode has asked for. On the main thread. After an exec it returns in
+    /// the child, which has everything that this process had, guest and devices too.
+    /// - Returns: false when it has asked for nothing.
+    /// - Throws: why there is no new VMM; everything is as before. Or, in the child, that the
+    ///   exec took too long.
+    static func carryOut(for successor: Successor) throws(VMMError) -> Bool {
+        let asked = request
+        request = nil
+        switch asked {
+        case nil: return false
+        case .exec(let argv, let state, let fds)?: try execute(argv, state, fds)
+        case .connection(let fd, let state)?: try successor.attach(fd, state)
+        }
+        return true
+    }
+
+    private static func execute(_ argv: [String], _ state: CprState, _ fds: [Int32]) throws(VMMError) {
         let memfd = try state.writeMemfd()
         var arguments = argv.map { strdup($0) } + [nil]
         var environment = environment(of: state, memfd: memfd.raw).map { strdup($0) } + [nil]
@@ -65,7 +93,6 @@ public enum Handover {
         guard result == CBATON_EXECUTED else {
             throw VMMError("cpr-exec: '\(argv[0])' was not executed within \(execLimit / 1_000_000) ms")
         }
-        return true
     }
 
     /// This process' environment, and what tells the new VMM of its state.

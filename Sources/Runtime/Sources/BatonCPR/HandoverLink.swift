@@ -9,6 +9,8 @@ struct HandoverLink {
     var channel: Int32
     /// Goes with every message.
     var secret: UInt64
+    /// Whether this process was started by somebody else, and not executed by the old VMM.
+    var isAnothers = false
     /// What it takes the guest with. It comes with the guest's state: a program
     /// that reads what it inherits does not get it.
     var token: HandoverToken?

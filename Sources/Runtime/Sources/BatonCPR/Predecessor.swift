@@ -14,6 +14,65 @@ final class Predecessor {
 
     init(_ link: HandoverLink) { self.link = link }
 
+    /// Nanoseconds that the old VMM may take for what follows its introduction.
+    private static let introductionLimit: Int64 = 10_000_000_000
+
+    /// Takes the CPR state that the old VMM sends, as this process has inherited nothing.
+    /// From then on the old one is told why this process fails.
+    /// - Parameter channel: a connected socket with something to be read; owned by the update from then on.
+    static func introduction(_ channel: Int32) throws(VMMError) -> CprState {
+        let message: (pid: pid_t, state: Int32, secret: UInt64)
+        do throws(VMMError) {
+            guard DescriptorKind.isPacketConnection(channel) else {
+                throw VMMError("the mode gave no connected socket of type SOCK_SEQPACKET, but fd \(channel)")
+            }
+            let deadline = EventLoop.now + introductionLimit
+            try awaitInput(channel, until: deadline)
+            message = try HandoverMessage.receiveIntroduction(channel)
+        } catch {
+            close(channel)
+            throw error
+        }
+        let link = HandoverLink(channel: channel, secret: message.secret, isAnothers: true)
+        HandoverLink.ofThisProcess = link
+        let stateFD = OwnedFD(adopting: message.state)
+        var state = try parse(stateFD.raw)
+        let deadline = EventLoop.now + introductionLimit
+        var fds: [Int32] = []
+        while fds.count < state.passedFDs {
+            guard let next = try HandoverMessage.receive(channel, secret: message.secret) else {
+                try awaitInput(channel, until: deadline)
+                continue
+            }
+            guard case .descriptors(let more) = next else { throw VMMError("the CPR state lacks descriptors") }
+            fds += more
+        }
+        guard fds.count == state.passedFDs else { throw VMMError("the CPR state has too many descriptors") }
+        guard state.isSent else { throw VMMError("the CPR state is for a process that inherits it") }
+        state.adopt(fds)
+        state.link = link
+        return state
+    }
+
+    private static func awaitInput(_ channel: Int32, until deadline: Int64) throws(VMMError) {
+        while true {
+            let left = deadline - EventLoop.now
+            var state = pollfd(fd: channel, events: Int16(POLLIN), revents: 0)
+            guard left > 0 else {
+                throw VMMError("the CPR state did not come within \(introductionLimit / 1_000_000) ms")
+            }
+            if poll(&state, 1, Int32(left / 1_000_000 + 1)) > 0 { return }
+        }
+    }
+
+    private static func parse(_ fd: Int32) throws(VMMError) -> CprState {
+        guard lseek(fd, 0, SEEK_SET) == 0 else { throw .system("cannot read the guest's state") }
+        let bytes = try FD.readAll(fd, limit: CprState.sizeLimit, from: "the guest's state")
+        do throws(VMMError) { return try CprState(parsing: bytes) } catch {
+            throw error.prefixed("cannot use the guest's state")
+        }
+    }
+
     /// What changes hands.
     struct State {
         let state: CprState
@@ -28,7 +87,10 @@ final class Predecessor {
     /// - Throws: when there is none.
     func awaitState(_ vm: VirtualMachine) throws(VMMError) -> State {
         link.report(.ready)
-        guard let message = try next(vm) else { follow() }
+        guard let message = try next(vm) else {
+            guard !link.isAnothers else { throw VMMError("the guest has ended in the VMM that ran it") }
+            follow()
+        }
         // One that was passed on, and came too late there, is this process' now.
         defer { if hasPassedOn { vm.requestQuit(cause: "host-signal") } }
         guard case .state(let memfd, let token, let secret, let checkpoint) = message else {
@@ -38,12 +100,7 @@ final class Predecessor {
         HandoverLink.ofThisProcess?.token = try HandoverToken(fd: tokenFD.raw, secret: secret)
         _ = tokenFD.release()
         let stateFD = OwnedFD(adopting: memfd)
-        guard lseek(stateFD.raw, 0, SEEK_SET) == 0 else { throw .system("cannot read the guest's state") }
-        let bytes = try FD.readAll(stateFD.raw, limit: CprState.sizeLimit, from: "the guest's state")
-        let state: CprState
-        do throws(VMMError) { state = try CprState(parsing: bytes) } catch {
-            throw error.prefixed("cannot use the guest's state")
-        }
+        let state = try Predecessor.parse(stateFD.raw)
         var fds: [Int32] = []
         while fds.count < state.passedFDs {
             guard case .descriptors(let more)? = try next(vm) else {
@@ -65,7 +122,12 @@ final class Predecessor {
             case nil:
                 var states = [link.channel, vm.signalFD].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
                 _ = poll(&states, 2, -1)
-                passOn(vm)
+                if link.isAnothers {
+                    vm.takeSignals()
+                    if vm.isEnding { throw VMMError("the new VMM was told to end") }
+                } else {
+                    passOn(vm)
+                }
             }
         }
     }

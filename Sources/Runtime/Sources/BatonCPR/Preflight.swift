@@ -25,7 +25,7 @@ extension CprController {
         let limitBefore = updateLimit
         updateLimit = options.limit
         defer { updateLimit = limitBefore }
-        let mode = try modeOfUpdate(argv, options.mode)
+        let mode = try modeOfUpdate(.command(argv), options.mode)
         return try beside("a preflight is under way") { () throws(VMMError) in
             try runTrial(argv, options, mode)
         }

@@ -7,9 +7,10 @@ import Glibc
 ///
 /// The process that is updated executes the new VMM, and goes on in a child that
 /// shares its memory (`cbaton_execute_beside`): so the old VMM, with everything
-/// that it has, runs the guest while the new one starts. When that is ready, the
-/// old one stops the guest, hands its state over, and waits for the commit. Until
-/// then, whatever goes wrong in the new one, the old one goes on.
+/// that it has, runs the guest while the new one starts. Or the new VMM is a process
+/// that somebody else has started, and this one has connected to (`attach`). When it is
+/// ready, the old one stops the guest, hands its state over, and waits for the commit.
+/// Until then, whatever goes wrong in the new one, the old one goes on.
 ///
 /// Who owns the guest is decided by a word that both share (`HandoverToken`). The
 /// new VMM reports over a socket, the channel, how far it is (`UpdateStage`), or why
@@ -30,13 +31,26 @@ final class Successor {
     private let token: HandoverToken
     /// Goes with every message over the channel.
     private let secret: UInt64
-    private let channel: Int32
+    private var channel: Int32
     /// The new VMM's end of the channel, until it has been executed.
     private var theirs: Int32
-    /// A pidfd; -1 until then.
+    /// A pidfd; -1 until then, and for a process that cannot be known from here: its
+    /// end shows on the channel only.
     private var process: Int32 = -1
-    /// The PID of that process.
-    let pid = getpid()
+    /// The PID of that process; 0 for one that cannot be known.
+    private(set) var pid = getpid()
+    /// Whether the new VMM is another process than this one was: it has been started
+    /// by somebody else, who sees to its end, and this one stays when it has the guest.
+    private(set) var isAnothers = false
+    /// What is still to be sent before the new VMM can start, see `attach`.
+    private var unsent: [HandoverMessage] = []
+    /// What is sent then: the state's memfd, and copies of RAM's descriptors and of those
+    /// preserved, in the state's order. They stay what they are while the guest runs
+    /// on. Owned.
+    private var sent: [Int32] = []
+    /// Copies of the preserved descriptors that a VMM which is another's got, in the
+    /// state's order; nil for one that has inherited them. Borrowed.
+    private(set) var sentFDs: ArraySlice<Int32>?
     private var messages: WatchMessages
     private var mask = sigset_t()
 
@@ -91,12 +105,53 @@ final class Successor {
         try afterExec(failure: nil)
     }
 
+    /// Takes the VMM at the other end of a socket for the new one.
+    /// - Parameters:
+    ///   - fd: a connected SOCK_SEQPACKET unix socket, non-blocking; this object's from then on.
+    ///   - state: what it gets. Its descriptors are borrowed, and looked at now.
+    func attach(_ fd: Int32, _ state: CprState) throws(VMMError) {
+        for end in [channel, theirs] { Glibc.close(end) }
+        (channel, theirs, isAnothers) = (fd, -1, true)
+        messages.isAnothers = true
+        pid = try HandoverChannel.peer(of: fd).pid ?? 0
+        if pid > 0 {
+            process = cbaton_pidfd_open(pid)
+            guard process >= 0 else { throw .system("cannot watch the new VMM, process \(pid)") }
+        }
+        var state = state
+        (state.link, state.mark, state.timerSlack, state.helpers) = (nil, nil, nil, [])
+        let fds = state.passAll()
+        let memfd = try state.writeMemfd().release()
+        sent = [memfd]
+        for fd in fds {
+            let copy = fcntl(fd, F_DUPFD_CLOEXEC, 3)
+            guard copy >= 0 else { throw .system("cannot hand descriptor \(fd) over") }
+            sent.append(copy)
+        }
+        sentFDs = sent.suffix(state.fds.count)
+        unsent = [.introduction(getpid(), state: memfd)] + HandoverMessage.messages(of: Array(sent.dropFirst()))
+        _ = try sendRest()
+    }
+
+    /// - Returns: false when not all is sent, as there is no room for it.
+    private func sendRest() throws(VMMError) -> Bool {
+        while let next = unsent.first {
+            guard try next.sendIfPossible(channel, secret: secret) else { return false }
+            unsent.removeFirst()
+        }
+        return true
+    }
+
     private func afterExec(failure: VMMError?) throws(VMMError) {
+        guard !isAnothers else {
+            sigprocmask(SIG_SETMASK, &mask, nil)
+            return
+        }
         process = Successor.executed ?? -1
         Successor.executed = nil
         Glibc.close(theirs)
         theirs = -1
-        if let failure { throw takeBack(failure.message) }
+        if let failure { throw giveUp(failure.message) }
         // One that has ended already is seen to have.
         do throws(VMMError) { try HandoverMessage.hello(getpid()).send(channel, secret: secret) } catch {}
     }
@@ -109,12 +164,23 @@ final class Successor {
     func awaitReady(_ loop: EventLoop, limit: Int64, run: (() -> Bool) -> Void) throws(VMMError) {
         var reason: String?
         do throws(VMMError) {
-            try loop.watch(channel, .readable) { [unowned self] _ in
-                if !messages.receive(from: channel) || messages.refusal != nil { reason = messages.ended }
+            try loop.watch(channel, unsent.isEmpty ? .readable : [.readable, .writable]) { [unowned self] events in
+                // What it has said before its end says why.
+                if events != .writable, !messages.receive(from: channel) || messages.refusal != nil {
+                    reason = messages.ended
+                    return
+                }
+                do throws(VMMError) {
+                    if !unsent.isEmpty, try sendRest() { loop.setEvents(channel, .readable) }
+                } catch {
+                    reason = error.message
+                }
             }
-            try loop.watch(process, .readable) { [unowned self] _ in
-                _ = messages.receive(from: channel)
-                reason = messages.ended
+            if process >= 0 {
+                try loop.watch(process, .readable) { [unowned self] _ in
+                    _ = messages.receive(from: channel)
+                    reason = messages.ended
+                }
             }
         } catch {
             reason = error.message
@@ -125,8 +191,8 @@ final class Successor {
         if reason == nil { run { messages.stage != .starting || reason != nil } }
         timer.cancel()
         loop.unwatch(channel)
-        loop.unwatch(process)
-        if let reason { throw takeBack(reason) }
+        if process >= 0 { loop.unwatch(process) }
+        if let reason { throw giveUp(reason) }
         guard messages.stage != .ready else { return }
         leaveWhenReady()
         throw VMMError("the VMM is ending")
@@ -147,21 +213,16 @@ final class Successor {
     private func sendAll(_ state: Int32, _ checkpoint: Int32?, _ fds: [Int32]) throws(VMMError) {
         try HandoverMessage.state(state: state, token: token.fd, secret: token.secret, checkpoint: checkpoint)
             .send(channel, secret: secret)
-        var rest = fds[...]
-        while !rest.isEmpty {
-            try HandoverMessage.descriptors(Array(rest.prefix(HandoverMessage.mostDescriptors)))
-                .send(channel, secret: secret)
-            rest = rest.dropFirst(HandoverMessage.mostDescriptors)
-        }
+        for message in HandoverMessage.messages(of: fds) { try message.send(channel, secret: secret) }
     }
 
-    /// Waits until the new VMM has the guest, and does not return then.
+    /// Waits until the new VMM has the guest. Does not return then, unless that is another's process.
     /// - Parameters:
     ///   - limit: nanoseconds until the commit, or until the new VMM waits for its client.
     ///   - start: since when, as of CLOCK_MONOTONIC in nanoseconds: the guest stands still since.
     ///   - whenItWaits: called when it does.
-    /// - Returns: why the guest is this VMM's again.
-    func awaitCommit(limit: Int64, since start: Int64, whenItWaits: () -> Void) -> VMMError {
+    /// - Returns: why the guest is this VMM's again; nil when it is the new one's.
+    func awaitCommit(limit: Int64, since start: Int64, whenItWaits: () -> Void) -> VMMError? {
         let reason = wait(limit: limit, since: start, whenItWaits)
         return takeBack(reason)
     }
@@ -171,17 +232,12 @@ final class Successor {
         var hasWaited = false
         while messages.stage != .committed {
             let isPatient = messages.stage == .waiting && messages.refusal == nil
-            let left = isPatient ? -1 : max(0, deadline - EventLoop.now)
-            var states = [channel, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-            let ready = poll(&states, 2, left < 0 ? -1 : Int32(min(left / 1_000_000 + 1, 1 << 30)))
-            if ready < 0 && errno == EINTR { continue }
-            if ready == 0 {
-                if EventLoop.now < deadline { continue }
-                return messages.refusal == nil ? messages.tooLate(limit: limit) : messages.ended
-            }
-            // What it said last comes before its end.
             let (stage, hadRefused) = (messages.stage, messages.refusal != nil)
-            guard states[0].revents != 0, messages.receive(from: channel) else { break }
+            switch awaitNews(until: isPatient ? nil : deadline) {
+            case .none: return messages.refusal == nil ? messages.tooLate(limit: limit) : messages.ended
+            case .end: return messages.ended
+            case .message: break
+            }
             if messages.hasWaited, !hasWaited {
                 hasWaited = true
                 whenItWaits()
@@ -192,11 +248,50 @@ final class Successor {
         return messages.ended
     }
 
+    private enum News {
+        /// Something was received: `messages` has it.
+        case message
+        /// Nothing more will come: the new VMM has ended, has refused, or is none.
+        case end
+    }
+
+    /// Waits for what comes next of the new VMM. What it said last comes before its end.
+    /// - Parameter deadline: as of CLOCK_MONOTONIC in nanoseconds; nil for none.
+    /// - Returns: nil when nothing came in time.
+    private func awaitNews(until deadline: Int64?) -> News? {
+        while true {
+            let left = deadline.map { max(0, $0 - EventLoop.now) }
+            var states = [channel, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+            let ready = poll(&states, 2, left.map { Int32(min($0 / 1_000_000 + 1, 1 << 30)) } ?? -1)
+            if ready < 0, errno == EINTR { continue }
+            guard ready != 0 else {
+                if let deadline, EventLoop.now < deadline { continue }
+                return nil
+            }
+            guard states[0].revents != 0 else { return .end }
+            return messages.receive(from: channel) ? .message : .end
+        }
+    }
+
     // MARK: The way back
 
-    /// Ends the new VMM. Does not return when that has the guest already.
-    func takeBack(_ reason: String) -> VMMError {
-        if !token.takeBack() { awaitUse() }
+    /// Takes the guest back, and ends the new VMM. Does not return when that has the guest
+    /// already, unless it is another's process.
+    /// - Returns: why the guest is this VMM's again; nil when it is the new one's.
+    func takeBack(_ reason: String) -> VMMError? {
+        guard token.takeBack() || awaitUse() else {
+            close()
+            return nil
+        }
+        return giveUp(reason)
+    }
+
+    /// The guest is this VMM's: ends the new one.
+    private func giveUp(_ reason: String) -> VMMError {
+        guard !isAnothers else {
+            close()
+            return VMMError("the update failed, and the guest goes on here: \(reason)")
+        }
         Successor.whenTakenBack?()
         let stops = LostSession.leave(of: pid)
         // PID 1 cannot be ended by a process of its namespace; it knows how to stay.
@@ -210,21 +305,22 @@ final class Successor {
 
     /// The new VMM has taken the guest: nothing takes it back but that process'
     /// end, and only if that comes before anything has been done with the guest.
-    private func awaitUse() {
+    /// - Returns: whether it did; false only if the new VMM is another's process.
+    private func awaitUse() -> Bool {
         while messages.stage != .committed {
-            var states = [channel, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-            if poll(&states, 2, -1) < 0 { continue }
-            if states[0].revents != 0, !messages.receive(from: channel) {
-                // Its end, or that of a channel which it closes last.
-                _ = poll(&states[1], 1, -1)
+            if case .message? = awaitNews(until: nil) { continue }
+            if process >= 0 {
+                // Or the end of a channel which it closes last.
+                var state = pollfd(fd: process, events: Int16(POLLIN), revents: 0)
+                while poll(&state, 1, -1) < 0 {}
+                _ = messages.receive(from: channel)
             }
-            guard states[1].revents != 0 else { continue }
-            _ = messages.receive(from: channel)
-            if messages.stage != .committed, token.takeBackUnused() { return }
+            if messages.stage != .committed, token.takeBackUnused() { return true }
             break
         }
         // What frees our memory takes its time, beside the guest.
         setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)
+        if isAnothers { return false }
         _exit(0)
     }
 
@@ -232,28 +328,30 @@ final class Successor {
     /// moment is waited for.
     private func leaveWhenReady() {
         let deadline = EventLoop.now + Successor.endLimit
-        while messages.stage == .starting, messages.refusal == nil, !messages.isBroken {
-            let left = deadline - EventLoop.now
-            var states = [channel, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-            guard left > 0, poll(&states, 2, Int32(left / 1_000_000 + 1)) >= 0 else { break }
-            guard states[0].revents != 0, messages.receive(from: channel) else { break }
+        while messages.stage == .starting, messages.refusal == nil {
+            guard case .message? = awaitNews(until: deadline) else { break }
         }
         if messages.stage == .ready { return leave() }
         end()
-        sigprocmask(SIG_SETMASK, &mask, nil)
-        close()
+        finish()
     }
 
     /// The guest ends in this process: the new VMM, which is ready, is to wait for
     /// that, and to end alike.
     func leave() {
         do throws(VMMError) { try HandoverMessage.end.send(channel, secret: secret) } catch { end() }
-        sigprocmask(SIG_SETMASK, &mask, nil)
+        finish()
+    }
+
+    private func finish() {
+        if !isAnothers { sigprocmask(SIG_SETMASK, &mask, nil) }
         close()
     }
 
-    /// Makes sure that the process that was to take over runs no more.
+    /// Makes sure that the process that was to take over runs no more. One that is
+    /// another's is not ours to end: without the token it can do nothing.
     private func end() {
+        guard !isAnothers else { return }
         cbaton_pidfd_send_signal(process, SIGKILL)
         let deadline = EventLoop.now + Successor.endLimit
         while true {
@@ -269,6 +367,6 @@ final class Successor {
 
     private func close() {
         token.close()
-        for fd in [channel, theirs, process] where fd >= 0 { Glibc.close(fd) }
+        for fd in [channel, theirs, process] + sent where fd >= 0 { Glibc.close(fd) }
     }
 }

@@ -25,7 +25,8 @@ enum UpdateStage: UInt8 {
         // A trial has everything from the start.
         case (.starting, .loading): true
         case (.ready, .waiting), (.loading, .waiting): mayWait
-        case (_, .committed): true
+        // There is nothing to commit before the machine stands.
+        case (.ready, .committed), (.waiting, .committed), (.loading, .committed): true
         default: false
         }
     }
@@ -49,6 +50,8 @@ struct WatchMessages {
     private(set) var isBroken = false
     private let secret: UInt64
     private let mayWait: Bool
+    /// Whether the messages come from a process that this one has not executed.
+    var isAnothers = false
     /// The start of a message.
     private var partial: [UInt8] = []
     private var text: [UInt8]?
@@ -110,7 +113,7 @@ struct WatchMessages {
     /// The end of the process, as a sentence.
     var ended: String {
         if let refusal { return "the new VMM refused: \(refusal)" }
-        if isBroken { return WatchMessages.stranger }
+        if isBroken { return isAnothers ? WatchMessages.strangeVMM : WatchMessages.stranger }
         return switch stage {
         case .starting: "the new VMM ended during its start"
         case .ready, .waiting, .loading, .passed, .committed: "the new VMM ended before it took the guest over"
@@ -120,6 +123,10 @@ struct WatchMessages {
     static let stranger =
         "something that is no message of a new VMM came from the process that was executed: "
         + "a command in front of the VMM must leave descriptors alone that it does not know"
+
+    private static let strangeVMM =
+        "something that is no message of a new VMM came from the other end of the channel: "
+        + "is it a VMM of another version, or none?"
 
     /// The stage has lasted longer than `limit` nanoseconds, as a sentence.
     func tooLate(limit: Int64) -> String {

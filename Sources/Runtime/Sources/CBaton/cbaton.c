@@ -258,6 +258,15 @@ int cbaton_is_same_file(pid_t a, int fd_of_a, pid_t b, int fd_of_b) {
     return syscall(SYS_kcmp, a, b, 0 /* KCMP_FILE */, (unsigned long)fd_of_a, (unsigned long)fd_of_b) == 0;
 }
 
+int cbaton_peer(int socket, pid_t *pid, uint32_t *uid) {
+    struct ucred peer;
+    socklen_t length = sizeof peer;
+    if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return -1;
+    *pid = peer.pid;
+    *uid = peer.uid;
+    return 0;
+}
+
 int cbaton_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
 
 int cbaton_pidfd_send_signal(int pidfd, int number) {

@@ -13,6 +13,11 @@ public enum DescriptorKind {
 
     public static func isDatagramSocket(_ fd: Int32) -> Bool { option(fd, SO_TYPE) == Int32(SOCK_DGRAM.rawValue) }
 
+    /// Whether it is a connected socket of type SOCK_SEQPACKET.
+    package static func isPacketConnection(_ fd: Int32) -> Bool {
+        option(fd, SO_TYPE) == Int32(SOCK_SEQPACKET.rawValue) && option(fd, SO_ACCEPTCONN) == 0
+    }
+
     /// Whether it is a socket of the UNIX domain.
     public static func isLocal(_ fd: Int32) -> Bool { option(fd, SO_DOMAIN) == AF_UNIX }
 

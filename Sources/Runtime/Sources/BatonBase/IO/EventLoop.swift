@@ -108,6 +108,13 @@ public final class EventLoop {
         epoll_ctl(epoll, EPOLL_CTL_DEL, fd, nil)
     }
 
+    /// Forgets all timers, and all watched descriptors but these: nothing that was
+    /// waited for is this process' business any more.
+    package func keepOnly(_ fds: Set<Int32>) {
+        for fd in watches.keys where !fds.contains(fd) { unwatch(fd) }
+        for timer in timers { timer.cancel() }
+    }
+
     /// Calls `handler` once at `deadline` (CLOCK_MONOTONIC, nanoseconds) or as
     /// soon after as the loop comes round.
     @discardableResult

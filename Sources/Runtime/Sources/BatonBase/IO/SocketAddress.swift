@@ -85,10 +85,18 @@ public enum SocketAddress: Equatable {
         }
     }
 
+    /// What a socket carries.
+    public enum Kind {
+        case stream
+        /// Each message is read as it was sent. Of unix sockets only.
+        case packets
+
+        fileprivate var type: UInt32 { self == .stream ? SOCK_STREAM.rawValue : SOCK_SEQPACKET.rawValue }
+    }
+
     /// A socket of the address' family, with FD_CLOEXEC and O_NONBLOCK.
-    private static func makeSocket(_ raw: Raw) throws(VMMError) -> OwnedFD {
-        let kind = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
-        let fd = socket(raw.family, kind, 0)
+    private static func makeSocket(_ raw: Raw, _ kind: Kind) throws(VMMError) -> OwnedFD {
+        let fd = socket(raw.family, Int32(kind.type | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
         guard fd >= 0 else { throw .system("Failed to create socket") }
         return OwnedFD(adopting: fd)
     }
@@ -119,10 +127,10 @@ public enum SocketAddress: Equatable {
 
     /// Listens here; a unix socket that nobody owns any more is replaced.
     /// - Returns: a non-blocking listening socket, owned by the caller.
-    public func listen() throws(VMMError) -> Int32 {
+    public func listen(_ kind: Kind = .stream) throws(VMMError) -> Int32 {
         var failure = VMMError("Failed to find an available port")
         for var raw in try resolve(passive: true) {
-            let fd = try Self.makeSocket(raw)
+            let fd = try Self.makeSocket(raw, kind)
             if case .unix(let path) = self {
                 guard removeStaleFile() else { throw .system("Failed to bind socket to \(path)") }
             } else {
@@ -165,10 +173,10 @@ public enum SocketAddress: Equatable {
     /// Starts to connect.
     /// - Returns: a non-blocking socket, owned by the caller, and whether it is
     ///   connected already.
-    public func startConnecting() throws(VMMError) -> (fd: Int32, connected: Bool) {
+    public func startConnecting(_ kind: Kind = .stream) throws(VMMError) -> (fd: Int32, connected: Bool) {
         var failure = VMMError("Failed to connect to '\(name)'")
         for var raw in try resolve(passive: false) {
-            let fd = try Self.makeSocket(raw)
+            let fd = try Self.makeSocket(raw, kind)
             if retryingInterrupts({ raw.withPointer { Glibc.connect(fd.raw, $0, $1) } }) == 0 {
                 return (fd.release(), true)
             }

@@ -49,6 +49,9 @@ open class Chardev {
     /// `reopen-on-cpr=on`: an update closes the chardev, and the new process
     /// opens it anew.
     public var reopensOnCpr = false
+    /// The process before had it elsewhere, and nothing of it is taken over: see
+    /// `MachineHandover.hasOwnCommandLine`.
+    public var startsAnew = false
     /// Whether the connection to the peer is that of the process before.
     open var isInherited: Bool { false }
 
@@ -87,6 +90,8 @@ open class Chardev {
     /// until `.closed`; non-blocking. Nil when there is no connection, or the
     /// back end has none that could carry descriptors.
     open var connectionDescriptor: Int32? { nil }
+    /// What the event loop watches for it. Borrowed.
+    open var descriptors: [Int32] { [] }
     /// A front end that `usesDescriptor` has found the connection's end, or
     /// ends it: the chardev closes it, sends `.closed`, and connects again or
     /// waits for the next client as its options say.

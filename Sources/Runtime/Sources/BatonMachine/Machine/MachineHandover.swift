@@ -1,5 +1,19 @@
 import BatonBase
 
+/// What becomes of the sockets by which clients reach monitors when the VMM is replaced.
+/// A monitor that shares a multiplexer with a device goes where that goes.
+public enum MonitorSockets {
+    /// All go over, with the clients' sessions.
+    case handedOver
+    /// Listening sockets go over; connections end, and with them the sessions.
+    case ended
+    /// Listening sockets go over; connections stay with this process, which has
+    /// something to tell the clients when it has no guest any more.
+    case connectionsKept
+    /// All stay with this process.
+    case kept
+}
+
 /// What a part of the machine may know of updates: what the process before has left for it, and what it hands over
 /// to the next one. Whoever carries updates out, which is above the machine, implements this. Main thread only.
 public protocol MachineHandover: AnyObject {
@@ -8,10 +22,13 @@ public protocol MachineHandover: AnyObject {
     var isTrial: Bool { get }
     /// Whether this process takes over the guest of another one.
     var isSuccessor: Bool { get }
+    /// Whether this process takes over the guest of another one, and was started by somebody with a command line of
+    /// its own: where that has something at another place of the host, it is opened there.
+    var hasOwnCommandLine: Bool { get }
     /// Whether the guest is still that of the process before.
     var awaitsLoad: Bool { get }
-    /// Whether the exec in hand ends the sessions of all monitors: the new process begins new ones.
-    var endsMonitorSessions: Bool { get }
+    /// What becomes of the monitors' sockets in the update in hand.
+    var monitorSockets: MonitorSockets { get }
     /// Descriptors that outlive an exec: those of the process before that nobody has claimed, and what parts save.
     var fds: PreservedFDs { get }
     /// What a part of the process before has handed over under a name; nil when nothing.

@@ -1,4 +1,5 @@
 import BatonBase
+import Glibc
 
 /// What has changed of a part in the old VMM since the new one, this process, was
 /// executed.
@@ -31,6 +32,11 @@ public struct PartChanges {
     package var newDescriptors: [(key: PreservedFDs.Key, fd: Int32)] { fds.map { ($0.key, $0.value) } }
     /// Names of descriptors that are there no more.
     package var goneDescriptors: Set<PreservedFDs.Key> { gone }
+
+    /// Closes what has come, for a part that takes nothing over.
+    public func discard() {
+        for fd in fds.values { close(fd) }
+    }
 
     public func descriptor(_ name: String, id: Int = 0) -> Descriptor {
         let key = PreservedFDs.Key(name: name, id: id)

@@ -47,6 +47,42 @@ public func foreignHandover(_ host: OpaquePointer?) -> Int32 {
     }
 }
 
+@_cdecl("baton_handover_to")
+public func foreignHandoverTo(_ host: OpaquePointer?, _ fd: Int32) -> Int32 {
+    guard let module = ForeignModule.find(host) else {
+        close(fd)
+        return 1
+    }
+    return module.attempt { () throws(VMMError) in
+        guard let cpr = module.cpr, let mode = module.mode, module.isConnecting else {
+            close(fd)
+            throw VMMError("baton_handover_to is for a mode's connect only")
+        }
+        try Handover.connect(fd, mode: mode, cpr: cpr)
+    }
+}
+
+@_cdecl("baton_connect")
+public func foreignConnect(_ host: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ peer: Int64) -> Int32 {
+    descriptor(host) { () throws(VMMError) in
+        guard (-1..<Int64(UInt32.max)).contains(peer) else { throw VMMError("\(peer) is no user") }
+        return try HandoverChannel.connect(try foreignText(path), peer: peer < 0 ? nil : UInt32(peer))
+    }
+}
+
+@_cdecl("baton_receive")
+public func foreignReceive(_ host: OpaquePointer?, _ path: UnsafePointer<CChar>?) -> Int32 {
+    descriptor(host) { () throws(VMMError) in try HandoverChannel.accept(try foreignText(path)) }
+}
+
+/// - Returns: what `body` does, or -1 after its failure was noted.
+private func descriptor(_ host: OpaquePointer?, _ body: () throws(VMMError) -> Int32) -> Int32 {
+    guard let module = ForeignModule.find(host) else { return -1 }
+    var fd: Int32 = -1
+    _ = module.attempt { () throws(VMMError) in fd = try body() }
+    return fd
+}
+
 // MARK: Memory backends
 
 /// The options of the object that is being made.

@@ -29,7 +29,7 @@ extern "C" {
 #define BATON_MODULE_MAGIC UINT64_C(0x444f4d4e4f544142)
 /* Raised when the meaning of anything below changes. What is only added, at
  * the end of a structure or as a function, does not raise it. */
-#define BATON_MODULE_ABI 1u
+#define BATON_MODULE_ABI 2u
 #define BATON_MODULE_QUERY_SYMBOL "baton_module_query"
 /* Put in front of baton_module_query, for -fvisibility=hidden. */
 #define BATON_MODULE_EXPORT __attribute__((visibility("default")))
@@ -151,15 +151,22 @@ typedef const struct baton_module_descriptor *(*baton_module_query_fn)(void);
  *                 volatile     b(hI)   must the checkpoint hold the contents of RAM block number N?
  *                 save         i(h)    put the mode's own state into the checkpoint
  *                 load         i(h)    take it back
- *                 exec         i(h)    say what is to be executed: baton_handover
+ *                 exec         i(h)    with BATON_MODE_EXECUTES: say what is to be executed: baton_handover
+ *                 connect      i(hsl)  with BATON_MODE_CONNECTS: reach the new VMM at a channel, of the user that
+ *                                      is named (-1: none is), and say so: baton_handover_to. The guest waits
+ *                 receive      f(hs)   with BATON_MODE_CONNECTS, in the new VMM before anything of the machine is
+ *                                      there: wait for the old one at a channel; a connected SOCK_SEQPACKET unix
+ *                                      socket, which the runtime owns from then on, or -1: baton_receive
  * memory-backend: summary      s(h)    a line for -object help
  *                 check        i(hsL)  id and size in bytes of an object: read its options
  *                 make       * f(hsL)  id and size in bytes: an fd with that much memory, which the
  *                                      runtime owns from then on, or -1 */
 
-#define BATON_MODE_SAME_PID 1u             /* the new VMM has the PID: there is an exec */
+#define BATON_MODE_SAME_PID 1u             /* a new VMM that is executed has the PID */
 #define BATON_MODE_SURVIVES_HOST_REBOOT 2u /* the checkpoint does not need the process before */
 #define BATON_MODE_KEEPS_CONNECTIONS 4u    /* connections of clients and devices stay open */
+#define BATON_MODE_EXECUTES 8u             /* there is an "exec", and so cpr-exec, and cpr-update with argv */
+#define BATON_MODE_CONNECTS 16u            /* there are "connect" and "receive": cpr-update with a channel */
 #define BATON_MODE_MEMFD_RAM 256u          /* RAM without a backend of its own gets a memfd */
 /* Each method is done soon, whatever happens: all that it may wait for has a
  * time limit of its own. Then the runtime spends no time on watching it: each of
@@ -263,6 +270,18 @@ const char *baton_argument(struct baton_host *host, uint32_t index);
  * process until the new VMM takes it over, or fails. Returns 0; or a failure, and
  * then nothing is executed. */
 int32_t baton_handover(struct baton_host *host);
+/* In "connect": has the guest handed over to the VMM at the other end of a connected
+ * SOCK_SEQPACKET unix socket, with RAM, preserved fds and state, when the method has
+ * returned 0. The guest runs here until that takes it over, or fails. The fd is
+ * the runtime's from then on, also after a failure. */
+int32_t baton_handover_to(struct baton_host *host, int32_t fd);
+/* In "connect": connects to a VMM that waits in baton_receive at the path of a unix
+ * socket. peer: the user that it must be of, or -1 for this VMM's or root. Does not
+ * block. Returns an fd, the module's own, or -1 after it has set the text of baton_fail. */
+int32_t baton_connect(struct baton_host *host, const char *path, int64_t peer);
+/* In "receive": listens at the path of a unix socket until a VMM of this one's user
+ * or of root has connected. Returns an fd, the module's own, or -1 as baton_connect. */
+int32_t baton_receive(struct baton_host *host, const char *path);
 
 /* ---- For memory backends: the object's own options, in "check" and "make". */
 

@@ -231,6 +231,11 @@ int cbaton_is_privileged(void);
 /* True for uid 0 and for the effective user. */
 int cbaton_is_root_or_self(unsigned uid);
 
+/* Who made the other end of a connected unix socket, or listened for it
+ * (SO_PEERCRED): its user, and its PID, 0 when that is of another namespace.
+ * Returns 0, or -1 and errno. */
+int cbaton_peer(int socket, pid_t *pid, uint32_t *uid);
+
 /* accept4(2) with FD_CLOEXEC and O_NONBLOCK. Returns the fd, or -1 and errno. */
 int cbaton_accept(int listener);
 

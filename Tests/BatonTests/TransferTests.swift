@@ -1,0 +1,340 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// The mode `transfer`: the guest goes to a VMM that somebody else has started.
+@Suite(
+    "Transfer to another process",
+    .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
+struct TransferTests {
+    private static let enable = ["-cpr-enable", "transfer"]
+
+    /// A guest, and what starts VMMs that wait for it.
+    private struct Pair {
+        let guest: CountingGuest
+        var channel: String { guest.directory.file("cpr") }
+        var incoming: [String] {
+            [
+                "-incoming",
+                #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#,
+            ]
+        }
+
+        init(extra: [String] = []) throws { guest = try CountingGuest(extra: TransferTests.enable + extra) }
+
+        /// Starts a VMM, and waits until it can be reached.
+        func start(
+            _ arguments: [String]? = nil, _ more: [String] = [], prefix: [String] = []
+        ) throws -> ChildProcess {
+            let process = try ChildProcess(prefix + (arguments ?? guest.arguments) + incoming + more)
+            try eventually("it waits at its channel; \(process.report)") {
+                try !process.isRunning || ListeningSocket.exists(at: self.channel)
+            }
+            return process
+        }
+
+        @discardableResult
+        func update(_ more: [String: Any] = [:]) -> String {
+            refusal {
+                try guest.qmp.execute(
+                    "cpr-update", more.merging(["mode": "transfer", "channel": channel]) { first, _ in first })
+            }
+        }
+
+        /// The guest must be in the old VMM, in order.
+        func expectHere(past count: UInt64) throws {
+            #expect(try guest.qmp.status() == "running")
+            try guest.waitForProgress(past: max(count, guest.count))
+            try guest.qmp.execute("stop")
+            #expect(guest.checksum == CountingGuest.expectedChecksum(after: guest.count))
+            try guest.qmp.execute("cont")
+        }
+
+        /// Ends the VMM that has the guest, which is `process`.
+        func end(_ process: ChildProcess) throws {
+            try guest.qmp.execute("quit")
+            #expect(try process.waitForExit() == .status(0))
+        }
+    }
+
+    // MARK: It works
+
+    @Test("A guest goes from process to process, each of which ends in order")
+    func chain() throws {
+        let pair = try Pair()
+        let guest = pair.guest
+        var old = guest.process
+        for generation in 1...4 {
+            let new = try pair.start()
+            let before = guest.count
+            #expect(pair.update() == "accepted")
+            // The old monitor's client is answered, and then the process ends.
+            #expect(try old.waitForExit() == .status(0))
+            try guest.waitForProgress(past: before)
+            try guest.reconnect()
+            let state = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
+            #expect(state["pid"] as? Int == Int(new.pid))
+            #expect(state["generation"] as? Int == generation)
+            #expect(!FileManager.default.fileExists(atPath: pair.channel))
+            old = new
+        }
+        try guest.qmp.execute("stop")
+        #expect(guest.checksum == CountingGuest.expectedChecksum(after: guest.count))
+        try pair.end(old)
+    }
+
+    @Test("A device's client keeps its connection, also one that comes while the new VMM starts")
+    func connections() throws {
+        let directory = try TemporaryDirectory()
+        let (first, second) = (directory.file("first"), directory.file("second"))
+        let pair = try Pair(extra: [
+            "-chardev", "socket,id=a,path=\(first),server=on,wait=off", "-chardev",
+            "socket,id=b,path=\(second),server=on,wait=off", "-device", "virtio-serial-pci", "-device",
+            "virtconsole,chardev=a", "-device", "virtconsole,chardev=b",
+        ])
+        let client = try StreamClient(socket: first)
+        let new = try pair.start()
+        new.signal(SIGSTOP)
+        try pair.guest.qmp.executeWithoutAnswer("cpr-update", ["mode": "transfer", "channel": pair.channel])
+        let late = try StreamClient(socket: second)
+        // The old VMM has it before the guest changes hands.
+        let chardevs = { (qmp: QMPClient) in
+            (try qmp.execute("query-chardev") as? [[String: Any]] ?? []).filter { $0["label"] as? String == "b" }
+                .compactMap { $0["filename"] as? String }
+        }
+        new.signal(SIGCONT)
+        #expect(try pair.guest.process.waitForExit() == .status(0))
+        try pair.guest.reconnect()
+        try eventually("the late client is connected to the new VMM") {
+            try chardevs(pair.guest.qmp).first?.hasPrefix("disconnected") == false
+        }
+        for client in [client, late] {
+            client.poll()
+            #expect(!client.isClosed)
+        }
+        try pair.end(new)
+    }
+
+    @Test("Any number of descriptors goes along")
+    func descriptors() throws {
+        let count = 120
+        let pair = try Pair()
+        let file = try FileHandle(forReadingFrom: URL(fileURLWithPath: "/dev/null"))
+        for number in 0..<count {
+            _ = try pair.guest.qmp.execute("getfd", ["fdname": "given"], passing: file.fileDescriptor)
+            try pair.guest.qmp.execute("fd-store-add", ["name": "n\(number)", "fd": "given"])
+        }
+        let new = try pair.start()
+        #expect(pair.update() == "accepted")
+        try pair.guest.reconnect()
+        let entry = try pair.guest.qmp.execute("query-fd-store-entry", ["name": "n\(count - 1)"]) as? [String: Any]
+        let number = try #require(entry?["fd"] as? Int)
+        let target = try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(new.pid)/fd/\(number)")
+        #expect(target == "/dev/null")
+        try pair.end(new)
+    }
+
+    @Test("The new VMM has a command line of its own, and says whether the guest runs")
+    func ownCommandLine() throws {
+        let pair = try Pair()
+        let directory = pair.guest.directory
+        let new = try pair.start(
+            pair.guest.arguments.map {
+                $0.replacingOccurrences(of: directory.file("qmp"), with: directory.file("other-qmp"))
+                    .replacingOccurrences(of: directory.file("serial"), with: directory.file("other-serial"))
+            }, ["-S"])
+        #expect(pair.update() == "accepted")
+        #expect(try pair.guest.process.waitForExit() == .status(0))
+        let qmp = try QMPClient(path: directory.file("other-qmp"), of: new)
+        #expect(try qmp.status() == "paused")
+        #expect(FileManager.default.fileExists(atPath: directory.file("other-serial")))
+        let before = pair.guest.count
+        try qmp.execute("cont")
+        try pair.guest.waitForProgress(past: before)
+        try qmp.execute("quit")
+        #expect(try new.waitForExit() == .status(0))
+    }
+
+    @Test(
+        "The new VMM may be of another user, if the client names it",
+        .enabled(if: geteuid() == 0, "needs root"))
+    func anotherUser() throws {
+        let user = 65534
+        // With memory that the other user need not open.
+        let pair = try Pair()
+        let directory = try TemporaryDirectory()
+        chmod(directory.path, 0o777)
+        let channel = directory.file("cpr")
+        let arguments =
+            pair.guest.arguments.map {
+                $0.replacingOccurrences(of: pair.guest.directory.file("qmp"), with: directory.file("qmp"))
+            } + [
+                "-incoming",
+                #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#,
+            ]
+        let new = try ChildProcess(
+            ["setpriv", "--reuid", "\(user)", "--regid", "\(user)", "--clear-groups"] + arguments)
+        try eventually("it waits at its channel; \(new.report)") {
+            try !new.isRunning || ListeningSocket.exists(at: channel)
+        }
+        let before = pair.guest.count
+        #expect(pair.update(["channel": channel]).contains("is of user \(user)"))
+        try pair.expectHere(past: before)
+        let answer = pair.update(["channel": channel, "peer-uid": user])
+        // Its log and serial file may be out of its reach: then it says so, and the guest is here.
+        try #require(answer == "accepted", "\(answer)")
+        let qmp = try QMPClient(path: directory.file("qmp"), of: new)
+        #expect(try qmp.status() == "running")
+        try qmp.execute("quit")
+        #expect(try new.waitForExit() == .status(0))
+    }
+
+    // MARK: QEMU's words
+
+    @Test("migrate in the mode cpr-transfer: the source stays, in postmigrate, until it is told to quit")
+    func migrate() throws {
+        let pair = try Pair()
+        let (guest, directory) = (pair.guest, pair.guest.directory)
+        let new = try pair.start(
+            guest.arguments.map {
+                $0.replacingOccurrences(of: directory.file("qmp"), with: directory.file("other-qmp"))
+            }, ["-incoming", "tcp:127.0.0.1:44444"])
+        let main: [String: Any] = [
+            "channel-type": "main",
+            "addr": ["transport": "socket", "type": "inet", "host": "127.0.0.1", "port": "44444"],
+        ]
+        let cpr: [String: Any] = [
+            "channel-type": "cpr", "addr": ["transport": "socket", "type": "unix", "path": pair.channel],
+        ]
+        try guest.qmp.execute("migrate-set-parameters", ["mode": "cpr-transfer"])
+        #expect(
+            refusal { try guest.qmp.execute("migrate", ["channels": [main]]) } == "missing 'cpr' migration channel")
+        #expect(refusal { try guest.qmp.execute("migrate", ["channels": [cpr]]) } == "Channel list has no main entry")
+        #expect(
+            refusal { try guest.qmp.execute("migrate", ["channels": [main, cpr, cpr]]) }
+                == "Channel list has more than one cpr entry")
+        let before = guest.count
+        try guest.qmp.execute("migrate", ["channels": [main, cpr]])
+        let qmp = try QMPClient(path: directory.file("other-qmp"), of: new)
+        #expect(try qmp.status() == "running")
+        try guest.waitForProgress(past: before)
+        #expect(try guest.qmp.status() == "postmigrate")
+        let state = try guest.qmp.execute("query-migrate") as? [String: Any]
+        #expect(state?["status"] as? String == "completed")
+        for command in ["cont", "system_reset"] {
+            #expect(refusal { try guest.qmp.execute(command) } == "the guest was handed over to another VMM")
+        }
+        try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
+        try guest.waitForProgress(past: guest.count)
+        try qmp.execute("quit")
+        #expect(try new.waitForExit() == .status(0))
+    }
+
+    // MARK: It does not work
+
+    @Test("A new VMM that refuses, at its start or at the load, ends, and the guest stays")
+    func refusals() throws {
+        let pair = try Pair()
+        for (more, reason) in [
+            (["-m", "32M"], "Size specified by -m option"), (["-smp", "2"], "the checkpoint has no section 'cpu1'"),
+        ] {
+            let before = pair.guest.count
+            let new = try pair.start(pair.guest.arguments, more)
+            let text = pair.update()
+            #expect(text.contains("the guest goes on here: the new VMM refused") && text.contains(reason), "\(text)")
+            #expect(try new.waitForExit() == .status(1))
+            try pair.expectHere(past: before)
+        }
+        let new = try pair.start()
+        #expect(pair.update() == "accepted")
+        try pair.guest.reconnect()
+        try pair.end(new)
+    }
+
+    @Test("A new VMM that is stopped or killed costs a time limit at most", arguments: [SIGSTOP, SIGKILL])
+    func signals(_ number: Int32) throws {
+        let pair = try Pair()
+        let before = pair.guest.count
+        let new = try pair.start()
+        new.signal(number)
+        let text = pair.update(["timeout-ms": 700])
+        #expect(text != "accepted")
+        try pair.expectHere(past: before)
+        new.signal(SIGCONT)
+        // It was given up, and knows it.
+        let exit = try new.waitForExit()
+        #expect(exit == (number == SIGKILL ? .signal(SIGKILL) : .status(1)))
+        #expect(pair.update().contains("Failed to connect to"))
+        try pair.end(pair.guest.process)
+    }
+
+    @Test("Whoever connects to a waiting VMM and is none is sent away")
+    func strangersAtTheNewVMM() throws {
+        let pair = try Pair()
+        let new = try pair.start()
+        let stranger = try PacketSocket(connectingTo: pair.channel)
+        #expect(stranger.send([1, 2, 3]))
+        try eventually("it is sent away") { stranger.isClosed }
+        #expect(pair.update() == "accepted")
+        #expect(new.errors.contains("it is no VMM that hands its guest over"))
+        try pair.guest.reconnect()
+        try pair.end(new)
+    }
+
+    /// What somebody says who is no VMM, at the other end of the channel. `*` stands for its secret.
+    @Test(
+        "Whatever a peer says that is no VMM, the guest stays",
+        arguments: [
+            ("", "did not start within"), ("nonsense", "no message of a new VMM"), ("*Y|*Y", "no message of a new VMM"),
+            ("*Y", "did not load the guest's state within"), ("*C", "no message of a new VMM"),
+            ("*Y|*C", "no message of a new VMM"), ("*Q", "no message of a new VMM"), ("*Fno", "refused: no"),
+        ])
+    func strangersAtTheOldVMM(_ words: String, _ reason: String) throws {
+        let pair = try Pair()
+        let listener = try PacketSocket(listeningAt: pair.channel)
+        let before = pair.guest.count
+        try pair.guest.qmp.executeWithoutAnswer("stop")
+        try pair.guest.qmp.execute("cont")
+        try pair.guest.qmp.send(
+            #"{"execute": "cpr-update", "id": 7, "arguments": {"mode": "transfer", "channel": "\#(pair.channel)", "#
+                + #""timeout-ms": 600, "downtime-ms": 400}}"# + "\n")
+        let peer = try listener.accept()
+        let secret = Array(try peer.receive().prefix(8))
+        for word in words.split(separator: "|") {
+            _ = peer.send(word.hasPrefix("*") ? secret + Array(word.dropFirst().utf8) : Array(word.utf8))
+        }
+        var answer: [String: Any]?
+        while answer?["id"] as? Int != 7 { answer = try pair.guest.qmp.receive() }
+        let text = (answer?["error"] as? [String: Any])?["desc"] as? String ?? "accepted"
+        #expect(text.contains(reason), "\(text)")
+        try pair.expectHere(past: before)
+        try pair.end(pair.guest.process)
+    }
+
+    @Test("What cannot be meant is refused before anything is done")
+    func arguments() throws {
+        let pair = try Pair()
+        func error(_ arguments: [String: Any]) -> String {
+            refusal { try pair.guest.qmp.execute("cpr-update", arguments) }
+        }
+        #expect(error([:]) == "Parameter 'argv' is missing")
+        #expect(error(["argv": ["x"], "channel": "y"]) == "'argv' and 'channel' arguments are mutually exclusive")
+        #expect(error(["argv": ["x"], "peer-uid": 1]) == "Parameter 'peer-uid' is for a 'channel' only")
+        #expect(error(["channel": "y", "peer-uid": -1]).hasPrefix("Parameter 'peer-uid' expects"))
+        #expect(error(["channel": "y", "preflight": true]) == "a VMM that runs already cannot be tried")
+        #expect(error(["channel": ""]) == "cpr-update requires a non-empty channel")
+        #expect(
+            error(["argv": ["x"], "mode": "transfer"])
+                == "cpr-update needs a mode that executes the new VMM, which 'transfer' does not")
+        #expect(
+            refusal { try pair.guest.qmp.execute("cpr-save", ["filename": "x", "mode": "transfer"]) }
+                == "cpr-save is not for the mode 'transfer', whose checkpoint nobody could load")
+        let restarted = try CountingGuest()
+        #expect(
+            refusal { try restarted.qmp.execute("cpr-update", ["mode": "restart", "channel": "y"]) }
+                == "cpr-update needs a mode for a VMM that runs already, which 'restart' is not")
+        try restarted.qmp.execute("quit")
+        try pair.end(pair.guest.process)
+    }
+}
