@@ -17,12 +17,18 @@ public final class Harness: Sendable {
         case threeSteps
         /// `cpr-save`, `quit`, a new start, `cpr-load`.
         case newProcess
+        /// `cpr-update` with a channel, to a VMM that has been started and waits.
+        case transfer
+
+        /// Whether a checkpoint is saved to a file, and loaded from there.
+        var savesToFile: Bool { self == .threeSteps || self == .newProcess }
 
         var text: String {
             switch self {
             case .oneStep: "in one step"
             case .threeSteps: "in three steps"
             case .newProcess: "by a new start"
+            case .transfer: "to a process that waits"
             }
         }
     }
@@ -38,16 +44,18 @@ public final class Harness: Sendable {
         guard let mode = modes.first(where: { $0["name"] as? String == configuration.mode }) else {
             throw Failure("query-cpr does not list the mode '\(configuration.mode)' as enabled: \(modes)")
         }
-        promises = Promise.allCases.filter { mode[$0.rawValue] as? Bool == true }
+        let stated = Promise.allCases.filter { mode[$0.rawValue] as? Bool == true }
+        promises = stated + Promise.implied(by: stated)
         ways =
             (promises.contains(.executes) ? [.oneStep, .threeSteps] : [])
+            + (promises.contains(.connects) ? [.transfer] : [])
             + (promises.contains(.survivesHostReboot) ? [.newProcess] : [])
     }
 
     /// Every row that applies: those of preservers only when one is named.
     public static func rows(for configuration: HarnessConfiguration) -> [Row] {
         generalRows + roundTripRows + identityRows + connectionRows + refusalRows + preflightRows + failureRows
-            + killRows
+            + killRows + transferRows
             + survivalRows + (configuration.preservers.isEmpty ? [] : preserverRows)
     }
 

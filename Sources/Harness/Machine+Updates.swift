@@ -45,8 +45,36 @@ extension Machine {
         try execute("cpr-load", ["filename": path ?? checkpoint, "mode": mode])
     }
 
+    /// A VMM that waits for the guest at `channel`.
+    func startWaiting(_ arguments: [String]? = nil) throws -> ChildProcess {
+        let new = try start(arguments: (arguments ?? self.arguments) + ["-incoming", incoming])
+        try eventually("the new VMM waits at its channel; \(new.report)", by: configuration.startDeadline) {
+            try !new.isRunning || ListeningSocket.exists(at: self.channel)
+        }
+        return new
+    }
+
+    private var incoming: String {
+        #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#
+    }
+
+    /// `cpr-update` with a channel.
+    /// - Returns: why it was refused or taken back; nil when it was done.
+    func transfer(timeout: Int = 10_000) throws -> String? {
+        try refusal("cpr-update", ["channel": channel, "mode": configuration.mode, "timeout-ms": timeout])
+    }
+
+    private func goToWaiting(reconnectsMonitor: Bool) throws {
+        let new = try startWaiting()
+        if let reason = try transfer() { throw Failure("cpr-update failed: \(reason)") }
+        let exit = try process.waitForExit(by: configuration.deadline)
+        try require(exit == .status(0), "the old VMM ended with \(exit)")
+        try goOn(with: new, reconnectsMonitor: reconnectsMonitor)
+    }
+
     /// Takes the guest to another process.
-    func go(_ way: Harness.Way) throws {
+    /// - Parameter reconnectsMonitor: where the human monitor's connection ends, whether there is to be another.
+    func go(_ way: Harness.Way, reconnectsMonitor: Bool = true) throws {
         switch way {
         case .oneStep:
             if let reason = try update() { throw Failure("cpr-update failed: \(reason)") }
@@ -59,6 +87,7 @@ extension Machine {
             try quit()
             try startAnew()
             try load()
+        case .transfer: try goToWaiting(reconnectsMonitor: reconnectsMonitor)
         }
     }
 

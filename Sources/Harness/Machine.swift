@@ -39,6 +39,8 @@ final class Machine {
     var logFile: String { directory.file("log") }
     var serialFile: String { directory.file("serial.txt") }
     var pidFile: String { directory.file("pid") }
+    /// Where a new VMM waits for the guest.
+    var channel: String { directory.file("channel") }
     private static let marker = "BATON_HARNESS_RUN"
 
     init(_ configuration: HarnessConfiguration, _ options: Options) throws {
@@ -116,6 +118,10 @@ final class Machine {
     private func connectOthers(fromStart: Bool) throws {
         monitor = try StreamClient(socket: directory.file("hmp"), patience: configuration.timeout)
         try monitor?.expect("(baton) ")
+        try connectSerial(fromStart: fromStart)
+    }
+
+    private func connectSerial(fromStart: Bool) throws {
         guard !options.serialToFile else { return }
         let client = try StreamClient(socket: directory.file("serial"), patience: configuration.timeout)
         serial = SerialLine(client, fromStart: fromStart)
@@ -194,6 +200,19 @@ final class Machine {
         } catch {
             throw Failure("the new start: \(error); \(process.report)")
         }
+    }
+
+    /// Starts a VMM of this machine.
+    func start(arguments: [String]) throws -> ChildProcess { try Self.start(arguments, configuration, directory) }
+
+    /// The guest is in another process, which the monitors' clients have to find; the serial line's is connected still.
+    func goOn(with new: ChildProcess, reconnectsMonitor: Bool) throws {
+        process = new
+        qmp = try QMPClient(path: directory.file("qmp"), of: new, by: configuration.startDeadline)
+        guard reconnectsMonitor else { return }
+        monitor = try StreamClient(socket: directory.file("hmp"), patience: configuration.timeout)
+        try monitor?.expect("(baton) ")
+        if !keepsConnections { try connectSerial(fromStart: false) }
     }
 
     // MARK: The guest

@@ -34,6 +34,16 @@ public enum Promise: String, CaseIterable, Sendable {
     case connects
     case keepsConnections = "keeps-connections"
     case survivesHostReboot = "survives-host-reboot"
+    /// Follows from the others: the guest goes from one living VMM to another.
+    case handsOver = "hands-over"
+    /// Follows from the others: `cpr-save` makes a checkpoint that a client has loaded.
+    case saves
+
+    /// What follows from promises that a mode makes.
+    static func implied(by promises: [Promise]) -> [Promise] {
+        (promises.contains(.executes) || promises.contains(.connects) ? [.handsOver] : [])
+            + (promises.contains(.executes) || promises.contains(.survivesHostReboot) ? [.saves] : [])
+    }
 }
 
 /// One row of the table: one thing that is checked.

@@ -6,6 +6,7 @@ import Testing
 /// Every row of baton-harness, for our own modes and preserver.
 struct HarnessTests {
     private static let restart = Result { try Harness(configuration("restart")) }
+    private static let transfer = Result { try Harness(configuration("transfer")) }
     private static let reboot = Result { try Harness(configuration("reboot")) }
     private static let preserver = Result { try Harness(preserving("fd")) }
 
@@ -38,11 +39,14 @@ struct HarnessTests {
     }
 
     @Test("The restart mode", arguments: rows(configuration("restart")))
-    func restart(row: String) throws { try expect(row, Self.restart, [.samePID, .keepsConnections, .executes]) }
+    func restart(row: String) throws { try expect(row, Self.restart, [.samePID, .keepsConnections, .executes, .handsOver, .saves]) }
 
     @Test("The reboot mode", arguments: rows(configuration("reboot")))
-    func reboot(row: String) throws { try expect(row, Self.reboot, [.survivesHostReboot]) }
+    func reboot(row: String) throws { try expect(row, Self.reboot, [.survivesHostReboot, .saves]) }
+
+    @Test("The transfer mode", arguments: rows(configuration("transfer")))
+    func transfer(row: String) throws { try expect(row, Self.transfer, [.keepsConnections, .connects, .handsOver]) }
 
     @Test("A preserver", arguments: rows(preserving("fd")).filter { $0.hasPrefix("preserver-") })
-    func preserver(row: String) throws { try expect(row, Self.preserver, [.samePID, .keepsConnections, .executes]) }
+    func preserver(row: String) throws { try expect(row, Self.preserver, [.samePID, .keepsConnections, .executes, .handsOver, .saves]) }
 }

@@ -9,7 +9,7 @@ extension Harness {
         ) {
             harness in
             let machine = try harness.machine()
-            for way in harness.ways where way != .newProcess {
+            for way in harness.ways where way != .newProcess && way != .transfer {
                 for _ in 0..<3 {
                     try machine.go(way)
                     let status = try machine.status()
@@ -31,7 +31,7 @@ extension Harness {
         ) { harness in
             let machine = try harness.machine()
             guard let monitor = machine.monitor else { throw Failure("there is no monitor") }
-            for way in harness.ways where way != .newProcess {
+            for way in harness.ways where way != .newProcess && way != .transfer {
                 try monitor.send("info st")
                 try monitor.expect("info st")
                 try machine.go(way)
@@ -52,14 +52,14 @@ extension Harness {
             }
             // Listeners and connections of two monitors and the serial line, a pty and a file.
             try require(held.held.count >= 8, "the VMM has \(held.held.map(\.link)) open")
-            for way in harness.ways where way != .newProcess {
+            for way in harness.ways where way != .newProcess && way != .transfer {
                 try machine.go(way)
                 try held.expectKept(by: try machine.statedPID())
             }
             return "\(held.held.count) of them"
         },
         Row(
-            "accepted-connection", "an accepted connection keeps what neither side has read", .executes,
+            "accepted-connection", "an accepted connection keeps what neither side has read", .handsOver,
             .keepsConnections
         ) {
             harness in
@@ -86,7 +86,7 @@ extension Harness {
             return "\(serial.echoed.count) bytes to the guest, \(serial.line) lines from it"
         },
         Row(
-            "listening-socket", "a listening socket keeps the client that waits in it, and takes it later", .executes,
+            "listening-socket", "a listening socket keeps the client that waits in it, and takes it later", .handsOver,
             .keepsConnections
         ) {
             harness in
@@ -94,7 +94,7 @@ extension Harness {
             // One client at a time: the second waits in the socket that must be kept.
             let early = try StreamClient(
                 socket: machine.directory.file("hmp"), patience: harness.configuration.timeout)
-            for way in harness.ways where way != .newProcess { try machine.go(way) }
+            for way in harness.ways where way != .newProcess { try machine.go(way, reconnectsMonitor: false) }
             machine.monitor = nil
             try early.expect("(baton) ")
             try early.send("info status\n")
@@ -102,7 +102,7 @@ extension Harness {
             try require(answer.contains("VM status: running"), "it answered '\(answer)'")
             return "answered after the update"
         },
-        Row("terminal", "a pseudo-terminal keeps its name", .executes, .keepsConnections) { harness in
+        Row("terminal", "a pseudo-terminal keeps its name", .handsOver, .keepsConnections) { harness in
             let machine = try harness.machine()
             let name = try machine.filename(ofChardev: "pty")
             let terminal = try StreamClient(terminal: String(name.dropFirst("pty:".count)))
@@ -115,7 +115,7 @@ extension Harness {
             }
             return name
         },
-        Row("file", "a file is written on where it was", .executes, .keepsConnections) { harness in
+        Row("file", "a file is written on where it was", .handsOver, .keepsConnections) { harness in
             var options = Machine.Options()
             options.serialToFile = true
             let machine = try harness.machine(options)

@@ -44,6 +44,9 @@ extension Harness {
             options.volatileMemory = true
             let machine = try harness.machine(options)
             let way = try harness.anyWay()
+            if way == .transfer {
+                return try machine.expectRefusals(stopping: false) { [try machine.transfer()] }
+            }
             if way == .newProcess {
                 _ = try machine.stop()
                 let before = try RAMSnapshot(machine)
@@ -56,7 +59,8 @@ extension Harness {
             return try machine.expectRefusals(stopping: false) { [try machine.saveRefusal(), try machine.update()] }
         },
         Row(
-            "refuses-unwritable-file", "a checkpoint that cannot be written leaves the guest running and no file behind"
+            "refuses-unwritable-file", "a checkpoint that cannot be written leaves the guest running and no file behind",
+            .saves
         ) {
             harness in
             let machine = try harness.machine()
@@ -74,11 +78,11 @@ extension Harness {
         },
         Row(
             "refuses-bad-checkpoints",
-            "cpr-load refuses every bad checkpoint, changes nothing, and then takes the good one"
+            "cpr-load refuses every bad checkpoint, changes nothing, and then takes the good one", .saves
         ) {
             harness in
             var texts: [String] = []
-            for way in harness.ways where way != .oneStep {
+            for way in harness.ways where way.savesToFile {
                 let machine = try harness.machine()
                 try machine.save()
                 let stopped = try machine.count()

@@ -5,10 +5,13 @@ extension Harness {
         roundTrip("running-one-step", .oneStep, paused: false, .executes),
         roundTrip("running-three-steps", .threeSteps, paused: false, .executes),
         roundTrip("running-new-process", .newProcess, paused: false, .survivesHostReboot),
+        roundTrip("running-transfer", .transfer, paused: false, .connects),
         roundTrip("paused-one-step", .oneStep, paused: true, .executes),
         roundTrip("paused-three-steps", .threeSteps, paused: true, .executes),
         roundTrip("paused-new-process", .newProcess, paused: true, .survivesHostReboot),
-        Row("save-taken-back", "cont after cpr-save takes the save back, and another save can follow") { harness in
+        roundTrip("paused-transfer", .transfer, paused: true, .connects),
+        Row("save-taken-back", "cont after cpr-save takes the save back, and another save can follow", .saves) {
+            harness in
             let machine = try harness.machine()
             for _ in 0..<2 {
                 let before = try machine.count()
@@ -29,7 +32,7 @@ extension Harness {
             }
             return "clock and timer looked at after each way"
         },
-        Row("phases", "preservers are told save, exec, load and commit, each once and in that order", .executes) {
+        Row("phases", "preservers are told save, exec, load and commit, each once and in that order", .handsOver) {
             harness in
             var options = Machine.Options()
             options.probe = true

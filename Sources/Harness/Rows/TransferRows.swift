@@ -1,0 +1,45 @@
+import Foundation
+import ProcessSupport
+
+/// New VMMs that somebody else has started, and that fail: the guest goes on in the process that it was in.
+extension Harness {
+    static let transferRows = [
+        Row("transfer-nobody", "nobody waits at the channel", .connects) { harness in
+            let machine = try harness.machine()
+            return try machine.expectRefusals(stopping: false) { [try machine.transfer()] }
+        },
+        transferFailure("transfer-option", "the new VMM lacks a device that was saved") { machine in
+            var rest = machine.arguments
+            guard let at = rest.firstIndex(of: "virtio-rng-device") else { throw Failure("no device to leave out") }
+            rest.removeSubrange(at - 1...at)
+            return (rest, nil)
+        },
+        transferFailure("transfer-ram-size", "the new VMM has another size of RAM") { machine in
+            (machine.arguments.map { $0.replacingOccurrences(of: "16M", with: "32M") }, nil)
+        },
+        transferFailure("transfer-killed", "the new VMM was killed") { ($0.arguments, SIGKILL) },
+        transferFailure("transfer-stopped", "the new VMM stands still", timeout: 700) { ($0.arguments, SIGSTOP) },
+    ]
+
+    /// - Parameter body: the new VMM's arguments, and the signal that it gets when it waits.
+    private static func transferFailure(
+        _ name: String, _ subject: String, timeout: Int = 10_000,
+        _ body: @escaping @Sendable (Machine) throws -> ([String], Int32?)
+    ) -> Row {
+        Row(name, subject, .connects) { harness in
+            let machine = try harness.machine()
+            let state = try machine.stateBeforeFailure()
+            let (arguments, signal) = try body(machine)
+            let new = try machine.startWaiting(arguments)
+            if let signal { new.signal(signal) }
+            let reason = try machine.transfer(timeout: timeout)
+            // It was given up; who started it sees to its end.
+            new.signal(SIGCONT)
+            let exit = try new.waitForExit(by: harness.configuration.deadline)
+            try require(exit != .status(0), "a new VMM that got no guest ended with \(exit)")
+            guard let reason else { throw Failure("the update was reported as done") }
+            try machine.expectTakenBack(state, way: .transfer)
+            return reason
+        }
+    }
+}
