@@ -8,15 +8,13 @@ enum LostSession {
     /// Leaves the session if it has a terminal: the end of its leader ends all
     /// that is in its foreground, and a shell takes the terminal for itself.
     /// Comes before the process is ended.
-    /// - Returns: signals to stop that the process has got and not seen.
-    static func leave(of process: pid_t) -> [Int32] {
+    static func leave() {
         let terminal = open("/dev/tty", O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC)
         if terminal >= 0 {
             close(terminal)
             // A child that was made for the exec leads no process group.
             setsid()
         }
-        return pendingStops(of: process)
     }
 
     /// Forgets a SIGHUP that the end of the session has brought, and keeps one
@@ -34,9 +32,10 @@ enum LostSession {
         if isMeant { raise(SIGHUP) }
     }
 
+    /// Signals to stop that the process has got and not seen.
     /// The kernel says so in `ShdPnd` and `SigPnd` of the process' status, in
     /// hexadecimal. A leader's own end leaves it a SIGHUP that nobody has sent.
-    private static func pendingStops(of process: pid_t) -> [Int32] {
+    static func pendingStops(of process: pid_t) -> [Int32] {
         // Mounted in another namespace, it has others' PIDs.
         var link = [CChar](repeating: 0, count: 16)
         guard readlink("/proc/self", &link, 15) > 0, atoi(&link) == getpid(),

@@ -108,9 +108,15 @@ final class Successor {
     /// - Throws: why it will not be, after it has been ended.
     func awaitReady(_ loop: EventLoop, limit: Int64, run: (() -> Bool) -> Void) throws(VMMError) {
         var reason: String?
+        var last: EventLoop.Timer?
         do throws(VMMError) {
             try loop.watch(channel, .readable) { [unowned self] _ in
-                if !messages.receive(from: channel) || messages.refusal != nil { reason = messages.ended }
+                if !messages.receive(from: channel) || messages.hasStayed { reason = messages.ended }
+                // The guest runs until its process has ended, or stays.
+                guard messages.refusal != nil, last == nil else { return }
+                last = loop.schedule(at: EventLoop.now + Successor.endLimit) { [unowned self] in
+                    reason = messages.ended
+                }
             }
             try loop.watch(process, .readable) { [unowned self] _ in
                 _ = messages.receive(from: channel)
@@ -124,6 +130,7 @@ final class Successor {
         }
         if reason == nil { run { messages.stage != .starting || reason != nil } }
         timer.cancel()
+        last?.cancel()
         loop.unwatch(channel)
         loop.unwatch(process)
         if let reason { throw takeBack(reason) }
@@ -197,15 +204,42 @@ final class Successor {
     /// Ends the new VMM. Does not return when that has the guest already.
     func takeBack(_ reason: String) -> VMMError {
         if !token.takeBack() { awaitUse() }
-        Successor.whenTakenBack?()
-        let stops = LostSession.leave(of: pid)
-        // PID 1 cannot be ended by a process of its namespace; it knows how to stay.
+        if stays() {
+            // It passes on what it is sent, and has, too.
+            Placeholder.known = pid
+            sigprocmask(SIG_SETMASK, &mask, nil)
+        } else {
+            endForGood()
+        }
+        close()
+        return VMMError("the update failed and the guest was taken back: \(reason)")
+    }
+
+    /// Whether the new VMM has refused, and its process stays as a placeholder: that comes next, or its end.
+    private func stays() -> Bool {
+        let deadline = EventLoop.now + Successor.endLimit
+        while true {
+            let left = messages.refusal == nil ? 0 : max(0, deadline - EventLoop.now)
+            var states = [channel, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+            guard !messages.hasStayed, poll(&states, 2, Int32((left + 999_999) / 1_000_000)) > 0,
+                states[0].revents != 0, messages.receive(from: channel)
+            else { return messages.hasStayed }
+        }
+    }
+
+    /// The process that was to take over is lost, and with it, if there is no
+    /// placeholder, the one that was started as the VM.
+    private func endForGood() {
+        if Placeholder.current == nil {
+            Successor.whenTakenBack?()
+            LostSession.leave()
+        }
+        let stops = LostSession.pendingStops(of: pid)
+        // PID 1 cannot be ended by a process of its namespace; it stays if it ever comes to it.
         if pid != 1 { end() }
         LostSession.forgetHangup(&mask)
         // An operator's stop that the process which failed had not come to.
         for number in stops { raise(number) }
-        close()
-        return VMMError("the update failed and the guest was taken back: \(reason)")
     }
 
     /// The new VMM has taken the guest: nothing takes it back but that process'
@@ -223,6 +257,7 @@ final class Successor {
             if messages.stage != .committed, token.takeBackUnused() { return }
             break
         }
+        Placeholder.leave()
         // What frees our memory takes its time, beside the guest.
         setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)
         _exit(0)
