@@ -203,7 +203,8 @@ final class Successor {
 
     /// Ends the new VMM. Does not return when that has the guest already.
     func takeBack(_ reason: String) -> VMMError {
-        if !token.takeBack() { awaitUse() }
+        // PID 1, which cannot be ended, might go on with what it does as the owner.
+        if !token.takeBack(), pid == 1 || !token.takeBackUnused() { awaitUse() }
         if stays() {
             // It passes on what it is sent, and has, too.
             Placeholder.known = pid
@@ -242,8 +243,8 @@ final class Successor {
         for number in stops { raise(number) }
     }
 
-    /// The new VMM has taken the guest: nothing takes it back but that process'
-    /// end, and only if that comes before anything has been done with the guest.
+    /// The new VMM has taken the guest, and has done something with it or is about to: nothing
+    /// takes it back but that process' end, and only if that comes before.
     private func awaitUse() {
         while messages.stage != .committed {
             var states = [channel, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
