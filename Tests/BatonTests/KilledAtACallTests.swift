@@ -31,9 +31,10 @@ struct KilledAtACallTests {
         let tracer = try ChildProcess([Self.tracer, "\(pid)", role.rawValue, action.rawValue, "\(call)"])
         try tracer.waitForOutput("ready")
         // Long enough for a VMM that is traced; one that is stopped is waited for that long.
-        let limits =
-            action == .stop ? ["timeout-ms": 1000, "downtime-ms": 500] : ["timeout-ms": 20_000, "downtime-ms": 20_000]
-        let arguments: [String: Any] = limits.merging(["argv": guest.arguments, "preflight": false]) { $1 }
+        let (start, downtime) = action == .stop ? (1000, 500) : (20_000, 20_000)
+        let arguments: [String: Any] = [
+            "argv": guest.arguments, "preflight": false, "timeout-ms": start, "downtime-ms": downtime,
+        ]
         var answer: String?
         do {
             try guest.qmp.execute("cpr-update", arguments)
