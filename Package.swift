@@ -138,7 +138,9 @@ let package = Package(
         .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),
         .testTarget(
             name: "HarnessTests", dependencies: ["Harness", "TestSupport", runtime], path: "Tests/HarnessTests"),
-        .testTarget(name: "BatonTests", dependencies: ["TestSupport"], path: "Tests/BatonTests"),
+        // Stops or kills a VMM at one of its system calls.
+        .executableTarget(name: "call-tracer", path: "Tests/CallTracer"),
+        .testTarget(name: "BatonTests", dependencies: ["TestSupport", "call-tracer"], path: "Tests/BatonTests"),
         // Answers the VMM's VFIO system calls, for a machine without such devices.
         .executableTarget(name: "vfio-simulator", path: "Tests/VFIOSimulator"),
         .testTarget(name: "VFIOTests", dependencies: ["TestSupport", "vfio-simulator"], path: "Tests/VFIOTests"),

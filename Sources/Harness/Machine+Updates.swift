@@ -162,13 +162,19 @@ extension Machine {
     }
 
     /// Exactly one process is left, it is the one that the PID file names, and
-    /// it has the guest.
+    /// it has the guest; beside it only its placeholder, which is the first process.
     func expectOneProcess() throws -> pid_t {
         let pid = try statedPID()
+        var expected: Set = [pid]
+        if let placeholder = try query("query-cpr")["placeholder-pid"] as? Int {
+            try require(placeholder == Int(process.pid), "the placeholder is \(placeholder), not \(process.pid)")
+            expected.insert(process.pid)
+        }
         try eventually(
-            "of the processes \(processes()) only \(pid), which the PID file names, is left", by: configuration.deadline
+            "of the processes \(processes()) only \(expected) are left; the PID file names \(pid)",
+            by: configuration.deadline
         ) {
-            self.processes() == [pid]
+            Set(self.processes()) == expected
         }
         return pid
     }

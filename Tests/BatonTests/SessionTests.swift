@@ -36,21 +36,19 @@ struct SessionTests {
             descriptors: [0: ends.1, 1: ends.1])
         #expect(getsid(guest.process.pid) == guest.process.pid)
         let before = guest.count
-        withKnownIssue("now and then the copy ends with the terminal of a leader that crashes", isIntermittent: true) {
-            // One that crashes, and is gone before anybody can see it; one that is ended.
-            #expect(update(guest, ["sh", "-c", "kill -SEGV $$"]).contains("ended during its start"))
-            try guest.waitForProgress(past: before)
-            #expect(try guest.qmp.status() == "running")
-            close(ends.1)
-            // Nobody has the terminal any more.
-            close(ends.0)
-            let count = guest.count
-            #expect(update(guest, ["sleep", "1000"], timeout: 300).contains("did not start within 300 ms"))
-            try guest.waitForProgress(past: count)
-            #expect(try guest.qmp.status() == "running")
-            #expect(!guest.process.errors.contains("terminating on signal"))
-            try guest.qmp.execute("quit")
-        }
+        // One that crashes, and is gone before anybody can see it; one that is ended.
+        #expect(update(guest, ["sh", "-c", "kill -SEGV $$"]).contains("ended during its start"))
+        try guest.waitForProgress(past: before)
+        #expect(try guest.qmp.status() == "running")
+        close(ends.1)
+        // Nobody has the terminal any more.
+        close(ends.0)
+        let count = guest.count
+        #expect(update(guest, ["sleep", "1000"], timeout: 300).contains("did not start within 300 ms"))
+        try guest.waitForProgress(past: count)
+        #expect(try guest.qmp.status() == "running")
+        #expect(!guest.process.errors.contains("terminating on signal"))
+        try guest.qmp.execute("quit")
     }
 
     @Test("A lost terminal is the end of its chardev and not of the VMM")
@@ -172,6 +170,22 @@ struct SessionTests {
         while let message = try guest.qmp.receive(), message["error"] == nil {}
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
         try guest.qmp.execute("quit")
+        #expect(try manager.next().text == "STOPPING=1")
+        #expect(manager.isQuiet)
+    }
+
+    @Test("A service manager has nothing to hear of a new VMM that refuses: its main process stays")
+    func refusalForServiceManager() throws {
+        let directory = try TemporaryDirectory()
+        let manager = try Manager(directory)
+        let guest = try CountingGuest(environment: ["NOTIFY_SOCKET": manager.path])
+        #expect(try manager.next().text == "READY=1")
+        #expect(update(guest, guest.arguments + ["-bogus"]).contains("the new VMM refused: -bogus"))
+        #expect(update(guest, ["sleep", "1000"], timeout: 300).contains("did not start within 300 ms"))
+        try guest.waitForProgress(past: guest.count)
+        #expect(manager.isQuiet && guest.process.isRunning)
+        try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
         #expect(try manager.next().text == "STOPPING=1")
         #expect(manager.isQuiet)
     }

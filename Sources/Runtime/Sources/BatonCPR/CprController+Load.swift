@@ -121,7 +121,6 @@ extension CprController {
     /// The old VMM runs the guest again, and nothing here may touch it any more.
     private func tooLate() -> Never {
         Report.error(VMMError("the guest was taken back by the VMM before"))
-        CprController.stayIfLast()
         exit(1)
     }
 

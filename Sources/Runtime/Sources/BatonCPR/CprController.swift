@@ -92,6 +92,7 @@ public final class CprController {
         helpers = HelperProcesses(inherited?.helpers ?? [])
         awaitsLoad = inherited != nil
         if let inherited { takeOver(inherited) }
+        stayAtExit()
         vm.handover = self
         mark = inherited?.mark.map { UpdateMark(inherited: $0) }
         // When there is time: not while another process' guest waits to be this one's.
@@ -280,17 +281,24 @@ public final class CprController {
     /// In a new VMM: tells the old one how far it is.
     func tellOldVMM(_ stage: UpdateStage) { HandoverLink.ofThisProcess?.report(stage) }
 
-    /// This process gives up before it owns the guest: tells whoever waits.
+    /// This process gives up before it owns the guest: tells whoever waits. Does not
+    /// return in the process that was started as the VM: that stays as a placeholder.
     public static func giveUp(_ error: VMMError) {
         guard let link = HandoverLink.ofThisProcess else { return }
+        HandoverLink.ofThisProcess = nil
         link.reportFailure(error.message)
-        stayIfLast()
+        Placeholder.stay(link)
     }
 
-    /// The guest is another process' again. PID 1 of a namespace does not
-    /// return: its end would be that process' too.
-    static func stayIfLast() {
-        if getpid() == 1, HandoverLink.ofThisProcess?.isAnothers != true { cbaton_keep_namespace() }
+    /// In a new VMM: whatever ends this process in order, before it owns the guest, is giving up.
+    private func stayAtExit() {
+        Placeholder.known = inherited?.placeholder ?? 0
+        guard HandoverLink.ofThisProcess != nil, !isTrial else { return }
+        Placeholder.isToEnd = { [weak vm] in
+            vm?.takeSignals()
+            return vm?.isEnding == true
+        }
+        _ = atexit { CprController.giveUp(VMMError("it ended, and gave no reason")) }
     }
 
     /// What is to be known before an update.
@@ -399,6 +407,7 @@ public final class CprController {
         // One update may follow the other too soon for any to have been waited for.
         helpers.collect()
         state.helpers = helpers.pids
+        state.placeholder = Placeholder.current
         state.environment = successorEnvironment
         state.callLimit = successorsCallLimit
         state.timerSlack = UInt(cbaton_timer_slack())

@@ -23,6 +23,7 @@ extension CprController {
         name: "CprInfo",
         members: [
             QMPMember("pid", .int),
+            QMPMember("placeholder-pid", .int, optional: true),
             QMPMember("argv", .array(.string)),
             QMPMember("enabled-modes", .array(.string)),
             QMPMember(
@@ -76,6 +77,7 @@ extension CprController {
     private func query() throws(VMMError) -> JSONObject {
         var result = JSONObject()
         result["pid"] = .int(Int64(getpid()))
+        if let placeholder = Placeholder.current { result["placeholder-pid"] = .int(Int64(placeholder)) }
         result["argv"] = .array(try ProcessArguments.all().map { .string($0) })
         result["enabled-modes"] = .array(enabledModes.map { .string($0.name) })
         result["modes"] = .array(

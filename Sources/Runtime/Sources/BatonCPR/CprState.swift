@@ -45,6 +45,8 @@ public struct CprState {
     var link: HandoverLink?
     /// Children of the process that end by themselves, see `HelperProcesses`.
     var helpers: [pid_t] = []
+    /// The parent of both VMMs, if that is one, see `Placeholder`.
+    var placeholder: pid_t?
     /// What the successor finds in its environment, beside the rest of it; not
     /// part of what is written.
     var environment: [(name: String, value: String)] = []
@@ -259,6 +261,7 @@ public struct CprState {
             general.put("secret", link.secret)
         }
         if !helpers.isEmpty { general.put("helper-pids", helpers.map { UInt64($0) }, optional: true) }
+        if let placeholder { general.put("placeholder-pid", UInt64(placeholder), optional: true) }
         if let callLimit { general.put("call-limit-ns", UInt64(bitPattern: callLimit), optional: true) }
         if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
         if checkpointFollows { general.put("checkpoint-follows", true) }
@@ -349,6 +352,9 @@ public struct CprState {
         if general.has("helper-pids") {
             helpers = try general.array("helper-pids", count: 0...HelperProcesses.limit)
                 .filter { (2...UInt64(Int32.max)).contains($0) }.map { pid_t($0) }
+        }
+        if general.has("placeholder-pid") {
+            placeholder = pid_t(try general.unsigned("placeholder-pid", in: 1...UInt64(Int32.max)))
         }
         if general.has("call-limit-ns") {
             callLimit = Int64(try general.unsigned("call-limit-ns", in: 1...UInt64(Int64.max / 2)))

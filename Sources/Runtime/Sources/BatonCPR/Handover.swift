@@ -83,7 +83,8 @@ public enum Handover {
                 inherited.withUnsafeBufferPointer { inherited in
                     var what = cbaton_execution(
                         argv: argv.baseAddress, environment: environment.baseAddress, fds: inherited.baseAddress,
-                        count: inherited.count, timer_slack: state.markedTimerSlack ?? cbaton_timer_slack())
+                        count: inherited.count, timer_slack: state.markedTimerSlack ?? cbaton_timer_slack(),
+                        placeholder: Placeholder.current ?? 0)
                     return cbaton_execute_beside(&what, execLimit, &process)
                 }
             }

@@ -34,7 +34,7 @@ struct HandoverLink {
 
     /// The guest, which has been taken, is about to run, or to end: from now on it is
     /// this process' even if that is killed.
-    /// - Returns: false when the old VMM has the guest, as it takes this process for dead.
+    /// - Returns: false when the old VMM has the guest, as this process was late.
     func release() -> Bool {
         guard token?.use() == true else { return false }
         // Not by the channel's end alone: others may have inherited that.

@@ -13,7 +13,7 @@ import Glibc
 /// and deaths fall. A program between them inherits neither page nor secret.
 ///
 /// A second word says whether anything has been done with the guest since it was
-/// taken: if not, the old VMM still can have it back when the new one dies.
+/// taken: if not, the old VMM still can have it back when the new one dies or is late.
 struct HandoverToken {
     private static let takenBack: UInt64 = 0
     private static let unused: UInt64 = 0
@@ -71,10 +71,10 @@ struct HandoverToken {
     private var useWord: UnsafeMutableRawPointer { word + 8 }
 
     /// For the new VMM, which has taken the guest and is about to do something with it.
-    /// - Returns: false when the old one has found it dead.
+    /// - Returns: false when the old one has found it dead or late.
     func use() -> Bool { cbaton_change64(useWord, HandoverToken.unused, HandoverToken.used) != 0 }
 
-    /// For the old VMM, when the new one has taken the guest and is dead.
+    /// For the old VMM, when the new one has taken the guest and is dead or late.
     /// - Returns: false when something has been done with the guest since.
     func takeBackUnused() -> Bool { cbaton_change64(useWord, HandoverToken.unused, HandoverToken.givenUp) != 0 }
 

@@ -8,15 +8,13 @@ enum LostSession {
     /// Leaves the session if it has a terminal: the end of its leader ends all
     /// that is in its foreground, and a shell takes the terminal for itself.
     /// Comes before the process is ended.
-    /// - Returns: signals to stop that the process has got and not seen.
-    static func leave(of process: pid_t) -> [Int32] {
+    static func leave() {
         let terminal = open("/dev/tty", O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC)
         if terminal >= 0 {
             close(terminal)
             // A child that was made for the exec leads no process group.
             setsid()
         }
-        return pendingStops(of: process)
     }
 
     /// Forgets a SIGHUP that the end of the session has brought, and keeps one
@@ -34,24 +32,40 @@ enum LostSession {
         if isMeant { raise(SIGHUP) }
     }
 
+    /// Signals to stop that the process has got and not seen.
     /// The kernel says so in `ShdPnd` and `SigPnd` of the process' status, in
     /// hexadecimal. A leader's own end leaves it a SIGHUP that nobody has sent.
-    private static func pendingStops(of process: pid_t) -> [Int32] {
+    static func pendingStops(of process: pid_t) -> [Int32] {
         // Mounted in another namespace, it has others' PIDs.
         var link = [CChar](repeating: 0, count: 16)
         guard readlink("/proc/self", &link, 15) > 0, atoi(&link) == getpid(),
-            let file = try? FD.open("/proc/\(process)/status", O_RDONLY),
-            let text = try? FD.readAll(file.raw, limit: 1 << 16, from: "the process' status")
+            let status = text("status", of: process)
         else { return [] }
         var pending: UInt64 = 0
-        var hasEnded = false
-        for line in text.split(separator: UInt8(ascii: "\n")) {
-            if line.starts(with: "State:".utf8) { hasEnded = line.contains { "ZX".utf8.contains($0) } }
+        for line in status.split(separator: UInt8(ascii: "\n")) {
             guard line.starts(with: "ShdPnd:".utf8) || line.starts(with: "SigPnd:".utf8) else { continue }
             let digits = String(decoding: line.dropFirst(7).drop { $0 <= 32 }, as: UTF8.self)
             pending |= UInt64(digits, radix: 16) ?? 0
         }
-        if hasEnded { pending &= ~(1 << UInt64(SIGHUP - 1)) }
+        // Looked at later: one that is not ending now was not then.
+        if isEnding(process) { pending &= ~(1 << UInt64(SIGHUP - 1)) }
         return ([SIGINT, SIGTERM, SIGHUP] as [Int32]).filter { pending & 1 << UInt64($0 - 1) != 0 }
+    }
+
+    /// Whether a process has begun to end, long before that shows otherwise: the terminal is lost in between. The
+    /// kernel says so in the flags, the seventh number behind the name in parentheses, see proc_pid_stat(5).
+    private static func isEnding(_ process: pid_t) -> Bool {
+        let isExiting: UInt64 = 4  // PF_EXITING
+        guard let text = text("stat", of: process), let name = text.lastIndex(of: UInt8(ascii: ")")) else {
+            return true
+        }
+        let fields = text[(name + 1)...].split(separator: UInt8(ascii: " "))
+        guard fields.count > 6, let flags = UInt64(String(decoding: fields[6], as: UTF8.self)) else { return true }
+        return flags & isExiting != 0
+    }
+
+    private static func text(_ file: String, of process: pid_t) -> [UInt8]? {
+        guard let fd = try? FD.open("/proc/\(process)/\(file)", O_RDONLY) else { return nil }
+        return try? FD.readAll(fd.raw, limit: 1 << 16, from: "the process' \(file)")
     }
 }

@@ -8,8 +8,9 @@ import Glibc
 ///
 /// Main thread only.
 final class Predecessor {
+    /// Its PID, as soon as it has said that.
+    nonisolated(unsafe) static var pid: pid_t?
     private let link: HandoverLink
-    private var pid: pid_t?
     private var hasPassedOn = false
 
     init(_ link: HandoverLink) { self.link = link }
@@ -89,7 +90,8 @@ final class Predecessor {
         link.report(.ready)
         guard let message = try next(vm) else {
             guard !link.isAnothers else { throw VMMError("the guest has ended in the VMM that ran it") }
-            follow()
+            // Whoever started the VM waits for this process.
+            Placeholder.follow()
         }
         // One that was passed on, and came too late there, is this process' now.
         defer { if hasPassedOn { vm.requestQuit(cause: "host-signal") } }
@@ -116,7 +118,7 @@ final class Predecessor {
     private func next(_ vm: VirtualMachine) throws(VMMError) -> HandoverMessage? {
         while true {
             switch try HandoverMessage.receive(link.channel, secret: link.secret) {
-            case .hello(let number): pid = number
+            case .hello(let number): Predecessor.pid = number
             case .end: return nil
             case let message?: return message
             case nil:
@@ -134,15 +136,9 @@ final class Predecessor {
 
     private func passOn(_ vm: VirtualMachine) {
         vm.takeSignals()
-        guard vm.isEnding, let pid else { return }
+        guard vm.isEnding, let pid = Predecessor.pid else { return }
         vm.forgetEnd()
         hasPassedOn = true
         kill(pid, SIGTERM)
-    }
-
-    /// The guest ends in the old VMM, and this process with it, as if it were one:
-    /// whoever started the VM waits for this one.
-    private func follow() -> Never {
-        cbaton_end_like(pid ?? 0)
     }
 }

@@ -119,7 +119,7 @@ final class Successor {
             guard process >= 0 else { throw .system("cannot watch the new VMM, process \(pid)") }
         }
         var state = state
-        (state.link, state.mark, state.timerSlack, state.helpers) = (nil, nil, nil, [])
+        (state.link, state.mark, state.timerSlack, state.helpers, state.placeholder) = (nil, nil, nil, [], nil)
         let fds = state.passAll()
         let memfd = try state.writeMemfd().release()
         sent = [memfd]
@@ -163,10 +163,11 @@ final class Successor {
     /// - Throws: why it will not be, after it has been ended.
     func awaitReady(_ loop: EventLoop, limit: Int64, run: (() -> Bool) -> Void) throws(VMMError) {
         var reason: String?
+        var last: EventLoop.Timer?
         do throws(VMMError) {
             try loop.watch(channel, unsent.isEmpty ? .readable : [.readable, .writable]) { [unowned self] events in
                 // What it has said before its end says why.
-                if events != .writable, !messages.receive(from: channel) || messages.refusal != nil {
+                if events != .writable, !messages.receive(from: channel) || messages.hasStayed {
                     reason = messages.ended
                     return
                 }
@@ -174,6 +175,11 @@ final class Successor {
                     if !unsent.isEmpty, try sendRest() { loop.setEvents(channel, .readable) }
                 } catch {
                     reason = error.message
+                }
+                // The guest runs until its process has ended, or stays.
+                guard messages.refusal != nil, last == nil else { return }
+                last = loop.schedule(at: EventLoop.now + Successor.endLimit) { [unowned self] in
+                    reason = messages.ended
                 }
             }
             if process >= 0 {
@@ -190,6 +196,7 @@ final class Successor {
         }
         if reason == nil { run { messages.stage != .starting || reason != nil } }
         timer.cancel()
+        last?.cancel()
         loop.unwatch(channel)
         if process >= 0 { loop.unwatch(process) }
         if let reason { throw giveUp(reason) }
@@ -262,7 +269,7 @@ final class Successor {
         while true {
             let left = deadline.map { max(0, $0 - EventLoop.now) }
             var states = [channel, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-            let ready = poll(&states, 2, left.map { Int32(min($0 / 1_000_000 + 1, 1 << 30)) } ?? -1)
+            let ready = poll(&states, 2, left.map { Int32(min(($0 + 999_999) / 1_000_000, 1 << 30)) } ?? -1)
             if ready < 0, errno == EINTR { continue }
             guard ready != 0 else {
                 if let deadline, EventLoop.now < deadline { continue }
@@ -279,32 +286,62 @@ final class Successor {
     /// already, unless it is another's process.
     /// - Returns: why the guest is this VMM's again; nil when it is the new one's.
     func takeBack(_ reason: String) -> VMMError? {
-        guard token.takeBack() || awaitUse() else {
+        guard token.takeBack() || takeBackLate() || awaitUse() else {
             close()
             return nil
         }
         return giveUp(reason)
     }
 
+    /// The new VMM has taken the guest, and done nothing with it in its time. It might go on
+    /// with what it does as the owner, so it must be sure to be ended.
+    private func takeBackLate() -> Bool {
+        guard pid != 1 else { return false }
+        guard isAnothers else { return token.takeBackUnused() }
+        guard process >= 0, cbaton_pidfd_send_signal(process, 0) == 0, token.takeBackUnused() else { return false }
+        cbaton_pidfd_send_signal(process, SIGKILL)
+        return true
+    }
+
     /// The guest is this VMM's: ends the new one.
     private func giveUp(_ reason: String) -> VMMError {
-        guard !isAnothers else {
-            close()
-            return VMMError("the update failed, and the guest goes on here: \(reason)")
+        defer { close() }
+        // It is not ours to end: without the token it can do nothing.
+        guard !isAnothers else { return VMMError("the update failed, and the guest goes on here: \(reason)") }
+        if stays() {
+            // It passes on what it is sent, and has, too.
+            Placeholder.known = pid
+            sigprocmask(SIG_SETMASK, &mask, nil)
+        } else {
+            endForGood()
         }
-        Successor.whenTakenBack?()
-        let stops = LostSession.leave(of: pid)
-        // PID 1 cannot be ended by a process of its namespace; it knows how to stay.
+        return VMMError("the update failed and the guest was taken back: \(reason)")
+    }
+
+    /// Whether the new VMM has refused, and its process stays as a placeholder: that comes next, or its end.
+    private func stays() -> Bool {
+        let deadline = EventLoop.now + (messages.refusal == nil ? 0 : Successor.endLimit)
+        while !messages.hasStayed, case .message? = awaitNews(until: deadline) {}
+        return messages.hasStayed
+    }
+
+    /// The process that was to take over is lost, and with it, if there is no
+    /// placeholder, the one that was started as the VM.
+    private func endForGood() {
+        if Placeholder.current == nil {
+            Successor.whenTakenBack?()
+            LostSession.leave()
+        }
+        let stops = LostSession.pendingStops(of: pid)
+        // PID 1 cannot be ended by a process of its namespace; it stays if it ever comes to it.
         if pid != 1 { end() }
         LostSession.forgetHangup(&mask)
         // An operator's stop that the process which failed had not come to.
         for number in stops { raise(number) }
-        close()
-        return VMMError("the update failed and the guest was taken back: \(reason)")
     }
 
-    /// The new VMM has taken the guest: nothing takes it back but that process'
-    /// end, and only if that comes before anything has been done with the guest.
+    /// The new VMM has taken the guest, and has done something with it or is about to: nothing
+    /// takes it back but that process' end, and only if that comes before.
     /// - Returns: whether it did; false only if the new VMM is another's process.
     private func awaitUse() -> Bool {
         while messages.stage != .committed {
@@ -321,6 +358,7 @@ final class Successor {
         // What frees our memory takes its time, beside the guest.
         setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)
         if isAnothers { return false }
+        Placeholder.leave()
         _exit(0)
     }
 

@@ -89,7 +89,8 @@ final class TrialRun {
         try loop.watch(watchReader, .readable) { [unowned self] _ in takeMessages() }
         try loop.watch(reportReader, .readable) { [unowned self] _ in takeReport() }
         timer = loop.schedule(at: startedAt + limit) { [unowned self] in
-            decide(messages.stage == .passed ? nil : VMMError(messages.tooLate(limit: limit)))
+            takeErrors()
+            if !decideByMessages() { decide(VMMError(messages.tooLate(limit: limit) + lastWords)) }
         }
     }
 

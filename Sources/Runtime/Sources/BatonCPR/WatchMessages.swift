@@ -35,7 +35,8 @@ enum UpdateStage: UInt8 {
 /// What a watched process has reported: the reader of the watch.
 ///
 /// A message is the channel's secret in eight bytes, least significant first, and
-/// a stage; or the letter F and, up to the end, why the process refuses.
+/// a stage; or the letter F and, up to the end, why the process refuses. A zero byte
+/// after that says that it stays as a placeholder.
 /// Whatever else comes is not from a VMM that takes part in the update, and ends
 /// that.
 struct WatchMessages {
@@ -55,6 +56,8 @@ struct WatchMessages {
     /// The start of a message.
     private var partial: [UInt8] = []
     private var text: [UInt8]?
+    /// Whether the process has refused, and stays as a placeholder for the old VMM.
+    private(set) var hasStayed = false
 
     /// - Parameter mayWait: whether `waiting` is a stage of this update.
     init(stage: UpdateStage, secret: UInt64, mayWait: Bool) {
@@ -64,7 +67,8 @@ struct WatchMessages {
     }
 
     static func message(_ secret: UInt64, _ letter: UInt8, _ text: String = "") -> [UInt8] {
-        withUnsafeBytes(of: secret.littleEndian) { Array($0) } + [letter] + text.utf8.prefix(textLimit)
+        withUnsafeBytes(of: secret.littleEndian) { Array($0) } + [letter]
+            + text.utf8.prefix(textLimit).filter { $0 != 0 }
     }
 
     /// Why the process refuses; nil as long as it does not.
@@ -81,7 +85,7 @@ struct WatchMessages {
         guard count > 0 else { return false }
         for byte in buffer[..<count] {
             if text != nil {
-                text?.append(byte)
+                if byte == 0 { hasStayed = true } else { text?.append(byte) }
             } else {
                 partial.append(byte)
                 if partial.count == WatchMessages.length, !take() {

@@ -10,6 +10,7 @@ __attribute__((constructor)) static void keep(int argc, char **argv, char **envi
     (void)environment;
     count = argc;
     arguments = argv;
+    cbaton_be_placeholder_if_asked();
 }
 
 int cbaton_argument_count(void) { return count; }

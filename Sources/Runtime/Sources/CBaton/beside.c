@@ -46,6 +46,9 @@ static struct {
 
 static _Alignas(64) char waiting_stack[16384];
 
+/* Nanoseconds in which a child that was killed is sure to have ended. */
+static const int64_t end_limit = 1000000000;
+
 static int *find_tid(void) {
     int *address = NULL;
     pid_t tid = (pid_t)syscall(SYS_gettid);
@@ -121,12 +124,15 @@ static int execute(const struct cbaton_execution *what) {
 
 /* Returns only when nothing came of it. */
 static __attribute__((noinline)) int start(void) {
-    pid_t child = clone(wait_for_exec, waiting_stack + sizeof waiting_stack, CLONE_VM | SIGCHLD, NULL);
+    pid_t placeholder = call.what->placeholder;
+    int flags = CLONE_VM | SIGCHLD | (placeholder ? CLONE_PARENT : 0);
+    pid_t child = clone(wait_for_exec, waiting_stack + sizeof waiting_stack, flags, NULL);
     if (child < 0) return errno;
+    if (placeholder) cbaton_tell_placeholder(placeholder, child, 1);
     int code = execute(call.what);
     /* It must see no end of the pipe. */
     kill(child, SIGKILL);
-    cbaton_reap(child);
+    cbaton_await_child(child, end_limit);
     for (size_t i = 0; i < call.what->count; i++) fcntl(call.what->fds[i], F_SETFD, FD_CLOEXEC);
     prctl(PR_SET_TIMERSLACK, call.timer_slack);
     return code;

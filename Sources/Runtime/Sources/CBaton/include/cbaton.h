@@ -20,6 +20,7 @@ struct cbaton_execution {
     const int *fds;           /* that the program inherits, beside 0, 1 and 2 */
     size_t count;
     unsigned long timer_slack; /* nanoseconds, prctl(2) */
+    pid_t placeholder;         /* the parent, when that is one: the child is its child then; else 0 */
 };
 
 #define CBATON_EXECUTED 1
@@ -46,14 +47,22 @@ void cbaton_accept_stop_signals(void);
  * when it still is there. */
 int cbaton_await_child(pid_t child, int64_t limit);
 
-/* For PID 1 of a namespace whose work another of its processes does: lets go of
- * all descriptors, waits for whatever ends, passes signals to stop on, and ends
- * when it is the last. The end of PID 1 would be the end of all. */
-void cbaton_keep_namespace(void) __attribute__((noreturn));
+/* Whether PID is a child of this process that nobody has waited for. */
+int cbaton_is_child(pid_t pid);
 
-/* Lets go of all descriptors, passes signals to stop on to a child, and ends with
- * its status when it has ended; at once when there is no such child. */
-void cbaton_end_like(pid_t child) __attribute__((noreturn));
+/* Makes this process a placeholder for its child VMM, which has the guest: what is
+ * left of it has no descriptors, threads or memory of a VMM, passes signals to stop on,
+ * and ends when the VM does, with its status or by its signal. It takes the end of
+ * every child. As soon as it stands it sends a zero byte over READY, a socket; -1 when
+ * nobody waits for that. PID 1 of a namespace whose child VMM is not ends with the last
+ * of its children. A process without such a child ends at once. */
+void cbaton_become_placeholder(pid_t vmm, int ready) __attribute__((noreturn));
+/* The same in a process that was executed for it; returns in any other. The library
+ * calls it when it is loaded. */
+void cbaton_be_placeholder_if_asked(void);
+/* Tells a placeholder that its child VMM may have the guest from now on, beside those
+ * that it knows, or that it has not. Signals are for the first as long as that lives. */
+void cbaton_tell_placeholder(pid_t placeholder, pid_t vmm, int may_have_guest);
 
 /* A 64-bit word that processes share. */
 static inline uint64_t cbaton_load64(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_SEQ_CST); }
