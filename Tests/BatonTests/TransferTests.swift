@@ -89,8 +89,9 @@ struct TransferTests {
         let (first, second) = (directory.file("first"), directory.file("second"))
         let pair = try Pair(extra: [
             "-chardev", "socket,id=a,path=\(first),server=on,wait=off", "-chardev",
-            "socket,id=b,path=\(second),server=on,wait=off", "-device", "virtio-serial-pci", "-device",
-            "virtconsole,chardev=a", "-device", "virtconsole,chardev=b",
+            "socket,id=b,path=\(second),server=on,wait=off", "-device", "virtio-serial-pci,id=s",
+            "-device", "virtio-serial-pci,id=t", "-device", "virtconsole,bus=s.0,chardev=a", "-device",
+            "virtconsole,bus=t.0,chardev=b",
         ])
         let client = try StreamClient(socket: first)
         let new = try pair.start()
@@ -118,7 +119,7 @@ struct TransferTests {
     @Test("Any number of descriptors goes along")
     func descriptors() throws {
         let count = 120
-        let pair = try Pair()
+        let pair = try Pair(extra: ["-module", Products.module("preserver-fd")])
         let file = try FileHandle(forReadingFrom: URL(fileURLWithPath: "/dev/null"))
         for number in 0..<count {
             _ = try pair.guest.qmp.execute("getfd", ["fdname": "given"], passing: file.fileDescriptor)
@@ -294,8 +295,6 @@ struct TransferTests {
         let pair = try Pair()
         let listener = try PacketSocket(listeningAt: pair.channel)
         let before = pair.guest.count
-        try pair.guest.qmp.executeWithoutAnswer("stop")
-        try pair.guest.qmp.execute("cont")
         try pair.guest.qmp.send(
             #"{"execute": "cpr-update", "id": 7, "arguments": {"mode": "transfer", "channel": "\#(pair.channel)", "#
                 + #""timeout-ms": 600, "downtime-ms": 400}}"# + "\n")
