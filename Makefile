@@ -5,7 +5,7 @@
 #     BATCH=1              ends instead, with status 0 only if nothing was lost
 #     BIOS=opensbi|FILE    firmware in M-mode instead of the built-in SBI (opensbi: Debian's, installed if missing)
 #     RUNFLAGS=...         more options for baton-demo run (see its --help)
-#   make demo-peers        Debian with disk, shared directory and network elsewhere, over 20 updates
+#   make demo-peers        Debian with disk, shared directory and network elsewhere, over 200 updates
 #   make test              all tests, against the release build; at the end, what was skipped and why
 #     TESTFLAGS=...        more options for swift test, such as --filter UpdateTests
 #   make lint              the formatter's findings (.swift-format); make format mends them

@@ -13,7 +13,7 @@ struct PeersCommand: ParsableCommand {
     var vmm: String?
 
     @Option(help: "How often to replace the VMM.")
-    var updates = 20
+    var updates = 200
 
     @Option(help: "Replace the VMM every second for so many minutes, instead of a number of times.")
     var minutes: Double?

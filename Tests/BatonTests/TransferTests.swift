@@ -270,6 +270,27 @@ struct TransferTests {
         try pair.end(pair.guest.process)
     }
 
+    @Test("migrate_cancel from another monitor ends an update, and the guest stays")
+    func cancel() throws {
+        let directory = try TemporaryDirectory()
+        let pair = try Pair(extra: ["-qmp", "unix:\(directory.file("other")),server=on,wait=off"])
+        let other = try QMPClient(path: directory.file("other"), of: pair.guest.process)
+        let listener = try PacketSocket(listeningAt: pair.channel)
+        let before = pair.guest.count
+        try pair.guest.qmp.send(
+            #"{"execute": "cpr-update", "id": 7, "arguments": {"mode": "transfer", "channel": "\#(pair.channel)"}}"# + "\n")
+        // It never becomes ready.
+        let peer = try listener.accept()
+        _ = try peer.receive()
+        try other.execute("migrate_cancel")
+        var answer: [String: Any]?
+        while answer?["id"] as? Int != 7 { answer = try pair.guest.qmp.receive() }
+        let text = (answer?["error"] as? [String: Any])?["desc"] as? String ?? "accepted"
+        #expect(text == "the update failed, and the guest goes on here: it was cancelled")
+        try pair.expectHere(past: before)
+        try pair.end(pair.guest.process)
+    }
+
     @Test("Whoever connects to a waiting VMM and is none is sent away")
     func strangersAtTheNewVMM() throws {
         let pair = try Pair()

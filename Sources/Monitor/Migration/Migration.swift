@@ -56,6 +56,8 @@ public final class Migration {
     private(set) var started: Int64 = 0
     private(set) var finished: Int64 = 0
     private(set) var transferred: UInt64 = 0
+    /// Whether the update in hand was ended by `migrate_cancel`.
+    private var isCancelled = false
     /// Whether the status is that of an incoming state.
     private(set) var isIncoming = false
 
@@ -94,6 +96,7 @@ public final class Migration {
         let path = channel == nil ? try address.file() : ""
         if channel == nil { try WholeFile.check(path) }
         isIncoming = false
+        isCancelled = false
         started = EventLoop.now
         transferred = 0
         change(to: .setup)
@@ -103,8 +106,8 @@ public final class Migration {
                 change(to: .active)
                 if let channel { try handOver(to: channel, module) } else { try carryOut(path, module) }
             } catch {
-                change(to: .failed, error)
-                Report.warning("migration failed: \(error.message)")
+                change(to: isCancelled ? .cancelled : .failed, error)
+                if !isCancelled { Report.warning("migration failed: \(error.message)") }
             }
         }
     }
@@ -139,7 +142,14 @@ public final class Migration {
         }
     }
 
-    func cancel() { if status == .setup { change(to: .cancelled) } }
+    /// As long as the guest has not been stopped for the change of hands.
+    func cancel() {
+        if status == .setup {
+            change(to: .cancelled)
+        } else if cpr.cancelUpdate() {
+            isCancelled = true
+        }
+    }
 
     // MARK: Incoming
 

@@ -128,6 +128,15 @@ extension CprController {
         return mode
     }
 
+    /// Ends the update or the preflight in hand, while the guest runs: whoever has asked for it
+    /// gets an error.
+    /// - Returns: false when there is none that could be ended now.
+    public func cancelUpdate() -> Bool {
+        guard let cancelInHand else { return false }
+        cancelInHand("it was cancelled")
+        return true
+    }
+
     /// Refuses another step for the time of `body`.
     func beside<Result>(_ what: String, _ body: () throws(VMMError) -> Result) throws(VMMError) -> Result {
         inHand = what
@@ -151,7 +160,10 @@ extension CprController {
         do throws(VMMError) {
             let (successor, handed) = try start(target, mode, mayWait: isSaved)
             standing = successor
+            cancelInHand = successor.cancel
+            defer { cancelInHand = nil }
             try successor.awaitReady(vm.loop, limit: options.limit) { vm.run(until: $0) }
+            cancelInHand = nil
             // What came meanwhile and was answered must not be lost with this process.
             vm.takeSignals()
             if vm.isEnding {

@@ -42,6 +42,8 @@ public final class CprController {
     public internal(set) var modeOfSave: (any CprMode)?
     /// What is going on beside the guest, as a sentence; nil when nothing is.
     var inHand: String?
+    /// Ends what is in hand, with a reason; nil when it cannot be ended, or nothing is.
+    var cancelInHand: ((String) -> Void)?
     /// Nanoseconds that each call into a module may take in the update that
     /// has been asked for.
     var updateLimit = CprController.defaultStartLimit

@@ -58,6 +58,8 @@ extension CprController {
         let run = try TrialRun(argv, state: trial)
         defer { run.close() }
         try run.watch(vm.loop, limit: options.limit)
+        cancelInHand = run.cancel
+        defer { cancelInHand = nil }
         vm.run(until: { run.isDecided })
         run.end()
         vm.run(until: { run.hasEnded })

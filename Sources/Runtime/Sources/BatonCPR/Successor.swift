@@ -52,6 +52,8 @@ final class Successor {
     /// state's order; nil for one that has inherited them. Borrowed.
     private(set) var sentFDs: ArraySlice<Int32>?
     private var messages: WatchMessages
+    /// Why a client has ended the update; nil when none has.
+    private var cancellation: String?
     private var mask = sigset_t()
 
     /// What the new VMM is told in its CPR state.
@@ -194,16 +196,19 @@ final class Successor {
         let timer = loop.schedule(at: EventLoop.now + limit) { [unowned self] in
             reason = messages.tooLate(limit: limit)
         }
-        if reason == nil { run { messages.stage != .starting || reason != nil } }
+        if reason == nil { run { messages.stage != .starting || reason != nil || cancellation != nil } }
         timer.cancel()
         last?.cancel()
         loop.unwatch(channel)
         if process >= 0 { loop.unwatch(process) }
-        if let reason { throw giveUp(reason) }
+        if let reason = reason ?? cancellation { throw giveUp(reason) }
         guard messages.stage != .ready else { return }
         leaveWhenReady()
         throw VMMError("the VMM is ending")
     }
+
+    /// Ends the update, in `awaitReady`.
+    func cancel(_ reason: String) { cancellation = reason }
 
     // MARK: The change of hands
 

@@ -94,6 +94,9 @@ final class TrialRun {
         }
     }
 
+    /// Decides it, for whatever reason.
+    func cancel(_ reason: String) { decide(VMMError(reason)) }
+
     private func takeMessages() {
         let more = messages.receive(from: watchReader)
         // Its end takes some ms, in which the guest runs: an update that
