@@ -107,6 +107,7 @@ extension CprController {
     private func commit() throws(VMMError) {
         try memory.makeWritable()
         if let link = HandoverLink.ofThisProcess, !link.take() { tooLate() }
+        Log.trace("cpr_commit", "by pid \(getpid())")
         memory.commit()
         fds.forgetAsked()
         awaitsLoad = false
