@@ -97,6 +97,20 @@ struct PlaceholderTests {
         #expect(try guest.process.waitForExit() == .status(0))
     }
 
+    @Test("A placeholder that has no turn for many updates still finds who has the guest")
+    func late() throws {
+        let guest = try CountingGuest()
+        try refuse(guest)
+        guest.process.signal(SIGSTOP)
+        for _ in 1...20 { #expect(update(guest, ["false"]).contains("ended during its start")) }
+        guest.process.signal(SIGCONT)
+        let vmm = try pids(guest).vmm
+        try eventually("all that have ended are waited for") { try children(of: guest.process.pid) == [vmm] }
+        try guest.waitForProgress(past: guest.count)
+        guest.process.signal(SIGTERM)
+        #expect(try guest.process.waitForExit() == .status(0))
+    }
+
     @Test("After a refusal, updates that succeed keep both PIDs, and a signal to the first ends the VM")
     func successes() throws {
         let guest = try CountingGuest()
