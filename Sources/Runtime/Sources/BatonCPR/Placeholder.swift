@@ -20,10 +20,11 @@ enum Placeholder {
     static var current: pid_t? { known > 0 && getppid() == known ? known : nil }
 
     /// What is left of this new VMM, which does not get the guest, stays in its place. Returns when there is
-    /// nothing to stay for: the old VMM is no child of this process, or both have a placeholder above them.
+    /// nothing to stay for: the old VMM is no child of this process, which somebody else may have started, or both
+    /// have a placeholder above them.
     static func stay(_ link: HandoverLink) {
-        guard !link.isAnothers, current == nil, let vmm = Predecessor.pid ?? hear(link), cbaton_is_child(vmm) != 0 || getpid() == 1
-        else { return }
+        guard !link.isAnothers, current == nil, let vmm = Predecessor.pid ?? hear(link) else { return }
+        guard cbaton_is_child(vmm) != 0 || getpid() == 1 else { return }
         // It has come to this process, and is the guest's.
         if isToEnd() { kill(vmm, SIGTERM) }
         cbaton_become_placeholder(vmm, link.channel)
