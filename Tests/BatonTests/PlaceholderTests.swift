@@ -45,6 +45,19 @@ struct PlaceholderTests {
         #expect(try guest.process.waitForExit() == .status(0))
     }
 
+    @Test("A new VMM that ends in order, whyever, stays as one that refuses")
+    func endInOrder() throws {
+        let guest = try CountingGuest()
+        for _ in 1...2 {
+            let before = guest.count
+            #expect(update(guest, guest.arguments + ["-version"]).contains("refused: it ended, and gave no reason"))
+            try guest.waitForProgress(past: before)
+            #expect(try pids(guest).placeholder == guest.process.pid)
+        }
+        try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
+    }
+
     @Test("A placeholder ends by the signal that its VMM ends by")
     func endBySignal() throws {
         let guest = try CountingGuest()

@@ -19,6 +19,13 @@ enum Placeholder {
     /// The one of this VM, this process' parent; nil when there is none, or it has been killed.
     static var current: pid_t? { known > 0 && getppid() == known ? known : nil }
 
+    /// In a new VMM, before anything that may end it: whatever ends it in order, and before it owns the guest, is
+    /// giving up.
+    static func prepare(_ placeholder: pid_t?) {
+        known = placeholder ?? 0
+        atexit { CprController.giveUp(VMMError("it ended, and gave no reason")) }
+    }
+
     /// What is left of this new VMM, which does not get the guest, stays in its place. Returns when there is
     /// nothing to stay for: the old VMM is no child of this process, which somebody else may have started, or both
     /// have a placeholder above them.
