@@ -45,6 +45,19 @@ struct PlaceholderTests {
         #expect(try guest.process.waitForExit() == .status(0))
     }
 
+    @Test("A new VMM that ends in order, whyever, stays as one that refuses")
+    func endInOrder() throws {
+        let guest = try CountingGuest()
+        for _ in 1...2 {
+            let before = guest.count
+            #expect(update(guest, guest.arguments + ["-version"]).contains("refused: it ended, and gave no reason"))
+            try guest.waitForProgress(past: before)
+            #expect(try pids(guest).placeholder == guest.process.pid)
+        }
+        try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
+    }
+
     @Test("A placeholder ends by the signal that its VMM ends by")
     func endBySignal() throws {
         let guest = try CountingGuest()
@@ -94,6 +107,20 @@ struct PlaceholderTests {
             }
         }
         try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
+    }
+
+    @Test("A placeholder that has no turn for many updates still finds who has the guest")
+    func late() throws {
+        let guest = try CountingGuest()
+        try refuse(guest)
+        guest.process.signal(SIGSTOP)
+        for _ in 1...20 { #expect(update(guest, ["false"]).contains("ended during its start")) }
+        guest.process.signal(SIGCONT)
+        let vmm = try pids(guest).vmm
+        try eventually("all that have ended are waited for") { try children(of: guest.process.pid) == [vmm] }
+        try guest.waitForProgress(past: guest.count)
+        guest.process.signal(SIGTERM)
         #expect(try guest.process.waitForExit() == .status(0))
     }
 

@@ -94,7 +94,10 @@ public final class CprController {
         helpers = HelperProcesses(inherited?.helpers ?? [])
         awaitsLoad = inherited != nil
         if let inherited { takeOver(inherited) }
-        stayAtExit()
+        Placeholder.isToEnd = { [weak vm] in
+            vm?.takeSignals()
+            return vm?.isEnding == true
+        }
         vm.handover = self
         mark = inherited?.mark.map { UpdateMark(inherited: $0) }
         // When there is time: not while another process' guest waits to be this one's.
@@ -290,17 +293,6 @@ public final class CprController {
         HandoverLink.ofThisProcess = nil
         link.reportFailure(error.message)
         Placeholder.stay(link)
-    }
-
-    /// In a new VMM: whatever ends this process in order, before it owns the guest, is giving up.
-    private func stayAtExit() {
-        Placeholder.known = inherited?.placeholder ?? 0
-        guard HandoverLink.ofThisProcess != nil, !isTrial else { return }
-        Placeholder.isToEnd = { [weak vm] in
-            vm?.takeSignals()
-            return vm?.isEnding == true
-        }
-        _ = atexit { CprController.giveUp(VMMError("it ended, and gave no reason")) }
     }
 
     /// What is to be known before an update.

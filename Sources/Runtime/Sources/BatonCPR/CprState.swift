@@ -221,6 +221,7 @@ public struct CprState {
         DescriptorKind.addressesOfStandIns = state.addresses
         if let timerSlack = state.timerSlack { _ = cbaton_set_timer_slack(timerSlack) }
         HandoverLink.ofThisProcess = state.link
+        if !state.isTrial { Placeholder.prepare(state.placeholder) }
         return state
     }
 

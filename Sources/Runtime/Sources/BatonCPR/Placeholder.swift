@@ -19,11 +19,19 @@ enum Placeholder {
     /// The one of this VM, this process' parent; nil when there is none, or it has been killed.
     static var current: pid_t? { known > 0 && getppid() == known ? known : nil }
 
+    /// In a new VMM, before anything that may end it: whatever ends it in order, and before it owns the guest, is
+    /// giving up.
+    static func prepare(_ placeholder: pid_t?) {
+        known = placeholder ?? 0
+        atexit { CprController.giveUp(VMMError("it ended, and gave no reason")) }
+    }
+
     /// What is left of this new VMM, which does not get the guest, stays in its place. Returns when there is
-    /// nothing to stay for: the old VMM is no child of this process, or both have a placeholder above them.
+    /// nothing to stay for: the old VMM is no child of this process, which somebody else may have started, or both
+    /// have a placeholder above them.
     static func stay(_ link: HandoverLink) {
-        guard !link.isAnothers, current == nil, let vmm = Predecessor.pid ?? hear(link), cbaton_is_child(vmm) != 0 || getpid() == 1
-        else { return }
+        guard !link.isAnothers, current == nil, let vmm = Predecessor.pid ?? hear(link) else { return }
+        guard cbaton_is_child(vmm) != 0 || getpid() == 1 else { return }
         // It has come to this process, and is the guest's.
         if isToEnd() { kill(vmm, SIGTERM) }
         cbaton_become_placeholder(vmm, link.channel)

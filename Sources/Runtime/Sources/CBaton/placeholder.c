@@ -22,9 +22,9 @@
 #define CBATON_PLACEHOLDER_SIGNAL (SIGRTMAX - 1)
 #define CBATON_PLACEHOLDER_OPTION "-placeholder-for"
 
-/* Those that have the guest, or may have it soon: two in an update. The first is the
- * one that signals are for. */
-#define MOST 4
+/* Those that have the guest, or may have it soon: two in an update, beside those that
+ * have ended and that nobody has come to. The first is the one that signals are for. */
+#define MOST 8
 static pid_t vmms[MOST];
 static int count;
 
@@ -49,14 +49,22 @@ static int forget(pid_t vmm) {
     return 0;
 }
 
+/* Several updates may have failed before this process had its turn. */
+static void forget_ended(void) {
+    for (int i = count; i-- > 0;) {
+        siginfo_t info = {.si_pid = 0};
+        if (waitid(P_PID, (id_t)vmms[i], &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0) forget(vmms[i]);
+    }
+}
+
 static void hear(const siginfo_t *info) {
     int vmm = info->si_value.sival_int;
     if (vmm < 0) forget(-vmm);
     /* Whoever may send signals here can name any process: only a child is followed. */
-    if (vmm > 0 && count < MOST && cbaton_is_child(vmm)) {
-        forget(vmm);
-        vmms[count++] = vmm;
-    }
+    if (vmm <= 0 || !cbaton_is_child(vmm)) return;
+    forget(vmm);
+    if (count == MOST) forget_ended();
+    if (count < MOST) vmms[count++] = vmm;
 }
 
 /* Ends as a process with this wait status has ended. */
