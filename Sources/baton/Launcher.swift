@@ -115,7 +115,8 @@ final class Launcher {
         // The old VMM watches the process that waits.
         try daemonize()
         do throws(VMMError) {
-            try cpr.receive(try cpr.requireMode(Migration.modeOfChannels), path)
+            let enabled = cpr.enabledModes.first { $0.promises.contains(.connects) }
+            try cpr.receive(try enabled ?? cpr.requireMode(Migration.modeOfChannels), path)
         } catch {
             throw error.prefixed("-incoming \(invocation.last("incoming") ?? "")")
         }

@@ -129,7 +129,7 @@ struct TransferTests {
         #expect(pair.update() == "accepted")
         try pair.guest.reconnect()
         let entry = try pair.guest.qmp.execute("query-fd-store-entry", ["name": "n\(count - 1)"]) as? [String: Any]
-        let number = try #require(entry?["fd"] as? Int)
+        let number = try #require(entry?["number"] as? Int)
         let target = try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(new.pid)/fd/\(number)")
         #expect(target == "/dev/null")
         try pair.end(new)
@@ -161,8 +161,8 @@ struct TransferTests {
         .enabled(if: geteuid() == 0, "needs root"))
     func anotherUser() throws {
         let user = 65534
-        // With memory that the other user need not open.
         let pair = try Pair()
+        chmod(pair.guest.directory.path, 0o755)
         let directory = try TemporaryDirectory()
         chmod(directory.path, 0o777)
         let channel = directory.file("cpr")
@@ -178,6 +178,7 @@ struct TransferTests {
         try eventually("it waits at its channel; \(new.report)") {
             try !new.isRunning || ListeningSocket.exists(at: channel)
         }
+        try #require(new.isRunning, "\(new.report)")
         let before = pair.guest.count
         #expect(pair.update(["channel": channel]).contains("is of user \(user)"))
         try pair.expectHere(past: before)
@@ -284,7 +285,9 @@ struct TransferTests {
         _ = try peer.receive()
         try other.execute("migrate_cancel")
         var answer: [String: Any]?
-        while answer?["id"] as? Int != 7 { answer = try pair.guest.qmp.receive() }
+        try withExtendedLifetime(peer) {
+            while answer?["id"] as? Int != 7 { answer = try pair.guest.qmp.receive() }
+        }
         let text = (answer?["error"] as? [String: Any])?["desc"] as? String ?? "accepted"
         #expect(text == "the update failed, and the guest goes on here: it was cancelled")
         try pair.expectHere(past: before)
@@ -325,7 +328,9 @@ struct TransferTests {
             _ = peer.send(word.hasPrefix("*") ? secret + Array(word.dropFirst().utf8) : Array(word.utf8))
         }
         var answer: [String: Any]?
-        while answer?["id"] as? Int != 7 { answer = try pair.guest.qmp.receive() }
+        try withExtendedLifetime(peer) {
+            while answer?["id"] as? Int != 7 { answer = try pair.guest.qmp.receive() }
+        }
         let text = (answer?["error"] as? [String: Any])?["desc"] as? String ?? "accepted"
         #expect(text.contains(reason), "\(text)")
         try pair.expectHere(past: before)

@@ -128,7 +128,7 @@ static COMMANDS: [Command; 2] = [
 static DESCRIPTOR: Descriptor = Descriptor {
     magic: 0x444f_4d4e_4f54_4142,
     size: std::mem::size_of::<Descriptor>() as u32,
-    abi: 1,
+    abi: 2,
     kind: c"preserver".as_ptr(),
     name: c"tally".as_ptr(),
     version: c"1.0".as_ptr(),

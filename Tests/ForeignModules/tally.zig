@@ -10,7 +10,7 @@ const Command = extern struct { name: String, signature: String, function: Funct
 const Descriptor = extern struct {
     magic: u64 = 0x444f4d4e4f544142,
     size: u32 = @sizeOf(Descriptor),
-    abi: u32 = 1,
+    abi: u32 = 2,
     kind: String,
     name: String,
     version: String,

@@ -145,7 +145,7 @@ struct ForeignModuleTests {
         #expect(try refusal(source(kind: "mode"), kind: "mode").contains("the method 'promises' is missing"))
         #expect(try refusal(source(fields: ".register_module = (void *)ok")).contains("it has a register function"))
         #expect(try refusal(source(fields: ".size = 16")).contains("has a descriptor of 16 bytes"))
-        #expect(try refusal(source(fields: ".abi = 9")).contains("was built for the module ABI 9, this is ABI 1"))
+        #expect(try refusal(source(fields: ".abi = 9")).contains("was built for the module ABI 9, this is ABI 2"))
         #expect(try refusal(source(fields: ".magic = 1")).contains("wrong magic"))
         #expect(
             try refusal(source(fields: ".capabilities = 8")).contains("needs capabilities that this Baton lacks (0x8)"))

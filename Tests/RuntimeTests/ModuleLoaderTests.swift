@@ -25,7 +25,7 @@ import Testing
 
     /// C source of a module whose descriptor has the given fields.
     private func source(
-        magic: String = "0x444f4d4e4f544142ull", abi: Int = 1, kind: String = "mode", name: String = "probe",
+        magic: String = "0x444f4d4e4f544142ull", abi: Int = 2, kind: String = "mode", name: String = "probe",
         fingerprint: String = "\(runtimeFingerprint)", capabilities: Int = 0, register: String = "reg"
     ) -> String {
         """

@@ -119,7 +119,7 @@ extension CprController {
                 hint: mode.promises.contains(.connects) ? "It takes a channel, in place of argv." : nil)
             case .channel: VMMError(
                 "cpr-update needs a mode for a VMM that runs already, which '\(mode.name)' is not",
-                hint: "Enable one: -cpr-enable transfer.")
+                hint: "Enable one: -cpr-enable help shows which there are.")
             }
         }
         try target.check()
@@ -222,18 +222,18 @@ extension CprController {
             try notify(.survey)
             handed = HandedState(stateForExec(mode: mode), process: getpid())
             times.exec = EventLoop.now
-            let step: String
+            let command: String
             switch target {
             case .command(let argv):
-                step = "exec"
-                try call(mode, step) { () throws(VMMError) in try mode.exec(argv, cpr: self) }
+                command = "cpr-exec"
+                try call(mode, "exec") { () throws(VMMError) in try mode.exec(argv, cpr: self) }
             case .channel(let channel, let peer):
-                step = "connect"
-                try call(mode, step) { () throws(VMMError) in try mode.connect(channel, peer: peer, cpr: self) }
+                command = "connect"
+                try call(mode, "connect") { () throws(VMMError) in try mode.connect(channel, peer: peer, cpr: self) }
             }
             try successor.execute { () throws(VMMError) in
                 guard try Handover.carryOut(for: successor) else {
-                    throw VMMError("mode '\(mode.name)' returned from \(step) without an error, and without a new VMM")
+                    throw VMMError("mode '\(mode.name)' returned from \(command) without an error")
                 }
             }
             if let copies = successor.sentFDs { handed?.wereSent(as: copies) }

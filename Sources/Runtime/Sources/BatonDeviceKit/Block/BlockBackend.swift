@@ -145,7 +145,7 @@ public final class BlockBackend {
     /// Reads into the vectors. The range must be within the disk.
     /// - Returns: false on an I/O error.
     public func read(_ vectors: UnsafeBufferPointer<iovec>, offset: UInt64) -> Bool {
-        transfer(vectors, offset: offset) { preadv(fd, $0, $1, $2) }
+        carryOut(vectors, offset: offset) { preadv(fd, $0, $1, $2) }
     }
 
     /// Writes from the vectors. The range must be within the disk.
@@ -154,7 +154,7 @@ public final class BlockBackend {
         if restrictsFormat, offset < 512 || end(offset, vectors) > size - 512 {
             return writeRestricted(vectors, offset: offset)
         }
-        return transfer(vectors, offset: offset) { pwritev(fd, $0, $1, $2) }
+        return carryOut(vectors, offset: offset) { pwritev(fd, $0, $1, $2) }
     }
 
     private func end(_ offset: UInt64, _ vectors: UnsafeBufferPointer<iovec>) -> UInt64 {
@@ -185,7 +185,7 @@ public final class BlockBackend {
             guard writePart(vectors, of: position..<part.lowerBound, offset) else { return false }
             let done = bytes.withUnsafeMutableBytes { buffer in
                 withUnsafePointer(to: iovec(iov_base: buffer.baseAddress, iov_len: buffer.count)) { vector in
-                    transfer(UnsafeBufferPointer(start: vector, count: 1), offset: part.lowerBound) {
+                    carryOut(UnsafeBufferPointer(start: vector, count: 1), offset: part.lowerBound) {
                         pwritev(fd, $0, $1, $2)
                     }
                 }
@@ -212,7 +212,7 @@ public final class BlockBackend {
         let length = range.upperBound - range.lowerBound
         let part = BlockBackend.slice(vectors, from: range.lowerBound - offset, count: length)
         return part.withUnsafeBufferPointer { slice in
-            transfer(slice, offset: range.lowerBound) { pwritev(fd, $0, $1, $2) }
+            carryOut(slice, offset: range.lowerBound) { pwritev(fd, $0, $1, $2) }
         }
     }
 
@@ -242,7 +242,7 @@ public final class BlockBackend {
         return result
     }
 
-    private func transfer(
+    private func carryOut(
         _ vectors: UnsafeBufferPointer<iovec>, offset: UInt64,
         _ body: (UnsafePointer<iovec>, Int32, off_t) -> Int
     ) -> Bool {
