@@ -115,8 +115,11 @@ final class Launcher {
         // The old VMM watches the process that waits.
         try daemonize()
         do throws(VMMError) {
-            let enabled = cpr.enabledModes.first { $0.promises.contains(.connects) }
-            try cpr.receive(try enabled ?? cpr.requireMode(Migration.modeOfChannels), path)
+            if let mode = cpr.enabledModes.first(where: { $0.promises.contains(.connects) }) {
+                try cpr.receive(mode, path)
+            } else {
+                try cpr.receive(try cpr.requireMode(Migration.modeOfChannels), path)
+            }
         } catch {
             throw error.prefixed("-incoming \(invocation.last("incoming") ?? "")")
         }
