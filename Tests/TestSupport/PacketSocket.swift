@@ -52,7 +52,8 @@ public final class PacketSocket {
     public func receive() throws -> [UInt8] {
         try waitForInput()
         var buffer = [UInt8](repeating: 0, count: 4096)
-        return Array(buffer.prefix(max(0, recv(fd, &buffer, buffer.count, 0))))
+        let count = recv(fd, &buffer, buffer.count, 0)
+        return Array(buffer.prefix(max(0, count)))
     }
 
     /// Whether the other side has closed it.

@@ -51,6 +51,7 @@ final class Successor {
     /// Copies of the preserved descriptors that a VMM which is another's got, in the
     /// state's order; nil for one that has inherited them. Borrowed.
     private(set) var sentFDs: ArraySlice<Int32>?
+    private var isClosed = false
     private var messages: WatchMessages
     /// Why a client has ended the update; nil when none has.
     private var cancellation: String?
@@ -409,7 +410,11 @@ final class Successor {
     }
 
     private func close() {
+        guard !isClosed else { return }
+        isClosed = true
         token.close()
         for fd in [channel, theirs, process] + sent where fd >= 0 { Glibc.close(fd) }
     }
+
+    deinit { close() }
 }
