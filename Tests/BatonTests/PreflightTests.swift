@@ -62,7 +62,7 @@ struct PreflightTests {
         let guest = try CountingGuest()
         defer { _ = try? guest.qmp.execute("quit") }
         let text = refusal { try guest.qmp.execute("cpr-preflight", ["argv": ["sleep", "1000"], "timeout-ms": 200]) }
-        #expect(text.contains("did not start within 200 ms"), "\(text)")
+        #expect(text.contains("did not start within 200 ms (it is in state "), "\(text)")
         try expectUnnoticed(guest)
     }
 

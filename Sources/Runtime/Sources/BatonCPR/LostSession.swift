@@ -39,13 +39,11 @@ enum LostSession {
         // Mounted in another namespace, it has others' PIDs.
         var link = [CChar](repeating: 0, count: 16)
         guard readlink("/proc/self", &link, 15) > 0, atoi(&link) == getpid(),
-            let status = text("status", of: process)
+            let status = ProcessFiles.read("status", of: process)
         else { return [] }
         var pending: UInt64 = 0
-        for line in status.split(separator: UInt8(ascii: "\n")) {
-            guard line.starts(with: "ShdPnd:".utf8) || line.starts(with: "SigPnd:".utf8) else { continue }
-            let digits = String(decoding: line.dropFirst(7).drop { $0 <= 32 }, as: UTF8.self)
-            pending |= UInt64(digits, radix: 16) ?? 0
+        for line in status.split(separator: "\n") where line.hasPrefix("ShdPnd:") || line.hasPrefix("SigPnd:") {
+            pending |= UInt64(line.dropFirst(7).drop { $0 == " " || $0 == "\t" }, radix: 16) ?? 0
         }
         // Looked at later: one that is not ending now was not then.
         if isEnding(process) { pending &= ~(1 << UInt64(SIGHUP - 1)) }
@@ -53,19 +51,12 @@ enum LostSession {
     }
 
     /// Whether a process has begun to end, long before that shows otherwise: the terminal is lost in between. The
-    /// kernel says so in the flags, the seventh number behind the name in parentheses, see proc_pid_stat(5).
+    /// kernel says so in the flags, the seventh field.
     private static func isEnding(_ process: pid_t) -> Bool {
         let isExiting: UInt64 = 4  // PF_EXITING
-        guard let text = text("stat", of: process), let name = text.lastIndex(of: UInt8(ascii: ")")) else {
+        guard let fields = ProcessFiles.fields(of: process), fields.count > 6, let flags = UInt64(fields[6]) else {
             return true
         }
-        let fields = text[(name + 1)...].split(separator: UInt8(ascii: " "))
-        guard fields.count > 6, let flags = UInt64(String(decoding: fields[6], as: UTF8.self)) else { return true }
         return flags & isExiting != 0
-    }
-
-    private static func text(_ file: String, of process: pid_t) -> [UInt8]? {
-        guard let fd = try? FD.open("/proc/\(process)/\(file)", O_RDONLY) else { return nil }
-        return try? FD.readAll(fd.raw, limit: 1 << 16, from: "the process' \(file)")
     }
 }

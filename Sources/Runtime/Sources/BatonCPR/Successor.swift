@@ -195,7 +195,11 @@ final class Successor {
             reason = error.message
         }
         let timer = loop.schedule(at: EventLoop.now + limit) { [unowned self] in
-            reason = messages.tooLate(limit: limit)
+            // This process may have been the one that had no turn.
+            _ = messages.receive(from: channel)
+            if messages.stage == .starting {
+                reason = messages.refusal == nil ? messages.tooLate(limit: limit) : messages.ended
+            }
         }
         if reason == nil { run { messages.stage != .starting || reason != nil || cancellation != nil } }
         timer.cancel()

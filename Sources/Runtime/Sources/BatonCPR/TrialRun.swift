@@ -90,8 +90,20 @@ final class TrialRun {
         try loop.watch(reportReader, .readable) { [unowned self] _ in takeReport() }
         timer = loop.schedule(at: startedAt + limit) { [unowned self] in
             takeErrors()
-            if !decideByMessages() { decide(VMMError(messages.tooLate(limit: limit) + lastWords)) }
+            // This process may have been the one that had no turn.
+            _ = messages.receive(from: watchReader)
+            if !decideByMessages() { decide(VMMError(messages.tooLate(limit: limit) + whereabouts + lastWords)) }
         }
+    }
+
+    /// Where the trial hangs, as far as the kernel tells.
+    private var whereabouts: String {
+        guard let children = ProcessFiles.read("task/\(supervisor)/children", of: supervisor),
+            let child = children.split(separator: " ").first.flatMap({ pid_t($0) }),
+            let state = ProcessFiles.fields(of: child)?.first
+        else { return "" }
+        let call = ProcessFiles.read("syscall", of: child)?.prefix { $0 != " " && $0 != "\n" } ?? "unknown"
+        return " (it is in state \(state), system call \(call))"
     }
 
     /// Decides it, for whatever reason.
