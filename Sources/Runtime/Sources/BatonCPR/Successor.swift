@@ -365,10 +365,10 @@ final class Successor {
             if messages.stage != .committed, token.takeBackUnused() { return true }
             break
         }
-        // What frees our memory takes its time, beside the guest.
-        setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)
         if isAnothers { return false }
         Placeholder.leave()
+        // What frees our memory takes its time, beside the guest.
+        setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)
         _exit(0)
     }
 
