@@ -12,7 +12,8 @@ struct InheritedCallTests {
     /// They look at what a descriptor is, map memory, or concern the number and not what is behind it. `fcntl` and `ioctl`
     /// are looked at by their commands.
     private static let harmless: Set<String> = [
-        "fstat", "newfstatat", "statx", "lseek", "getsockname", "getpeername", "getsockopt", "mmap", "close", "dup", "pread64",
+        "fstat", "newfstatat", "statx", "lseek", "getsockname", "getpeername", "getsockopt", "mmap", "close", "dup",
+        "pread64",
         "fgetxattr", "readlink", "fstatfs", "kcmp",
     ]
     private static let commands: Set<String> = [
@@ -31,7 +32,8 @@ struct InheritedCallTests {
         let disk = try directory.writeSparse("disk", size: 1 << 20)
         let guest = try CountingGuest(extra: [
             "-cpr-enable", "restart", "-trace", "cpr_commit",
-            "-chardev", "socket,id=a,path=\(directory.file("a")),server=on,wait=off", "-device", "virtio-serial-pci,id=s",
+            "-chardev", "socket,id=a,path=\(directory.file("a")),server=on,wait=off", "-device",
+            "virtio-serial-pci,id=s",
             "-device", "virtconsole,bus=s.0,chardev=a", "-chardev", "pty,id=p", "-device", "virtio-serial-pci,id=t",
             "-device", "virtconsole,bus=t.0,chardev=p", "-chardev", "file,id=f,path=\(directory.file("f"))",
             "-drive", "file=\(disk),format=raw,if=none,id=d", "-device", "virtio-blk-pci,drive=d", "-netdev",
@@ -79,12 +81,15 @@ struct InheritedCallTests {
                 break
             }
             let number = call == "epoll_ctl" ? arguments.dropFirst(2).first : arguments.first
-            guard let fd = number.flatMap({ Int($0.prefix { $0.isNumber }) }), let name = inherited[fd] else { continue }
+            guard let fd = number.flatMap({ Int($0.prefix { $0.isNumber }) }), let name = inherited[fd] else {
+                continue
+            }
             seen[call, default: 0] += 1
             // Closed, and the number is another's from then on.
             if call == "close" { inherited[fd] = nil }
             if ["fcntl", "ioctl"].contains(call) {
-                let command = String((arguments.dropFirst().first ?? "").prefix { $0.isLetter || $0.isNumber || $0 == "_" })
+                let command = String(
+                    (arguments.dropFirst().first ?? "").prefix { $0.isLetter || $0.isNumber || $0 == "_" })
                 if command == "F_GETFL" { known[fd] = modes(line) }
                 // The modes that it has already change nothing for the old VMM.
                 let isSame = command == "F_SETFL" && known[fd] == modes(line)

@@ -283,7 +283,8 @@ struct TransferTests {
         let listener = try PacketSocket(listeningAt: pair.channel)
         let before = pair.guest.count
         try pair.guest.qmp.send(
-            #"{"execute": "cpr-update", "id": 7, "arguments": {"mode": "transfer", "channel": "\#(pair.channel)"}}"# + "\n")
+            #"{"execute": "cpr-update", "id": 7, "arguments": {"mode": "transfer", "channel": "\#(pair.channel)"}}"#
+                + "\n")
         // It never becomes ready.
         let peer = try listener.accept()
         _ = try peer.receive()
@@ -315,7 +316,8 @@ struct TransferTests {
     @Test(
         "Whatever a peer says that is no VMM, the guest stays",
         arguments: [
-            ("", "did not start within"), ("utter nonsense", "no message of a new VMM"), ("*Y|*Y", "no message of a new VMM"),
+            ("", "did not start within"), ("utter nonsense", "no message of a new VMM"),
+            ("*Y|*Y", "no message of a new VMM"),
             ("*Y", "did not load the guest's state within"), ("*C", "no message of a new VMM"),
             ("*Y|*C", "no message of a new VMM"), ("*Q", "no message of a new VMM"), ("*Fno", "refused: no"),
         ])

@@ -61,7 +61,8 @@ final class BrokenMode: CprMode {
     let summary = "the restart mode with one thing wrong, for the tests of baton-harness"
     let allocatorHook: (any AllocatorHook)? = Allocator()
     var promises: CprModePromises {
-        way == "promises-reboot" ? [.samePID, .keepsConnections, .executes, .survivesHostReboot]
+        way == "promises-reboot"
+            ? [.samePID, .keepsConnections, .executes, .survivesHostReboot]
             : [.samePID, .keepsConnections, .executes]
     }
 

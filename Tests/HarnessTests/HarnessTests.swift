@@ -39,7 +39,9 @@ struct HarnessTests {
     }
 
     @Test("The restart mode", arguments: rows(configuration("restart")))
-    func restart(row: String) throws { try expect(row, Self.restart, [.samePID, .keepsConnections, .executes, .handsOver, .saves]) }
+    func restart(row: String) throws {
+        try expect(row, Self.restart, [.samePID, .keepsConnections, .executes, .handsOver, .saves])
+    }
 
     @Test("The reboot mode", arguments: rows(configuration("reboot")))
     func reboot(row: String) throws { try expect(row, Self.reboot, [.survivesHostReboot, .saves]) }
@@ -48,5 +50,7 @@ struct HarnessTests {
     func transfer(row: String) throws { try expect(row, Self.transfer, [.keepsConnections, .connects, .handsOver]) }
 
     @Test("A preserver", arguments: rows(preserving("fd")).filter { $0.hasPrefix("preserver-") })
-    func preserver(row: String) throws { try expect(row, Self.preserver, [.samePID, .keepsConnections, .executes, .handsOver, .saves]) }
+    func preserver(row: String) throws {
+        try expect(row, Self.preserver, [.samePID, .keepsConnections, .executes, .handsOver, .saves])
+    }
 }

@@ -59,7 +59,8 @@ extension Harness {
             return try machine.expectRefusals(stopping: false) { [try machine.saveRefusal(), try machine.update()] }
         },
         Row(
-            "refuses-unwritable-file", "a checkpoint that cannot be written leaves the guest running and no file behind",
+            "refuses-unwritable-file",
+            "a checkpoint that cannot be written leaves the guest running and no file behind",
             .saves
         ) {
             harness in

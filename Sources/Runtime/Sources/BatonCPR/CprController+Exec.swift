@@ -114,12 +114,14 @@ extension CprController {
         try checkIdle()
         guard mode.promises.contains(target.promise) else {
             throw switch target {
-            case .command: VMMError(
-                "cpr-update needs a mode that executes the new VMM, which '\(mode.name)' does not",
-                hint: mode.promises.contains(.connects) ? "It takes a channel, in place of argv." : nil)
-            case .channel: VMMError(
-                "cpr-update needs a mode for a VMM that runs already, which '\(mode.name)' is not",
-                hint: "Enable one: -cpr-enable help shows which there are.")
+            case .command:
+                VMMError(
+                    "cpr-update needs a mode that executes the new VMM, which '\(mode.name)' does not",
+                    hint: mode.promises.contains(.connects) ? "It takes a channel, in place of argv." : nil)
+            case .channel:
+                VMMError(
+                    "cpr-update needs a mode for a VMM that runs already, which '\(mode.name)' is not",
+                    hint: "Enable one: -cpr-enable help shows which there are.")
             }
         }
         try target.check()

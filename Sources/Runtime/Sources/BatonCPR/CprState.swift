@@ -327,7 +327,8 @@ public struct CprState {
             guard let section = container.section(name) else { throw VMMError("section '\(name)' is missing") }
             guard versions.contains(section.version) else {
                 let known =
-                    versions.count == 1 ? "version \(versions.lowerBound)"
+                    versions.count == 1
+                    ? "version \(versions.lowerBound)"
                     : "versions \(versions.lowerBound) to \(versions.upperBound)"
                 throw VMMError("section '\(name)' has version \(section.version), this VMM knows \(known)")
             }

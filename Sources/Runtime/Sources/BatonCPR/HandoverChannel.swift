@@ -39,7 +39,9 @@ public enum HandoverChannel {
         defer { file?.remove() }
         while true {
             var state = pollfd(fd: listener.raw, events: Int16(POLLIN), revents: 0)
-            guard retryingInterrupts({ Int(poll(&state, 1, -1)) }) >= 0 else { throw .system("cannot wait at '\(path)'") }
+            guard retryingInterrupts({ Int(poll(&state, 1, -1)) }) >= 0 else {
+                throw .system("cannot wait at '\(path)'")
+            }
             let number = cbaton_accept(listener.raw)
             guard number >= 0 else { continue }
             let fd = OwnedFD(adopting: number)

@@ -28,7 +28,8 @@ public enum ModuleDescriptor {
         }
         descriptor.initialize(
             to: baton_module_descriptor(
-                magic: 0x444f_4d4e_4f54_4142, size: UInt32(MemoryLayout<baton_module_descriptor>.size), abi: BATON_MODULE_ABI,
+                magic: 0x444f_4d4e_4f54_4142, size: UInt32(MemoryLayout<baton_module_descriptor>.size),
+                abi: BATON_MODULE_ABI,
                 kind: text(kind), name: text(name), version: text(version), fingerprint: text(fingerprint),
                 capabilities: 0,
                 register_module: { registrar in
