@@ -319,7 +319,8 @@ struct TransferTests {
             ("", "did not start within"), ("utter nonsense", "no message of a new VMM"),
             ("*Y|*Y", "no message of a new VMM"),
             ("*Y", "did not load the guest's state within"), ("*C", "no message of a new VMM"),
-            ("*Y|*C", "ended before it took the guest over"), ("*Q", "no message of a new VMM"), ("*Fno", "refused: no"),
+            ("*Y|*C", "ended before it took the guest over"), ("*Q", "no message of a new VMM"),
+            ("*Fno", "refused: no"),
         ])
     func strangersAtTheOldVMM(_ words: String, _ reason: String) throws {
         let pair = try Pair()
