@@ -34,6 +34,7 @@ public final class MuxChardev: Chardev, ChardevFrontend {
     }
 
     public override var filename: String { "mux" }
+    public override var isShared: Bool { true }
     public override var isOpen: Bool { base.isOpen }
 
     /// The first front end gets the focus.

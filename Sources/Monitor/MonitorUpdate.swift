@@ -1,5 +1,4 @@
 import BatonRuntime
-import Chardev
 
 /// A monitor whose session goes on in the next process.
 protocol ResumableMonitor: ChardevFrontend {
@@ -60,7 +59,7 @@ public enum MonitorUpdate {
         switch cpr.monitorSockets {
         case .handedOver: true
         case .ended: false
-        case .connectionsKept, .kept: monitor.chardev is MuxChardev
+        case .connectionsKept, .kept: monitor.chardev.isShared
         }
     }
 

@@ -49,6 +49,8 @@ open class Chardev {
     /// `reopen-on-cpr=on`: an update closes the chardev, and the new process
     /// opens it anew.
     public var reopensOnCpr = false
+    /// Whether it is a multiplexer, which a monitor shares with devices.
+    open var isShared: Bool { false }
     /// The process before had it elsewhere, and nothing of it is taken over: see
     /// `MachineHandover.hasOwnCommandLine`.
     public var startsAnew = false
