@@ -20,6 +20,8 @@ public final class Harness: Sendable {
         /// `cpr-update` with a channel, to a VMM that has been started and waits.
         case transfer
 
+        /// Whether the new VMM is executed in the old one's process.
+        var executes: Bool { self == .oneStep || self == .threeSteps }
         /// Whether a checkpoint is saved to a file, and loaded from there.
         var savesToFile: Bool { self == .threeSteps || self == .newProcess }
 

@@ -270,13 +270,12 @@ struct CheckpointSafetyTests {
         #expect(try guest.process.waitForExit(by: .seconds(20)) == .status(0))
     }
 
-    private static let canTrace = (try? ChildProcess.run(["strace", "-o", "/dev/null", "true"])) != nil
-
     /// The last that the old VMM does before the exec is to mark descriptors, the one call of close_range that it makes:
     /// nobody looks for signals any more then, so the signal must wait for the new VMM.
     @Test(
         "A signal that comes when the old VMM is about to execute the new one ends the VM, and is not lost",
-        .enabled(if: canTrace, "needs strace, and the right to trace processes"), arguments: [SIGTERM, SIGINT, SIGHUP])
+        .enabled(if: SystemCallTrace.isAvailable, "needs strace, and the right to trace processes"),
+        arguments: [SIGTERM, SIGINT, SIGHUP])
     func signalBeforeTheExec(_ number: Int32) throws {
         let guest = try CountingGuest()
         let name = [SIGTERM: "TERM", SIGINT: "INT", SIGHUP: "HUP"][number] ?? ""

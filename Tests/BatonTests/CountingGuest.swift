@@ -102,6 +102,33 @@ final class CountingGuest {
         try eventually("the counter passes \(old), it is at \(count); \(process.report)") { self.count > old }
     }
 
+    // MARK: Updates in one step
+
+    /// `cpr-update` without a preflight, which would find most of what goes wrong in tests.
+    /// - Returns: the refusal, or "accepted".
+    func update(_ argv: [String], timeout: Int = 10_000) -> String {
+        refusal { try qmp.execute("cpr-update", ["argv": argv, "timeout-ms": timeout, "preflight": false]) }
+    }
+
+    /// Updates to a command that never becomes a VMM; returns when that has been executed.
+    func updateToWhatHangs(timeout: Int) throws {
+        let started = directory.file("started")
+        let script = "touch \(started); while :; do sleep 0.02; done"
+        try qmp.executeWithoutAnswer(
+            "cpr-update", ["argv": ["bash", "-c", script], "preflight": false, "timeout-ms": timeout])
+        try eventually("the exec") { FileManager.default.fileExists(atPath: started) }
+    }
+
+    /// The arguments of a counting guest in the background, with its files in a directory.
+    static func daemonArguments(in directory: TemporaryDirectory) throws -> [String] {
+        [
+            Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
+            "-object", "memory-backend-memfd,id=ram,size=16M", "-bios", "none", "-kernel", try image(),
+            "-daemonize", "-serial", "file:\(directory.file("serial"))", "-pidfile", directory.file("pid"),
+            "-cpr-enable", "restart", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+        ]
+    }
+
     // MARK: The steps of a restart
 
     func save(mode: String = "restart") throws {

@@ -7,12 +7,7 @@ import Testing
 struct DaemonTests {
     @Test func theParentEndsWhenTheMachineStandsAndTheDaemonCanBeUpdated() throws {
         let directory = try TemporaryDirectory()
-        let arguments = [
-            Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
-            "-object", "memory-backend-memfd,id=ram,size=16M", "-bios", "none", "-kernel", try CountingGuest.image(),
-            "-daemonize", "-serial", "file:\(directory.file("serial"))", "-pidfile", directory.file("pid"),
-            "-cpr-enable", "restart", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-        ]
+        let arguments = try CountingGuest.daemonArguments(in: directory)
         let parent = try ChildProcess(arguments)
         #expect(try parent.waitForExit() == .status(0))
         let qmp = try QMPClient(path: directory.file("qmp"))

@@ -7,7 +7,7 @@ import Testing
 @Suite(
     "Calls on inherited descriptors",
     .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"),
-    .enabled(if: canTrace, "needs strace, and the right to trace processes"))
+    .enabled(if: SystemCallTrace.isAvailable, "needs strace, and the right to trace processes"))
 struct InheritedCallTests {
     /// They look at what a descriptor is, map memory, or concern the number and not what is behind it. `fcntl` and `ioctl`
     /// are looked at by their commands.
@@ -103,5 +103,3 @@ struct InheritedCallTests {
         client.poll()
     }
 }
-
-private let canTrace = (try? ChildProcess.run(["strace", "-o", "/dev/null", "true"])) != nil

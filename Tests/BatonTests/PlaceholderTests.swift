@@ -6,15 +6,9 @@ import Testing
 /// with notices nothing.
 @Suite("Placeholders", .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
 struct PlaceholderTests {
-    private func update(_ guest: CountingGuest, _ argv: [String], timeout: Int = 10_000) -> String {
-        refusal {
-            try guest.qmp.execute("cpr-update", ["argv": argv, "timeout-ms": timeout, "preflight": false])
-        }
-    }
-
     private func refuse(_ guest: CountingGuest) throws {
         let before = guest.count
-        #expect(update(guest, guest.arguments + ["-bogus"]).contains("the new VMM refused: -bogus"))
+        #expect(guest.update(guest.arguments + ["-bogus"]).contains("the new VMM refused: -bogus"))
         try guest.waitForProgress(past: before)
     }
 
@@ -50,7 +44,7 @@ struct PlaceholderTests {
         let guest = try CountingGuest()
         for _ in 1...2 {
             let before = guest.count
-            #expect(update(guest, guest.arguments + ["-version"]).contains("refused: it ended, and gave no reason"))
+            #expect(guest.update(guest.arguments + ["-version"]).contains("refused: it ended, and gave no reason"))
             try guest.waitForProgress(past: before)
             #expect(try pids(guest).placeholder == guest.process.pid)
         }
@@ -96,7 +90,7 @@ struct PlaceholderTests {
                 (["sleep", "1000"], "did not start within"), (["/nowhere/baton"], "execvp"),
             ] {
                 let before = guest.count
-                let text = update(guest, argv, timeout: words == "did not start within" ? 300 : 10_000)
+                let text = guest.update(argv, timeout: words == "did not start within" ? 300 : 10_000)
                 #expect(text.contains(words), "\(text)")
                 try guest.waitForProgress(past: before)
                 let (vmm, placeholder) = try pids(guest)
@@ -115,7 +109,7 @@ struct PlaceholderTests {
         let guest = try CountingGuest()
         try refuse(guest)
         guest.process.signal(SIGSTOP)
-        for _ in 1...20 { #expect(update(guest, ["false"]).contains("ended during its start")) }
+        for _ in 1...20 { #expect(guest.update(["false"]).contains("ended during its start")) }
         guest.process.signal(SIGCONT)
         let vmm = try pids(guest).vmm
         try eventually("all that have ended are waited for") { try children(of: guest.process.pid) == [vmm] }
@@ -144,11 +138,7 @@ struct PlaceholderTests {
     func signalInTheNext() throws {
         let guest = try CountingGuest()
         try refuse(guest)
-        let started = guest.directory.file("started")
-        let script = "touch \(started); while :; do sleep 0.02; done"
-        try guest.qmp.executeWithoutAnswer(
-            "cpr-update", ["argv": ["bash", "-c", script], "preflight": false, "timeout-ms": 1000])
-        try eventually("the exec") { FileManager.default.fileExists(atPath: started) }
+        try guest.updateToWhatHangs(timeout: 1000)
         guest.process.signal(SIGTERM)
         #expect(try guest.process.waitForExit() == .status(0))
         #expect(guest.process.errors.contains("terminating on signal 15"))
@@ -179,7 +169,7 @@ struct PlaceholderTests {
         let guest = try CountingGuest()
         let before = guest.count
         let argv = ["bash", "-c", "\"$@\"; exit 3", "bash"] + guest.arguments + ["-bogus"]
-        #expect(update(guest, argv).contains("the new VMM refused: -bogus"))
+        #expect(guest.update(argv).contains("the new VMM refused: -bogus"))
         #expect(try guest.process.waitForExit() == .status(3))
         try guest.waitForProgress(past: before)
         #expect(try pids(guest).placeholder == nil)
@@ -189,12 +179,7 @@ struct PlaceholderTests {
     @Test("A daemon is ended by the PID that it was started with, and its PID file names the VMM")
     func daemon() throws {
         let directory = try TemporaryDirectory()
-        let arguments = [
-            Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
-            "-object", "memory-backend-memfd,id=ram,size=16M", "-bios", "none", "-kernel", try CountingGuest.image(),
-            "-daemonize", "-serial", "file:\(directory.file("serial"))", "-pidfile", directory.file("pid"),
-            "-cpr-enable", "restart", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-        ]
+        let arguments = try CountingGuest.daemonArguments(in: directory)
         func stated() throws -> pid_t? {
             pid_t(try String(contentsOfFile: directory.file("pid"), encoding: .utf8).trimmingCharacters(in: .newlines))
         }

@@ -8,12 +8,6 @@ import Testing
     "Around an update",
     .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
 struct SessionTests {
-    private func update(_ guest: CountingGuest, _ argv: [String], timeout: Int = 10_000) -> String {
-        refusal {
-            try guest.qmp.execute("cpr-update", ["argv": argv, "timeout-ms": timeout, "preflight": false])
-        }
-    }
-
     private func expectNobody(_ guest: CountingGuest) throws {
         while try guest.qmp.receive() != nil {}
         let count = guest.count
@@ -37,14 +31,14 @@ struct SessionTests {
         #expect(getsid(guest.process.pid) == guest.process.pid)
         let before = guest.count
         // One that crashes, and is gone before anybody can see it; one that is ended.
-        #expect(update(guest, ["sh", "-c", "kill -SEGV $$"]).contains("ended during its start"))
+        #expect(guest.update(["sh", "-c", "kill -SEGV $$"]).contains("ended during its start"))
         try guest.waitForProgress(past: before)
         #expect(try guest.qmp.status() == "running")
         close(ends.1)
         // Nobody has the terminal any more.
         close(ends.0)
         let count = guest.count
-        #expect(update(guest, ["sleep", "1000"], timeout: 300).contains("did not start within 300 ms"))
+        #expect(guest.update(["sleep", "1000"], timeout: 300).contains("did not start within 300 ms"))
         try guest.waitForProgress(past: count)
         #expect(try guest.qmp.status() == "running")
         #expect(!guest.process.errors.contains("terminating on signal"))
@@ -61,7 +55,7 @@ struct SessionTests {
         close(ends.1)
         close(ends.0)
         try guest.waitForProgress(past: guest.count)
-        #expect(update(guest, ["false"]).contains("taken back"))
+        #expect(guest.update(["false"]).contains("taken back"))
         try guest.waitForProgress(past: guest.count)
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
         try guest.waitForProgress(past: guest.count)
@@ -92,11 +86,7 @@ struct SessionTests {
     @Test("A stop that the new VMM did not come to is not undone by the guest's return")
     func stopOfOneThatHangs() throws {
         let guest = try CountingGuest()
-        let started = guest.directory.file("started")
-        let script = "touch \(started); while :; do sleep 0.02; done"
-        try guest.qmp.executeWithoutAnswer(
-            "cpr-update", ["argv": ["bash", "-c", script], "preflight": false, "timeout-ms": 2000])
-        try eventually("the exec") { FileManager.default.fileExists(atPath: started) }
+        try guest.updateToWhatHangs(timeout: 2000)
         guest.process.signal(SIGTERM)
         try guest.process.waitForExit()
         try expectNobody(guest)
@@ -180,8 +170,8 @@ struct SessionTests {
         let manager = try Manager(directory)
         let guest = try CountingGuest(environment: ["NOTIFY_SOCKET": manager.path])
         #expect(try manager.next().text == "READY=1")
-        #expect(update(guest, guest.arguments + ["-bogus"]).contains("the new VMM refused: -bogus"))
-        #expect(update(guest, ["sleep", "1000"], timeout: 300).contains("did not start within 300 ms"))
+        #expect(guest.update(guest.arguments + ["-bogus"]).contains("the new VMM refused: -bogus"))
+        #expect(guest.update(["sleep", "1000"], timeout: 300).contains("did not start within 300 ms"))
         try guest.waitForProgress(past: guest.count)
         #expect(manager.isQuiet && guest.process.isRunning)
         try guest.qmp.execute("quit")
@@ -229,7 +219,7 @@ struct SessionTests {
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
         try guest.waitForProgress(past: guest.count)
         #expect(guest.process.errors.contains("PID 1"))
-        #expect(update(guest, guest.arguments + ["-bogus"]).contains("the new VMM refused: -bogus"))
+        #expect(guest.update(guest.arguments + ["-bogus"]).contains("the new VMM refused: -bogus"))
         try guest.waitForProgress(past: guest.count)
         #expect(guest.process.isRunning)
         // Of the process that has the guest now it is not true any more.
@@ -248,7 +238,7 @@ struct SessionTests {
         let guest = try CountingGuest(prefix: Self.unshare)
         let go = guest.directory.file("go")
         let script = "while [ ! -e \(go) ]; do sleep 0.02; done; exec \"$@\""
-        let text = update(guest, ["sh", "-c", script, "sh"] + guest.arguments, timeout: 500)
+        let text = guest.update(["sh", "-c", script, "sh"] + guest.arguments, timeout: 500)
         #expect(text.contains("did not start within 500 ms"), "\(text)")
         try guest.waitForProgress(past: guest.count)
         try guest.directory.write("go", "")

@@ -13,32 +13,51 @@ struct TransferTests {
     private struct Pair {
         let guest: CountingGuest
         var channel: String { guest.directory.file("cpr") }
-        var incoming: [String] {
-            [
-                "-incoming",
-                #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#,
-            ]
-        }
 
         init(extra: [String] = []) throws { guest = try CountingGuest(extra: TransferTests.enable + extra) }
 
         /// Starts a VMM, and waits until it can be reached.
+        /// - Parameter place: where, if not at `channel`.
         func start(
-            _ arguments: [String]? = nil, _ more: [String] = [], prefix: [String] = []
+            _ arguments: [String]? = nil, _ more: [String] = [], prefix: [String] = [], at place: String? = nil
         ) throws -> ChildProcess {
+            let channel = place ?? self.channel
+            let incoming = [
+                "-incoming",
+                #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#,
+            ]
             let process = try ChildProcess(prefix + (arguments ?? guest.arguments) + incoming + more)
             try eventually("it waits at its channel; \(process.report)") {
-                try !process.isRunning || ListeningSocket.exists(at: self.channel)
+                try !process.isRunning || ListeningSocket.exists(at: channel)
             }
             return process
         }
 
-        @discardableResult
+        /// The guest's arguments, with the monitor elsewhere.
+        func arguments(monitor path: String) -> [String] {
+            guest.arguments.map { $0.replacingOccurrences(of: guest.directory.file("qmp"), with: path) }
+        }
+
+        private func request(_ more: [String: Any]) -> [String: Any] {
+            more.merging(["mode": "transfer", "channel": channel]) { first, _ in first }
+        }
+
         func update(_ more: [String: Any] = [:]) -> String {
-            refusal {
-                try guest.qmp.execute(
-                    "cpr-update", more.merging(["mode": "transfer", "channel": channel]) { first, _ in first })
+            refusal { try guest.qmp.execute("cpr-update", request(more)) }
+        }
+
+        /// Asks for an update; `refusalOfBegun` follows.
+        func begin(_ more: [String: Any] = [:]) throws {
+            try guest.qmp.executeWithoutAnswer("cpr-update", request(more))
+        }
+
+        /// - Returns: as `update`.
+        func refusalOfBegun() throws -> String {
+            while let message = try guest.qmp.receive() {
+                if let error = message["error"] as? [String: Any] { return error["desc"] as? String ?? "" }
+                if message["return"] != nil { return "accepted" }
             }
+            throw TestError("the VMM closed the connection")
         }
 
         /// The guest must be in the old VMM, in order.
@@ -96,7 +115,7 @@ struct TransferTests {
         let client = try StreamClient(socket: first)
         let new = try pair.start()
         new.signal(SIGSTOP)
-        try pair.guest.qmp.executeWithoutAnswer("cpr-update", ["mode": "transfer", "channel": pair.channel])
+        try pair.begin()
         let late = try StreamClient(socket: second)
         // The old VMM has it before the guest changes hands.
         let chardevs = { (qmp: QMPClient) in
@@ -140,9 +159,8 @@ struct TransferTests {
         let pair = try Pair()
         let directory = pair.guest.directory
         let new = try pair.start(
-            pair.guest.arguments.map {
-                $0.replacingOccurrences(of: directory.file("qmp"), with: directory.file("other-qmp"))
-                    .replacingOccurrences(of: directory.file("serial"), with: directory.file("other-serial"))
+            pair.arguments(monitor: directory.file("other-qmp")).map {
+                $0.replacingOccurrences(of: directory.file("serial"), with: directory.file("other-serial"))
             }, ["-S"])
         #expect(pair.update() == "accepted")
         #expect(try pair.guest.process.waitForExit() == .status(0))
@@ -171,23 +189,13 @@ struct TransferTests {
         let directory = try TemporaryDirectory()
         chmod(directory.path, 0o777)
         let channel = directory.file("cpr")
-        let arguments =
-            pair.guest.arguments.map {
-                $0.replacingOccurrences(of: pair.guest.directory.file("qmp"), with: directory.file("qmp"))
-            } + [
-                "-incoming",
-                #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#,
-            ]
-        let new = try ChildProcess(Self.asUser + arguments)
-        try eventually("it waits at its channel; \(new.report)") {
-            try !new.isRunning || ListeningSocket.exists(at: channel)
-        }
+        let new = try pair.start(
+            pair.arguments(monitor: directory.file("qmp")), prefix: Self.asUser, at: channel)
         try #require(new.isRunning, "\(new.report)")
         let before = pair.guest.count
         #expect(pair.update(["channel": channel]).contains("is of user \(user)"))
         try pair.expectHere(past: before)
         let answer = pair.update(["channel": channel, "peer-uid": user])
-        // Its log and serial file may be out of its reach: then it says so, and the guest is here.
         try #require(answer == "accepted", "\(answer)")
         let qmp = try QMPClient(path: directory.file("qmp"), of: new)
         #expect(try qmp.status() == "running")
@@ -202,9 +210,7 @@ struct TransferTests {
         let pair = try Pair()
         let (guest, directory) = (pair.guest, pair.guest.directory)
         let new = try pair.start(
-            guest.arguments.map {
-                $0.replacingOccurrences(of: directory.file("qmp"), with: directory.file("other-qmp"))
-            }, ["-incoming", "tcp:127.0.0.1:44444"])
+            pair.arguments(monitor: directory.file("other-qmp")), ["-incoming", "tcp:127.0.0.1:44444"])
         let main: [String: Any] = [
             "channel-type": "main",
             "addr": ["transport": "socket", "type": "inet", "host": "127.0.0.1", "port": "44444"],
@@ -282,18 +288,12 @@ struct TransferTests {
         let other = try QMPClient(path: directory.file("other"), of: pair.guest.process)
         let listener = try PacketSocket(listeningAt: pair.channel)
         let before = pair.guest.count
-        try pair.guest.qmp.send(
-            #"{"execute": "cpr-update", "id": 7, "arguments": {"mode": "transfer", "channel": "\#(pair.channel)"}}"#
-                + "\n")
+        try pair.begin()
         // It never becomes ready.
         let peer = try listener.accept()
         _ = try peer.receive()
         try other.execute("migrate_cancel")
-        var answer: [String: Any]?
-        try withExtendedLifetime(peer) {
-            while answer?["id"] as? Int != 7 { answer = try pair.guest.qmp.receive() }
-        }
-        let text = (answer?["error"] as? [String: Any])?["desc"] as? String ?? "accepted"
+        let text = try withExtendedLifetime(peer) { try pair.refusalOfBegun() }
         #expect(text == "the update failed, and the guest goes on here: it was cancelled")
         try pair.expectHere(past: before)
         try pair.end(pair.guest.process)
@@ -326,19 +326,13 @@ struct TransferTests {
         let pair = try Pair()
         let listener = try PacketSocket(listeningAt: pair.channel)
         let before = pair.guest.count
-        try pair.guest.qmp.send(
-            #"{"execute": "cpr-update", "id": 7, "arguments": {"mode": "transfer", "channel": "\#(pair.channel)", "#
-                + #""timeout-ms": 600, "downtime-ms": 400}}"# + "\n")
+        try pair.begin(["timeout-ms": 600, "downtime-ms": 400])
         let peer = try listener.accept()
         let secret = Array(try peer.receive().prefix(8))
         for word in words.split(separator: "|") {
             _ = peer.send(word.hasPrefix("*") ? secret + Array(word.dropFirst().utf8) : Array(word.utf8))
         }
-        var answer: [String: Any]?
-        try withExtendedLifetime(peer) {
-            while answer?["id"] as? Int != 7 { answer = try pair.guest.qmp.receive() }
-        }
-        let text = (answer?["error"] as? [String: Any])?["desc"] as? String ?? "accepted"
+        let text = try withExtendedLifetime(peer) { try pair.refusalOfBegun() }
         #expect(text.contains(reason), "\(text)")
         try pair.expectHere(past: before)
         try pair.end(pair.guest.process)

@@ -7,11 +7,8 @@ import Testing
 /// happen, and the guest must go on from where it stopped.
 @Suite(.enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
 struct UpdateTests {
-    /// Without a preflight, which would find most of what goes wrong here.
     private func update(_ guest: CountingGuest, _ argv: [String], timeout: Int = 10_000) throws -> String {
-        let answer = refusal {
-            try guest.qmp.execute("cpr-update", ["argv": argv, "timeout-ms": timeout, "preflight": false])
-        }
+        let answer = guest.update(argv, timeout: timeout)
         return answer == "accepted" ? "updated" : answer
     }
 

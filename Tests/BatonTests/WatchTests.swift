@@ -8,12 +8,6 @@ import Testing
     "The watch over an update",
     .enabled(if: GuestBuilder.isAvailable, "needs clang and ld.lld of the Swift toolchain"))
 struct WatchTests {
-    private func update(_ guest: CountingGuest, _ argv: [String], timeout: Int = 10_000) -> String {
-        refusal {
-            try guest.qmp.execute("cpr-update", ["argv": argv, "timeout-ms": timeout, "preflight": false])
-        }
-    }
-
     /// For each inherited descriptor whose link is like a shell pattern.
     private func forEach(_ pattern: String, _ command: String) -> String {
         "for fd in /proc/self/fd/*; do n=${fd##*/}; [ $n -gt 2 ] || continue; "
@@ -27,7 +21,7 @@ struct WatchTests {
         let guest = try CountingGuest()
         let before = guest.count
         let script = "printf %s \(String(repeating: letter, count: 9)) >&${BATON_CPR_REPORT%%:*}; "
-        let text = update(guest, ["bash", "-c", script + "exec sleep 1000"], timeout: 2000)
+        let text = guest.update(["bash", "-c", script + "exec sleep 1000"], timeout: 2000)
         #expect(text.contains("no message of a new VMM"), "\(text)")
         try guest.waitForProgress(past: before)
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
@@ -42,10 +36,10 @@ struct WatchTests {
             forEach("pipe:*|/memfd:*", "timeout 0.2 head -c 1 <&$n >/dev/null 2>&1")
             + "timeout 0.2 head -c 1 <&${BATON_CPR_REPORT%%:*} >/dev/null 2>&1; "
         let before = guest.count
-        #expect(update(guest, ["bash", "-c", script + "exit 1"]).contains("taken back"))
+        #expect(guest.update(["bash", "-c", script + "exit 1"]).contains("taken back"))
         try guest.waitForProgress(past: before)
         // Nor does it keep the new VMM from it.
-        #expect(update(guest, ["bash", "-c", script + "exec \"$@\"", "bash"] + guest.arguments) == "accepted")
+        #expect(guest.update(["bash", "-c", script + "exec \"$@\"", "bash"] + guest.arguments) == "accepted")
         try guest.waitForProgress(past: guest.count)
         try guest.qmp.execute("quit")
     }
@@ -56,7 +50,7 @@ struct WatchTests {
         let file = guest.directory.file("token")
         let script = forEach("*cpr-token*", "echo $fd >\(file)") + forEach("*cpr-state*", "echo $fd >\(file).state")
         let before = guest.count
-        #expect(update(guest, ["sh", "-c", script + "exec \"$@\"", "sh"] + guest.arguments) == "accepted")
+        #expect(guest.update(["sh", "-c", script + "exec \"$@\"", "sh"] + guest.arguments) == "accepted")
         #expect(!FileManager.default.fileExists(atPath: file))
         #expect(FileManager.default.fileExists(atPath: file + ".state"))
         try guest.waitForProgress(past: before)
@@ -93,7 +87,7 @@ struct WatchTests {
         let compiler = try #require(Products.find("clang"))
         let program = guest.directory.file("thief")
         try ChildProcess.run([compiler, "-o", program, try guest.directory.write("thief.c", Self.thief)])
-        let text = update(guest, [program])
+        let text = guest.update([program])
         #expect(text.contains("taken back"), "\(text)")
         try guest.qmp.execute("quit")
     }
@@ -107,7 +101,7 @@ struct WatchTests {
             let text = try String(contentsOfFile: file, encoding: .utf8)
             return try #require(pid_t(text.trimmingCharacters(in: .whitespacesAndNewlines)))
         }
-        #expect(update(guest, ["sh", "-c", script, "sh"] + guest.arguments) == "accepted")
+        #expect(guest.update(["sh", "-c", script, "sh"] + guest.arguments) == "accepted")
         let first = try holder()
         let pid = guest.process.pid
         try eventually("the old VMM ends") {
@@ -135,7 +129,7 @@ struct WatchTests {
             : "printf \(text) >\(guest.directory.file("bad")); exec 200<\(guest.directory.file("bad")); "
                 + "BATON_CPR_STATE=200; "
         // dash has no descriptors of more than one digit.
-        let answer = update(guest, ["bash", "-c", damage + "exec \"$@\"", "sh"] + guest.arguments)
+        let answer = guest.update(["bash", "-c", damage + "exec \"$@\"", "sh"] + guest.arguments)
         #expect(answer.contains("the new VMM refused: ") && answer.contains("CPR"), "\(answer)")
         try guest.waitForProgress(past: guest.count)
         try guest.qmp.execute("quit")

@@ -9,7 +9,7 @@ extension Harness {
         ) {
             harness in
             let machine = try harness.machine()
-            for way in harness.ways where way != .newProcess && way != .transfer {
+            for way in harness.ways where way.executes {
                 for _ in 0..<3 {
                     try machine.go(way)
                     let status = try machine.status()
@@ -31,7 +31,7 @@ extension Harness {
         ) { harness in
             let machine = try harness.machine()
             guard let monitor = machine.monitor else { throw Failure("there is no monitor") }
-            for way in harness.ways where way != .newProcess && way != .transfer {
+            for way in harness.ways where way.executes {
                 try monitor.send("info st")
                 try monitor.expect("info st")
                 try machine.go(way)
@@ -52,7 +52,7 @@ extension Harness {
             }
             // Listeners and connections of two monitors and the serial line, a pty and a file.
             try require(held.held.count >= 8, "the VMM has \(held.held.map(\.link)) open")
-            for way in harness.ways where way != .newProcess && way != .transfer {
+            for way in harness.ways where way.executes {
                 try machine.go(way)
                 try held.expectKept(by: try machine.statedPID())
             }

@@ -67,12 +67,6 @@ public enum HandoverChannel {
     private static func mayTrust(_ user: UInt32) -> Bool { user == 0 || user == geteuid() }
 
     private static func isIntroduced(_ fd: Int32) -> Bool {
-        let deadline = EventLoop.now + introductionLimit
-        while true {
-            let left = deadline - EventLoop.now
-            var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
-            guard left > 0, poll(&state, 1, Int32(left / 1_000_000 + 1)) >= 0 || errno == EINTR else { return false }
-            if state.revents != 0 { return HandoverMessage.isIntroduction(nextOn: fd) }
-        }
+        FD.awaitInput(fd, until: EventLoop.now + introductionLimit) && HandoverMessage.isIntroduction(nextOn: fd)
     }
 }

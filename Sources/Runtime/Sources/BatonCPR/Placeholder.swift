@@ -53,9 +53,7 @@ enum Placeholder {
                 default: return nil
                 }
             } catch { return nil }
-            var state = pollfd(fd: link.channel, events: Int16(POLLIN), revents: 0)
-            let left = deadline - EventLoop.now
-            guard left > 0, poll(&state, 1, Int32(left / 1_000_000 + 1)) >= 0 || errno == EINTR else { return nil }
+            guard FD.awaitInput(link.channel, until: deadline) else { return nil }
         }
     }
 

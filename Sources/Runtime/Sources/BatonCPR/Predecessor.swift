@@ -39,16 +39,12 @@ final class Predecessor {
         let stateFD = OwnedFD(adopting: message.state)
         var state = try parse(stateFD.raw)
         let deadline = EventLoop.now + introductionLimit
-        var fds: [Int32] = []
-        while fds.count < state.passedFDs {
-            guard let next = try HandoverMessage.receive(channel, secret: message.secret) else {
+        let fds = try descriptors(of: state, "the CPR state") { () throws(VMMError) -> HandoverMessage? in
+            while true {
+                if let next = try HandoverMessage.receive(channel, secret: message.secret) { return next }
                 try awaitInput(channel, until: deadline)
-                continue
             }
-            guard case .descriptors(let more) = next else { throw VMMError("the CPR state lacks descriptors") }
-            fds += more
         }
-        guard fds.count == state.passedFDs else { throw VMMError("the CPR state has too many descriptors") }
         guard state.isSent else { throw VMMError("the CPR state is for a process that inherits it") }
         state.adopt(fds)
         state.link = link
@@ -56,13 +52,8 @@ final class Predecessor {
     }
 
     private static func awaitInput(_ channel: Int32, until deadline: Int64) throws(VMMError) {
-        while true {
-            let left = deadline - EventLoop.now
-            var state = pollfd(fd: channel, events: Int16(POLLIN), revents: 0)
-            guard left > 0 else {
-                throw VMMError("the CPR state did not come within \(introductionLimit / 1_000_000) ms")
-            }
-            if poll(&state, 1, Int32(left / 1_000_000 + 1)) > 0 { return }
+        guard FD.awaitInput(channel, until: deadline) else {
+            throw VMMError("the CPR state did not come within \(introductionLimit / 1_000_000) ms")
         }
     }
 
@@ -72,6 +63,22 @@ final class Predecessor {
         do throws(VMMError) { return try CprState(parsing: bytes) } catch {
             throw error.prefixed("cannot use the guest's state")
         }
+    }
+
+    /// Takes the descriptors that go along with a state.
+    /// - Parameters:
+    ///   - name: the state, as messages have it.
+    ///   - next: waits for the next message; nil when there is none any more.
+    private static func descriptors(
+        of state: CprState, _ name: String, next: () throws(VMMError) -> HandoverMessage?
+    ) throws(VMMError) -> [Int32] {
+        var fds: [Int32] = []
+        while fds.count < state.passedFDs {
+            guard case .descriptors(let more)? = try next() else { throw VMMError("\(name) lacks descriptors") }
+            fds += more
+        }
+        guard fds.count == state.passedFDs else { throw VMMError("\(name) has too many descriptors") }
+        return fds
     }
 
     /// What changes hands.
@@ -103,14 +110,7 @@ final class Predecessor {
         _ = tokenFD.release()
         let stateFD = OwnedFD(adopting: memfd)
         let state = try Predecessor.parse(stateFD.raw)
-        var fds: [Int32] = []
-        while fds.count < state.passedFDs {
-            guard case .descriptors(let more)? = try next(vm) else {
-                throw VMMError("the guest's state lacks descriptors")
-            }
-            fds += more
-        }
-        guard fds.count == state.passedFDs else { throw VMMError("the guest's state has too many descriptors") }
+        let fds = try Predecessor.descriptors(of: state, "the guest's state") { () throws(VMMError) in try next(vm) }
         return State(state: state, checkpoint: checkpoint, fds: fds)
     }
 

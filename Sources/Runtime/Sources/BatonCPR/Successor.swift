@@ -401,15 +401,8 @@ final class Successor {
     private func end() {
         guard !isAnothers else { return }
         cbaton_pidfd_send_signal(process, SIGKILL)
-        let deadline = EventLoop.now + Successor.endLimit
-        while true {
-            var state = pollfd(fd: process, events: Int16(POLLIN), revents: 0)
-            let left = deadline - EventLoop.now
-            if left > 0, poll(&state, 1, Int32(left / 1_000_000 + 1)) == 0 { continue }
-            if state.revents != 0 { return }
-            guard left > 0 else {
-                return Report.warning("the process that was to take over has been killed, and does not end yet")
-            }
+        if !FD.awaitInput(process, until: EventLoop.now + Successor.endLimit) {
+            Report.warning("the process that was to take over has been killed, and does not end yet")
         }
     }
 

@@ -225,13 +225,11 @@ final class TrialRun {
         timer?.cancel()
         let limit = EventLoop.now + TrialRun.endLimit
         while !hasEnded {
-            let left = limit - EventLoop.now
-            guard left > 0 else {
+            guard FD.awaitInput(reportReader, until: limit) else {
                 abandon()
                 break
             }
-            var state = pollfd(fd: reportReader, events: Int16(POLLIN), revents: 0)
-            if poll(&state, 1, Int32(left / 1_000_000 + 1)) > 0 { takeReport() }
+            takeReport()
         }
         cbaton_reap(supervisor)
         for fd in [watchReader, errorReader, reportReader] {

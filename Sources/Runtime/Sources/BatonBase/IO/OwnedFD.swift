@@ -1,3 +1,4 @@
+import CBaton
 import Glibc
 
 /// A file descriptor that is closed when its owner goes away.
@@ -57,6 +58,18 @@ public enum FD {
         let length = readlink("/proc/self/fd/\(fd)", &path, path.count)
         guard length > 0 else { return nil }
         return String(decoding: path.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    /// Waits until a read of `fd` would not block: something has come, or its end, or an error.
+    /// - Parameter deadline: as of CLOCK_MONOTONIC in nanoseconds.
+    /// - Returns: false when nothing has come until then.
+    public static func awaitInput(_ fd: Int32, until deadline: Int64) -> Bool {
+        while true {
+            let left = deadline - cbaton_monotonic_ns()
+            guard left > 0 else { return false }
+            var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+            if poll(&state, 1, Int32(min(left / 1_000_000 + 1, 1 << 30))) > 0 { return true }
+        }
     }
 
     /// Whether `fd` is open in this process.

@@ -118,10 +118,7 @@ public enum SocketAddress: Equatable {
     /// are, is refused a connection for its type, and does not notice.
     private var isServed: Bool {
         guard var raw = try? resolve(passive: false).first else { return false }
-        let kind = Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
-        let number = socket(AF_UNIX, kind, 0)
-        guard number >= 0 else { return true }
-        let fd = OwnedFD(adopting: number)
+        guard let fd = try? Self.makeSocket(raw, .packets) else { return true }
         return raw.withPointer { connect(fd.raw, $0, $1) } == 0 || ![ECONNREFUSED, ENOENT].contains(errno)
     }
 
