@@ -61,10 +61,8 @@ public enum ChardevUpdate {
 
 extension MachineHandover {
     /// Saves a chardev's descriptor for the next process.
-    func save(_ fd: Int32, of chardev: Chardev, as what: String) throws(VMMError) {
-        let name = ChardevUpdate.name(chardev.id, what)
-        fds.delete(name)
-        try fds.save(name, fd)
+    func save(_ fd: Int32, of chardev: Chardev, as what: String) {
+        fds.replace(ChardevUpdate.name(chardev.id, what), fd)
     }
 
     /// Undoes `save`.
@@ -74,7 +72,7 @@ extension MachineHandover {
 
     /// Hands a chardev's state to the next process.
     func handOver(_ chardev: Chardev, _ fill: (inout StateWriter) -> Void) {
-        var writer = StateWriter()
+        var writer = StateWriter(capacity: 128)
         writer.put("backend", chardev.backend)
         fill(&writer)
         handOver(ChardevUpdate.part(chardev.id), writer)

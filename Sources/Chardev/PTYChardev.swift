@@ -65,7 +65,7 @@ public final class PTYChardev: StreamChardev {
 
     public override func handOver(to cpr: any MachineHandover) throws(VMMError) {
         guard !reopensOnCpr, masterFD >= 0 else { return }
-        try cpr.save(masterFD, of: self, as: "master")
+        cpr.save(masterFD, of: self, as: "master")
         cpr.handOver(self) {
             $0.put("slave-path", slavePath)
             $0.put("unsent", bytes: unsentBytes)

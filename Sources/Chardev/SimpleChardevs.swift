@@ -13,6 +13,9 @@ public final class NullChardev: Chardev {
 public final class FileChardev: Chardev {
     /// The open file; -1 after `shutDown`. Owned.
     public private(set) var outputFD: Int32
+    private let serial = PreservedFDs.newSerial()
+    /// Made once, as there may be many.
+    private lazy var fdName = ChardevUpdate.name(id, "file")
     private var hasFailed = false
     private let path: String
 
@@ -67,7 +70,7 @@ public final class FileChardev: Chardev {
 
     public override func handOver(to cpr: any MachineHandover) throws(VMMError) {
         guard !reopensOnCpr, outputFD > 2 else { return }
-        try cpr.save(outputFD, of: self, as: "file")
+        cpr.fds.replace(fdName, outputFD, serial: serial)
         cpr.handOver(self) { $0.put("path", path) }
     }
 

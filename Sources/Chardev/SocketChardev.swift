@@ -104,8 +104,8 @@ public final class SocketChardev: StreamChardev {
         guard !reopensOnCpr else { return }
         let sockets = frontend?.isMonitor == true ? cpr.monitorSockets : .handedOver
         guard sockets != .kept else { return }
-        if listenerFD >= 0 { try cpr.save(listenerFD, of: self, as: "listener") }
-        if connectionFD >= 0, sockets == .handedOver { try cpr.save(connectionFD, of: self, as: "connection") }
+        if listenerFD >= 0 { cpr.save(listenerFD, of: self, as: "listener") }
+        if connectionFD >= 0, sockets == .handedOver { cpr.save(connectionFD, of: self, as: "connection") }
         cpr.handOver(self) { $0.put("unsent", bytes: unsentBytes) }
     }
 

@@ -29,7 +29,7 @@ struct PauseBenchmark {
         for (size, bytes) in Self.sizes {
             let memory = try Memory(size: size, bytes: bytes, image: image)
             let update = try compare(size, memory, steps: true)
-            if base == 0 { base = update.median }
+            if base == 0 { base = update.outside.median }
         }
         for (size, bytes) in Self.usedSizes {
             guard let memory = try Memory(size: size, used: bytes, image: image) else {
@@ -40,18 +40,34 @@ struct PauseBenchmark {
         }
         let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
         let held = try baton(memory, Self.update, descriptors: Self.descriptors)
-        row("128M, cpr-update, \(Self.descriptors) descriptors", held, more: held.median - base)
+        row("128M, cpr-update, \(Self.descriptors) descriptors", held, base: base)
         let files = (0..<Self.descriptors).flatMap { ["-chardev", "file,id=c\($0),path=\(directory.file("c\($0)"))"] }
         let chardevs = try baton(memory, Self.update, extra: files)
-        row("128M, cpr-update, \(Self.descriptors) file chardevs", chardevs, more: chardevs.median - base)
+        row("128M, cpr-update, \(Self.descriptors) file chardevs", chardevs, base: base)
         for count in Self.deviceCounts {
             let devices = try baton(memory, Self.update, extra: networkCards(count))
-            row("128M, cpr-update, \(count) network cards", devices, more: devices.median - base)
+            row("128M, cpr-update, \(count) network cards", devices, base: base)
+        }
+        print("the guest's work in the first second after a restart, as a part of that in the second before:")
+        try work("128M", Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image))
+        for (size, bytes) in Self.usedSizes {
+            if let memory = try Memory(size: size, used: bytes, image: image) { try work("\(size) in use", memory) }
         }
     }
 
+    private static let worksMeasured = 5
+
+    private func work(_ name: String, _ memory: Memory) throws {
+        let samples = try measure(memory, Self.update) { probe, messages in
+            try (0..<Self.worksMeasured).map { _ in try probe.work(messages) }
+        }.sorted()
+        let text = String(
+            format: "%7.1f %%   (%.1f to %.1f)", samples[samples.count / 2], samples[0], samples.last ?? 0)
+        print("  \("\(name), cpr-update".padding(toLength: 36, withPad: " ", startingAt: 0))\(text)")
+    }
+
     /// Beside QEMU, if that is there.
-    private func compare(_ name: String, _ memory: Memory, steps: Bool) throws -> Summary {
+    private func compare(_ name: String, _ memory: Memory, steps: Bool) throws -> Pauses {
         let update = try baton(memory, Self.update)
         row("\(name), baton cpr-update", update)
         if steps { row("\(name), baton save, exec, load", try baton(memory, Self.threeSteps)) }
@@ -59,7 +75,7 @@ struct PauseBenchmark {
         let other = try cprExec(qemu, memory)
         row("\(name), QEMU \(qemu.version) cpr-exec", other)
         let title = "\(name), baton / QEMU".padding(toLength: 36, withPad: " ", startingAt: 0)
-        print("  \(title)" + String(format: "%7.2f", update.median / other.median))
+        print("  \(title)" + String(format: "%7.2f", update.outside.median / other.median))
         return update
     }
 
@@ -81,6 +97,20 @@ struct PauseBenchmark {
     private func row(_ name: String, _ summary: Summary, more: Double? = nil) {
         let text = more.map { String(format: "  %+.2f ms", $0) } ?? ""
         print("  \(name.padding(toLength: 36, withPad: " ", startingAt: 0))\(summary)\(text)")
+    }
+
+    private func row(_ name: String, _ pauses: Pauses, base: Double? = nil) {
+        row(name, pauses.outside, more: base.map { pauses.outside.median - $0 })
+        print(
+            "    as the VMM has it:                "
+                + String(format: "%7.2f ms for the exec, %.2f for the change of hands", pauses.exec, pauses.hands))
+    }
+
+    /// An update, several times: the longest pause from outside, and the medians of both as the VMM has them.
+    private struct Pauses {
+        var outside: Summary
+        var exec: Double
+        var hands: Double
     }
 
     /// A guest's memory: a file in a memory file system, where there is one.
@@ -138,7 +168,23 @@ struct PauseBenchmark {
         ]
     }
 
-    private func baton(_ memory: Memory, _ steps: Steps, descriptors: Int = 0, extra: [String] = []) throws -> Summary {
+    private func baton(_ memory: Memory, _ steps: Steps, descriptors: Int = 0, extra: [String] = []) throws -> Pauses {
+        var own: [(exec: Double, hands: Double)] = []
+        let samples = try measure(memory, steps, descriptors: descriptors, extra: extra) { probe, messages in
+            try (0..<max(repetitions, 1)).map { _ in
+                let pause = try probe.pause(messages)
+                own.append(try probe.ownFigures())
+                return pause
+            }
+        }
+        return Pauses(
+            outside: Summary(samples), exec: Summary(own.map(\.exec)).median, hands: Summary(own.map(\.hands)).median)
+    }
+
+    private func measure(
+        _ memory: Memory, _ steps: Steps, descriptors: Int = 0, extra: [String] = [],
+        _ body: (PauseProbe, [Data]) throws -> [Double]
+    ) throws -> [Double] {
         let socket = directory.file("pause.sock")
         let arguments =
             [vmm, "-machine", "virt,memory-backend=ram", "-cpr-enable", "restart"] + memory.arguments(socket: socket)
@@ -149,10 +195,9 @@ struct PauseBenchmark {
             defer { close(fd) }
             try probe.pass(fd, as: "bench\(number)")
         }
-        let messages = try steps(arguments, directory.file("checkpoint"))
-        let samples = try (0..<max(repetitions, 1)).map { _ in try probe.pause(messages) }
+        let samples = try body(probe, try steps(arguments, directory.file("checkpoint")))
         try probe.command("quit")
-        return Summary(samples)
+        return samples
     }
 
     // MARK: QEMU

@@ -8,6 +8,8 @@ final class PauseProbe {
     let process: VMMProcess
     private let socketPath: String
     private(set) var client: QMPConnection
+    /// When the last command of the last pause was answered, and the counter then.
+    private var answered = (time: 0.0, count: UInt64(0))
 
     /// Starts `arguments`, whose guest counts in `page`, and connects to its QMP socket.
     init(_ arguments: [String], page: CounterPage, socketPath: String, log: String) throws {
@@ -84,12 +86,14 @@ final class PauseProbe {
         if let begin = page.rounds {
             try wait("the guest to use its memory") { page.rounds.map { $0 >= begin + 2 } ?? true }
         }
+        let rate = rate()
         var last = page.count, lastChange = Clock.now, longest = 0.0
         let deadline = lastChange + 30
         func sample() {
             let count = page.count, now = Clock.now
             guard count != last else { return }
-            longest = max(longest, now - lastChange)
+            // What it has counted since, it did not stand still: this process, too, waits for a processor.
+            longest = max(longest, now - lastChange - Double(count - last) / rate)
             (last, lastChange) = (count, now)
         }
         for (index, message) in commands.enumerated() {
@@ -100,6 +104,7 @@ final class PauseProbe {
                 if let reply = try client.next() {
                     guard reply["return"] != nil else { throw Failure("\(reply["error"] ?? reply)") }
                     isAnswered = !replaces || index < commands.count - 1
+                    if isAnswered { answered = (Clock.now, page.count) }
                 } else if client.isClosed {
                     guard replaces else { throw Failure("QMP was closed: \(process.epitaph())") }
                     isAnswered = true
@@ -110,8 +115,8 @@ final class PauseProbe {
             }
         }
         // Until the guest has gone on for a while: the pause is over.
-        let seen = page.count, answered = Clock.now
-        while page.count == seen || Clock.now < answered + 0.005 {
+        let seen = page.count, end = Clock.now + 0.005
+        while page.count == seen || Clock.now < end {
             sample()
             guard process.isRunning, Clock.now < deadline else {
                 throw Failure("the guest stands still: \(process.epitaph())")
@@ -120,5 +125,35 @@ final class PauseProbe {
         }
         sample()
         return longest * 1000
+    }
+
+    /// Counts a second, of a guest that nothing holds up.
+    private func rate() -> Double {
+        (0..<10).map { _ in
+            let begin = (time: Clock.now, count: page.count)
+            usleep(2000)
+            return Double(page.count - begin.count) / (Clock.now - begin.time)
+        }.max() ?? 1
+    }
+
+    /// What the VMM says of its last update: the guest's two pauses, in ms.
+    func ownFigures() throws -> (exec: Double, hands: Double) {
+        let cpr = try command("query-cpr") as? [String: Any]
+        let update = cpr?["last-update"] as? [String: Any] ?? [:]
+        func milliseconds(_ name: String) -> Double { (update[name] as? Int).map { Double($0) / 1000 } ?? 0 }
+        return (milliseconds("exec-pause-us"), milliseconds("pause-us"))
+    }
+
+    /// - Returns: the guest's work in the second after the commands as a part of that in the second before, in percent.
+    func work(_ commands: [Data]) throws -> Double {
+        // All of its memory is mapped again then.
+        if let rounds = page.rounds { try wait("the guest to use its memory") { (page.rounds ?? 0) >= rounds + 3 } }
+        let begin = (time: Clock.now, count: page.count)
+        usleep(1_000_000)
+        let before = Double(page.count - begin.count) / (Clock.now - begin.time)
+        _ = try pause(commands)
+        usleep(UInt32(max(0, answered.time + 1 - Clock.now) * 1e6))
+        let after = Double(page.count - answered.count) / (Clock.now - answered.time)
+        return after / before * 100
     }
 }

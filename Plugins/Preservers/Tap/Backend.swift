@@ -186,7 +186,7 @@ final class TapBackend: NetBackend {
     /// guest may come back to this process.
     func handOver(to cpr: CprController) throws(VMMError) {
         guard !fds.isEmpty else { return }
-        for (index, fd) in fds.enumerated() { try cpr.save(fd, of: self, as: "queue", index: index) }
+        for (index, fd) in fds.enumerated() { cpr.save(fd, of: self, as: "queue", index: index) }
         cpr.handOver(self) {
             $0.put("interface", interface)
             $0.put("header-size", UInt64(headerSize))

@@ -14,11 +14,14 @@ public final class DgramNetBackend: KeptNetBackend {
 
     private let loop: EventLoop
     private var fd: Int32 = -1
+    private let serial = PreservedFDs.newSerial()
     /// Where frames go; nil when the socket knows.
     private var remote: DatagramPeer?
     private var reader: FrameReader?
     /// The socket's file that this process is to remove.
     private var file: SocketFile?
+    /// The one that the process before has made, which is this one's from the commit on.
+    private var inheritedFile: SocketFile?
     private let local: SocketAddress?
 
     /// - Parameter heritage: what the process before left, instead of opening.
@@ -37,6 +40,7 @@ public final class DgramNetBackend: KeptNetBackend {
             try heritage.state.finish()
             fd = heritage.claim("socket") ?? -1
             guard DescriptorKind.isDatagramSocket(fd) else { throw heritage.mismatch("has lost its datagram socket") }
+            inheritedFile = local.flatMap { SocketFile($0) }
             startReading(held: held)
             return
         }
@@ -85,7 +89,7 @@ public final class DgramNetBackend: KeptNetBackend {
 
     override func handOver(to cpr: CprController) throws(VMMError) {
         guard fd >= 0 else { return }
-        try cpr.save(fd, of: self, as: "socket")
+        cpr.save(fd, of: self, as: "socket", serial: serial)
         cpr.handOver(self) { $0.put("held", bytes: reader?.held ?? []) }
     }
 
@@ -97,8 +101,7 @@ public final class DgramNetBackend: KeptNetBackend {
     }
 
     override func committed() {
-        // An inherited one was the earlier process' to remove until now.
-        if file == nil, let local { file = SocketFile(local) }
+        if file == nil { file = inheritedFile }
     }
 
     public override func shutDown() {

@@ -204,8 +204,8 @@ public final class SocketNetBackend: KeptNetBackend {
     // MARK: Update
 
     override func handOver(to cpr: CprController) throws(VMMError) {
-        if listener >= 0 { try cpr.save(listener, of: self, as: "listener") }
-        if connection >= 0 { try cpr.save(connection, of: self, as: "connection") }
+        if listener >= 0 { cpr.save(listener, of: self, as: "listener") }
+        if connection >= 0 { cpr.save(connection, of: self, as: "connection") }
         cpr.handOver(self) {
             $0.put("connecting", isConnecting)
             $0.put("received", bytes: stream.received)

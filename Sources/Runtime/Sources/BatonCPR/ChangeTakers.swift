@@ -34,7 +34,7 @@ final class ChangeTakers {
         var unasked: [(PreservedFDs.Key, Int32?)] = []
         var order: [Int] = []
         func note(_ taker: Int) { if !order.contains(taker) { order.append(taker) } }
-        for part in state.partPayloads.map(\.name) + (state.gone?.parts ?? []) {
+        for part in state.parts.all.map(\.name) + (state.gone?.parts ?? []) {
             if let taker = byPart[part] {
                 note(taker)
             } else if askedParts.contains(part) {

@@ -219,7 +219,7 @@ extension CprController {
         let start = EventLoop.now
         try vm.resetIfNew()
         var handed: HandedState?
-        let fdsBefore = fds.entries
+        let fdsBefore = fds.snapshot
         do throws(VMMError) {
             try notify(.survey)
             handed = HandedState(stateForExec(mode: mode), process: getpid())
@@ -241,10 +241,10 @@ extension CprController {
             if let copies = successor.sentFDs { handed?.wereSent(as: copies) }
         } catch {
             Handover.forget()
-            fds.inherit(fdsBefore)
+            fds.snapshot = fdsBefore
             throw error
         }
-        fds.inherit(fdsBefore)
+        fds.snapshot = fdsBefore
         if !successor.isAnothers { helpers.forget() }
         times.execPause = EventLoop.now - start
         guard let handed else { throw VMMError("nothing was handed over") }

@@ -187,11 +187,15 @@ public final class CprController {
     ///   says; the start's time limit covers it.
     /// - Throws: what the new command line lacks: fatal.
     public func machineBuilt(loading state: (() throws(VMMError) -> Void)? = nil) throws(VMMError) {
-        times.built = EventLoop.now
-        times.mapping = memory.mappingTime
         for preserver in registry.preservers { preserver.takesPart(self) }
         try watchMemory()
         try checkHeritage()
+        // In three steps the guest waits for it.
+        if inherited?.checkpointFollows == true { memory.prepareInherited(until: EventLoop.now + callLimit / 2) }
+        // The guest need not wait for that.
+        _ = Checkpoint.bootID
+        times.built = EventLoop.now
+        times.mapping = memory.mappingTime
         if let fd = inherited?.checkpointFD {
             let checkpoint = OwnedFD(adopting: fd)
             return try load(from: checkpoint.raw, name: Self.checkpointName)
@@ -398,8 +402,9 @@ public final class CprController {
         var state = CprState(mode: mode.name, fds: fds.entries, ram: memory.records.current, times: next)
         state.link = successor?.link
         state.checkpointFollows = successor?.mayWait == false
-        // One update may follow the other too soon for any to have been waited for.
-        helpers.collect()
+        // One update may follow the other too soon for any to have been waited for. A few wait for the next one:
+        // the kernel takes its time for each, and the guest waits.
+        if helpers.pids.count > HelperProcesses.few { helpers.collect() }
         state.helpers = helpers.pids
         state.placeholder = Placeholder.current
         state.environment = successorEnvironment

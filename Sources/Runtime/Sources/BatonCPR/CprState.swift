@@ -96,7 +96,7 @@ public struct CprState {
     var memoryIdentity: String?
     /// What parts must know before they are made anew: a chardev's unread
     /// bytes, a monitor's session. By the part's own name, `chardev/ID`.
-    private var parts = SectionContainer(kind: .cprState)
+    private(set) var parts = PartStates()
 
     public init(mode: String, fds: [PreservedFDs.Entry], ram: [RAMRecord], times: UpdateTimes) {
         self.mode = mode
@@ -107,31 +107,19 @@ public struct CprState {
 
     /// Hands a part's state to the next process.
     public mutating func addPart(_ name: String, version: UInt32 = 1, _ writer: StateWriter) {
-        parts.add(CprState.partPrefix + name, version: version, optional: true, writer)
-    }
-
-    /// The parts' states, by their names.
-    var partPayloads: [(name: String, version: UInt32, payload: ArraySlice<UInt8>)] {
-        parts.sections.map { ($0.name.dropPrefix(CprState.partPrefix), $0.version, $0.payload) }
+        parts.add(PartStates.Part(name: name, version: version, payload: writer.encoded()[...]))
     }
 
     /// Takes over the parts of a later state, which has those that have changed.
     mutating func replaceParts(by later: CprState) {
         let gone = Set(later.gone?.parts ?? [])
-        let changed = Set(later.partPayloads.map(\.name))
-        removeParts { name, _, _ in gone.contains(name) || changed.contains(name) }
-        for section in later.parts.sections { parts.add(section) }
+        let changed = Set(later.parts.all.map(\.name))
+        parts = PartStates(
+            parts.all.filter { !gone.contains($0.name) && !changed.contains($0.name) } + later.parts.all)
     }
 
-    /// Leaves out the parts for which `isUnchanged` is true.
-    mutating func removeParts(where isUnchanged: (_ name: String, _ version: UInt32, ArraySlice<UInt8>) -> Bool) {
-        var kept = SectionContainer(kind: .cprState)
-        for section in parts.sections {
-            let name = section.name.dropPrefix(CprState.partPrefix)
-            if !isUnchanged(name, section.version, section.payload) { kept.add(section) }
-        }
-        parts = kept
-    }
+    /// Has these parts, and no others.
+    mutating func keepParts(_ kept: [PartStates.Part]) { parts = PartStates(kept) }
 
     /// Makes this the state for a process that inherits nothing.
     /// - Returns: the descriptors that are to go along. Borrowed, as before.
@@ -162,8 +150,8 @@ public struct CprState {
     /// - Throws: an error when it is damaged.
     public func part(_ name: String) throws(VMMError) -> StateReader? {
         asked.parts.insert(name)
-        guard let section = parts.section(CprState.partPrefix + name) else { return nil }
-        return try StateReader(section: name, version: section.version, payload: section.payload)
+        guard let part = parts.find(name) else { return nil }
+        return try StateReader(section: name, version: part.version, payload: part.payload)
     }
 
     /// What of a state that came later holds for this process too.
@@ -219,7 +207,7 @@ public struct CprState {
             }
         }
         DescriptorKind.addressesOfStandIns = state.addresses
-        if let timerSlack = state.timerSlack { _ = cbaton_set_timer_slack(timerSlack) }
+        if let timerSlack = state.timerSlack, timerSlack > 0 { _ = cbaton_set_timer_slack(timerSlack) }
         HandoverLink.ofThisProcess = state.link
         if !state.isTrial { Placeholder.prepare(state.placeholder) }
         return state
@@ -307,7 +295,12 @@ public struct CprState {
             changes.put("parts", gone.parts)
             container.add(CprState.changesSection, version: 1, changes)
         }
-        for part in parts.sections { container.add(part) }
+        for part in parts.all {
+            container.add(
+                SectionContainer.Section(
+                    name: CprState.partPrefix + part.name, version: part.version, optional: true, payload: part.payload)
+            )
+        }
         return container.encoded()
     }
 
@@ -334,9 +327,12 @@ public struct CprState {
             }
             return try container.reader(section)
         }
-        for section in container.sections where section.name.hasPrefix(CprState.partPrefix) {
-            parts.add(section)
-        }
+        parts = PartStates(
+            container.sections.filter { $0.name.hasPrefix(CprState.partPrefix) }.map {
+                PartStates.Part(
+                    name: String($0.name.dropFirst(CprState.partPrefix.count)), version: $0.version, payload: $0.payload
+                )
+            })
         let known = ["cpr", "fds", "ram", CprState.changesSection]
         for section in container.sections where !section.optional && !known.contains(section.name) {
             throw VMMError("section '\(section.name)' is unknown")
@@ -368,7 +364,8 @@ public struct CprState {
         if general.has("sent") { isSent = try general.bool("sent") }
         if general.has("trial") { isTrial = try general.bool("trial") }
         if general.has("timer-slack-ns") {
-            timerSlack = UInt(try general.unsigned("timer-slack-ns", in: 1...UInt64(Int64.max)))
+            // A thread of a real-time policy has none.
+            timerSlack = UInt(try general.unsigned("timer-slack-ns", in: 0...UInt64(Int64.max)))
         }
         if general.has("mark-fd") {
             mark = Mark(
@@ -448,8 +445,4 @@ extension CprState.Gone {
         parts = try reader.strings("parts", count: limits)
         try reader.finish()
     }
-}
-
-extension String {
-    fileprivate func dropPrefix(_ prefix: String) -> String { String(dropFirst(prefix.count)) }
 }

@@ -10,7 +10,7 @@ struct HandedState {
     /// Which descriptors of `process` those of `fds` were then.
     private var numbers: ArraySlice<Int32>
     private let ram: [RAMRecord]
-    private let parts: [String: (version: UInt32, payload: ArraySlice<UInt8>)]
+    private let parts: PartStates
     /// The process in which it was executed; this one, if it is another's.
     private let process: pid_t
 
@@ -18,7 +18,7 @@ struct HandedState {
         fds = state.fds
         numbers = state.fds.map(\.fd)[...]
         ram = state.ram
-        parts = Dictionary(state.partPayloads.map { ($0.name, ($0.version, $0.payload)) }) { first, _ in first }
+        parts = state.parts
         self.process = process
     }
 
@@ -35,12 +35,9 @@ struct HandedState {
         result.ram = []
         result.link = nil
         var gone = CprState.Gone()
-        var left = parts
-        result.removeParts { name, version, payload in
-            guard let before = left.removeValue(forKey: name) else { return false }
-            return before.version == version && before.payload == payload
-        }
-        gone.parts = left.keys.sorted()
+        let (changedParts, goneParts) = state.parts.changes(since: parts)
+        result.keepParts(changedParts)
+        gone.parts = goneParts
         let changed = changedFDs(state.fds, gone: &gone.fds)
         result.fds = changed.map { PreservedFDs.Entry(name: $0.name, id: $0.id, fd: CprState.passed) }
         result.gone = gone
@@ -58,19 +55,21 @@ struct HandedState {
 
     /// Those that the new VMM has not inherited.
     private func changedFDs(_ now: [PreservedFDs.Entry], gone: inout [PreservedFDs.Key]) -> [PreservedFDs.Entry] {
-        // What stays as it is for long is saved first, and once.
-        let same = zip(fds, now).prefix { $0 == $1 }.count
-        guard same < fds.count || same < now.count else { return [] }
+        let own = getpid()
+        func isSame(_ old: Int32, _ new: Int32) -> Bool { cbaton_is_same_file(process, old, own, new) != 0 }
+        var changed: [PreservedFDs.Entry] = []
+        // Whoever saves does so in the same order each time.
+        let same = zip(fds, now).prefix { $0.id == $1.id && $0.name == $1.name }.count
+        for ((old, number), new) in zip(zip(fds, numbers), now[..<same]) where old.serial != new.serial {
+            if !isSame(number, new.fd) { changed.append(new) }
+        }
         var before: [PreservedFDs.Key: Int32] = [:]
         for (entry, number) in zip(fds, numbers).dropFirst(same) {
             before[PreservedFDs.Key(name: entry.name, id: entry.id)] = number
         }
-        let own = getpid()
-        let changed = now[same...].filter { entry in
-            guard let fd = before.removeValue(forKey: PreservedFDs.Key(name: entry.name, id: entry.id)) else {
-                return true
-            }
-            return cbaton_is_same_file(process, fd, own, entry.fd) == 0
+        for entry in now[same...] {
+            let old = before.removeValue(forKey: PreservedFDs.Key(name: entry.name, id: entry.id))
+            if old.map({ isSame($0, entry.fd) }) != true { changed.append(entry) }
         }
         gone = before.keys.sorted { ($0.name, $0.id) < ($1.name, $1.id) }
         return changed

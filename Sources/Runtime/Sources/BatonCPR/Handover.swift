@@ -73,7 +73,10 @@ public enum Handover {
     private static func execute(_ argv: [String], _ state: CprState, _ fds: [Int32]) throws(VMMError) {
         let memfd = try state.writeMemfd()
         var arguments = argv.map { strdup($0) } + [nil]
-        var environment = environment(of: state, memfd: memfd.raw).map { strdup($0) } + [nil]
+        var own = state.environment + [(CprState.environmentVariable, String(memfd.raw))]
+        if let text = state.reportText { own.append((CprState.reportVariable, text)) }
+        let variables = environment(without: own.map(\.name)) + own.map { "\($0.name)=\($0.value)" }
+        var environment = variables.map { strdup($0) } + [nil]
         defer { for text in arguments + environment { free(text) } }
         let inherited = fds + state.ownDescriptors + [memfd.raw]
         Log.trace("cpr_exec", "\(argv[0])")
@@ -96,22 +99,30 @@ public enum Handover {
         }
     }
 
-    /// This process' environment, and what tells the new VMM of its state.
-    private static func environment(of state: CprState, memfd: Int32) -> [String] {
-        var own = state.environment + [(CprState.environmentVariable, String(memfd))]
-        if let text = state.reportText { own.append((CprState.reportVariable, text)) }
+    /// This process' environment without some variables, as `NAME=VALUE`.
+    static func environment(without names: [String] = []) -> [String] {
+        let prefixes = names.map { "\($0)=" }
         var result: [String] = []
         var next: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>? = environ
         while let variable = next?.pointee {
             let text = String(cString: variable)
-            if !own.contains(where: { text.hasPrefix("\($0.0)=") }) { result.append(text) }
+            if !prefixes.contains(where: text.hasPrefix) { result.append(text) }
             next = next?.advanced(by: 1)
         }
-        return result + own.map { "\($0.0)=\($0.1)" }
+        return result
+    }
+
+    /// A command line may be long, and the guest waits.
+    private static func hasZeroByte(_ text: String) -> Bool {
+        var text = text
+        return text.withUTF8 { bytes in
+            guard let start = bytes.baseAddress else { return false }
+            return memchr(start, 0, bytes.count) != nil
+        }
     }
 
     static func check(_ argv: [String]) throws(VMMError) {
-        for argument in argv where argument.utf8.contains(0) {
+        for argument in argv where hasZeroByte(argument) {
             throw VMMError("cpr-exec: argument '\(argument)' contains a zero byte")
         }
     }

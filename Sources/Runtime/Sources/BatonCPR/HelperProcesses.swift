@@ -2,7 +2,7 @@ import BatonBase
 import CBaton
 
 /// Children that updates have made, and that end by themselves: the old VMM of
-/// each, which frees its memory at its end. They outlive the next exec, so their PIDs
+/// each, which frees its memory at its end, and a trial's supervisor. They outlive the next exec, so their PIDs
 /// are handed over. Each is waited for by its PID, and no other child is: the end of
 /// a module's or a script's child is for whoever started that.
 ///
@@ -10,6 +10,8 @@ import CBaton
 final class HelperProcesses {
     /// The most that a CPR state may name.
     static let limit = 1024
+    /// As many may wait while the guest does.
+    static let few = 8
     private static let firstDelay: Int64 = 20_000_000
     private static let lastDelay: Int64 = 1_000_000_000
     private(set) var pids: [pid_t]

@@ -39,24 +39,18 @@ extension CprController {
         let checkpoint = try collect(mode, stateBefore: vm.runState)
         try Checkpoint.write(checkpoint.0, contents: checkpoint.1, toMemfd: memfd.raw)
 
-        var standIns = StandIns()
-        defer { standIns.close() }
-        let trial = try survey { () throws(VMMError) in
+        let run = try survey { () throws(VMMError) in
             var state = stateForExec(mode: mode)
             state.isTrial = true
             state.mark = nil
             state.checkpointFD = memfd.raw
-            for index in state.ram.indices {
-                state.ram[index].fd = try standIns.readOnly(state.ram[index].fd, name: state.ram[index].name)
-            }
-            state.fds = try state.fds.map { entry throws(VMMError) in
-                PreservedFDs.Entry(name: entry.name, id: entry.id, fd: try standIns.standIn(entry.fd))
-            }
-            state.addresses = standIns.addresses
-            return state
+            return try TrialRun(argv, state: state)
         }
-        let run = try TrialRun(argv, state: trial)
-        defer { run.close() }
+        defer {
+            run.close()
+            if let pid = run.ending { helpers.add(pid) }
+            helpers.reap(on: vm.loop)
+        }
         try run.watch(vm.loop, limit: options.limit)
         cancelInHand = run.cancel
         defer { cancelInHand = nil }
@@ -72,8 +66,8 @@ extension CprController {
     /// Has everybody save and hand over what would be preserved now, for the
     /// time of `body`.
     func survey<Result>(_ body: () throws(VMMError) -> Result) throws(VMMError) -> Result {
-        let before = fds.entries
-        defer { fds.inherit(before) }
+        let before = fds.snapshot
+        defer { fds.snapshot = before }
         try notify(.survey)
         return try body()
     }

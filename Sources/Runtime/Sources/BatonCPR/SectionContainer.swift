@@ -64,6 +64,7 @@ public struct SectionContainer {
 
     public var kind: Kind
     public private(set) var sections: [Section] = []
+    /// Where each is, in a container that has been read: one that is written, in the guest's pause, is not searched.
     private var places: [String: Int] = [:]
 
     public init(kind: Kind) { self.kind = kind }
@@ -83,42 +84,63 @@ public struct SectionContainer {
         }
     }
 
-    public func section(_ name: String) -> Section? { places[name].map { sections[$0] } }
+    public func section(_ name: String) -> Section? {
+        if let place = places[name] { return sections[place] }
+        return places.count == sections.count ? nil : sections.last { $0.name == name }
+    }
 
     public mutating func add(_ name: String, version: UInt32, optional: Bool = false, _ writer: StateWriter) {
         add(Section(name: name, version: version, optional: optional, payload: writer.encoded()[...]))
     }
 
-    public mutating func add(_ section: Section) {
-        let old = places.updateValue(sections.count, forKey: section.name)
-        assert(old == nil, "section \(section.name) written twice")
-        sections.append(section)
-    }
+    public mutating func add(_ section: Section) { sections.append(section) }
 
     public func reader(_ section: Section) throws(VMMError) -> StateReader {
         try StateReader(section: section.name, version: section.version, payload: section.payload)
     }
 
     public func encoded() -> [UInt8] {
-        var body: [UInt8] = []
-        body.reserveCapacity(encodedLength)
-        for section in sections {
-            var header = littleEndianBytes(UInt16(section.name.utf8.count))
-            header += littleEndianBytes(UInt16(section.optional ? 1 : 0))
-            header += littleEndianBytes(section.version)
-            header += littleEndianBytes(UInt32(section.payload.count))
-            body += header
-            body += littleEndianBytes(SectionContainer.checksum(header[...], section.name, section.payload))
-            body += section.name.utf8
-            body += section.payload
+        let length = encodedLength
+        return [UInt8](unsafeUninitializedCapacity: length) { buffer, count in
+            var place = 0
+            func put(_ bytes: UnsafeRawBufferPointer) {
+                guard let from = bytes.baseAddress, let to = buffer.baseAddress else { return }
+                memcpy(to + place, from, bytes.count)
+                place += bytes.count
+            }
+            func put<T: FixedWidthInteger>(_ value: T) { withUnsafeBytes(of: value.littleEndian) { put($0) } }
+            func put(_ name: String) {
+                var name = name
+                name.withUTF8 { put(UnsafeRawBufferPointer($0)) }
+            }
+            func crc(from start: Int, to end: Int, continued: UInt32 = 0) -> UInt32 {
+                buffer.baseAddress.map { cbaton_crc32c(continued, $0 + start, end - start) } ?? 0
+            }
+            kind.magic.withUnsafeBytes { put($0) }
+            put(SectionContainer.formatVersion)
+            put(UInt32(sections.count))
+            put(UInt64(length - SectionContainer.headerSize))
+            put(crc(from: 0, to: place))
+            put(0 as UInt32)
+            for section in sections {
+                let start = place
+                put(UInt16(section.name.utf8.count))
+                put(UInt16(section.optional ? 1 : 0))
+                put(section.version)
+                put(UInt32(section.payload.count))
+                let checksum = place
+                put(0 as UInt32)
+                let name = place
+                put(section.name)
+                section.payload.withUnsafeBytes { put($0) }
+                let end = place
+                let value = crc(from: name, to: end, continued: crc(from: start, to: checksum))
+                place = checksum
+                put(value)
+                place = end
+            }
+            count = place
         }
-        var result = kind.magic
-        result += littleEndianBytes(SectionContainer.formatVersion)
-        result += littleEndianBytes(UInt32(sections.count))
-        result += littleEndianBytes(UInt64(body.count))
-        result += littleEndianBytes(SectionContainer.crc(result[...]))
-        result += [0, 0, 0, 0]
-        return result + body
     }
 
     private static func crc(_ bytes: ArraySlice<UInt8>, from start: UInt32 = 0) -> UInt32 {
@@ -156,6 +178,8 @@ public struct SectionContainer {
             throw VMMError("\(name) is truncated (\(cursor.remaining) of \(length) bytes of sections)")
         }
         guard UInt64(cursor.remaining) == length else { throw VMMError("\(name) has bytes after its last section") }
+        sections.reserveCapacity(Int(count))
+        places.reserveCapacity(Int(count))
         for _ in 0..<count {
             let rest = cursor
             guard let nameLength = cursor.unsigned(UInt16.self), let flags = cursor.unsigned(UInt16.self),
@@ -168,7 +192,7 @@ public struct SectionContainer {
             guard SectionContainer.checksum(rest.peek(12), sectionName, payload) == checksum else {
                 throw VMMError("\(name) has a damaged section '\(sectionName)' (checksum mismatch)")
             }
-            guard places[sectionName] == nil else {
+            guard places.updateValue(sections.count, forKey: sectionName) == nil else {
                 throw VMMError("\(name) has two sections '\(sectionName)'")
             }
             add(Section(name: sectionName, version: sectionVersion, optional: flags & 1 != 0, payload: payload))

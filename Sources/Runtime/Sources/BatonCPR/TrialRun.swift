@@ -4,10 +4,15 @@ import Glibc
 
 /// The process of a preflight, and whatever it starts, watched from the event loop.
 ///
-/// All of it is below a process of this run's own, the supervisor, which passes
+/// It is prepared and started by a thread (`TrialStart`), beside the guest. All of it
+/// is below a process of this run's own, the supervisor, which passes
 /// on how the program ends and, when it is told or this VMM ends, kills what is
 /// left: also what a wrapper has put into the background. So no child of
 /// anybody else in this VMM is taken for one of the trial's.
+///
+/// Where it can come back from that, the program runs when nothing else wants to
+/// (`cbaton_enter_background`), so that the guest has its processor to itself; but
+/// not for longer than `Background.step`.
 final class TrialRun {
     private static let outputLimit = 4096
     /// Nanoseconds that a process may live without speaking any more.
@@ -15,18 +20,24 @@ final class TrialRun {
     /// Nanoseconds in which the supervisor is sure to have ended: it gives the
     /// others five seconds.
     private static let endLimit: Int64 = 6_000_000_000
-    private let supervisor: pid_t
+    private let start: TrialStart
+    /// What the supervisor has reported, see `cbaton_trial`.
+    private var report: [UInt8] = []
+    /// -1 when everything is to end.
     private var control: Int32
-    private var reportReader: Int32
+    private let reportReader: Int32
     private let startedAt = EventLoop.now
-    private var watchReader: Int32
-    private var errorReader: Int32
+    private let watchReader: Int32
+    private let errorReader: Int32
     private var timer: EventLoop.Timer?
+    private var foreground: EventLoop.Timer?
+    /// The supervisor, if that is not quite at its end when all is closed: a child to be waited for.
+    private(set) var ending: pid_t?
+    /// Whether it has been in the background for long enough.
+    private var isLate = false
     private weak var loop: EventLoop?
     private var messages: WatchMessages
     private var errors: [UInt8] = []
-    /// The wait status of the program, once it has ended.
-    private var status: Int32?
     private var speaksNoMore = false
     /// Why the new VMM could not take the guest over; nil until that is known,
     /// and when it could.
@@ -37,54 +48,36 @@ final class TrialRun {
     /// Nanoseconds until it was decided.
     private(set) var duration: Int64 = 0
 
-    /// Starts the process.
-    /// - Parameter state: names descriptors, borrowed, that it inherits.
+    /// Has the process started. Descriptors that `state` names are borrowed until
+    /// this returns; the process gets others in their place.
     init(_ argv: [String], state: CprState) throws(VMMError) {
         var pipes: [Pipe] = []
         do throws(VMMError) {
-            for _ in 0..<2 { pipes.append(try Pipe()) }
-            let (watch, errors) = (pipes[0], pipes[1])
-            for reader in pipes.map(\.reader) { try FD.setNonBlocking(reader, true) }
+            for _ in 0..<4 { pipes.append(try Pipe()) }
+            let (watch, errors, control, report) = (pipes[0], pipes[1], pipes[2], pipes[3])
+            for pipe in [watch, errors, report] { try FD.setNonBlocking(pipe.reader, true) }
             var state = state
             // There is no token to take.
             var secret: UInt64 = 0
             guard cbaton_getrandom(&secret, 8) == 8 else { throw .system("cannot make a secret for the trial") }
             messages = WatchMessages(stage: .starting, secret: secret, mayWait: false)
             state.link = HandoverLink(channel: watch.writer, secret: secret)
-            let memfd = try state.writeMemfd()
-            let process = try TrialRun.start(argv, state, memfd: memfd.raw, standardError: errors.writer)
-            for fd in [watch.writer, errors.writer] { Glibc.close(fd) }
-            (supervisor, control, reportReader) = (process.supervisor, process.control, process.report)
+            start = TrialStart(
+                argv, state, standardError: errors.writer, control: control.reader, report: report.writer)
+            try start.run()
+            for fd in [watch.writer, errors.writer, control.reader, report.writer] { Glibc.close(fd) }
+            (self.control, reportReader) = (control.writer, report.reader)
             (watchReader, errorReader) = (watch.reader, errors.reader)
         } catch {
             for pipe in pipes { pipe.close() }
             throw error
         }
-        Log.trace("cpr_preflight", "\(argv[0]) below pid \(supervisor)")
-    }
-
-    private static func start(_ argv: [String], _ state: CprState, memfd: Int32, standardError: Int32)
-        throws(VMMError) -> cbaton_supervised
-    {
-        guard cbaton_cloexec_from(3) == 0 else { throw .system("Could not set FD_CLOEXEC") }
-        var arguments = argv.map { strdup($0) }
-        arguments.append(nil)
-        defer { for argument in arguments { free(argument) } }
-        let inherited = state.ram.map(\.fd) + state.fds.map(\.fd) + state.ownDescriptors + [memfd]
-        var process = cbaton_supervised()
-        setenv(CprState.environmentVariable, String(memfd), 1)
-        defer { unsetenv(CprState.environmentVariable) }
-        let code = cbaton_supervise(
-            &arguments, inherited, inherited.count, standardError, state.markedTimerSlack ?? cbaton_timer_slack(),
-            &process)
-        guard code == 0 else { throw .system("cannot execute '\(argv[0])'", errno: code) }
-        return process
+        Log.trace("cpr_preflight", argv[0])
     }
 
     /// Follows the process until it is decided, for at most `limit` nanoseconds.
     func watch(_ loop: EventLoop, limit: Int64) throws(VMMError) {
         self.loop = loop
-        try FD.setNonBlocking(reportReader, true)
         try loop.watch(errorReader, .readable) { [unowned self] _ in takeErrors() }
         try loop.watch(watchReader, .readable) { [unowned self] _ in takeMessages() }
         try loop.watch(reportReader, .readable) { [unowned self] _ in takeReport() }
@@ -93,6 +86,10 @@ final class TrialRun {
             // This process may have been the one that had no turn.
             _ = messages.receive(from: watchReader)
             if !decideByMessages() { decide(VMMError(messages.tooLate(limit: limit) + whereabouts + lastWords)) }
+        }
+        foreground = loop.schedule(at: startedAt + Background.step) { [unowned self] in
+            isLate = true
+            leaveBackground()
         }
     }
 
@@ -108,6 +105,25 @@ final class TrialRun {
 
     /// Decides it, for whatever reason.
     func cancel(_ reason: String) { decide(VMMError(reason)) }
+
+    private func leaveBackground() {
+        guard start.isInBackground else { return }
+        // The thread that prepares it, and then the program.
+        cbaton_leave_background(program ?? getpid())
+    }
+
+    /// The values that have been reported, as far as they have come.
+    private func reported(_ index: Int) -> Int32? {
+        let place = index * MemoryLayout<Int32>.size
+        guard report.count >= place + MemoryLayout<Int32>.size else { return nil }
+        return report.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: place, as: Int32.self) }
+    }
+    /// Why there is no program: an errno value, or `TrialStart.failed`; 0 when there is one.
+    private var startCode: Int32? { reported(0) }
+    private var supervisor: pid_t? { reported(1).flatMap { $0 > 0 ? $0 : nil } }
+    private var program: pid_t? { startCode == 0 ? reported(2) : nil }
+    /// The wait status of the program, once it has ended.
+    private var status: Int32? { reported(3) }
 
     private func takeMessages() {
         let more = messages.receive(from: watchReader)
@@ -139,16 +155,19 @@ final class TrialRun {
         timer = loop.schedule(at: EventLoop.now + TrialRun.lastMoments) { [unowned self] in decideByEnd() }
     }
 
-    /// The supervisor reports the program's end, and with its own the end of all.
+    /// The supervisor reports the program's start and end, and with its own the end of all.
     private func takeReport() {
-        var value: Int32 = 0
-        let count = retryingInterrupts { read(reportReader, &value, MemoryLayout<Int32>.size) }
-        if count == MemoryLayout<Int32>.size {
-            status = value
+        var buffer = [UInt8](repeating: 0, count: 64)
+        let count = retryingInterrupts { read(reportReader, &buffer, buffer.count) }
+        if count > 0 {
+            report += buffer[..<count]
+            if let code = startCode, code != 0 { decide(start.failure(code)) }
+            if isLate { leaveBackground() }
+            guard status != nil else { return }
             // What a wrapper has started may have the pipe still.
             _ = messages.receive(from: watchReader)
             _ = decideByMessages()
-        } else if count >= 0 || errno != EAGAIN {
+        } else if count == 0 || errno != EAGAIN {
             loop?.unwatch(reportReader)
             hasEnded = true
             if speaksNoMore { decideByEnd() }
@@ -207,6 +226,7 @@ final class TrialRun {
     /// has started: `hasEnded` follows.
     func end() {
         timer?.cancel()
+        foreground?.cancel()
         if control >= 0 { Glibc.close(control) }
         control = -1
         guard let loop, !hasEnded else { return }
@@ -215,7 +235,7 @@ final class TrialRun {
 
     private func abandon() {
         hasEnded = true
-        kill(supervisor, SIGKILL)
+        if let supervisor { kill(supervisor, SIGKILL) }
     }
 
     /// Closes what the run has open, when everything of it has ended; waits for
@@ -231,7 +251,7 @@ final class TrialRun {
             }
             takeReport()
         }
-        cbaton_reap(supervisor)
+        if let supervisor, cbaton_await_child(supervisor, 0) == 0 { ending = supervisor }
         for fd in [watchReader, errorReader, reportReader] {
             loop?.unwatch(fd)
             Glibc.close(fd)

@@ -50,11 +50,13 @@ static void on_stop(int number) {
 
 /* ---- A call that crashes is left behind like one that hangs: the guest is this
  * process', and goes on. Its thread is the only one that may; a crash of any other
- * is what it is without this. */
+ * is what it is without this. The handlers stay, as to set and undo them for each
+ * call would take a dozen system calls of the guest's pause. */
 
 static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT};
 #define CRASHES (sizeof crashes / sizeof crashes[0])
-static struct sigaction before_call[CRASHES];
+static struct sigaction before[CRASHES];
+static pthread_once_t catching = PTHREAD_ONCE_INIT;
 static pid_t called;        /* the thread of the call; 0 when there is none */
 static int crashed;         /* the signal by which it has crashed */
 static uint32_t *progress_of_call; /* of the call: its caller waits for it */
@@ -69,27 +71,32 @@ static void on_crash(int number, siginfo_t *info, void *context) {
     }
     for (size_t i = 0; i < CRASHES; i++) {
         if (crashes[i] != number) continue;
-        if (before_call[i].sa_flags & SA_SIGINFO) {
-            before_call[i].sa_sigaction(number, info, context);
+        if (before[i].sa_flags & SA_SIGINFO) {
+            before[i].sa_sigaction(number, info, context);
+        } else if (before[i].sa_handler != SIG_DFL && before[i].sa_handler != SIG_IGN) {
+            before[i].sa_handler(number);
         } else {
-            sigaction(number, &before_call[i], NULL);
-            raise(number);
+            sigaction(number, &before[i], NULL);
+            /* The instruction that has failed fails again, and a core dump shows it. */
+            if (info->si_code <= 0 || number == SIGTRAP) raise(number);
         }
     }
 }
 
+static void install(void) {
+    struct sigaction action = {.sa_sigaction = on_crash, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    sigemptyset(&action.sa_mask);
+    for (size_t i = 0; i < CRASHES; i++) sigaction(crashes[i], &action, &before[i]);
+}
+
 static void catch_crashes(uint32_t *progress) {
+    pthread_once(&catching, install);
     progress_of_call = progress;
     __atomic_store_n(&crashed, 0, __ATOMIC_RELEASE);
     __atomic_store_n(&called, 0, __ATOMIC_RELEASE);
-    struct sigaction action = {.sa_sigaction = on_crash, .sa_flags = SA_SIGINFO | SA_NODEFER};
-    sigemptyset(&action.sa_mask);
-    for (size_t i = 0; i < CRASHES; i++) sigaction(crashes[i], &action, &before_call[i]);
 }
 
-static void stop_catching(void) {
-    for (size_t i = 0; i < CRASHES; i++) sigaction(crashes[i], &before_call[i], NULL);
-}
+static void stop_catching(void) { __atomic_store_n(&called, 0, __ATOMIC_RELEASE); }
 
 static void *run(void *argument) {
     struct bounded *calls = argument;

@@ -71,7 +71,7 @@ int cbaton_is_sealed(int fd) {
 
 int cbaton_link_begins(int fd, const char *prefix) {
     char path[32], link[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    snprintf(path, sizeof path, "/proc/thread-self/fd/%d", fd);
     ssize_t length = readlink(path, link, sizeof link);
     size_t wanted = strlen(prefix);
     return length > 0 && (size_t)length >= wanted && memcmp(link, prefix, wanted) == 0;
@@ -153,6 +153,8 @@ int cbaton_watch_opens(const char *path) {
 }
 
 ssize_t cbaton_getrandom(void *buffer, size_t length) { return getrandom(buffer, length, 0); }
+
+void cbaton_close_range(unsigned first, unsigned last) { syscall(SYS_close_range, first, last, 0u); }
 
 int cbaton_cloexec_from(unsigned low) {
     return (int)syscall(SYS_close_range, low, ~0u, CLOSE_RANGE_CLOEXEC);
@@ -271,6 +273,16 @@ int cbaton_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); 
 
 int cbaton_pidfd_send_signal(int pidfd, int number) {
     return (int)syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0);
+}
+
+int cbaton_is_memory_file(int fd) {
+    const long tmpfs = 0x01021994;
+    struct statfs system;
+    return fstatfs(fd, &system) == 0 && system.f_type == tmpfs;
+}
+
+int cbaton_move_mapping(void *old, size_t length, void *new_) {
+    return mremap(old, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, new_) == MAP_FAILED ? -1 : 0;
 }
 
 int cbaton_is_memory_filesystem(const char *path) {

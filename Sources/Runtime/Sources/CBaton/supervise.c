@@ -1,14 +1,17 @@
 #define _GNU_SOURCE
 #include "cbaton.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
-#include <spawn.h>
+#include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -19,32 +22,18 @@
 /* Nanoseconds that the last processes may take to be ended. */
 static const int64_t end_limit = 5000000000;
 
+/* What the supervisor and the thread that makes it have in common. */
 struct plan {
-    char *const *argv;
-    posix_spawn_file_actions_t actions;
-    posix_spawnattr_t attributes;
-    unsigned long timer_slack;
-    int control, report;
+    const struct cbaton_trial *trial;
+    int code; /* why the program could not be executed; an errno value */
 };
 
-/* ---- In the supervisor: a copy of one thread, which may not meet the caller's
- * signal handlers, descriptors or terminal. */
+/* ---- In the supervisor. It has the memory of the caller, whose main thread goes on
+ * meanwhile and may end at any time: no lock is taken here, and so no memory allocated.
+ * Every signal is blocked. */
 
-static void close_between(unsigned first, unsigned last) {
-    if (first <= last) syscall(SYS_close_range, first, last, 0u);
-}
-
-/* Keeps the two pipes. The others are the caller's: nothing of it may stay open,
- * seem connected or be locked because of us. */
-static void close_all_but(int a, int b) {
-    unsigned low = (unsigned)(a < b ? a : b), high = (unsigned)(a < b ? b : a);
-    if (low > 0) close_between(0, low - 1);
-    close_between(low + 1, high - 1);
-    close_between(high + 1, ~0u);
-}
-
-static void tell(int report, int32_t value) {
-    while (write(report, &value, sizeof value) < 0 && errno == EINTR) {
+static void tell(int report, const int32_t *values, size_t count) {
+    while (write(report, values, count * sizeof *values) < 0 && errno == EINTR) {
     }
 }
 
@@ -52,8 +41,10 @@ static void tell(int report, int32_t value) {
 static int reap(pid_t program, int report) {
     pid_t pid;
     int status;
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
-        if (pid == program) tell(report, status);
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        int32_t value = status;
+        if (pid == program) tell(report, &value, 1);
+    }
     return pid < 0 && errno == ECHILD;
 }
 
@@ -75,16 +66,28 @@ static pid_t parent_of(const char *name) {
 
 /* Kills our children. Theirs become ours when they have gone. */
 static void kill_children(pid_t program) {
-    DIR *directory = opendir("/proc");
-    if (!directory) {
+    struct entry {
+        uint64_t inode;
+        int64_t offset;
+        uint16_t length;
+        uint8_t type;
+        char name[];
+    };
+    _Alignas(struct entry) char buffer[4096];
+    int directory = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0) {
         kill(program, SIGKILL);
         return;
     }
-    for (struct dirent *entry; (entry = readdir(directory));) {
-        int pid;
-        if (sscanf(entry->d_name, "%d", &pid) == 1 && parent_of(entry->d_name) == getpid()) kill(pid, SIGKILL);
+    for (long count; (count = syscall(SYS_getdents64, directory, buffer, sizeof buffer)) > 0;) {
+        for (long place = 0; place < count;) {
+            struct entry *entry = (struct entry *)(buffer + place);
+            place += entry->length;
+            int pid = entry->name[0] >= '1' && entry->name[0] <= '9' ? atoi(entry->name) : 0;
+            if (pid > 0 && parent_of(entry->name) == getpid()) kill(pid, SIGKILL);
+        }
     }
-    closedir(directory);
+    close(directory);
 }
 
 static void drain(int fd) {
@@ -93,34 +96,70 @@ static void drain(int fd) {
     }
 }
 
-static _Noreturn void supervise(struct plan *plan) {
+/* A new session is a group of its own to the scheduler, among which it divides the processors. */
+static void lower_group(void) {
+    int fd = open("/proc/self/autogroup", O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    if (write(fd, "19", 2) < 0) {
+        /* No more than a courtesy. */
+    }
+    close(fd);
+}
+
+/* Becomes the program. */
+static int run_program(void *argument) {
+    struct plan *plan = argument;
+    const struct cbaton_trial *trial = plan->trial;
+    setsid();
+    if (trial->in_background) lower_group();
+    /* The caller's handlers are none for a signal that comes before the exec. */
+    for (int number = 1; number < NSIG; number++) {
+        struct sigaction action;
+        if (sigaction(number, NULL, &action) != 0 || action.sa_handler == SIG_IGN) continue;
+        action = (struct sigaction){.sa_handler = SIG_DFL};
+        sigaction(number, &action, NULL);
+    }
+    sigprocmask(SIG_SETMASK, &trial->mask, NULL);
+    execvpe(trial->argv[0], trial->argv, trial->environment);
+    plan->code = errno;
+    _exit(127);
+}
+
+static int supervise(void *argument) {
+    struct plan *plan = argument;
+    const struct cbaton_trial *trial = plan->trial;
+    char stack[32768] __attribute__((aligned(64)));
     /* No key on the caller's terminal, and no end of its session, is for us. */
     setsid();
     prctl(PR_SET_NAME, "baton-trial");
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    prctl(PR_SET_TIMERSLACK, plan->timer_slack);
+    prctl(PR_SET_TIMERSLACK, trial->timer_slack);
     struct sigaction action = {.sa_handler = SIG_DFL};
     sigaction(SIGCHLD, &action, NULL);
-    pid_t program = -1;
-    int code = posix_spawnp(&program, plan->argv[0], &plan->actions, &plan->attributes, plan->argv, environ);
-    close_all_but(plan->control, plan->report);
-    tell(plan->report, code);
-    if (code) _exit(0);
+    if (trial->in_background) cbaton_leave_background(getpid());
+    pid_t program = clone(run_program, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, plan);
+    if (program < 0) plan->code = errno;
+    /* Not before: the caller takes it back by what is reported, which comes after the exec. */
+    if (trial->in_background) cbaton_enter_background(program);
+    /* Of what the program has nothing may stay open because of us. */
+    close_range(0, 2, 0);
+    for (size_t i = 0; i < trial->count; i++) close(trial->fds[i]);
+    tell(trial->report, (int32_t[]){plan->code, getpid(), program}, 3);
+    if (plan->code) _exit(0);
 
-    /* Every signal is blocked here: those of children are read. */
     sigset_t ends;
     sigemptyset(&ends);
     sigaddset(&ends, SIGCHLD);
-    struct pollfd news[2] = {{.fd = plan->control, .events = POLLIN}};
+    struct pollfd news[2] = {{.fd = trial->control, .events = POLLIN}};
     news[1] = (struct pollfd){.fd = signalfd(-1, &ends, SFD_NONBLOCK | SFD_CLOEXEC), .events = POLLIN};
     int patience = news[1].fd < 0 ? 50 : -1;
     while (!news[0].revents) {
         poll(news, 2, patience);
         drain(news[1].fd);
-        if (reap(program, plan->report)) _exit(0);
+        if (reap(program, trial->report)) _exit(0);
     }
     for (int64_t limit = cbaton_monotonic_ns() + end_limit; cbaton_monotonic_ns() < limit;) {
-        if (reap(program, plan->report)) _exit(0);
+        if (reap(program, trial->report)) _exit(0);
         kill_children(program);
         poll(&news[1], 1, 20);
         drain(news[1].fd);
@@ -130,73 +169,55 @@ static _Noreturn void supervise(struct plan *plan) {
 
 /* ---- In the caller. */
 
-static int prepare(struct plan *plan, const int *fds, size_t count, int standard_error, const sigset_t *mask) {
-    int code = posix_spawn_file_actions_init(&plan->actions);
-    if (code) return code;
-    code = posix_spawnattr_init(&plan->attributes);
-    if (code) {
-        posix_spawn_file_actions_destroy(&plan->actions);
-        return code;
-    }
-    posix_spawnattr_setsigmask(&plan->attributes, mask);
-    code = posix_spawnattr_setflags(&plan->attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSID);
-    if (!code) code = posix_spawn_file_actions_addopen(&plan->actions, 0, "/dev/null", O_RDONLY, 0);
-    if (!code) code = posix_spawn_file_actions_addopen(&plan->actions, 1, "/dev/null", O_WRONLY, 0);
-    if (!code) code = posix_spawn_file_actions_adddup2(&plan->actions, standard_error, 2);
-    /* Onto itself: clears FD_CLOEXEC. */
-    for (size_t i = 0; !code && i < count; i++)
-        code = posix_spawn_file_actions_adddup2(&plan->actions, fds[i], fds[i]);
-    if (code) {
-        posix_spawnattr_destroy(&plan->attributes);
-        posix_spawn_file_actions_destroy(&plan->actions);
-    }
-    return code;
+int cbaton_run_trial(const struct cbaton_trial *trial) {
+    struct plan plan = {.trial = trial};
+    char stack[131072] __attribute__((aligned(64)));
+    /* With our memory, as a copy of its tables would cost the main thread; with our
+     * descriptors, which are nobody else's. */
+    pid_t supervisor = clone(supervise, stack + sizeof stack, CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, &plan);
+    return supervisor < 0 ? errno : 0;
 }
 
-int cbaton_supervise(
-    char *const argv[], const int *fds, size_t count, int standard_error, unsigned long timer_slack,
-    struct cbaton_supervised *result) {
-    struct plan plan = {.argv = argv, .timer_slack = timer_slack};
-    int control[2], report[2];
-    if (pipe2(control, O_CLOEXEC) != 0) return errno;
-    if (pipe2(report, O_CLOEXEC) != 0) {
-        int code = errno;
-        close(control[0]);
-        close(control[1]);
-        return code;
-    }
-    plan.control = control[0];
-    plan.report = report[1];
+/* What a thread that is started apart is given; gone when it has its descriptors. */
+struct start {
+    void (*body)(void *);
+    void *context;
+    int in_background, code;
+    sem_t done;
+};
+
+static void *run_apart(void *argument) {
+    struct start *start = argument;
+    void (*body)(void *) = start->body;
+    void *context = start->context;
+    /* The one system call for this that every sandbox allows. */
+    int code = close_range(3, ~0u, CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) == 0 ? 0 : errno;
+    if (!code && start->in_background) cbaton_enter_background(0);
+    start->code = code;
+    sem_post(&start->done);
+    if (!code) body(context);
+    return NULL;
+}
+
+int cbaton_run_apart(void (*body)(void *), void *context, int in_background) {
+    struct start start = {.body = body, .context = context, .in_background = in_background};
     sigset_t all, before;
+    pthread_attr_t attributes;
+    pthread_t thread;
+    int code = pthread_attr_init(&attributes);
+    if (code) return code;
+    pthread_attr_setstacksize(&attributes, 1 << 20);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    sem_init(&start.done, 0, 0);
     sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, &before);
-    pid_t supervisor = -1;
-    int code = prepare(&plan, fds, count, standard_error, &before);
-    if (!code) {
-        supervisor = fork();
-        if (supervisor == 0) supervise(&plan);
-        if (supervisor < 0) code = errno;
-        posix_spawnattr_destroy(&plan.attributes);
-        posix_spawn_file_actions_destroy(&plan.actions);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    code = pthread_create(&thread, &attributes, run_apart, &start);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    if (code) return code;
+    while (sem_wait(&start.done) != 0) {
     }
-    sigprocmask(SIG_SETMASK, &before, NULL);
-    close(control[0]);
-    close(report[1]);
-    if (!code) {
-        int32_t first = ECHILD;
-        ssize_t got;
-        do got = read(report[0], &first, sizeof first);
-        while (got < 0 && errno == EINTR);
-        code = first;
-    }
-    if (!code) {
-        *result = (struct cbaton_supervised){supervisor, control[1], report[0]};
-        return 0;
-    }
-    close(control[1]);
-    close(report[0]);
-    if (supervisor > 0) cbaton_reap(supervisor);
-    return code;
+    return start.code;
 }
 
 void cbaton_reap(pid_t pid) {

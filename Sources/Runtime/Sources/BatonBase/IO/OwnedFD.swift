@@ -55,7 +55,7 @@ public enum FD {
     /// What the kernel calls the open file: a path, or such as `/memfd:ram (deleted)`.
     public static func path(_ fd: Int32) -> String? {
         var path = [CChar](repeating: 0, count: Int(PATH_MAX))
-        let length = readlink("/proc/self/fd/\(fd)", &path, path.count)
+        let length = readlink("/proc/thread-self/fd/\(fd)", &path, path.count)
         guard length > 0 else { return nil }
         return String(decoding: path.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }

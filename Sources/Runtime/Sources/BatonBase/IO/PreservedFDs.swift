@@ -30,7 +30,7 @@ public final class PreservedFDs {
     /// In the order of saving; nil where an entry has been deleted.
     private var slots: [Entry?] = []
     private var places: [Key: Int] = [:]
-    private var lastSerial: UInt64 = 0
+    private var most = 0
 
     /// What is saved, in the order in which it was.
     public var entries: [Entry] { slots.compactMap { $0 } }
@@ -63,9 +63,31 @@ public final class PreservedFDs {
     public func save(_ name: String, id: Int = 0, _ fd: Int32) throws(VMMError) {
         if let old = saved(name, id) { throw conflict(name, id, fd, old) }
         places[Key(name: name, id: id)] = slots.count
-        lastSerial += 1
-        slots.append(Entry(name: name, id: id, fd: fd, serial: lastSerial))
+        slots.append(Entry(name: name, id: id, fd: fd, serial: PreservedFDs.newSerial()))
     }
+
+    /// Saves an fd in the place of what was saved under that name and id.
+    /// - Parameter serial: of an fd that has been its owner's since a call of `newSerial`.
+    public func replace(_ name: String, id: Int = 0, _ fd: Int32, serial: UInt64? = nil) {
+        let key = Key(name: name, id: id)
+        if places.count == places.capacity { reserve() }
+        if let place = places.updateValue(slots.count, forKey: key) { slots[place] = nil }
+        slots.append(Entry(name: name, id: id, fd: fd, serial: serial ?? PreservedFDs.newSerial()))
+    }
+
+    /// Makes room for as many as there have been at any time: they come at once, in the guest's pause.
+    private func reserve() {
+        most = max(most, 2 * places.count, 16)
+        places.reserveCapacity(most)
+        slots.reserveCapacity(most)
+    }
+
+    /// One that no other entry of this process has. Main thread only.
+    public static func newSerial() -> UInt64 {
+        lastSerial += 1
+        return lastSerial
+    }
+    private nonisolated(unsafe) static var lastSerial: UInt64 = 0
 
     /// Saves an fd that may be saved already, with the same value.
     /// - Throws: QEMU's conflict error when it is saved with another value.
@@ -85,6 +107,16 @@ public final class PreservedFDs {
         if places.isEmpty { slots.removeAll() }
         // A VM that saves and deletes for years must not grow.
         if slots.count > 64, slots.count > 2 * places.count { inherit(entries) }
+    }
+
+    /// All that is saved, to be put back.
+    package struct Snapshot {
+        fileprivate var slots: [Entry?]
+        fileprivate var places: [Key: Int]
+    }
+    package var snapshot: Snapshot {
+        get { Snapshot(slots: slots, places: places) }
+        set { (slots, places) = (newValue.slots, newValue.places) }
     }
 
     /// Calls `body` for each saved fd; what it throws ends the walk.

@@ -116,10 +116,9 @@ public final class BlockBackend {
     // MARK: Update
 
     /// Saves the open file for the next process.
-    func handOver() throws(VMMError) {
+    func handOver() {
         guard let handover else { return }
-        handover.fds.delete(InheritedDisk.name(id))
-        try handover.fds.save(InheritedDisk.name(id), fd)
+        handover.fds.replace(InheritedDisk.name(id), fd)
     }
 
     func execFailed() { handover?.fds.delete(InheritedDisk.name(id)) }

@@ -8,7 +8,7 @@ public enum BlockUpdate {
     /// Takes part in the updates of the VM.
     public static func register(vm: VirtualMachine) {
         vm.handover?.takePart(
-            handOver: { [unowned vm] () throws(VMMError) in for backend in vm.blockBackends { try backend.handOver() }
+            handOver: { [unowned vm] () throws(VMMError) in for backend in vm.blockBackends { backend.handOver() }
             },
             failed: { [unowned vm] in for backend in vm.blockBackends { backend.execFailed() } },
             committed: { [unowned vm] in for backend in vm.blockBackends { backend.committed() } })

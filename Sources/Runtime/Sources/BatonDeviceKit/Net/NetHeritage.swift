@@ -63,10 +63,9 @@ public struct NetHeritage {
 
 extension MachineHandover {
     /// Saves a back end's descriptor, which stays its own, for the next process.
-    public func save(_ fd: Int32, of backend: NetBackend, as what: String, index: Int = 0) throws(VMMError) {
-        let name = NetHeritage.name(backend.id, what)
-        fds.delete(name, id: index)
-        try fds.save(name, id: index, fd)
+    /// - Parameter serial: of one that the back end has had since (`PreservedFDs.newSerial`).
+    public func save(_ fd: Int32, of backend: NetBackend, as what: String, index: Int = 0, serial: UInt64? = nil) {
+        fds.replace(NetHeritage.name(backend.id, what), id: index, fd, serial: serial)
     }
 
     /// Hands a back end's state to the next process.

@@ -1,3 +1,5 @@
+import Glibc
+
 /// The bytes of a function's configuration space, and what the guest may do to
 /// each bit: write it, clear it by writing a one, or only read it.
 ///
@@ -145,7 +147,22 @@ public struct PCIConfigSpace {
     /// - Returns: the first offset that is not, nil when all is well.
     func firstMismatch(_ other: [UInt8]) -> Int? {
         guard other.count == bytes.count else { return 0 }
-        return bytes.indices.first { (other[$0] ^ powerOn[$0]) & ~(writable[$0] | clearable[$0] | owned[$0]) != 0 }
+        func mismatches(_ index: Int) -> Bool {
+            (other[index] ^ powerOn[index]) & ~(writable[index] | clearable[index] | owned[index]) != 0
+        }
+        // Most of it is as it was at power-on, and is compared at once: the guest waits.
+        let step = 64
+        return other.withUnsafeBytes { other in
+            powerOn.withUnsafeBytes { powerOn in
+                guard let other = other.baseAddress, let powerOn = powerOn.baseAddress else { return nil }
+                for start in stride(from: 0, to: bytes.count, by: step) {
+                    let end = min(start + step, bytes.count)
+                    if memcmp(other + start, powerOn + start, end - start) == 0 { continue }
+                    if let index = (start..<end).first(where: mismatches) { return index }
+                }
+                return nil
+            }
+        }
     }
 
     mutating func restore(_ other: [UInt8]) { bytes = other }

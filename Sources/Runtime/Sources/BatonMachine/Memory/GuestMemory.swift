@@ -25,7 +25,7 @@ public final class GuestMemory {
     private var hooks: [any AllocatorHook] = []
     private var names: Set<String> = []
     /// Memory of the process before that must not change until it is ours.
-    private var readOnlyBlocks: [(name: String, host: UnsafeMutableRawPointer, length: Int)] = []
+    private var readOnlyBlocks: [InheritedMapping] = []
     /// Which state of memory this is, while nothing changes it: see `identify`.
     package var identity: String?
     /// Whether files may have the mark of a save: one of this process, or of
@@ -95,9 +95,12 @@ public final class GuestMemory {
             throw VMMError("RAMBlock \"\(block.name)\" already registered, abort!")
         }
         try block.guardMapping()
+        let advice = (merge ? [MADV_MERGEABLE] : []) + (dump ? [] : [MADV_DONTDUMP])
         // Advice that the kernel lacks changes nothing for the guest.
-        if merge { madvise(block.host, block.maxLength, MADV_MERGEABLE) }
-        if !dump { madvise(block.host, block.maxLength, MADV_DONTDUMP) }
+        for one in advice { madvise(block.host, block.maxLength, one) }
+        if let index = readOnlyBlocks.firstIndex(where: { $0.host == block.host }) {
+            readOnlyBlocks[index].advice = advice
+        }
         names.insert(block.name)
         blocks.append(block)
     }
@@ -140,18 +143,24 @@ public final class GuestMemory {
         }
         let begin = EventLoop.now
         // Whether memory can be written to shows here, where the way back is open.
+        let memory = fd.raw
+        let isPrepared = found != nil && !isTrial && InheritedMapping.canBePrepared(memory)
+        let reserve = isPrepared ? InheritedMapping.room(for: request.maxLength) : request.maxLength
         let host = try Mapping.map(
-            length: request.maxLength, alignment: request.alignment, fd: fd.raw, shared: shared,
-            writable: found == nil || !isTrial, name: request.name)
+            length: request.maxLength,
+            alignment: isPrepared ? max(request.alignment, InheritedMapping.tableReach) : request.alignment,
+            reserve: reserve, fd: fd.raw, shared: shared, writable: found == nil || !isTrial, name: request.name)
         if found != nil {
             // Until the commit the process before can have its guest back, so
             // nothing here may store to it: an attempt is fatal to this process.
             if !isTrial, mprotect(host, request.maxLength, PROT_READ) != 0 {
                 let code = errno
-                munmap(host, request.maxLength)
+                munmap(host, reserve)
                 throw .system("cannot set up guest memory '\(request.name)'", errno: code)
             }
-            readOnlyBlocks.append((request.name, host, request.maxLength))
+            readOnlyBlocks.append(
+                InheritedMapping(
+                    name: request.name, host: host, length: request.maxLength, fd: fd.raw, canBePrepared: isPrepared))
             mappingTime += EventLoop.now - begin
         }
         if shared {
@@ -162,22 +171,32 @@ public final class GuestMemory {
         }
         let block = RAMBlock(
             name: request.name, usedLength: request.usedLength, maxLength: request.maxLength,
-            alignment: request.alignment, host: host, fd: fd.release(), shared: shared, origin: origin)
+            alignment: request.alignment, host: host, fd: fd.release(), shared: shared, origin: origin, reserve: reserve
+        )
         let records = self.records
         if shared { block.onFree = { records.delete($0.name) } }
         return block
+    }
+
+    /// Prepares the memory of the process before for the commit, beside the guest:
+    /// see `InheritedMapping`. What is not done by `deadline` (CLOCK_MONOTONIC in nanoseconds)
+    /// is left to the guest's accesses.
+    package func prepareInherited(until deadline: Int64) {
+        guard !isTrial else { return }
+        let begin = EventLoop.now
+        for index in readOnlyBlocks.indices { readOnlyBlocks[index].prepare(until: deadline) }
+        mappingTime += EventLoop.now - begin
     }
 
     /// Lets this process write to the memory of the process before: the last
     /// that can fail before the guest is taken over, and nothing writes until then.
     /// - Throws: why not; all of it is read-only as before.
     package func makeWritable() throws(VMMError) {
-        for (index, block) in readOnlyBlocks.enumerated() {
-            guard mprotect(block.host, block.length, PROT_READ | PROT_WRITE) == 0 else {
-                let failure = VMMError.system("cannot make the memory of RAM block '\(block.name)' writable")
-                for earlier in readOnlyBlocks[..<index] { mprotect(earlier.host, earlier.length, PROT_READ) }
-                throw failure
-            }
+        for index in readOnlyBlocks.indices where !readOnlyBlocks[index].makeWritable() {
+            let failure = VMMError.system(
+                "cannot make the memory of RAM block '\(readOnlyBlocks[index].name)' writable")
+            for earlier in readOnlyBlocks[..<index] { earlier.makeReadOnly() }
+            throw failure
         }
     }
 

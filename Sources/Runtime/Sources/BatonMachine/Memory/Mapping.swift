@@ -19,19 +19,21 @@ public enum Mapping {
     /// - Parameters:
     ///   - length: a positive multiple of the page size.
     ///   - alignment: a power of two, at least the page size.
+    ///   - reserve: bytes of address space that are kept free of others from the start on, `length` among them.
     ///   - fd: the file to map from its start, borrowed; -1 for anonymous memory.
     ///   - shared: whether stores reach the file.
     ///   - writable: false maps for reading only.
     /// - Returns: the mapping, to be unmapped by the caller.
     public static func map(
-        length: Int, alignment: Int, fd: Int32, shared: Bool, writable: Bool = true, name: String
+        length: Int, alignment: Int, reserve: Int = 0, fd: Int32, shared: Bool, writable: Bool = true, name: String
     ) throws(VMMError) -> UnsafeMutableRawPointer {
         precondition(length > 0 && length % pageSize == 0 && alignment >= pageSize && alignment & (alignment - 1) == 0)
         let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
         let flags = (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_NORESERVE | (fd < 0 ? MAP_ANONYMOUS : 0)
         // Reserve enough to find an aligned start in, then map over it.
         let slack = alignment > pageSize ? alignment : 0
-        guard let reserved = mmap(nil, length + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
+        let room = max(length, reserve)
+        guard let reserved = mmap(nil, room + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0),
             reserved != MAP_FAILED
         else { throw .system("cannot set up guest memory '\(name)' (\(length) bytes)") }
         let start = UnsafeMutableRawPointer(
@@ -39,13 +41,13 @@ public enum Mapping {
         guard let start, let mapped = mmap(start, length, protection, flags | MAP_FIXED, fd, 0), mapped != MAP_FAILED
         else {
             let code = errno
-            munmap(reserved, length + slack)
+            munmap(reserved, room + slack)
             throw .system("cannot set up guest memory '\(name)' (\(length) bytes)", errno: code)
         }
         let before = start - reserved
         if before > 0 { munmap(reserved, before) }
         let after = slack - before
-        if after > 0 { munmap(start + length, after) }
+        if after > 0 { munmap(start + room, after) }
         return mapped
     }
 

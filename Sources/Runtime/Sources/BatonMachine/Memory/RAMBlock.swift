@@ -37,11 +37,16 @@ public final class RAMBlock {
     /// finds the block again after an exec forgets it here.
     public var onFree: ((RAMBlock) -> Void)?
 
+    /// Bytes of address space that belong to the block, from `host` on.
+    private let reserve: Int
+
     /// Takes ownership of `host` (a mapping of `maxLength` bytes) and `fd`.
+    /// - Parameter reserve: bytes of address space that go with the mapping, if they are more.
     public init(
         name: String, usedLength: Int, maxLength: Int, alignment: Int, host: UnsafeMutableRawPointer,
-        fd: Int32, shared: Bool, origin: String
+        fd: Int32, shared: Bool, origin: String, reserve: Int = 0
     ) {
+        self.reserve = max(maxLength, reserve)
         self.name = name
         self.usedLength = usedLength
         self.maxLength = maxLength
@@ -76,7 +81,7 @@ public final class RAMBlock {
     deinit {
         onFree?(self)
         cbaton_guard_remove(host)
-        munmap(host, maxLength)
+        munmap(host, reserve)
         if fd >= 0 { close(fd) }
     }
 }

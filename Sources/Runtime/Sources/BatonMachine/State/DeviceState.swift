@@ -16,12 +16,14 @@ public enum StateFieldType: UInt8 {
 /// VMM, and a later version may add fields without breaking an older reader.
 public struct StateWriter {
     private var bytes: [UInt8] = []
+    private let capacity: Int
 
-    public init() {}
+    /// - Parameter capacity: bytes that will be enough for most.
+    public init(capacity: Int = 512) { self.capacity = capacity }
 
     /// Begins a field, whose payload of `length` bytes is to follow.
     private mutating func begin(_ name: String, _ type: StateFieldType, _ optional: Bool, _ length: Int) {
-        if bytes.isEmpty { bytes.reserveCapacity(512) }
+        if bytes.isEmpty { bytes.reserveCapacity(capacity) }
         bytes.append(UInt8(name.utf8.count))
         bytes += name.utf8
         bytes.append(type.rawValue)

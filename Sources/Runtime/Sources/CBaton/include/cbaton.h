@@ -136,6 +136,10 @@ ssize_t cbaton_getrandom(void *buffer, size_t length);
 /* MADV_POPULATE_WRITE of Linux 5.14. */
 #define CBATON_MADV_POPULATE_WRITE 23
 
+/* lseek(2): to the next bytes that a file has, or has not. */
+#define CBATON_SEEK_DATA 3
+#define CBATON_SEEK_HOLE 4
+
 /* Full memory barrier towards other threads and processes. */
 static inline void cbaton_full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
@@ -149,6 +153,9 @@ int64_t cbaton_realtime_ns(void);
 /* Sets FD_CLOEXEC on every open fd from LOW up (close_range(2)). Returns 0, or
  * -1 and errno. */
 int cbaton_cloexec_from(unsigned low);
+
+/* Closes every fd from FIRST to LAST that is open (close_range(2)). */
+void cbaton_close_range(unsigned first, unsigned last);
 
 /* dlopen with RTLD_NOW|RTLD_LOCAL|RTLD_NODELETE. */
 void *cbaton_dlopen(const char *path);
@@ -187,22 +194,45 @@ uint32_t cbaton_call_bounded(
  * for. Returns 0 and its PID, or an errno. */
 int cbaton_spawn(char *const argv[], const int *fds, size_t count, int standard_error, pid_t *pid);
 
-/* A program that was started, and with it whatever that starts in turn, however
- * it goes to the background: all of it has one process above it, which ends it. */
-struct cbaton_supervised {
-    pid_t supervisor; /* the caller's child */
-    int control;      /* when this is closed, be it by the caller's end, everything is killed */
-    int report;       /* gives the program's wait status (32 bits) when that has ended, and its end when all have */
+/* Calls BODY with CONTEXT in a thread of its own, which has a copy of all descriptors:
+ * what it opens and closes is nobody else's, and what others do with theirs is nothing to
+ * it. From 3 up all of its own have FD_CLOEXEC. Every signal is blocked there. Returns
+ * when the copy is made: 0, or an errno value, and BODY is not called. */
+int cbaton_run_apart(void (*body)(void *context), void *context, int in_background);
+
+/* A program that is run, and with it whatever that starts in turn, however it goes to
+ * the background: all of it has one process above it, the supervisor, which ends it. */
+struct cbaton_trial {
+    char *const *argv;         /* argv[0] is searched in PATH */
+    char *const *environment;  /* NAME=VALUE, NULL behind the last */
+    const int *fds;            /* that only the program is to have: closed for the supervisor */
+    size_t count;
+    unsigned long timer_slack; /* the program's, in nanoseconds (prctl(2)) */
+    sigset_t mask;             /* the program's blocked signals */
+    int in_background;         /* it runs when nothing else wants to, once it has been executed */
+    int control; /* when its other end is closed, be it by the caller's end, everything is killed */
+    int report;  /* gets, as 32 bits each: an errno value or 0, the supervisor's PID and the program's; the
+                    program's wait status when that has ended; and its end when all have */
 };
 
-/* Starts argv[0], searched in PATH, as a session of its own, which inherits FDS, an
- * empty standard input and output, and STANDARD_ERROR, whatever their FD_CLOEXEC,
- * and TIMER_SLACK (prctl(2), nanoseconds). Takes no other child's end, and changes
- * nothing about SIGCHLD. Returns 0 and RESULT, whose descriptors have FD_CLOEXEC, or
- * an errno. */
-int cbaton_supervise(
-    char *const argv[], const int *fds, size_t count, int standard_error, unsigned long timer_slack,
-    struct cbaton_supervised *result);
+/* Runs such a program, as a session of its own, until all of it has ended. For a thread
+ * that was started apart: the program inherits its descriptors, of those from 3 up the ones without
+ * FD_CLOEXEC. Takes no other child's end, and changes nothing about SIGCHLD. The supervisor,
+ * of which only REPORT tells, is a child to be reaped. Returns 0, or an errno value when there is none. */
+int cbaton_run_trial(const struct cbaton_trial *trial);
+
+/* Whether this process may have a thread run when nothing else wants to (SCHED_IDLE), and
+ * take it back from there: the right to that is a matter of privileges and limits. */
+int cbaton_may_leave_background(void);
+/* Has a thread (0: the calling one) of the normal policy run when nothing else wants to.
+ * Returns whether it does. What it starts does, too. */
+int cbaton_enter_background(pid_t thread);
+/* The processor time that a process has had, in nanoseconds; 0 when there is none. */
+int64_t cbaton_cpu_time_ns(pid_t process);
+/* Whether the calling thread does. */
+int cbaton_is_in_background(void);
+/* Takes all threads of a process back from there, if they are. Returns 0, or -1 when the first stays. */
+int cbaton_leave_background(pid_t process);
 
 /* Waits for the end of one child, which may be discarded already. */
 void cbaton_reap(pid_t pid);
@@ -232,6 +262,13 @@ int cbaton_pidfd_send_signal(int pidfd, int signal);
 /* True when the file system of PATH keeps its files in memory only (tmpfs,
  * hugetlbfs), or cannot be told. */
 int cbaton_is_memory_filesystem(const char *path);
+
+/* True when a file is in such a file system, of small pages (tmpfs, memfd). */
+int cbaton_is_memory_file(int fd);
+
+/* Moves a mapping of LENGTH bytes to NEW, in the place of what is there (mremap(2)). Returns 0, or -1 and
+ * errno; nothing may be there then. */
+int cbaton_move_mapping(void *old, size_t length, void *new_);
 
 /* True when the process has privileges that its parent did not have (AT_SECURE):
  * its environment is then not to be trusted. */
