@@ -1,8 +1,12 @@
 import Foundation
 import ProcessSupport
 
-/// The guest's pause in a restart, measured from outside, with memories of
-/// several sizes and many preserved descriptors, and beside QEMU's cpr-exec.
+/// The guest's pause in an update, with memories of several sizes and many preserved descriptors, chardevs and
+/// cards, and beside QEMU's cpr-exec and cpr-transfer.
+///
+/// The guest measures it: the longest gap between two of its steps, by its time counter, while this process sleeps.
+/// This process looks, too, from outside into its RAM, in other updates. Of QEMU only that is of use: its time counter
+/// stands still with the guest.
 struct PauseBenchmark {
     let vmm: String
     /// nil: not to be had.
@@ -14,6 +18,8 @@ struct PauseBenchmark {
     /// Of guests that use all of it.
     private static let usedSizes = [("1G", 1 << 30), ("4G", 4 << 30)]
     private static let descriptors = 1000
+    private static let deviceCounts = [1, 10, 100]
+    private static let worksMeasured = 5
 
     func run() throws {
         // For the thousand descriptors, here and in the VMMs.
@@ -24,12 +30,12 @@ struct PauseBenchmark {
         }
         let image = directory.file("pause-counter.bin")
         try GuestBuilder().build(.counter, to: image)
-        print("the guest's pause in a restart, seen from outside in its RAM (\(repetitions) times each):")
+        print("the longest gap that the guest sees in an update (\(repetitions) times each):")
         var base = 0.0
         for (size, bytes) in Self.sizes {
             let memory = try Memory(size: size, bytes: bytes, image: image)
-            let update = try compare(size, memory, steps: true)
-            if base == 0 { base = update.outside.median }
+            let median = try compare(size, memory, steps: true)
+            if base == 0 { base = median }
         }
         for (size, bytes) in Self.usedSizes {
             guard let memory = try Memory(size: size, used: bytes, image: image) else {
@@ -38,48 +44,77 @@ struct PauseBenchmark {
             }
             _ = try compare("\(size) in use", memory, steps: false)
         }
+        try many(base, image: image)
+        try failures(image: image)
+        try work(image: image)
+    }
+
+    // MARK: Rows
+
+    /// Beside QEMU, if that is there.
+    /// - Returns: the median of `cpr-update`.
+    private func compare(_ name: String, _ memory: Memory, steps: Bool) throws -> Double {
+        let update = try baton(memory, Self.update)
+        row("\(name), baton cpr-update", update)
+        row("\(name), the same without a trial", try baton(memory, Self.updateWithoutTrial))
+        if steps { row("\(name), baton save, exec, load", try baton(memory, Self.threeSteps)) }
+        let transfer = try self.transfer(memory)
+        row("\(name), baton transfer", transfer)
+        guard let qemu else { return update.guest.median }
+        let exec = try cprExec(qemu, memory)
+        row("\(name), QEMU \(qemu.version) cpr-exec, from outside", exec)
+        ratio("baton cpr-update / QEMU cpr-exec", update.outside, exec)
+        let qemuTransfer = try cprTransfer(qemu, memory)
+        row("\(name), QEMU \(qemu.version) cpr-transfer, from outside", qemuTransfer)
+        ratio("baton transfer / QEMU cpr-transfer", transfer.outside, qemuTransfer)
+        return update.guest.median
+    }
+
+    /// Of what there are many.
+    private func many(_ base: Double, image: String) throws {
         let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
         let held = try baton(memory, Self.update, descriptors: Self.descriptors)
         row("128M, cpr-update, \(Self.descriptors) descriptors", held, base: base)
         let files = (0..<Self.descriptors).flatMap { ["-chardev", "file,id=c\($0),path=\(directory.file("c\($0)"))"] }
-        let chardevs = try baton(memory, Self.update, extra: files)
-        row("128M, cpr-update, \(Self.descriptors) file chardevs", chardevs, base: base)
+        row("128M, cpr-update, \(Self.descriptors) file chardevs", try baton(memory, Self.update, extra: files), base: base)
         for count in Self.deviceCounts {
-            let devices = try baton(memory, Self.update, extra: networkCards(count))
-            row("128M, cpr-update, \(count) network cards", devices, base: base)
+            let cards = try baton(memory, Self.update, extra: networkCards(count))
+            row("128M, cpr-update, \(count) network cards", cards, base: base)
         }
+    }
+
+    /// Updates that come to nothing: the guest goes on in the old VMM.
+    private func failures(image: String) throws {
+        let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
+        for (name, command) in [
+            ("refuses", ["/bin/sh", "-c", "exit 3"]), ("crashes", ["/bin/sh", "-c", "kill -SEGV $$"]),
+            ("hangs", ["/bin/sleep", "1000"]),
+        ] {
+            let gaps = try measure(memory) { probe, _ in
+                let message = try QMPConnection.encode(
+                    "cpr-update", ["argv": command, "preflight": false, "timeout-ms": 200])
+                return try (0..<min(repetitions, 100)).map { _ in try probe.gap([message], isRefused: true) }
+            }
+            row("128M, the new VMM \(name)", Summary(gaps))
+        }
+    }
+
+    private func work(image: String) throws {
         print("the guest's work in the first second after a restart, as a part of that in the second before:")
-        try work("128M", Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image))
+        func row(_ name: String, _ memory: Memory) throws {
+            let samples = try measure(memory) { probe, arguments in
+                let messages = try Self.update(arguments, checkpoint: "")
+                return try (0..<Self.worksMeasured).map { _ in try probe.work(messages) }
+            }.sorted()
+            let text = String(
+                format: "%7.1f %%   (%.1f to %.1f)", samples[samples.count / 2], samples[0], samples.last ?? 0)
+            print("  \("\(name), cpr-update".padding(toLength: 40, withPad: " ", startingAt: 0))\(text)")
+        }
+        try row("128M", Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image))
         for (size, bytes) in Self.usedSizes {
-            if let memory = try Memory(size: size, used: bytes, image: image) { try work("\(size) in use", memory) }
+            if let memory = try Memory(size: size, used: bytes, image: image) { try row("\(size) in use", memory) }
         }
     }
-
-    private static let worksMeasured = 5
-
-    private func work(_ name: String, _ memory: Memory) throws {
-        let samples = try measure(memory, Self.update) { probe, messages in
-            try (0..<Self.worksMeasured).map { _ in try probe.work(messages) }
-        }.sorted()
-        let text = String(
-            format: "%7.1f %%   (%.1f to %.1f)", samples[samples.count / 2], samples[0], samples.last ?? 0)
-        print("  \("\(name), cpr-update".padding(toLength: 36, withPad: " ", startingAt: 0))\(text)")
-    }
-
-    /// Beside QEMU, if that is there.
-    private func compare(_ name: String, _ memory: Memory, steps: Bool) throws -> Pauses {
-        let update = try baton(memory, Self.update)
-        row("\(name), baton cpr-update", update)
-        if steps { row("\(name), baton save, exec, load", try baton(memory, Self.threeSteps)) }
-        guard let qemu else { return update }
-        let other = try cprExec(qemu, memory)
-        row("\(name), QEMU \(qemu.version) cpr-exec", other)
-        let title = "\(name), baton / QEMU".padding(toLength: 36, withPad: " ", startingAt: 0)
-        print("  \(title)" + String(format: "%7.2f", update.outside.median / other.median))
-        return update
-    }
-
-    private static let deviceCounts = [1, 10, 100]
 
     /// Cards whose socket to their network is preserved.
     private func networkCards(_ count: Int) -> [String] {
@@ -96,21 +131,35 @@ struct PauseBenchmark {
 
     private func row(_ name: String, _ summary: Summary, more: Double? = nil) {
         let text = more.map { String(format: "  %+.2f ms", $0) } ?? ""
-        print("  \(name.padding(toLength: 36, withPad: " ", startingAt: 0))\(summary)\(text)")
+        print("  \(name.padding(toLength: 40, withPad: " ", startingAt: 0))\(summary)\(text)")
     }
 
     private func row(_ name: String, _ pauses: Pauses, base: Double? = nil) {
-        row(name, pauses.outside, more: base.map { pauses.outside.median - $0 })
+        row(name, pauses.guest, more: base.map { pauses.guest.median - $0 })
         print(
-            "    as the VMM has it:                "
-                + String(format: "%7.2f ms for the exec, %.2f for the change of hands", pauses.exec, pauses.hands))
+            String(
+                format: "    %.2f from outside; as the VMM has it, %.2f for the exec and %.2f for the change of hands",
+                pauses.outside.median, pauses.exec, pauses.hands))
     }
 
-    /// An update, several times: the longest pause from outside, and the medians of both as the VMM has them.
+    private func ratio(_ name: String, _ own: Summary, _ other: Summary) {
+        print("    \(name): " + String(format: "%.3f", own.median / other.median))
+    }
+
+    /// An update, several times: the longest gap, and the medians of the pause from outside and of both as the VMM
+    /// has them, in ms.
     private struct Pauses {
-        var outside: Summary
-        var exec: Double
-        var hands: Double
+        let guest: Summary
+        let outside: Summary
+        let exec: Double
+        let hands: Double
+
+        init(_ gaps: [Double], outside: [Double], own: [(exec: Double, hands: Double)]) {
+            guest = Summary(gaps)
+            self.outside = Summary(outside)
+            exec = Summary(own.map(\.exec)).median
+            hands = Summary(own.map(\.hands)).median
+        }
     }
 
     /// A guest's memory: a file in a memory file system, where there is one.
@@ -160,6 +209,10 @@ struct PauseBenchmark {
         [try QMPConnection.encode("cpr-update", ["argv": arguments])]
     }
 
+    private static func updateWithoutTrial(_ arguments: [String], checkpoint: String) throws -> [Data] {
+        [try QMPConnection.encode("cpr-update", ["argv": arguments, "preflight": false])]
+    }
+
     private static func threeSteps(_ arguments: [String], checkpoint: String) throws -> [Data] {
         [
             try QMPConnection.encode("cpr-save", ["filename": checkpoint, "mode": "restart"]),
@@ -168,44 +221,79 @@ struct PauseBenchmark {
         ]
     }
 
+    private var outsideMeasured: Int { min(max(repetitions, 1), 100) }
+
     private func baton(_ memory: Memory, _ steps: Steps, descriptors: Int = 0, extra: [String] = []) throws -> Pauses {
-        var own: [(exec: Double, hands: Double)] = []
-        let samples = try measure(memory, steps, descriptors: descriptors, extra: extra) { probe, messages in
-            try (0..<max(repetitions, 1)).map { _ in
-                let pause = try probe.pause(messages)
+        var own: [(exec: Double, hands: Double)] = [], outside: [Double] = []
+        let gaps = try measure(memory, extra: extra) { probe, arguments in
+            for number in 0..<descriptors {
+                let fd = open("/dev/null", O_RDONLY | O_CLOEXEC)
+                defer { close(fd) }
+                try probe.pass(fd, as: "bench\(number)")
+            }
+            let messages = try steps(arguments, directory.file("checkpoint"))
+            outside = try (0..<outsideMeasured).map { _ in try probe.pause(messages) }
+            return try (0..<max(repetitions, 1)).map { _ in
+                let gap = try probe.gap(messages)
                 own.append(try probe.ownFigures())
-                return pause
+                return gap
             }
         }
-        return Pauses(
-            outside: Summary(samples), exec: Summary(own.map(\.exec)).median, hands: Summary(own.map(\.hands)).median)
+        return Pauses(gaps, outside: outside, own: own)
+    }
+
+    /// To a process that is there already, each time to a new one.
+    private func transfer(_ memory: Memory) throws -> Pauses {
+        let channel = directory.file("channel")
+        let message = try QMPConnection.encode("cpr-update", ["mode": "transfer", "channel": channel])
+        var own: [(exec: Double, hands: Double)] = [], outside: [Double] = []
+        let gaps = try measure(memory, mode: "transfer") { probe, arguments in
+            func once(_ measure: () throws -> Double) throws -> Double {
+                let next = try VMMProcess(
+                    arguments + ["-incoming", Self.channel("cpr", channel)], log: directory.file("next.log"))
+                try probe.wait("\(channel)") { try ListeningSocket.exists(at: channel) }
+                let result = try measure()
+                try probe.goesOn(in: next)
+                return result
+            }
+            outside = try (0..<outsideMeasured).map { _ in try once { try probe.pause([message]) } }
+            return try (0..<max(repetitions, 1)).map { _ in
+                let gap = try once { try probe.gap([message]) }
+                own.append(try probe.ownFigures())
+                return gap
+            }
+        }
+        return Pauses(gaps, outside: outside, own: own)
     }
 
     private func measure(
-        _ memory: Memory, _ steps: Steps, descriptors: Int = 0, extra: [String] = [],
-        _ body: (PauseProbe, [Data]) throws -> [Double]
+        _ memory: Memory, mode: String = "restart", extra: [String] = [],
+        _ body: (_ probe: PauseProbe, _ arguments: [String]) throws -> [Double]
     ) throws -> [Double] {
         let socket = directory.file("pause.sock")
         let arguments =
-            [vmm, "-machine", "virt,memory-backend=ram", "-cpr-enable", "restart"] + memory.arguments(socket: socket)
+            [vmm, "-machine", "virt,memory-backend=ram", "-cpr-enable", mode] + memory.arguments(socket: socket)
             + extra
         let probe = try PauseProbe(arguments, page: memory.page, socketPath: socket, log: directory.file("vmm.log"))
-        for number in 0..<descriptors {
-            let fd = open("/dev/null", O_RDONLY | O_CLOEXEC)
-            defer { close(fd) }
-            try probe.pass(fd, as: "bench\(number)")
-        }
-        let samples = try body(probe, try steps(arguments, directory.file("checkpoint")))
+        let samples = try body(probe, arguments)
         try probe.command("quit")
         return samples
     }
 
     // MARK: QEMU
 
+    private static func channel(_ type: String, _ path: String) -> String {
+        "{\"channel-type\": \"\(type)\", \"addr\": {\"transport\": \"socket\", \"type\": \"unix\", "
+            + "\"path\": \"\(path)\"}}"
+    }
+
+    private func arguments(_ qemu: QEMUInstallation, _ memory: Memory, socket: String) -> [String] {
+        qemu.command + ["-machine", "virt,memory-backend=ram,aux-ram-share=on"] + memory.arguments(socket: socket)
+    }
+
     private func cprExec(_ qemu: QEMUInstallation, _ memory: Memory) throws -> Summary {
         let socket = directory.file("qemu.sock"), state = "file:" + directory.file("qemu.state")
-        let arguments =
-            qemu.command + ["-machine", "virt,memory-backend=ram,aux-ram-share=on"] + memory.arguments(socket: socket)
+        let arguments = self.arguments(qemu, memory, socket: socket)
         let probe = try PauseProbe(arguments, page: memory.page, socketPath: socket, log: directory.file("qemu.log"))
         let message = try QMPConnection.encode("migrate", ["uri": state])
         let samples = try (0..<max(repetitions, 1)).map { _ in
@@ -213,6 +301,32 @@ struct PauseBenchmark {
                 "migrate-set-parameters", ["mode": "cpr-exec", "cpr-exec-command": arguments + ["-incoming", state]])
             let pause = try probe.pause([message], replaces: true)
             try probe.reconnect()
+            return pause
+        }
+        try probe.command("quit")
+        return Summary(samples)
+    }
+
+    private func cprTransfer(_ qemu: QEMUInstallation, _ memory: Memory) throws -> Summary {
+        let cpr = directory.file("cpr"), main = directory.file("main")
+        func socket(_ number: Int) -> String { directory.file("qemu\(number % 2).sock") }
+        let probe = try PauseProbe(
+            arguments(qemu, memory, socket: socket(0)), page: memory.page, socketPath: socket(0),
+            log: directory.file("qemu.log"))
+        let samples = try (0..<min(max(repetitions, 1), 200)).map { number in
+            let next = try VMMProcess(
+                arguments(qemu, memory, socket: socket(number + 1)) + [
+                    "-incoming", Self.channel("main", main), "-incoming", Self.channel("cpr", cpr),
+                ], log: directory.file("next.log"))
+            try probe.wait("\(cpr)") { try ListeningSocket.exists(at: cpr) }
+            try probe.command("migrate-set-parameters", ["mode": "cpr-transfer"])
+            let channels = [Self.channel("main", main), Self.channel("cpr", cpr)].map {
+                (try? JSONSerialization.jsonObject(with: Data($0.utf8))) ?? $0
+            }
+            let pause = try probe.pause(
+                [try QMPConnection.encode("migrate", ["channels": channels])], until: "STOP")
+            try probe.command("quit")
+            try probe.goesOn(in: next, socketPath: socket(number + 1))
             return pause
         }
         try probe.command("quit")

@@ -5,8 +5,8 @@ import ProcessSupport
 /// guest's RAM: the guest's pauses, as seen from outside of the VMM.
 final class PauseProbe {
     let page: CounterPage
-    let process: VMMProcess
-    private let socketPath: String
+    private(set) var process: VMMProcess
+    private var socketPath: String
     private(set) var client: QMPConnection
     /// When the last command of the last pause was answered, and the counter then.
     private var answered = (time: 0.0, count: UInt64(0))
@@ -18,6 +18,7 @@ final class PauseProbe {
         self.socketPath = socketPath
         process = try VMMProcess(arguments, log: log)
         client = try Self.connect(socketPath, process)
+        followRollbacks()
         try wait("the guest to count") { page.count > 0 }
     }
 
@@ -42,13 +43,32 @@ final class PauseProbe {
         throw Failure("no QMP on \(path): \(process.epitaph())")
     }
 
-    /// Connects again, to a process that does not keep connections.
-    func reconnect() throws { client = try Self.connect(socketPath, process) }
+    /// A guest that was taken back is another process'.
+    private func followRollbacks() {
+        client.onEvent = { [unowned self] name, data in
+            if name == "CPR_ROLLED_BACK", let pid = data["pid"] as? Int { process.moved(to: pid_t(pid)) }
+        }
+    }
 
-    private func wait(_ what: String, _ condition: () throws -> Bool) throws {
+    /// Connects again, to a process that does not keep connections.
+    func reconnect() throws {
+        client = try Self.connect(socketPath, process)
+        followRollbacks()
+    }
+
+    /// The guest is in another process now, which somebody has started.
+    /// - Parameter socketPath: where that listens, if not where the one before has.
+    func goesOn(in next: VMMProcess, socketPath: String? = nil) throws {
+        try wait("the end of the process before") { !process.isRunning }
+        process = next
+        if let socketPath { self.socketPath = socketPath }
+        try reconnect()
+    }
+
+    func wait(_ what: String, _ condition: () throws -> Bool) throws {
         let deadline = Clock.now + 30
         while try !condition() {
-            guard process.isRunning, Clock.now < deadline else {
+            guard Clock.now < deadline else {
                 throw Failure("waiting for \(what): \(process.epitaph())")
             }
             usleep(500)
@@ -80,13 +100,18 @@ final class PauseProbe {
     }
 
     /// Sends commands, each once the one before is answered, and watches the counter meanwhile.
-    /// - Parameter replaces: the last one's connection is closed instead of answered.
+    /// - Parameters:
+    ///   - replaces: the last one's connection is closed instead of answered.
+    ///   - event: that comes after the last one's answer, and before the guest goes on.
     /// - Returns: the longest time, in ms, that the counter stood still.
-    func pause(_ commands: [Data], replaces: Bool = false) throws -> Double {
+    func pause(_ commands: [Data], replaces: Bool = false, until event: String? = nil) throws -> Double {
         if let begin = page.rounds {
             try wait("the guest to use its memory") { page.rounds.map { $0 >= begin + 2 } ?? true }
         }
         let rate = rate()
+        var hasCome = false
+        if let event { client.onEvent = { name, _ in hasCome = hasCome || name == event } }
+        defer { followRollbacks() }
         var last = page.count, lastChange = Clock.now, longest = 0.0
         let deadline = lastChange + 30
         func sample() {
@@ -109,8 +134,18 @@ final class PauseProbe {
                     guard replaces else { throw Failure("QMP was closed: \(process.epitaph())") }
                     isAnswered = true
                 }
-                guard process.isRunning, Clock.now < deadline else { throw Failure(process.epitaph()) }
+                guard Clock.now < deadline else { throw Failure(process.epitaph()) }
                 // Not all the time: the VMM needs the machine's cores.
+                usleep(10)
+            }
+        }
+        if event != nil {
+            while !hasCome {
+                sample()
+                _ = try client.next()
+                guard process.isRunning, !client.isClosed, Clock.now < deadline else {
+                    throw Failure("no event \(event ?? ""): \(process.epitaph())")
+                }
                 usleep(10)
             }
         }
@@ -118,13 +153,52 @@ final class PauseProbe {
         let seen = page.count, end = Clock.now + 0.005
         while page.count == seen || Clock.now < end {
             sample()
-            guard process.isRunning, Clock.now < deadline else {
-                throw Failure("the guest stands still: \(process.epitaph())")
-            }
+            // That process may have ended: the guest may be another's.
+            guard Clock.now < deadline else { throw Failure("the guest stands still: \(process.epitaph())") }
             usleep(10)
         }
         sample()
         return longest * 1000
+    }
+
+    /// Sends commands, each once the one before is answered, and has the guest measure its own gaps meanwhile. This
+    /// process sleeps, so that it takes no processor.
+    /// - Parameters:
+    ///   - replaces: the last one's connection is closed instead of answered.
+    ///   - isRefused: the last one's answer is an error.
+    /// - Returns: the longest gap, in ms.
+    func gap(_ commands: [Data], replaces: Bool = false, isRefused: Bool = false) throws -> Double {
+        if let begin = page.rounds {
+            try wait("the guest to use its memory") { page.rounds.map { $0 >= begin + 2 } ?? true }
+        }
+        page.measuresGaps = true
+        defer { page.measuresGaps = false }
+        try goOn()
+        page.longestGap = 0
+        for (index, message) in commands.enumerated() {
+            try client.send(message)
+            guard let answer = try client.await(Clock.now + 30) else {
+                guard replaces, index == commands.count - 1, client.isClosed else {
+                    throw Failure("no answer: \(process.epitaph())")
+                }
+                break
+            }
+            guard (answer["return"] == nil) == (isRefused && index == commands.count - 1) else {
+                throw Failure("\(answer["error"] ?? answer)")
+            }
+            if replaces, index == commands.count - 1 {
+                guard try client.await(Clock.now + 30) == nil, client.isClosed else { throw Failure("QMP stays open") }
+            }
+        }
+        try goOn()
+        return page.longestGap
+    }
+
+    /// Waits until the guest has counted for some ms.
+    private func goOn() throws {
+        let seen = page.count
+        try wait("the guest to count") { page.count != seen }
+        usleep(5000)
     }
 
     /// Counts a second, of a guest that nothing holds up.

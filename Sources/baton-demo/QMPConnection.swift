@@ -70,6 +70,18 @@ final class QMPConnection {
         return nil
     }
 
+    /// Sleeps until there is a message that is not an event.
+    /// - Returns: nil when the connection is closed, or at `deadline`.
+    func await(_ deadline: Double) throws -> [String: Any]? {
+        while Clock.now < deadline {
+            if let message = try next() { return message }
+            if isClosed { return nil }
+            var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+            poll(&entry, 1, Int32(max(1, (deadline - Clock.now) * 1000)))
+        }
+        return nil
+    }
+
     private func fill() throws {
         var bytes = [UInt8](repeating: 0, count: 16384)
         while !isClosed {

@@ -61,41 +61,7 @@ struct StartUpBenchmark {
     }
 }
 
-/// The page that the counter guest keeps at 0x80400000, in a file that is its RAM.
-final class CounterPage {
-    let path: String
-    private let words: UnsafeMutableRawPointer
-
-    /// Makes the file, of so many bytes, none of them there yet.
-    /// - Parameter used: bytes of RAM from 8 MiB on that the guest uses all the time.
-    init(path: String, size: Int = 64 << 20, used: Int = 0) throws {
-        self.path = path
-        unlink(path)
-        let fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard fd >= 0, ftruncate(fd, off_t(size)) == 0,
-            let map = mmap(nil, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 4 << 20), map != MAP_FAILED
-        else { throw Failure.system("cannot make \(path)") }
-        close(fd)
-        words = map
-        words.storeBytes(of: UInt64(used), toByteOffset: 0x20, as: UInt64.self)
-    }
-
-    deinit {
-        munmap(words, 4096)
-        unlink(path)
-    }
-
-    /// The guest's counter; it writes while we read.
-    @inline(never)
-    var count: UInt64 { words.load(fromByteOffset: 8, as: UInt64.self) }
-
-    /// How often the guest has used all that it is to use; nil when that is nothing.
-    var rounds: UInt64? {
-        words.load(fromByteOffset: 0x20, as: UInt64.self) == 0 ? nil : words.load(fromByteOffset: 0x28, as: UInt64.self)
-    }
-}
-
-/// Median and range of a few measurements in ms.
+/// Median and range of a few measurements in ms; of many, the 99th percentile too.
 struct Summary: CustomStringConvertible {
     let description: String
     let median: Double
@@ -108,9 +74,12 @@ struct Summary: CustomStringConvertible {
             return
         }
         median = sorted[sorted.count / 2]
-        description =
-            sorted.count == 1
-            ? String(format: "%7.2f ms", median)
-            : String(format: "%7.2f ms  (%.2f to %.2f)", median, low, high)
+        var text = String(format: "%7.2f ms", median)
+        if sorted.count >= 100 {
+            text += String(format: "  (99th percentile %.2f, %.2f to %.2f)", sorted[sorted.count * 99 / 100], low, high)
+        } else if sorted.count > 1 {
+            text += String(format: "  (%.2f to %.2f)", low, high)
+        }
+        description = text
     }
 }

@@ -136,9 +136,13 @@ struct InspectTests {
     @Test(arguments: [[], ["--json"]])
     func whatAFileCostsIsASmallMultipleOfItsSize(_ options: [String]) throws {
         let directory = try TemporaryDirectory()
-        let small = try time(options + [try manyFields(5 << 20, directory)], memory: 128 << 20)
-        let large = try time(options + [try manyFields(20 << 20, directory)], memory: 128 << 20)
-        // Four times the size; a cost that grew with the square of it would be sixteen times as high.
-        #expect(large < 8 * max(small, 0.1), "\(small) s and \(large) s")
+        let sizes = try [5 << 20, 20 << 20].map { try manyFields($0, directory) }
+        // Four times the size; a cost that grew with the square of it would be sixteen times as high, each time.
+        var times: [(small: Double, large: Double)] = []
+        repeat {
+            let pair = try sizes.map { try time(options + [$0], memory: 128 << 20) }
+            times.append((pair[0], pair[1]))
+        } while times.count < 3 && !times.contains { $0.large < 8 * max($0.small, 0.1) }
+        #expect(times.contains { $0.large < 8 * max($0.small, 0.1) }, "\(times)")
     }
 }

@@ -8,6 +8,9 @@
 //   0x80400010  the checksum if the counter is even, at 0x80400018 if it is odd
 //   0x80400020  set from outside: the bytes of RAM from 0x80800000 to use, 0 for none
 //   0x80400028  how often all of that was used: a store to each page, one a step
+//   0x80400030  set from outside: 1 to measure gaps
+//   0x80400038  the longest time between two steps since that is 1, in ticks of
+//               the time counter (100 ns); may be set to 0 from outside
 // The checksum is a linear congruential sequence, one element a step, so what
 // it must be at any count can be computed without counting.
 #include "bare.h"
@@ -30,7 +33,7 @@ _Noreturn static void mismatch(const char *what, u64 found, u64 expected) {
 }
 
 _Noreturn void run(void) {
-    u64 count = 0, sum = 0, lines = 0, used = 0;
+    u64 count = 0, sum = 0, lines = 0, used = 0, before = 0;
     PAGE[1] = 0;
     PAGE[2] = 0;
     PAGE[3] = 0;
@@ -43,6 +46,14 @@ _Noreturn void run(void) {
             sum = sum * MULTIPLIER + INCREMENT;
             PAGE[2 + (count & 1)] = sum;
             PAGE[1] = count;
+            if (PAGE[6]) {
+                u64 now;
+                __asm__ volatile("rdtime %0" : "=r"(now));
+                if (before && now - before > PAGE[7]) PAGE[7] = now - before;
+                before = now;
+            } else {
+                before = 0;
+            }
             u64 use = PAGE[4];
             if (!use) continue;
             R64(0x80800000UL + used) = count;

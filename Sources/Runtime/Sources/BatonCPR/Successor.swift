@@ -56,9 +56,6 @@ final class Successor {
     /// Why a client has ended the update; nil when none has.
     private var cancellation: String?
     private var mask = sigset_t()
-    /// Whether it runs when nothing else wants to.
-    private var isInBackground = false
-    private var mayReturn = false
 
     /// What the new VMM is told in its CPR state.
     var link: HandoverLink { HandoverLink(channel: theirs, secret: secret) }
@@ -94,8 +91,6 @@ final class Successor {
     /// - Throws: in the same process, why there is none; in the child, when
     ///   something has to end it.
     func execute(_ start: () throws(VMMError) -> Void) throws(VMMError) {
-        // In three steps the guest waits for the start.
-        mayReturn = !mayWait && cbaton_may_leave_background() != 0
         // The end of a session's leader is a SIGHUP for its terminal's processes.
         var one = sigset_t()
         sigemptyset(&one)
@@ -160,8 +155,6 @@ final class Successor {
         Glibc.close(theirs)
         theirs = -1
         if let failure { throw giveUp(failure.message) }
-        // Not before: the guest has waited for the exec.
-        if mayReturn { isInBackground = cbaton_enter_background(pid) != 0 }
         // One that has ended already is seen to have.
         do throws(VMMError) { try HandoverMessage.hello(getpid()).send(channel, secret: secret) } catch {}
     }
@@ -188,7 +181,6 @@ final class Successor {
                 }
                 // The guest runs until its process has ended, or stays.
                 guard messages.refusal != nil, last == nil else { return }
-                leaveBackground()
                 last = loop.schedule(at: EventLoop.now + Successor.endLimit) { [unowned self] in
                     reason = messages.ended
                 }
@@ -209,13 +201,9 @@ final class Successor {
                 reason = messages.refusal == nil ? messages.tooLate(limit: limit) : messages.ended
             }
         }
-        let background = isInBackground ? Background(pid, loop) { [unowned self] in leaveBackground() } : nil
         if reason == nil { run { messages.stage != .starting || reason != nil || cancellation != nil } }
         timer.cancel()
         last?.cancel()
-        background?.cancel()
-        let isForeground = leaveBackground()
-        if reason == nil, !isForeground { reason = "it cannot be given its priority back" }
         loop.unwatch(channel)
         if process >= 0 { loop.unwatch(process) }
         if let reason = reason ?? cancellation { throw giveUp(reason) }
@@ -226,15 +214,6 @@ final class Successor {
 
     /// Ends the update, in `awaitReady`.
     func cancel(_ reason: String) { cancellation = reason }
-
-    /// The new VMM runs as everybody does from now on, with this process' policy again.
-    /// - Returns: false when it cannot.
-    @discardableResult
-    private func leaveBackground() -> Bool {
-        guard isInBackground else { return true }
-        isInBackground = false
-        return cbaton_leave_background(pid) == 0
-    }
 
     // MARK: The change of hands
 
@@ -421,7 +400,6 @@ final class Successor {
     /// another's is not ours to end: without the token it can do nothing.
     private func end() {
         guard !isAnothers else { return }
-        leaveBackground()
         cbaton_pidfd_send_signal(process, SIGKILL)
         if !FD.awaitInput(process, until: EventLoop.now + Successor.endLimit) {
             Report.warning("the process that was to take over has been killed, and does not end yet")

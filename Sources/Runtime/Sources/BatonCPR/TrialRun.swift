@@ -9,10 +9,6 @@ import Glibc
 /// on how the program ends and, when it is told or this VMM ends, kills what is
 /// left: also what a wrapper has put into the background. So no child of
 /// anybody else in this VMM is taken for one of the trial's.
-///
-/// Where it can come back from that, the program runs when nothing else wants to
-/// (`cbaton_enter_background`), so that the guest has its processor to itself; but
-/// not for longer than `Background.step`.
 final class TrialRun {
     private static let outputLimit = 4096
     /// Nanoseconds that a process may live without speaking any more.
@@ -30,11 +26,8 @@ final class TrialRun {
     private let watchReader: Int32
     private let errorReader: Int32
     private var timer: EventLoop.Timer?
-    private var foreground: EventLoop.Timer?
     /// The supervisor, if that is not quite at its end when all is closed: a child to be waited for.
     private(set) var ending: pid_t?
-    /// Whether it has been in the background for long enough.
-    private var isLate = false
     private weak var loop: EventLoop?
     private var messages: WatchMessages
     private var errors: [UInt8] = []
@@ -87,30 +80,17 @@ final class TrialRun {
             _ = messages.receive(from: watchReader)
             if !decideByMessages() { decide(VMMError(messages.tooLate(limit: limit) + whereabouts + lastWords)) }
         }
-        foreground = loop.schedule(at: startedAt + Background.step) { [unowned self] in
-            isLate = true
-            leaveBackground()
-        }
     }
 
     /// Where the trial hangs, as far as the kernel tells.
     private var whereabouts: String {
-        guard let children = ProcessFiles.read("task/\(supervisor)/children", of: supervisor),
-            let child = children.split(separator: " ").first.flatMap({ pid_t($0) }),
-            let state = ProcessFiles.fields(of: child)?.first
-        else { return "" }
-        let call = ProcessFiles.read("syscall", of: child)?.prefix { $0 != " " && $0 != "\n" } ?? "unknown"
+        guard let program, let state = ProcessFiles.fields(of: program)?.first else { return "" }
+        let call = ProcessFiles.read("syscall", of: program)?.prefix { $0 != " " && $0 != "\n" } ?? "unknown"
         return " (it is in state \(state), system call \(call))"
     }
 
     /// Decides it, for whatever reason.
     func cancel(_ reason: String) { decide(VMMError(reason)) }
-
-    private func leaveBackground() {
-        guard start.isInBackground else { return }
-        // The thread that prepares it, and then the program.
-        cbaton_leave_background(program ?? getpid())
-    }
 
     /// The values that have been reported, as far as they have come.
     private func reported(_ index: Int) -> Int32? {
@@ -162,7 +142,6 @@ final class TrialRun {
         if count > 0 {
             report += buffer[..<count]
             if let code = startCode, code != 0 { decide(start.failure(code)) }
-            if isLate { leaveBackground() }
             guard status != nil else { return }
             // What a wrapper has started may have the pipe still.
             _ = messages.receive(from: watchReader)
@@ -226,7 +205,6 @@ final class TrialRun {
     /// has started: `hasEnded` follows.
     func end() {
         timer?.cancel()
-        foreground?.cancel()
         if control >= 0 { Glibc.close(control) }
         control = -1
         guard let loop, !hasEnded else { return }

@@ -15,8 +15,6 @@ final class TrialStart {
     private let standardError: Int32
     private let control: Int32
     private let report: Int32
-    /// Whether the program runs when nothing else wants to.
-    let isInBackground = cbaton_may_leave_background() != 0
     private var mask = sigset_t()
     /// Why nothing was started; to be read once that has been reported.
     private var error: VMMError?
@@ -41,7 +39,7 @@ final class TrialStart {
             { context in
                 guard let context else { return }
                 Unmanaged<TrialStart>.fromOpaque(context).takeRetainedValue().prepareAndRun()
-            }, context.toOpaque(), isInBackground ? 1 : 0)
+            }, context.toOpaque())
         guard code == 0 else {
             context.release()
             throw .system("cannot start a trial", errno: code)
@@ -104,7 +102,7 @@ final class TrialStart {
                     var trial = cbaton_trial(
                         argv: argv.baseAddress, environment: environment.baseAddress, fds: own.baseAddress,
                         count: own.count, timer_slack: state.markedTimerSlack ?? cbaton_timer_slack(), mask: mask,
-                        in_background: isInBackground ? 1 : 0, control: control, report: report)
+                        control: control, report: report)
                     return cbaton_run_trial(&trial)
                 }
             }

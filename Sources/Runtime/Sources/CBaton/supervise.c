@@ -3,11 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/close_range.h>
 #include <poll.h>
-#include <pthread.h>
 #include <sched.h>
-#include <semaphore.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -96,22 +93,11 @@ static void drain(int fd) {
     }
 }
 
-/* A new session is a group of its own to the scheduler, among which it divides the processors. */
-static void lower_group(void) {
-    int fd = open("/proc/self/autogroup", O_WRONLY | O_CLOEXEC);
-    if (fd < 0) return;
-    if (write(fd, "19", 2) < 0) {
-        /* No more than a courtesy. */
-    }
-    close(fd);
-}
-
 /* Becomes the program. */
 static int run_program(void *argument) {
     struct plan *plan = argument;
     const struct cbaton_trial *trial = plan->trial;
     setsid();
-    if (trial->in_background) lower_group();
     /* The caller's handlers are none for a signal that comes before the exec. */
     for (int number = 1; number < NSIG; number++) {
         struct sigaction action;
@@ -136,11 +122,8 @@ static int supervise(void *argument) {
     prctl(PR_SET_TIMERSLACK, trial->timer_slack);
     struct sigaction action = {.sa_handler = SIG_DFL};
     sigaction(SIGCHLD, &action, NULL);
-    if (trial->in_background) cbaton_leave_background(getpid());
     pid_t program = clone(run_program, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, plan);
     if (program < 0) plan->code = errno;
-    /* Not before: the caller takes it back by what is reported, which comes after the exec. */
-    if (trial->in_background) cbaton_enter_background(program);
     /* Of what the program has nothing may stay open because of us. */
     close_range(0, 2, 0);
     for (size_t i = 0; i < trial->count; i++) close(trial->fds[i]);
@@ -176,48 +159,6 @@ int cbaton_run_trial(const struct cbaton_trial *trial) {
      * descriptors, which are nobody else's. */
     pid_t supervisor = clone(supervise, stack + sizeof stack, CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, &plan);
     return supervisor < 0 ? errno : 0;
-}
-
-/* What a thread that is started apart is given; gone when it has its descriptors. */
-struct start {
-    void (*body)(void *);
-    void *context;
-    int in_background, code;
-    sem_t done;
-};
-
-static void *run_apart(void *argument) {
-    struct start *start = argument;
-    void (*body)(void *) = start->body;
-    void *context = start->context;
-    /* The one system call for this that every sandbox allows. */
-    int code = close_range(3, ~0u, CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) == 0 ? 0 : errno;
-    if (!code && start->in_background) cbaton_enter_background(0);
-    start->code = code;
-    sem_post(&start->done);
-    if (!code) body(context);
-    return NULL;
-}
-
-int cbaton_run_apart(void (*body)(void *), void *context, int in_background) {
-    struct start start = {.body = body, .context = context, .in_background = in_background};
-    sigset_t all, before;
-    pthread_attr_t attributes;
-    pthread_t thread;
-    int code = pthread_attr_init(&attributes);
-    if (code) return code;
-    pthread_attr_setstacksize(&attributes, 1 << 20);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    sem_init(&start.done, 0, 0);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    code = pthread_create(&thread, &attributes, run_apart, &start);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    if (code) return code;
-    while (sem_wait(&start.done) != 0) {
-    }
-    return start.code;
 }
 
 void cbaton_reap(pid_t pid) {

@@ -178,13 +178,29 @@ public final class GuestMemory {
         return block
     }
 
+    /// What that is added to this process' nice value by which memory is prepared: a guest that shares the one
+    /// processor with it keeps nine tenths of it.
+    private static let preparationNice: Int32 = 10
+    private struct Preparation {
+        let blocks: UnsafeMutablePointer<[InheritedMapping]>
+        let deadline: Int64
+    }
+
     /// Prepares the memory of the process before for the commit, beside the guest:
     /// see `InheritedMapping`. What is not done by `deadline` (CLOCK_MONOTONIC in nanoseconds)
-    /// is left to the guest's accesses.
+    /// is left to the guest's accesses. It is done at a low priority, as the guest may need the processor.
     package func prepareInherited(until deadline: Int64) {
         guard !isTrial else { return }
         let begin = EventLoop.now
-        for index in readOnlyBlocks.indices { readOnlyBlocks[index].prepare(until: deadline) }
+        withUnsafeMutablePointer(to: &readOnlyBlocks) { blocks in
+            var work = Preparation(blocks: blocks, deadline: deadline)
+            cbaton_run_nicely(
+                GuestMemory.preparationNice,
+                { work in
+                    guard let work = work?.assumingMemoryBound(to: Preparation.self).pointee else { return }
+                    for index in work.blocks.pointee.indices { work.blocks.pointee[index].prepare(until: work.deadline) }
+                }, &work)
+        }
         mappingTime += EventLoop.now - begin
     }
 

@@ -56,13 +56,12 @@ struct InheritedMapping {
         else { return }
         for one in advice { madvise(mapping, length, one) }
         prepared = mapping
-        let inBackground = cbaton_is_in_background() != 0
         var place = 0
         while place < length {
             let begin = Int(lseek(file.raw, off_t(place), CBATON_SEEK_DATA))
             guard begin >= place, begin < length else { return }
             let end = min(Int(lseek(file.raw, off_t(begin), CBATON_SEEK_HOLE)), length)
-            guard end > begin, populate(mapping, begin..<end, until: deadline, inBackground: inBackground) else {
+            guard end > begin, populate(mapping, begin..<end, until: deadline) else {
                 return
             }
             place = end
@@ -72,16 +71,15 @@ struct InheritedMapping {
     /// Pages that are not in memory now, as they are swapped out, stay where they are.
     /// - Returns: false when it is time to stop.
     private func populate(
-        _ mapping: UnsafeMutableRawPointer, _ range: Range<Int>, until deadline: Int64, inBackground: Bool
+        _ mapping: UnsafeMutableRawPointer, _ range: Range<Int>, until deadline: Int64
     ) -> Bool {
         let page = Mapping.pageSize
         var isResident = [UInt8](repeating: 0, count: InheritedMapping.step / page)
         for start in stride(from: range.lowerBound / page * page, to: range.upperBound, by: InheritedMapping.step) {
             let pages = (min(InheritedMapping.step, range.upperBound - start) + page - 1) / page
-            // On a busy machine the old VMM takes this process out of the background at last: not for this.
-            guard EventLoop.now < deadline, !inBackground || cbaton_is_in_background() != 0,
-                mincore(mapping + start, pages * page, &isResident) == 0
-            else { return false }
+            guard EventLoop.now < deadline, mincore(mapping + start, pages * page, &isResident) == 0 else {
+                return false
+            }
             var next = 0
             while let first = isResident[next..<pages].firstIndex(where: { $0 & 1 != 0 }) {
                 next = isResident[first..<pages].firstIndex { $0 & 1 == 0 } ?? pages

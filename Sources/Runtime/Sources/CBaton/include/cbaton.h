@@ -198,7 +198,11 @@ int cbaton_spawn(char *const argv[], const int *fds, size_t count, int standard_
  * what it opens and closes is nobody else's, and what others do with theirs is nothing to
  * it. From 3 up all of its own have FD_CLOEXEC. Every signal is blocked there. Returns
  * when the copy is made: 0, or an errno value, and BODY is not called. */
-int cbaton_run_apart(void (*body)(void *context), void *context, int in_background);
+int cbaton_run_apart(void (*body)(void *context), void *context);
+
+/* Calls BODY with CONTEXT at a nice value that is INCREMENT higher than the caller's, in a
+ * thread that has ended when this returns; or in the caller, where there can be no thread. */
+void cbaton_run_nicely(int increment, void (*body)(void *context), void *context);
 
 /* A program that is run, and with it whatever that starts in turn, however it goes to
  * the background: all of it has one process above it, the supervisor, which ends it. */
@@ -209,7 +213,6 @@ struct cbaton_trial {
     size_t count;
     unsigned long timer_slack; /* the program's, in nanoseconds (prctl(2)) */
     sigset_t mask;             /* the program's blocked signals */
-    int in_background;         /* it runs when nothing else wants to, once it has been executed */
     int control; /* when its other end is closed, be it by the caller's end, everything is killed */
     int report;  /* gets, as 32 bits each: an errno value or 0, the supervisor's PID and the program's; the
                     program's wait status when that has ended; and its end when all have */
@@ -220,19 +223,6 @@ struct cbaton_trial {
  * FD_CLOEXEC. Takes no other child's end, and changes nothing about SIGCHLD. The supervisor,
  * of which only REPORT tells, is a child to be reaped. Returns 0, or an errno value when there is none. */
 int cbaton_run_trial(const struct cbaton_trial *trial);
-
-/* Whether this process may have a thread run when nothing else wants to (SCHED_IDLE), and
- * take it back from there: the right to that is a matter of privileges and limits. */
-int cbaton_may_leave_background(void);
-/* Has a thread (0: the calling one) of the normal policy run when nothing else wants to.
- * Returns whether it does. What it starts does, too. */
-int cbaton_enter_background(pid_t thread);
-/* The processor time that a process has had, in nanoseconds; 0 when there is none. */
-int64_t cbaton_cpu_time_ns(pid_t process);
-/* Whether the calling thread does. */
-int cbaton_is_in_background(void);
-/* Takes all threads of a process back from there, if they are. Returns 0, or -1 when the first stays. */
-int cbaton_leave_background(pid_t process);
 
 /* Waits for the end of one child, which may be discarded already. */
 void cbaton_reap(pid_t pid);
