@@ -10,7 +10,7 @@ let lean: [SwiftSetting] = [
         "-Xfrontend", "-disable-implicit-string-processing-module-import",
     ])
 ]
-// The interpreter works on raw pointers that it alone owns while it runs.
+// The interpreter works on raw pointers that it alone owns while it runs; for devices the guest waits.
 let hot: [SwiftSetting] = lean + [.unsafeFlags(["-enforce-exclusivity=unchecked"])]
 
 // The interpreter's dispatch (a load and an indirect jump) repeated behind every
@@ -88,8 +88,8 @@ let package = Package(
     targets: [
         .target(name: "SoftFloat", path: "Sources/SoftFloat", swiftSettings: hot),
         part("RISCV", ["SoftFloat"], settings: interpreter),
-        part("PCI"),
-        part("Virtio"),
+        part("PCI", settings: hot),
+        part("Virtio", settings: hot),
         part("Chardev"),
         part("Monitor"),
         // Of the modules for VFIO and vfio-user, in each of which it is a copy.

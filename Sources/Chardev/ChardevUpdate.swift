@@ -45,6 +45,14 @@ public enum ChardevUpdate {
         }
     }
 
+    /// What a chardev hands over.
+    static func state(of chardev: Chardev, _ fill: (inout StateWriter) -> Void) -> StateWriter {
+        var writer = StateWriter(capacity: 128)
+        writer.put("backend", chardev.backend)
+        fill(&writer)
+        return writer
+    }
+
     static func part(_ id: String) -> String { "chardev/\(id)" }
     static func name(_ id: String, _ what: String) -> String { "\(prefix)\(id)-\(what)" }
 
@@ -72,10 +80,7 @@ extension MachineHandover {
 
     /// Hands a chardev's state to the next process.
     func handOver(_ chardev: Chardev, _ fill: (inout StateWriter) -> Void) {
-        var writer = StateWriter(capacity: 128)
-        writer.put("backend", chardev.backend)
-        fill(&writer)
-        handOver(ChardevUpdate.part(chardev.id), writer)
+        handOver(ChardevUpdate.part(chardev.id), ChardevUpdate.state(of: chardev, fill))
     }
 }
 

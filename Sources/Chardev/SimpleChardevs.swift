@@ -14,8 +14,11 @@ public final class FileChardev: Chardev {
     /// The open file; -1 after `shutDown`. Owned.
     public private(set) var outputFD: Int32
     private let serial = PreservedFDs.newSerial()
-    /// Made once, as there may be many.
-    private lazy var fdName = ChardevUpdate.name(id, "file")
+    /// What is handed over, made once: there may be many, and the guest waits.
+    private lazy var handed = (
+        fd: ChardevUpdate.name(id, "file"), part: ChardevUpdate.part(id),
+        state: ChardevUpdate.state(of: self) { $0.put("path", path) }
+    )
     private var hasFailed = false
     private let path: String
 
@@ -70,8 +73,8 @@ public final class FileChardev: Chardev {
 
     public override func handOver(to cpr: any MachineHandover) throws(VMMError) {
         guard !reopensOnCpr, outputFD > 2 else { return }
-        cpr.fds.replace(fdName, outputFD, serial: serial)
-        cpr.handOver(self) { $0.put("path", path) }
+        cpr.fds.replace(handed.fd, outputFD, serial: serial)
+        cpr.handOver(handed.part, handed.state)
     }
 
     public override func shutDown() {

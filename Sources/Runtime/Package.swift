@@ -9,6 +9,9 @@ let lean: [SwiftSetting] = [
     ])
 ]
 
+/// Of what the guest waits for, device by device.
+let hot: [SwiftSetting] = lean + [.unsafeFlags(["-enforce-exclusivity=unchecked"])]
+
 /// The floors of the runtime, from the lowest up. Each may import those before it and no other: the compiler keeps
 /// that, as a target sees the modules of its dependencies only.
 let floors = ["BatonBase", "BatonQMP", "BatonMachine", "BatonDeviceKit", "BatonCPR", "BatonModules"]
@@ -17,7 +20,8 @@ func floor(_ index: Int) -> Target {
     .target(
         name: floors[index],
         dependencies: ["CBaton"] + floors[..<index].map { .init(stringLiteral: $0) },
-        path: "Sources/\(floors[index])", swiftSettings: lean)
+        path: "Sources/\(floors[index])",
+        swiftSettings: ["BatonMachine", "BatonDeviceKit"].contains(floors[index]) ? hot : lean)
 }
 
 // A package of its own so that its one dynamic library is linked, and not

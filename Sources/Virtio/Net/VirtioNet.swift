@@ -6,6 +6,7 @@ import Glibc
 /// offloads where the back end's frames have headers.
 public final class VirtioNet: VirtioDevice {
     let backend: NetBackend
+    private let loop: EventLoop
     /// Pairs of queues that there are, and that the driver uses.
     private let pairCount: Int
     private(set) var activePairs = 1
@@ -29,6 +30,7 @@ public final class VirtioNet: VirtioDevice {
         vm: VirtualMachine, backend: NetBackend, mac: [UInt8], features requested: UInt64 = VirtioNetFeature.standard
     ) {
         self.backend = backend
+        loop = vm.loop
         let features = VirtioNetFeature.offered(requested, by: backend)
         pairCount = features & VirtioNetFeature.multipleQueues != 0 ? max(1, backend.queueCount) : 1
         permanentAddress = ReceiveFilter.address(mac.prefix(6))
@@ -235,7 +237,11 @@ public final class VirtioNet: VirtioDevice {
     public override func resumeDevice() {
         backend.allow(VirtioNetFeature.offloads(guestOffloads))
         backend.useQueues(activePairs)
-        for pair in 0..<activePairs { backend.receiveReady(queue: pair) }
+        // There may be many cards, and the guest has waited long enough.
+        loop.later { [weak self] in
+            guard let self, isRunning else { return }
+            for pair in 0..<activePairs { backend.receiveReady(queue: pair) }
+        }
     }
 
     public override func saveDevice(to writer: inout StateWriter) {

@@ -44,8 +44,9 @@ struct CheckedCheckpoint {
         try CheckedCheckpoint.checkMemory(sections, cpr.memory, contents, identity: memoryIdentity)
         var devices: [() -> Void] = []
         devices.reserveCapacity(vm.devices.count)
-        for device in vm.devices {
-            let reader = try sections.reader(device.stateName, upTo: device.stateVersion)
+        for (index, device) in vm.devices.enumerated() {
+            let reader = try sections.reader(
+                device.stateName, upTo: device.stateVersion, at: CheckedCheckpoint.coreSections + index)
             do throws(VMMError) {
                 devices.append(try device.loader(of: reader))
                 try reader.finish()
@@ -58,12 +59,15 @@ struct CheckedCheckpoint {
 
     // MARK: Checks
 
+    /// `global`, `clock` and `ram`, which come first and have been found.
+    private static let coreSections = 3
+
     private struct Sections {
         let container: SectionContainer
         let name: String
 
-        func reader(_ sectionName: String, upTo version: UInt32) throws(VMMError) -> StateReader {
-            guard let section = container.section(sectionName) else {
+        func reader(_ sectionName: String, upTo version: UInt32, at guess: Int = 0) throws(VMMError) -> StateReader {
+            guard let section = container.section(sectionName, at: guess) else {
                 throw VMMError(
                     "\(name) has no section '\(sectionName)'",
                     hint: "Load it into a VM with the same machine and devices as the one that was saved.")
@@ -188,6 +192,10 @@ struct CheckedCheckpoint {
     /// Checks, once the mode has taken what is its own, that nothing is left over.
     /// - Parameter ownSections: names of sections that the mode has taken.
     func checkComplete(ownSections: [String]) throws(VMMError) {
+        let own = Set(ownSections + [RAMContents.sectionName]).subtracting(["global", "clock", "ram"])
+            .count { container.section($0) != nil }
+        // Every section has a name of its own, and those of all devices have been found.
+        guard container.sections.count != CheckedCheckpoint.coreSections + vm.devices.count + own else { return }
         let known = Set(
             ["global", "clock", "ram", RAMContents.sectionName] + ownSections + vm.devices.map(\.stateName))
         for section in container.sections where !section.optional && !known.contains(section.name) {

@@ -59,10 +59,14 @@ struct HandedState {
         func isSame(_ old: Int32, _ new: Int32) -> Bool { cbaton_is_same_file(process, old, own, new) != 0 }
         var changed: [PreservedFDs.Entry] = []
         // Whoever saves does so in the same order each time.
-        let same = zip(fds, now).prefix { $0.id == $1.id && $0.name == $1.name }.count
-        for ((old, number), new) in zip(zip(fds, numbers), now[..<same]) where old.serial != new.serial {
-            if !isSame(number, new.fd) { changed.append(new) }
+        var same = 0
+        while same < min(fds.count, now.count), fds[same].id == now[same].id, fds[same].name == now[same].name {
+            if fds[same].serial != now[same].serial, !isSame(numbers[numbers.startIndex + same], now[same].fd) {
+                changed.append(now[same])
+            }
+            same += 1
         }
+        guard same < fds.count || same < now.count else { return changed }
         var before: [PreservedFDs.Key: Int32] = [:]
         for (entry, number) in zip(fds, numbers).dropFirst(same) {
             before[PreservedFDs.Key(name: entry.name, id: entry.id)] = number

@@ -21,6 +21,22 @@ struct PartStates {
 
     mutating func add(_ part: Part) { all.append(part) }
 
+    /// Takes over what has changed.
+    /// - Parameter changed: whose names are unique.
+    mutating func replace(by changed: [Part], without gone: [String]) {
+        for part in changed {
+            if let place = places[part.name] {
+                all[place] = part
+            } else {
+                places[part.name] = all.count
+                all.append(part)
+            }
+        }
+        guard gone.contains(where: { places[$0] != nil }) else { return }
+        let names = Set(gone)
+        self = PartStates(all.filter { !names.contains($0.name) })
+    }
+
     func find(_ name: String) -> Part? {
         if let place = places[name] { return all[place] }
         return places.count == all.count ? nil : all.last { $0.name == name }
@@ -31,8 +47,11 @@ struct PartStates {
     func changes(since before: PartStates) -> ([Part], gone: [String]) {
         var changed: [Part] = []
         // Whatever hands over does so in the same order each time.
-        let same = zip(before.all, all).prefix { $0.name == $1.name }.count
-        for (old, new) in zip(before.all[..<same], all[..<same]) where !old.isEqual(to: new) { changed.append(new) }
+        var same = 0
+        while same < min(before.all.count, all.count), before.all[same].name == all[same].name {
+            if !before.all[same].isEqual(to: all[same]) { changed.append(all[same]) }
+            same += 1
+        }
         var left: [String: Part] = [:]
         for part in before.all[same...] { left[part.name] = part }
         for part in all[same...] where left.removeValue(forKey: part.name)?.isEqual(to: part) != true {

@@ -89,6 +89,12 @@ public struct SectionContainer {
         return places.count == sections.count ? nil : sections.last { $0.name == name }
     }
 
+    /// - Parameter guess: where it probably is.
+    func section(_ name: String, at guess: Int) -> Section? {
+        if sections.indices.contains(guess), sections[guess].name == name { return sections[guess] }
+        return section(name)
+    }
+
     public mutating func add(_ name: String, version: UInt32, optional: Bool = false, _ writer: StateWriter) {
         add(Section(name: name, version: version, optional: optional, payload: writer.encoded()[...]))
     }

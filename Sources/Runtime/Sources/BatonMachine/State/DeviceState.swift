@@ -22,13 +22,25 @@ public struct StateWriter {
     public init(capacity: Int = 512) { self.capacity = capacity }
 
     /// Begins a field, whose payload of `length` bytes is to follow.
-    private mutating func begin(_ name: String, _ type: StateFieldType, _ optional: Bool, _ length: Int) {
+    /// - Parameter value: the payload, if it is a number.
+    private mutating func begin(
+        _ name: String, _ type: StateFieldType, _ optional: Bool, _ length: Int, _ value: UInt64? = nil
+    ) {
         if bytes.isEmpty { bytes.reserveCapacity(capacity) }
-        bytes.append(UInt8(name.utf8.count))
-        bytes += name.utf8
-        bytes.append(type.rawValue)
-        bytes.append(optional ? 1 : 0)
-        append(UInt32(length))
+        var name = name
+        name.withUTF8 { name in
+            let head = 1 + name.count + 6
+            // The guest may wait for this: it is put together first, and appended at once.
+            withUnsafeTemporaryAllocation(byteCount: head + 8, alignment: 1) { field in
+                field[0] = UInt8(name.count)
+                UnsafeMutableRawBufferPointer(rebasing: field[1...]).copyMemory(from: UnsafeRawBufferPointer(name))
+                field[head - 6] = type.rawValue
+                field[head - 5] = optional ? 1 : 0
+                field.storeBytes(of: UInt32(length).littleEndian, toByteOffset: head - 4, as: UInt32.self)
+                if let value { field.storeBytes(of: value.littleEndian, toByteOffset: head, as: UInt64.self) }
+                bytes.append(contentsOf: field[..<(value == nil ? head : head + 8)])
+            }
+        }
     }
 
     private mutating func append<T: FixedWidthInteger>(_ value: T) {
@@ -39,8 +51,7 @@ public struct StateWriter {
     ///   - name: 1 to 255 bytes, unique in the section.
     ///   - optional: a reader that does not know the field may ignore it.
     public mutating func put(_ name: String, _ value: UInt64, optional: Bool = false) {
-        begin(name, .unsigned, optional, 8)
-        append(value)
+        begin(name, .unsigned, optional, 8, value)
     }
     public mutating func put(_ name: String, _ value: Bool, optional: Bool = false) {
         put(name, value ? 1 : 0 as UInt64, optional: optional)
@@ -55,7 +66,11 @@ public struct StateWriter {
     }
     public mutating func put(_ name: String, _ values: [UInt64], optional: Bool = false) {
         begin(name, .unsignedArray, optional, values.count * 8)
+        #if _endian(little)
+        values.withUnsafeBytes { bytes.append(contentsOf: $0) }
+        #else
         for value in values { append(value) }
+        #endif
     }
 
     public mutating func put(_ name: String, _ values: [String], optional: Bool = false) {
@@ -116,8 +131,7 @@ public struct StateReader {
 
     /// The index of a name that occurs before, among few fields.
     private static func duplicate(_ fields: StateFields?) -> Int? {
-        guard let fields else { return nil }
-        return fields.indices.first { index in (0..<index).contains { fields.haveSameName($0, index) } }
+        fields?.firstDuplicate
     }
 
     private func place(_ name: String) -> Int? {
@@ -129,6 +143,11 @@ public struct StateReader {
     }
 
     private func field(_ name: String, _ type: StateFieldType) throws(VMMError) -> ArraySlice<UInt8> {
+        fields.payload(try index(of: name, type))
+    }
+
+    /// The index of a field that is asked for.
+    private func index(of name: String, _ type: StateFieldType) throws(VMMError) -> Int {
         var index = progress.next
         var text = name
         if index >= fields.count || !text.withUTF8({ fields.isNamed(index, UnsafeRawBufferPointer($0)) }) {
@@ -140,15 +159,14 @@ public struct StateReader {
         }
         progress.seen[index] = true
         progress.next = index + 1
-        return fields.payload(index)
+        return index
     }
 
     public func has(_ name: String) -> Bool { place(name) != nil }
 
     /// An unsigned field whose value must lie in `range`.
     public func unsigned(_ name: String, in range: ClosedRange<UInt64> = 0...UInt64.max) throws(VMMError) -> UInt64 {
-        var cursor = ByteCursor(try field(name, .unsigned))
-        guard let value = cursor.unsigned(UInt64.self), cursor.isAtEnd else {
+        guard let value = fields.unsigned(try index(of: name, .unsigned)) else {
             throw VMMError("field '\(name)' of section '\(section)' has the wrong length")
         }
         guard range.contains(value) else {
@@ -184,6 +202,7 @@ public struct StateReader {
     public func array(_ name: String, count: ClosedRange<Int> = 0...Int.max) throws(VMMError) -> [UInt64] {
         var cursor = ByteCursor(try field(name, .unsignedArray))
         var result: [UInt64] = []
+        result.reserveCapacity(cursor.remaining / 8)
         while let value = cursor.unsigned(UInt64.self) { result.append(value) }
         guard cursor.isAtEnd, count.contains(result.count) else {
             throw VMMError("field '\(name)' of section '\(section)' has the wrong length (\(result.count) elements)")
@@ -234,12 +253,6 @@ public struct ByteCursor {
     }
     public var isAtEnd: Bool { position == bytes.endIndex }
     @inlinable public var remaining: Int { bytes.endIndex - position }
-
-    static func isText(_ bytes: ArraySlice<UInt8>) -> Bool {
-        bytes.withUnsafeBufferPointer { bytes in
-            bytes.allSatisfy { $0 < 0x80 } || String(validating: bytes, as: UTF8.self) != nil
-        }
-    }
 
     /// Bytes as UTF-8; nil when they are not.
     package static func text(_ bytes: ArraySlice<UInt8>) -> String? {

@@ -16,19 +16,61 @@ public struct StateFields: RandomAccessCollection {
         bytes = payload
         // Of a device at once; of a file that has millions as they come.
         starts.reserveCapacity(Swift.min(payload.count / 8, 32))
-        var cursor = ByteCursor(payload)
-        while !cursor.isAtEnd {
-            let start = payload.count - cursor.remaining
-            guard let nameLength = cursor.byte(), nameLength > 0, let name = cursor.take(Int(nameLength)),
-                ByteCursor.isText(name), let rawType = cursor.byte(), cursor.byte() != nil,
-                let length = cursor.unsigned(UInt32.self), cursor.take(Int(length)) != nil
-            else { throw VMMError("section '\(section)' is damaged") }
-            guard StateFieldType(rawValue: rawType) != nil else {
-                throw VMMError(
-                    "field '\(String(decoding: name, as: UTF8.self))' of section '\(section)' "
-                        + "has the unknown type \(rawType)")
+        // The guest may wait for this: no slice is made of what is only looked at.
+        let problem = payload.withUnsafeBytes { bytes -> Problem? in
+            var place = 0
+            while place < bytes.count {
+                let name = place + 1
+                let type = name + Int(bytes[place])
+                guard type > name, type + StateFields.headLength <= bytes.count else { return .damage }
+                let length = bytes.loadUnaligned(fromByteOffset: type + 2, as: UInt32.self).littleEndian
+                let end = type + StateFields.headLength + Int(length)
+                guard end <= bytes.count, StateFields.isText(UnsafeRawBufferPointer(rebasing: bytes[name..<type]))
+                else {
+                    return .damage
+                }
+                guard StateFieldType(rawValue: bytes[type]) != nil else {
+                    return .type(bytes[type], field: String(decoding: bytes[name..<type], as: UTF8.self))
+                }
+                starts.append(UInt32(truncatingIfNeeded: place))
+                place = end
             }
-            starts.append(UInt32(truncatingIfNeeded: start))
+            return nil
+        }
+        switch problem {
+        case nil: break
+        case .damage: throw VMMError("section '\(section)' is damaged")
+        case .type(let type, let field):
+            throw VMMError("field '\(field)' of section '\(section)' has the unknown type \(type)")
+        }
+    }
+
+    private enum Problem {
+        case damage
+        case type(UInt8, field: String)
+    }
+
+    /// Bytes between a field's name and its payload: type, flags and length.
+    private static let headLength = 6
+
+    private static func isText(_ bytes: UnsafeRawBufferPointer) -> Bool {
+        bytes.allSatisfy { $0 < 0x80 } || String(validating: bytes, as: UTF8.self) != nil
+    }
+
+    /// The index of a name that occurs before; for few fields.
+    var firstDuplicate: Int? {
+        bytes.withUnsafeBytes { bytes in
+            guard let base = bytes.baseAddress else { return nil }
+            return indices.first { index in
+                let own = base + Int(starts[index])
+                // The length of a name comes before it.
+                let length = Int(bytes[Int(starts[index])]) + 1
+                return (0..<index).contains { earlier in
+                    let other = base + Int(starts[earlier])
+                    // Nearly all differ in their length or first letter.
+                    return memcmp(other, own, 2) == 0 && memcmp(other, own, length) == 0
+                }
+            }
         }
     }
 
@@ -46,17 +88,29 @@ public struct StateFields: RandomAccessCollection {
     func type(_ index: Int) -> StateFieldType { StateFieldType(rawValue: bytes[afterName(index)]) ?? .bytes }
     func isOptional(_ index: Int) -> Bool { bytes[afterName(index) + 1] & 1 != 0 }
     func payload(_ index: Int) -> ArraySlice<UInt8> {
-        let start = afterName(index) + 6
+        let start = afterName(index) + StateFields.headLength
         let end = index + 1 < starts.count ? self.start(index + 1) : bytes.endIndex
         return bytes[start..<end]
     }
 
+    /// A payload of eight bytes; nil when it has not as many.
+    func unsigned(_ index: Int) -> UInt64? {
+        bytes.withUnsafeBytes { bytes in
+            let start = Int(starts[index])
+            let payload = start + 1 + Int(bytes[start]) + StateFields.headLength
+            let end = index + 1 < starts.count ? Int(starts[index + 1]) : bytes.count
+            guard end - payload == 8 else { return nil }
+            return bytes.loadUnaligned(fromByteOffset: payload, as: UInt64.self).littleEndian
+        }
+    }
+
     func isNamed(_ index: Int, _ name: UnsafeRawBufferPointer) -> Bool {
-        let length = Int(bytes[start(index)])
-        guard length == name.count, let wanted = name.baseAddress else { return false }
-        return self.name(index).withUnsafeBytes { (found: UnsafeRawBufferPointer) -> Bool in
-            guard let found = found.baseAddress else { return false }
-            return memcmp(found, wanted, length) == 0
+        bytes.withUnsafeBytes { bytes in
+            let start = Int(starts[index])
+            guard let base = bytes.baseAddress, let wanted = name.baseAddress, Int(bytes[start]) == name.count else {
+                return false
+            }
+            return memcmp(base + start + 1, wanted, name.count) == 0
         }
     }
 
