@@ -29,6 +29,7 @@ open class StreamChardev: Chardev {
     private var readScheduled = false
     /// No byte moves yet, see `Chardev.release`.
     public private(set) var isHeld: Bool
+    private var isOutputHeld = false
     private var inheritedConnection = false
     /// Tells one connection from the next on the same descriptor number.
     private var connection = 0
@@ -74,6 +75,7 @@ open class StreamChardev: Chardev {
     /// Closes the connection, and tells the front end.
     public func disconnect() {
         guard isOpen else { return }
+        isOutputHeld = false
         flushUnsent()
         stopWatching()
         closeDescriptors(input: inputFD, output: outputFD)
@@ -129,6 +131,14 @@ open class StreamChardev: Chardev {
         isHeld = false
         guard isOpen else { return }
         do throws(VMMError) { try watchAll() } catch { Report.warning("chardev '\(id)': \(error.message)") }
+    }
+
+    open override func holdOutput() { isOutputHeld = true }
+
+    open override func releaseOutput() {
+        guard isOutputHeld else { return }
+        isOutputHeld = false
+        if isOpen, !isHeld { flush() }
     }
 
     private var hasFrontend: Bool { frontend != nil }
@@ -187,7 +197,7 @@ open class StreamChardev: Chardev {
     private func events(for fd: Int32) -> IOEvents {
         var events: IOEvents = []
         if fd == inputFD, isReading { events.insert(.readable) }
-        if fd == outputFD, unsentStart < unsent.count || owesWritable { events.insert(.writable) }
+        if fd == outputFD, !isOutputHeld, unsentStart < unsent.count || owesWritable { events.insert(.writable) }
         return events
     }
 
@@ -267,7 +277,7 @@ open class StreamChardev: Chardev {
     open override func write(_ bytes: UnsafeRawBufferPointer) -> Int {
         guard outputFD >= 0, !writeFailed else { return bytes.count }
         var done = 0
-        if unsentStart == unsent.count, !isHeld {
+        if unsentStart == unsent.count, !isHeld, !isOutputHeld {
             guard let sent = send(bytes) else { return bytes.count }
             done = sent
         }
@@ -334,7 +344,9 @@ open class StreamChardev: Chardev {
     }
 
     private func flushUnsent() {
-        guard unsentStart < unsent.count, outputFD >= 0, !writeFailed, !isHeld, !isLent else { return }
+        guard unsentStart < unsent.count, outputFD >= 0, !writeFailed, !isHeld, !isOutputHeld, !isLent else {
+            return
+        }
         let sent = unsent.withUnsafeBytes { send(UnsafeRawBufferPointer(rebasing: $0[unsentStart...])) }
         guard let sent else { return }
         unsentStart += sent

@@ -62,6 +62,8 @@ public final class Hart: Device {
         clock = vm.clock
         state = HartState.allocate(hartID: UInt64(index), cache: cache)
         state.pointee.owner = Unmanaged.passUnretained(self)
+        // Its state can be saved and loaded also before the first reset.
+        state.pointee.mstatus = MStatus.fixed
     }
 
     deinit { HartState.deallocate(state) }

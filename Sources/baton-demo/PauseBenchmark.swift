@@ -76,7 +76,9 @@ struct PauseBenchmark {
         let held = try baton(memory, Self.update, descriptors: Self.descriptors)
         row("128M, cpr-update, \(Self.descriptors) descriptors", held, base: base)
         let files = (0..<Self.descriptors).flatMap { ["-chardev", "file,id=c\($0),path=\(directory.file("c\($0)"))"] }
-        row("128M, cpr-update, \(Self.descriptors) file chardevs", try baton(memory, Self.update, extra: files), base: base)
+        row(
+            "128M, cpr-update, \(Self.descriptors) file chardevs", try baton(memory, Self.update, extra: files),
+            base: base)
         for count in Self.deviceCounts {
             let cards = try baton(memory, Self.update, extra: networkCards(count))
             row("128M, cpr-update, \(count) network cards", cards, base: base)

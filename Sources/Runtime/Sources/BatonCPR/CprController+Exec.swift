@@ -1,4 +1,5 @@
 import BatonBase
+import BatonDeviceKit
 import BatonMachine
 import CBaton
 import Glibc
@@ -174,6 +175,10 @@ extension CprController {
             }
             if before == nil { before = vm.runState }
             let stopped = EventLoop.now
+            // A client that is told something now would take a processor from the guest's way over.
+            let monitors = isSaved ? [] : monitorChardevs
+            for monitor in monitors { monitor.holdOutput() }
+            defer { for monitor in monitors { monitor.releaseOutput() } }
             do throws(VMMError) {
                 let limitBefore = updateLimit
                 // The guest stands still for what modules do now.
@@ -223,7 +228,6 @@ extension CprController {
         do throws(VMMError) {
             try notify(.survey)
             handed = HandedState(stateForExec(mode: mode), process: getpid())
-            times.exec = EventLoop.now
             let command: String
             switch target {
             case .command(let argv):
@@ -233,11 +237,15 @@ extension CprController {
                 command = "connect"
                 try call(mode, "connect") { () throws(VMMError) in try mode.connect(channel, peer: peer, cpr: self) }
             }
-            try successor.execute { () throws(VMMError) in
-                guard try Handover.carryOut(for: successor) else {
-                    throw VMMError("mode '\(mode.name)' returned from \(command) without an error")
-                }
+            guard try Handover.prepare() else {
+                throw VMMError("mode '\(mode.name)' returned from \(command) without an error")
             }
+            // Two short pauses in place of a longer one. Nothing but the guest acts in between, and what it changes is
+            // handed over at the change of hands.
+            times.execPause = EventLoop.now - start
+            vm.runBriefly()
+            times.exec = EventLoop.now
+            try successor.execute { () throws(VMMError) in try Handover.carryOut(for: successor) }
             if let copies = successor.sentFDs { handed?.wereSent(as: copies) }
         } catch {
             Handover.forget()
@@ -246,7 +254,7 @@ extension CprController {
         }
         fds.snapshot = fdsBefore
         if !successor.isAnothers { helpers.forget() }
-        times.execPause = EventLoop.now - start
+        times.execPause = max(times.execPause, EventLoop.now - times.exec)
         guard let handed else { throw VMMError("nothing was handed over") }
         return (successor, handed)
     }
@@ -261,6 +269,9 @@ extension CprController {
         guard let answer = answers.first else { throw VMMError("the mode '\(mode.name)' has been left behind") }
         return try answer.get().get()
     }
+
+    /// Those over which monitors speak with their clients.
+    var monitorChardevs: [Chardev] { vm.chardevs.filter { $0.frontend?.isMonitor == true } }
 
     /// Stops the guest and sends its state.
     private func handOver(
@@ -294,13 +305,14 @@ extension CprController {
         isHandedOver = true
         vm.setStoppedState(.postmigrate)
         // Nothing of this VM but a monitor that stays may wait for anything.
-        let monitors = vm.chardevs.filter { $0.frontend?.isMonitor == true }
+        let monitors = monitorChardevs
         let handedOver = fds.entries.map(\.fd)
         vm.loop.keepOnly(Set(monitors.flatMap(\.descriptors) + [vm.signalFD]).subtracting(handedOver))
         // The numbers that its parts still have stand for nothing.
         let null = open("/dev/null", O_RDWR | O_CLOEXEC)
         for fd in handedOver where null >= 0 && dup2(null, fd) == fd { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
         close(null)
+        for monitor in monitors { monitor.releaseOutput() }
         vm.emit("CPR_HANDED_OVER", ["pid": .int(Int64(successor.pid))])
     }
 }

@@ -70,6 +70,9 @@ extension CprController {
             exit(0)
         }
         times.loaded = EventLoop.now
+        let hasLeft = HandoverLink.ofThisProcess != nil
+        let monitors = hasLeft ? monitorChardevs : []
+        for monitor in monitors { monitor.holdOutput() }
         announce(.commit)
         updateLimit = CprController.defaultStartLimit
         goOn(checkpoint.runState, autostart: autostart)
@@ -77,10 +80,16 @@ extension CprController {
         // Until the guest does something in this process, the old one has it if this one dies.
         if vm.isRunning { vm.beforeGuestRuns = { [unowned self] in letOldVMMGo() } } else { letOldVMMGo() }
         helpers.reap(on: vm.loop)
-        if let report = times.report?.objectValue {
-            vm.emit("CPR_UPDATED", report)
-            history.append(mode: mode.name, times: times, from: inherited?.version)
+        let tell = { [unowned self] in
+            fds.forgetAsked()
+            if let report = times.report?.objectValue {
+                vm.emit("CPR_UPDATED", report)
+                history.append(mode: mode.name, times: times, from: inherited?.version)
+            }
+            for monitor in monitors { monitor.releaseOutput() }
         }
+        // Whoever is told takes a processor, and telling takes time: the guest comes first.
+        if hasLeft { vm.afterGuestRan = tell } else { tell() }
         Log.trace("cpr_load", "file \(name) mode \(mode.name)")
     }
 
@@ -109,7 +118,6 @@ extension CprController {
         if let link = HandoverLink.ofThisProcess, !link.take() { tooLate() }
         Log.trace("cpr_commit", "by pid \(getpid())")
         memory.commit()
-        fds.forgetAsked()
         awaitsLoad = false
     }
 

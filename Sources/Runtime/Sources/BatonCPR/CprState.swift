@@ -112,10 +112,7 @@ public struct CprState {
 
     /// Takes over the parts of a later state, which has those that have changed.
     mutating func replaceParts(by later: CprState) {
-        let gone = Set(later.gone?.parts ?? [])
-        let changed = Set(later.parts.all.map(\.name))
-        parts = PartStates(
-            parts.all.filter { !gone.contains($0.name) && !changed.contains($0.name) } + later.parts.all)
+        parts.replace(by: later.parts.all, without: later.gone?.parts ?? [])
     }
 
     /// Has these parts, and no others.
@@ -158,7 +155,6 @@ public struct CprState {
     mutating func take(from later: CprState) {
         version = later.version
         times = later.times
-        history = later.history
         memoryIdentity = later.memoryIdentity
     }
 
@@ -279,9 +275,12 @@ public struct CprState {
             CprState.identify(record.fd, "\(index).", in: &blocks)
         }
         container.add("ram", version: 1, blocks)
-        var past = StateWriter()
-        history.put(into: &past)
-        container.add(UpdateHistory.sectionName, version: 1, optional: true, past)
+        // It does not change while an update is in hand, and is long.
+        if gone == nil {
+            var past = StateWriter()
+            history.put(into: &past)
+            container.add(UpdateHistory.sectionName, version: 1, optional: true, past)
+        }
         if !addresses.isEmpty {
             var standIns = StateWriter()
             standIns.put("fds", addresses.keys.sorted().map { UInt64($0) })

@@ -10,6 +10,7 @@ public enum Handover {
     /// What is to be done when the mode has returned.
     private enum Request {
         case exec([String], state: CprState, fds: [Int32])
+        case prepared(Execution)
         case connection(Int32, state: CprState)
     }
     nonisolated(unsafe) private static var request: Request?
@@ -54,48 +55,73 @@ public enum Handover {
         request = nil
     }
 
-    /// Does what the mode has asked for. On the main thread. After an exec it returns in
-    /// the child, which has everything that this process had, guest and devices too.
+    /// Makes ready what the mode has asked for, as far as that changes nothing.
     /// - Returns: false when it has asked for nothing.
-    /// - Throws: why there is no new VMM; everything is as before. Or, in the child, that the
-    ///   exec took too long.
-    static func carryOut(for successor: Successor) throws(VMMError) -> Bool {
-        let asked = request
+    static func prepare() throws(VMMError) -> Bool {
+        guard let asked = request else { return false }
+        guard case .exec(let argv, let state, let fds) = asked else { return true }
         request = nil
-        switch asked {
-        case nil: return false
-        case .exec(let argv, let state, let fds)?: try execute(argv, state, fds)
-        case .connection(let fd, let state)?: try successor.attach(fd, state)
-        }
+        request = .prepared(try Execution(argv, state, fds))
         return true
     }
 
-    private static func execute(_ argv: [String], _ state: CprState, _ fds: [Int32]) throws(VMMError) {
-        let memfd = try state.writeMemfd()
-        var arguments = argv.map { strdup($0) } + [nil]
-        var own = state.environment + [(CprState.environmentVariable, String(memfd.raw))]
-        if let text = state.reportText { own.append((CprState.reportVariable, text)) }
-        let variables = environment(without: own.map(\.name)) + own.map { "\($0.name)=\($0.value)" }
-        var environment = variables.map { strdup($0) } + [nil]
-        defer { for text in arguments + environment { free(text) } }
-        let inherited = fds + state.ownDescriptors + [memfd.raw]
-        Log.trace("cpr_exec", "\(argv[0])")
-        var process: Int32 = -1
-        let result = arguments.withUnsafeMutableBufferPointer { argv in
-            environment.withUnsafeMutableBufferPointer { environment in
-                inherited.withUnsafeBufferPointer { inherited in
-                    var what = cbaton_execution(
-                        argv: argv.baseAddress, environment: environment.baseAddress, fds: inherited.baseAddress,
-                        count: inherited.count, timer_slack: state.markedTimerSlack ?? cbaton_timer_slack(),
-                        placeholder: Placeholder.current ?? 0)
-                    return cbaton_execute_beside(&what, execLimit, &process)
+    /// Does what the mode has asked for. On the main thread. After an exec it returns in
+    /// the child, which has everything that this process had, guest and devices too.
+    /// - Throws: why there is no new VMM; everything is as before. Or, in the child, that the
+    ///   exec took too long.
+    static func carryOut(for successor: Successor) throws(VMMError) {
+        let asked = request
+        request = nil
+        switch asked {
+        case nil: break
+        case .exec(let argv, let state, let fds)?: try Execution(argv, state, fds).carryOut(limit: execLimit)
+        case .prepared(let execution)?: try execution.carryOut(limit: execLimit)
+        case .connection(let fd, let state)?: try successor.attach(fd, state)
+        }
+    }
+
+    /// A program, and all that it gets, ready for execve(2).
+    private final class Execution {
+        private let program: String
+        private let memfd: OwnedFD
+        private var arguments: [UnsafeMutablePointer<CChar>?]
+        private var environment: [UnsafeMutablePointer<CChar>?]
+        private let inherited: [Int32]
+        private let timerSlack: UInt
+
+        init(_ argv: [String], _ state: CprState, _ fds: [Int32]) throws(VMMError) {
+            program = argv[0]
+            memfd = try state.writeMemfd()
+            arguments = argv.map { strdup($0) } + [nil]
+            var own = state.environment + [(CprState.environmentVariable, String(memfd.raw))]
+            if let text = state.reportText { own.append((CprState.reportVariable, text)) }
+            let variables =
+                Handover.environment(without: own.map(\.name)) + own.map { "\($0.name)=\($0.value)" }
+            environment = variables.map { strdup($0) } + [nil]
+            inherited = fds + state.ownDescriptors + [memfd.raw]
+            timerSlack = state.markedTimerSlack ?? cbaton_timer_slack()
+        }
+
+        deinit { for text in arguments + environment { free(text) } }
+
+        func carryOut(limit: Int64) throws(VMMError) {
+            Log.trace("cpr_exec", program)
+            var process: Int32 = -1
+            let result = arguments.withUnsafeMutableBufferPointer { argv in
+                environment.withUnsafeMutableBufferPointer { environment in
+                    inherited.withUnsafeBufferPointer { inherited in
+                        var what = cbaton_execution(
+                            argv: argv.baseAddress, environment: environment.baseAddress, fds: inherited.baseAddress,
+                            count: inherited.count, timer_slack: timerSlack, placeholder: Placeholder.current ?? 0)
+                        return cbaton_execute_beside(&what, limit, &process)
+                    }
                 }
             }
-        }
-        guard result >= 0 else { throw .system("cpr-exec: execvp '\(argv[0])' failed") }
-        Successor.executed = process
-        guard result == CBATON_EXECUTED else {
-            throw VMMError("cpr-exec: '\(argv[0])' was not executed within \(execLimit / 1_000_000) ms")
+            guard result >= 0 else { throw .system("cpr-exec: execvp '\(program)' failed") }
+            Successor.executed = process
+            guard result == CBATON_EXECUTED else {
+                throw VMMError("cpr-exec: '\(program)' was not executed within \(limit / 1_000_000) ms")
+            }
         }
     }
 

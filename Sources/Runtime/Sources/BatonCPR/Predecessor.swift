@@ -12,6 +12,11 @@ final class Predecessor {
     nonisolated(unsafe) static var pid: pid_t?
     private let link: HandoverLink
     private var hasPassedOn = false
+    /// Until when, as of CLOCK_MONOTONIC in nanoseconds, it is worth a processor not to sleep.
+    private var awakeUntil: Int64 = 0
+
+    /// The old VMM sends its state at once. To wake from sleep takes as long as to load it, on a processor that sleeps too.
+    private static let awakeTime: Int64 = 2_000_000
 
     init(_ link: HandoverLink) { self.link = link }
 
@@ -94,6 +99,7 @@ final class Predecessor {
     /// A signal to end that comes meanwhile is the old VMM's, which has the guest.
     /// - Throws: when there is none.
     func awaitState(_ vm: VirtualMachine) throws(VMMError) -> State {
+        if cbaton_processors() > 1 { awakeUntil = EventLoop.now + Predecessor.awakeTime }
         link.report(.ready)
         guard let message = try next(vm) else {
             guard !link.isAnothers else { throw VMMError("the guest has ended in the VMM that ran it") }
@@ -121,6 +127,7 @@ final class Predecessor {
             case .hello(let number): Predecessor.pid = number
             case .end: return nil
             case let message?: return message
+            case nil where EventLoop.now < awakeUntil: cbaton_pause()
             case nil:
                 var states = [link.channel, vm.signalFD].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
                 _ = poll(&states, 2, -1)

@@ -34,6 +34,7 @@ struct thread_state {
 static struct {
     const struct cbaton_execution *what;
     int64_t limit;
+    int64_t awake_until; /* as of CLOCK_MONOTONIC in nanoseconds; 0 for not at all */
     void *registers[5]; /* of __builtin_setjmp */
     int executed[2];    /* the pipe that the exec closes */
     int process;        /* a pidfd of the process that executes */
@@ -91,13 +92,24 @@ static void set_thread_state(const struct thread_state *state) {
 
 /* ---- In the child, beside the process. Every signal is blocked. */
 
+/* Nanoseconds in which the child does not sleep. A child that sleeps leaves its processor, to which the
+ * exec then moves the process; and both share it for a tick or two of the kernel's, while another is idle. */
+static const int64_t awake_time = 2000000;
+
+/* Returns what ppoll(2) does. */
+static long await_exec(void) {
+    struct pollfd end = {.fd = call.executed[0], .events = POLLIN};
+    struct timespec now = {0}, limit = {.tv_sec = call.limit / 1000000000, .tv_nsec = call.limit % 1000000000};
+    for (int64_t until = call.awake_until; until && cbaton_monotonic_ns() < until; cbaton_pause())
+        if (syscall(SYS_ppoll, &end, 1, &now, NULL, 0) > 0) return 1;
+    return syscall(SYS_ppoll, &end, 1, &limit, NULL, 0);
+}
+
 static int wait_for_exec(void *unused) {
     (void)unused;
     /* errno is shared, and nobody's now: the process reads what it needs at once. */
     syscall(SYS_close, call.executed[1]);
-    struct pollfd end = {.fd = call.executed[0], .events = POLLIN};
-    struct timespec limit = {.tv_sec = call.limit / 1000000000, .tv_nsec = call.limit % 1000000000};
-    if (syscall(SYS_ppoll, &end, 1, &limit, NULL, 0) <= 0) {
+    if (await_exec() <= 0) {
         /* Also one that cannot be interrupted runs no more of its program. */
         syscall(SYS_pidfd_send_signal, call.process, SIGKILL, NULL, 0);
         call.is_late = 1;
@@ -154,6 +166,7 @@ int cbaton_execute_beside(const struct cbaton_execution *what, int64_t limit, in
     call.what = what;
     call.limit = limit;
     call.is_late = 0;
+    call.awake_until = cbaton_processors() > 1 ? cbaton_monotonic_ns() + awake_time : 0;
     call.timer_slack = cbaton_timer_slack();
     call.process = cbaton_pidfd_open(getpid());
     if (call.process < 0) return -1;

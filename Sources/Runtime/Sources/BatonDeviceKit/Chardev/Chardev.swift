@@ -117,6 +117,10 @@ open class Chardev {
 
     // MARK: Update
 
+    /// Bytes for the peer wait, as the guest stands still and has the processor first, until `releaseOutput`.
+    open func holdOutput() {}
+    open func releaseOutput() {}
+
     /// Saves descriptors, named `chardev-ID-…`, in `handover.fds` and hands over what
     /// the next process must know as the part `chardev/ID`. Everything must stay
     /// as it is: the guest may come back to this process.

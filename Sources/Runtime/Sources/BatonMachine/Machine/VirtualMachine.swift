@@ -259,6 +259,9 @@ public final class VirtualMachine: GuestRequests {
     /// Called once, when the guest is about to run again.
     package var beforeGuestRuns: (() -> Void)?
 
+    /// Called once, when the guest has run for a while, or does not run: what can wait for that.
+    package var afterGuestRan: (() -> Void)?
+
     /// Runs until something asks for the end.
     /// - Returns: the process' exit status.
     public func run() -> Int32 {
@@ -276,16 +279,37 @@ public final class VirtualMachine: GuestRequests {
                     beforeGuestRuns = nil
                     body()
                 }
-                switch accelerator.runSlice() {
+                let rest = accelerator.runSlice()
+                doWhatWaits()
+                switch rest {
                 case .busy:
                     loop.poll(timeout: 0)
                 case .idle(let deadline):
                     loop.poll(timeout: deadline.map { max(0, $0 - EventLoop.now) } ?? -1)
                 }
             } else {
+                doWhatWaits()
                 loop.poll(timeout: shutdownRequested == nil && resetRequested == nil ? -1 : 0)
             }
             if shutdownRequested != nil || resetRequested != nil { carryOutRequests() }
         }
+    }
+
+    /// Nanoseconds of the guest's between two pauses of one operation.
+    private static let brief: Int64 = 1_000_000
+
+    /// Runs the guest for about a millisecond, and nothing else: no event of the host's is looked at.
+    package func runBriefly() {
+        guard isRunning, beforeGuestRuns == nil, let accelerator else { return }
+        let end = EventLoop.now + VirtualMachine.brief
+        while EventLoop.now < end, shutdownRequested == nil, resetRequested == nil {
+            guard case .busy = accelerator.runSlice() else { return }
+        }
+    }
+
+    private func doWhatWaits() {
+        guard let body = afterGuestRan else { return }
+        afterGuestRan = nil
+        body()
     }
 }

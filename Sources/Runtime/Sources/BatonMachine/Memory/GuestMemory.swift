@@ -198,7 +198,9 @@ public final class GuestMemory {
                 GuestMemory.preparationNice,
                 { work in
                     guard let work = work?.assumingMemoryBound(to: Preparation.self).pointee else { return }
-                    for index in work.blocks.pointee.indices { work.blocks.pointee[index].prepare(until: work.deadline) }
+                    for index in work.blocks.pointee.indices {
+                        work.blocks.pointee[index].prepare(until: work.deadline)
+                    }
                 }, &work)
         }
         mappingTime += EventLoop.now - begin

@@ -140,6 +140,21 @@ ssize_t cbaton_getrandom(void *buffer, size_t length);
 #define CBATON_SEEK_DATA 3
 #define CBATON_SEEK_HOLE 4
 
+/* How many processors this thread may run on; 1 when that cannot be told. */
+int cbaton_processors(void);
+
+/* Lets a processor that waits for another do so, for about a microsecond. */
+static inline void cbaton_pause(void) {
+    for (int i = 0; i < 20; i++)
+#if defined(__x86_64__)
+        __asm__ volatile("pause");
+#elif defined(__aarch64__)
+        __asm__ volatile("isb");
+#else
+        __asm__ volatile("" ::: "memory");
+#endif
+}
+
 /* Full memory barrier towards other threads and processes. */
 static inline void cbaton_full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
