@@ -57,7 +57,7 @@ public final class Harness: Sendable {
     /// Every row that applies: those of preservers only when one is named.
     public static func rows(for configuration: HarnessConfiguration) -> [Row] {
         generalRows + roundTripRows + identityRows + connectionRows + refusalRows + preflightRows + failureRows
-            + killRows + transferRows
+            + killRows + meanwhileRows + transferRows
             + survivalRows + (configuration.preservers.isEmpty ? [] : preserverRows)
     }
 

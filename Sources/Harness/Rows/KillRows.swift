@@ -162,16 +162,21 @@ extension Machine {
     /// Waits until a process that was sent SIGSTOP stands.
     /// - Returns: whether it is the successor with that name.
     fileprivate func isSuccessorWhenStopped(_ pid: pid_t, _ name: String) throws -> Bool {
-        try eventually("process \(pid) stops", by: configuration.deadline) {
-            let stat = try String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8)
-            return stat.split(separator: ")").last?.split(separator: " ").first == "T"
-        }
+        try awaitStop(of: pid)
         let line = try Data(contentsOf: URL(fileURLWithPath: "/proc/\(pid)/cmdline"))
         return line.range(of: Data("\0\(name)\0".utf8)) != nil
     }
 
+    /// Waits until a process stands that was, or has, stopped.
+    func awaitStop(of pid: pid_t) throws {
+        try eventually("process \(pid) stops", by: configuration.deadline) {
+            let stat = try String(contentsOfFile: "/proc/\(pid)/stat", encoding: .utf8)
+            return stat.split(separator: ")").last?.split(separator: " ").first == "T"
+        }
+    }
+
     /// The next message that is no event.
-    fileprivate func answer() throws -> [String: Any]? {
+    func answer() throws -> [String: Any]? {
         while let message = try qmp.receive(by: configuration.deadline) {
             if message["event"] == nil { return message }
         }

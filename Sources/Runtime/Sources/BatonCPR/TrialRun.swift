@@ -86,7 +86,14 @@ final class TrialRun {
     private var whereabouts: String {
         guard let program, let state = ProcessFiles.fields(of: program)?.first else { return "" }
         let call = ProcessFiles.read("syscall", of: program)?.prefix { $0 != " " && $0 != "\n" } ?? "unknown"
-        return " (it is in state \(state), system call \(call))"
+        return " (it is in state \(state), system call \(call)\(share(of: program)))"
+    }
+
+    /// Whether it was the machine that was slow: what the scheduler says of the process (Documentation/scheduler/sched-stats).
+    private func share(of process: pid_t) -> String {
+        let times = ProcessFiles.read("schedstat", of: process)?.split(separator: " ").compactMap { Int($0) } ?? []
+        guard times.count >= 2 else { return "" }
+        return "; it ran for \(times[0] / 1_000_000) ms, and waited for a processor for \(times[1] / 1_000_000) ms"
     }
 
     /// Decides it, for whatever reason.
