@@ -66,6 +66,16 @@ struct PreflightTests {
         try expectUnnoticed(guest)
     }
 
+    @Test func timeInWhichTheHostStoodStillIsNotTheTrials() throws {
+        let guest = try CountingGuest()
+        defer { _ = try? guest.qmp.execute("quit") }
+        // The whole VM stands for longer than the limit, and the trial takes its time in that.
+        let pause = "kill -STOP \(guest.process.pid); sleep 1.5; kill -CONT \(guest.process.pid); exec \"$@\""
+        try guest.qmp.execute(
+            "cpr-preflight", ["argv": ["sh", "-c", pause, "sh"] + guest.arguments, "timeout-ms": 1000])
+        try guest.waitForProgress(past: guest.count)
+    }
+
     @Test func whatTheNewVMMWouldRefuseIsReported() throws {
         let guest = try CountingGuest()
         defer { _ = try? guest.qmp.execute("quit") }

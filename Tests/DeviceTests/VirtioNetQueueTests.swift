@@ -320,6 +320,7 @@ import Virtio
         try next.machine.vm.start()
         #expect(next.backend.used == 3)
         #expect(next.backend.allowed == [.checksum])
+        next.machine.vm.loop.poll(timeout: 0)
         #expect(next.backend.ready.suffix(3) == [0, 1, 2])
         #expect(next.driver.slot.mmioRead(offset: 0x100, width: 1) == 2)
 

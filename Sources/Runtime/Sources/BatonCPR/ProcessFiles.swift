@@ -11,6 +11,15 @@ enum ProcessFiles {
         return String(decoding: bytes, as: UTF8.self)
     }
 
+    /// Nanoseconds in which a process has had a processor, and has waited for one (Documentation/scheduler/sched-stats.rst).
+    /// - Returns: nil where the kernel does not count that.
+    static func schedule(of process: pid_t) -> (ran: Int64, waited: Int64)? {
+        let numbers = read("schedstat", of: process)?.split(separator: " ").compactMap { Int64($0) } ?? []
+        return numbers.count < 2 ? nil : (numbers[0], numbers[1])
+    }
+
+    static func waitedForProcessor(_ process: pid_t) -> Int64? { schedule(of: process)?.waited }
+
     /// What of proc_pid_stat(5) comes behind the name, which may have spaces: the state, the parent …
     static func fields(of process: pid_t) -> [Substring]? {
         guard let text = read("stat", of: process), let name = text.lastIndex(of: ")") else { return nil }

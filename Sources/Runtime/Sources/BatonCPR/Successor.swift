@@ -194,15 +194,22 @@ final class Successor {
         } catch {
             reason = error.message
         }
-        let timer = loop.schedule(at: EventLoop.now + limit) { [unowned self] in
-            // This process may have been the one that had no turn.
-            _ = messages.receive(from: channel)
-            if messages.stage == .starting {
+        var timer: EventLoop.Timer?
+        var patience = StartLimit(limit, from: EventLoop.now)
+        func look() {
+            timer = loop.schedule(at: patience.nextLook) { [unowned self] in
+                // This process may have been the one that had no turn.
+                _ = messages.receive(from: channel)
+                guard messages.stage == .starting else { return }
+                if messages.refusal == nil, !patience.isOver(for: pid > 0 ? pid : nil) { return look() }
                 reason = messages.refusal == nil ? messages.tooLate(limit: limit) : messages.ended
             }
         }
+        look()
+        // The guest runs first.
+        if pid > 0 { loop.later { [pid] in patience.begins(in: pid) } }
         if reason == nil { run { messages.stage != .starting || reason != nil || cancellation != nil } }
-        timer.cancel()
+        timer?.cancel()
         last?.cancel()
         loop.unwatch(channel)
         if process >= 0 { loop.unwatch(process) }

@@ -74,11 +74,19 @@ final class TrialRun {
         try loop.watch(errorReader, .readable) { [unowned self] _ in takeErrors() }
         try loop.watch(watchReader, .readable) { [unowned self] _ in takeMessages() }
         try loop.watch(reportReader, .readable) { [unowned self] _ in takeReport() }
-        timer = loop.schedule(at: startedAt + limit) { [unowned self] in
+        look(StartLimit(limit, from: startedAt), loop)
+    }
+
+    /// Looks at the deadline whether it is late.
+    private func look(_ limit: StartLimit, _ loop: EventLoop) {
+        timer = loop.schedule(at: limit.nextLook) { [unowned self, unowned loop] in
             takeErrors()
             // This process may have been the one that had no turn.
             _ = messages.receive(from: watchReader)
-            if !decideByMessages() { decide(VMMError(messages.tooLate(limit: limit) + whereabouts + lastWords)) }
+            guard !decideByMessages() else { return }
+            var limit = limit
+            guard limit.isOver(for: program) else { return look(limit, loop) }
+            decide(VMMError(messages.tooLate(limit: limit.limit) + whereabouts + lastWords))
         }
     }
 
@@ -89,11 +97,11 @@ final class TrialRun {
         return " (it is in state \(state), system call \(call)\(share(of: program)))"
     }
 
-    /// Whether it was the machine that was slow: what the scheduler says of the process (Documentation/scheduler/sched-stats).
+    /// Whether it was the machine that was slow.
     private func share(of process: pid_t) -> String {
-        let times = ProcessFiles.read("schedstat", of: process)?.split(separator: " ").compactMap { Int($0) } ?? []
-        guard times.count >= 2 else { return "" }
-        return "; it ran for \(times[0] / 1_000_000) ms, and waited for a processor for \(times[1] / 1_000_000) ms"
+        guard let times = ProcessFiles.schedule(of: process) else { return "" }
+        let (ran, waited) = (times.ran / 1_000_000, times.waited / 1_000_000)
+        return "; it ran for \(ran) ms, and waited for a processor for \(waited) ms"
     }
 
     /// Decides it, for whatever reason.

@@ -116,7 +116,8 @@ public enum Log {
 
     /// The names of all trace events, for `-trace help`.
     public static let events = [
-        "anon_memfd_alloc", "cpr_commit", "cpr_exec", "cpr_load", "cpr_preflight", "cpr_save", "cpr_volatile_ram",
+        "anon_memfd_alloc", "cpr_commit", "cpr_exec", "cpr_load", "cpr_preflight", "cpr_rehearsal", "cpr_save",
+        "cpr_volatile_ram",
         "handle_qmp_command", "module_load", "module_log", "module_method_ignored", "monitor_qmp_respond",
         "net_backend_disconnect", "net_backend_drop",
     ]
