@@ -109,7 +109,11 @@ public final class SocketChardev: StreamChardev {
         cpr.handOver(self) { $0.put("unsent", bytes: unsentBytes) }
     }
 
-    public override func forgetConnection(in cpr: any MachineHandover) { cpr.forget("connection", of: self) }
+    public override func forgetConnection(in cpr: any MachineHandover) {
+        // Nobody else will say what is unsaid.
+        releaseOutput()
+        cpr.forget("connection", of: self)
+    }
 
     public override func prepareForExec() {
         guard reopensOnCpr else { return }

@@ -31,7 +31,8 @@ public final class StdioChardev: StreamChardev {
     public override func handOver(to cpr: any MachineHandover) throws(VMMError) {
         guard !reopensOnCpr, isOpen else { return }
         cpr.handOver(self) {
-            $0.put("unsent", bytes: unsentBytes)
+            // Another's process has a standard output of its own.
+            $0.put("unsent", bytes: cpr.monitorSockets == .handedOver ? unsentBytes : [])
             $0.put("terminal", bytes: StandardTerminal.savedModes)
         }
     }

@@ -91,7 +91,7 @@ struct PeersCommand: ParsableCommand {
     /// What this machine lacks, each with the package that has it.
     static func missing() -> [String] {
         var missing = BackEnds.missing()
-        for (program, package) in [("ip", "iproute2"), ("ping", "iputils-ping"), ("unshare", "util-linux")]
+        for (program, package) in [("ip", "iproute2"), ("unshare", "util-linux")]
         where Tool.find(program) == nil {
             missing.append("\(program) (\(package))")
         }

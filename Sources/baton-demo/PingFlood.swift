@@ -1,10 +1,7 @@
 import Foundation
 import ProcessSupport
 
-/// `ping -f`, run after run, of which every packet must be answered once.
-///
-/// Runs of a known number of packets, for ping waits for the answer to the last one only then: one
-/// that is interrupted counts it as lost.
+/// Echo requests, run after run of them (`FloodCommand`), of which every one must be answered once.
 final class PingFlood {
     private let address: String
     private let directory: TemporaryDirectory
@@ -23,7 +20,8 @@ final class PingFlood {
         guard run?.isRunning != true else { return }
         try judge()
         run = try BackgroundProcess(
-            ["ping", "-f", "-q", "-c", "\(Self.packets)", address], output: directory.file("ping.log"))
+            ["/proc/\(getpid())/exe", "flood", "--count", "\(Self.packets)", address],
+            output: directory.file("ping.log"))
     }
 
     var isRunning: Bool { run?.isRunning == true }
@@ -33,7 +31,7 @@ final class PingFlood {
         guard let run else { return }
         self.run = nil
         let said = run.said
-        guard said.contains("\(Self.packets) packets transmitted, \(Self.packets) received, 0% packet loss") else {
+        guard said.contains("\(Self.packets) sent, \(Self.packets) answered, 0 of them twice") else {
             throw Failure("pings were lost, or answered twice: \(said)")
         }
         answered += Self.packets

@@ -61,19 +61,19 @@ extension CprController {
     public func exec(_ argv: [String], closesConnection: Bool = false) throws(VMMError) {
         try vm.settleRequests()
         guard vm.runState == .saveVM else { throw VMMError("runstate is not save-vm") }
-        guard let saved else { throw VMMError("cpr-exec requires cpr-save") }
+        guard case .saved(let mode, let stateBefore) = step else { throw VMMError("cpr-exec requires cpr-save") }
         guard argv.first?.isEmpty == false else {
             throw VMMError("cpr-exec requires a non-empty argv", hint: "argv[0] is the program to execute.")
         }
         // A mode that has no exec has nothing to undo: the VM stays saved.
-        guard saved.mode.promises.contains(.executes) else { return try saved.mode.exec(argv, cpr: self) }
+        guard mode.promises.contains(.executes) else { return try mode.exec(argv, cpr: self) }
         self.closesConnection = closesConnection
         defer { self.closesConnection = false }
         var options = UpdateOptions()
         // The guest stands still by its client's will.
         options.downtime = options.limit
         try beside("an update is under way") { () throws(VMMError) in
-            try replace(.command(argv), saved.mode, options, stateBefore: saved.stateBefore, isSaved: true)
+            try replace(.command(argv), mode, options, stateBefore: stateBefore, isSaved: true)
         }
     }
 
@@ -131,22 +131,6 @@ extension CprController {
         return mode
     }
 
-    /// Ends the update or the preflight in hand, while the guest runs: whoever has asked for it
-    /// gets an error.
-    /// - Returns: false when there is none that could be ended now.
-    public func cancelUpdate() -> Bool {
-        guard let cancelInHand else { return false }
-        cancelInHand("it was cancelled")
-        return true
-    }
-
-    /// Refuses another step for the time of `body`.
-    func beside<Result>(_ what: String, _ body: () throws(VMMError) -> Result) throws(VMMError) -> Result {
-        inHand = what
-        defer { inHand = nil }
-        return try body()
-    }
-
     /// Starts the new VMM and hands the guest over. Returns only by throwing, the
     /// guest is as it was then, in this process or in a child of it; or, when the new VMM is
     /// another's process, without the guest.
@@ -163,10 +147,9 @@ extension CprController {
         do throws(VMMError) {
             let (successor, handed) = try start(target, mode, mayWait: isSaved)
             standing = successor
-            cancelInHand = successor.cancel
-            defer { cancelInHand = nil }
-            try successor.awaitReady(vm.loop, limit: options.limit) { vm.run(until: $0) }
-            cancelInHand = nil
+            try cancellable(by: successor.cancel) { () throws(VMMError) in
+                try successor.awaitReady(vm.loop, limit: options.limit) { vm.run(until: $0) }
+            }
             // What came meanwhile and was answered must not be lost with this process.
             vm.takeSignals()
             if vm.isEnding {
@@ -197,7 +180,7 @@ extension CprController {
             leaveGuest(to: successor)
         } catch {
             let isChild = getpid() != pid
-            saved = nil
+            step = .idle
             successorAnswered = standing?.hasWaited == true
             announce(.saveFailed)
             if let before { giveBack(before) }
@@ -225,7 +208,7 @@ extension CprController {
         try vm.resetIfNew()
         var handed: HandedState?
         let fdsBefore = fds.snapshot
-        do throws(VMMError) {
+        func makeReady() throws(VMMError) {
             try notify(.survey)
             handed = HandedState(stateForExec(mode: mode), process: getpid())
             let command: String
@@ -240,11 +223,20 @@ extension CprController {
             guard try Handover.prepare() else {
                 throw VMMError("mode '\(mode.name)' returned from \(command) without an error")
             }
+        }
+        do throws(VMMError) {
+            try makeReady()
             // Two short pauses in place of a longer one. Nothing but the guest acts in between, and what it changes is
             // handed over at the change of hands.
             times.execPause = EventLoop.now - start
             vm.runBriefly()
             times.exec = EventLoop.now
+            try vm.settleRequests()
+            // It may have had a device let go of something, such as of an interrupt.
+            if !Handover.isStillReady {
+                Handover.forget()
+                try makeReady()
+            }
             try successor.execute { () throws(VMMError) in try Handover.carryOut(for: successor) }
             if let copies = successor.sentFDs { handed?.wereSent(as: copies) }
         } catch {
@@ -302,7 +294,7 @@ extension CprController {
 
     /// The guest, and everything that was handed over with it, is another process'.
     private func leaveGuest(to successor: Successor) {
-        isHandedOver = true
+        step = .handedOver
         vm.setStoppedState(.postmigrate)
         // Nothing of this VM but a monitor that stays may wait for anything.
         let monitors = monitorChardevs

@@ -29,7 +29,7 @@ extension CprController {
 
     /// The VM waits for its state (`-incoming`), and for nothing else.
     public func awaitIncoming() {
-        awaitsLoad = true
+        step = .awaitingState
         vm.setStoppedState(.inmigrate)
     }
 
@@ -118,7 +118,7 @@ extension CprController {
         if let link = HandoverLink.ofThisProcess, !link.take() { tooLate() }
         Log.trace("cpr_commit", "by pid \(getpid())")
         memory.commit()
-        awaitsLoad = false
+        step = .idle
     }
 
     private func letOldVMMGo() {

@@ -37,7 +37,7 @@ extension CprController {
             throw error
         }
         times.saved = EventLoop.now
-        saved = (mode, stateBefore)
+        step = .saved(mode, stateBefore: stateBefore)
         Log.trace("cpr_save", "file \(path) mode \(name)")
     }
 
@@ -46,11 +46,7 @@ extension CprController {
     ///   VMM is ending.
     func checkIdle() throws(VMMError) {
         try vm.settleRequests()
-        guard saved == nil, vm.runState != .saveVM else {
-            throw VMMError("cpr-save has been done already; use cpr-exec, cpr-load or cont")
-        }
-        guard !awaitsLoad else { throw VMMError("the VM waits for cpr-load") }
-        if let inHand { throw VMMError(inHand) }
+        if let refusal = step.refusal { throw refusal }
     }
 
     /// Stops the guest and collects the state of everything.
@@ -99,12 +95,5 @@ extension CprController {
         } else {
             vm.setStoppedState(stateBefore)
         }
-    }
-
-    /// The guest was started again (`cont`) or reset after a save: the save is void.
-    func voidSave() {
-        guard saved != nil else { return }
-        saved = nil
-        announce(.saveFailed)
     }
 }

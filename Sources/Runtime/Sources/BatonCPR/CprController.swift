@@ -31,19 +31,11 @@ public final class CprController {
     var addedBlockers: [CprBlocker] = []
     /// `-only-cpr-capable`.
     var onlyCapable = false
-    /// Whether `cpr-load` has succeeded or was never due: until then the guest
-    /// of the process before must not be started or reset.
-    public internal(set) var awaitsLoad: Bool
-
-    /// The mode of the last `cpr-save`, while the VM is in `save-vm`.
-    var saved: (mode: any CprMode, stateBefore: RunState)?
+    /// Which operation may come next.
+    var step: CprStep
     /// The mode of the save in hand, or of the last one: for what its promises
     /// mean to a part in `.save`.
     public internal(set) var modeOfSave: (any CprMode)?
-    /// What is going on beside the guest, as a sentence; nil when nothing is.
-    var inHand: String?
-    /// Ends what is in hand, with a reason; nil when it cannot be ended, or nothing is.
-    var cancelInHand: ((String) -> Void)?
     /// Nanoseconds that each call into a module may take in the update that
     /// has been asked for.
     var updateLimit = CprController.defaultStartLimit
@@ -70,9 +62,6 @@ public final class CprController {
     /// What becomes of the monitors' sockets in the update in hand: others than
     /// `.handedOver` are for QEMU's `migrate`, and for a new VMM that is another's process.
     public var monitorSockets = MonitorSockets.handedOver
-    /// Whether the guest is another's process now, and this one has nothing left but
-    /// its monitors.
-    public internal(set) var isHandedOver = false
     /// By which a process that an update starts knows that it is no VM of its own.
     private var mark: UpdateMark?
     private var observers: [(CprPhase) throws(VMMError) -> Void] = []
@@ -92,7 +81,7 @@ public final class CprController {
         times.started = startedAt
         history = inherited?.history ?? UpdateHistory()
         helpers = HelperProcesses(inherited?.helpers ?? [])
-        awaitsLoad = inherited != nil
+        step = inherited == nil ? .idle : .awaitingState
         if let inherited { takeOver(inherited) }
         Placeholder.isToEnd = { [weak vm] in
             vm?.takeSignals()
@@ -107,12 +96,16 @@ public final class CprController {
         vm.onRunStateChange { [unowned self] state in if state == .running || state == .prelaunch { voidSave() } }
         vm.beforeMemoryChanges = { [unowned self] () throws(VMMError) in try self.memory.willChange() }
         vm.startBlocker = { [unowned self] in
-            if isHandedOver { return VMMError("the guest was handed over to another VMM") }
-            return awaitsLoad
-                ? VMMError(
+            switch step {
+            case .handedOver: return step.refusal
+            case .awaitingState:
+                return VMMError(
                     "the VM waits for cpr-load",
                     hint: "This process took over a guest; give it its state with cpr-load.")
-                : self.memory.loss
+            // What was saved is about to go over.
+            case .busy where vm.runState == .saveVM: return step.refusal
+            case .idle, .saved, .busy: return memory.loss
+            }
         }
     }
 
@@ -143,7 +136,7 @@ public final class CprController {
         times = state.times
         times.started = started
         history = state.history
-        awaitsLoad = true
+        step = .awaitingState
         takeOver(state)
     }
 

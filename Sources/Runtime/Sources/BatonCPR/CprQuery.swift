@@ -114,7 +114,7 @@ extension CprController {
     /// What an update would preserve now.
     private func preserved() throws(VMMError) -> [PreservedFDs.Entry] {
         // In the middle of an update it is what it is.
-        guard saved == nil, !awaitsLoad, inHand == nil else { return fds.entries }
+        guard case .idle = step else { return fds.entries }
         return try survey { fds.entries }
     }
 

@@ -65,6 +65,15 @@ public enum Handover {
         return true
     }
 
+    /// Whether all descriptors that are to go along are still open.
+    static var isStillReady: Bool {
+        switch request {
+        case .prepared(let execution)?: execution.inherited.allSatisfy(FD.isOpen)
+        case .connection(_, let state)?: (state.ram.map(\.fd) + state.fds.map(\.fd)).allSatisfy(FD.isOpen)
+        case .exec?, nil: true
+        }
+    }
+
     /// Does what the mode has asked for. On the main thread. After an exec it returns in
     /// the child, which has everything that this process had, guest and devices too.
     /// - Throws: why there is no new VMM; everything is as before. Or, in the child, that the
@@ -86,7 +95,7 @@ public enum Handover {
         private let memfd: OwnedFD
         private var arguments: [UnsafeMutablePointer<CChar>?]
         private var environment: [UnsafeMutablePointer<CChar>?]
-        private let inherited: [Int32]
+        let inherited: [Int32]
         private let timerSlack: UInt
 
         init(_ argv: [String], _ state: CprState, _ fds: [Int32]) throws(VMMError) {

@@ -52,9 +52,7 @@ extension CprController {
             helpers.reap(on: vm.loop)
         }
         try run.watch(vm.loop, limit: options.limit)
-        cancelInHand = run.cancel
-        defer { cancelInHand = nil }
-        vm.run(until: { run.isDecided })
+        try cancellable(by: run.cancel) { () throws(VMMError) in vm.run(until: { run.isDecided }) }
         run.end()
         vm.run(until: { run.hasEnded })
         guard run.isDecided else { throw VMMError("the VMM is ending") }

@@ -68,7 +68,9 @@ final class TrialStart {
 
     /// Nothing of the guest's stays open, seems connected or is locked because of a trial.
     private func closeOthers() throws(VMMError) {
-        let null = open("/dev/null", O_RDWR | O_CLOEXEC)
+        // Not one of the three, which might be closed.
+        let opened = open("/dev/null", O_RDWR | O_CLOEXEC)
+        let null = fcntl(opened, F_DUPFD_CLOEXEC, 3)
         guard null >= 0, dup2(null, 0) == 0, dup2(null, 1) == 1, dup2(standardError, 2) == 2 else {
             throw .system("cannot give a trial its standard descriptors")
         }

@@ -50,13 +50,12 @@ static void on_stop(int number) {
 
 /* ---- A call that crashes is left behind like one that hangs: the guest is this
  * process', and goes on. Its thread is the only one that may; a crash of any other
- * is what it is without this. The handlers stay, as to set and undo them for each
- * call would take a dozen system calls of the guest's pause. */
+ * is what it is without this. The handlers stay, and are looked for before each call, as
+ * a module may have put one of its own in their place. */
 
 static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT};
 #define CRASHES (sizeof crashes / sizeof crashes[0])
 static struct sigaction before[CRASHES];
-static pthread_once_t catching = PTHREAD_ONCE_INIT;
 static pid_t called;        /* the thread of the call; 0 when there is none */
 static int crashed;         /* the signal by which it has crashed */
 static uint32_t *progress_of_call; /* of the call: its caller waits for it */
@@ -69,8 +68,16 @@ static void on_crash(int number, siginfo_t *info, void *context) {
         wake(progress_of_call);
         stop_for_ever();
     }
+    /* A handler of a module's may call the one that it has found. */
+    static __thread int depth;
     for (size_t i = 0; i < CRASHES; i++) {
         if (crashes[i] != number) continue;
+        if (depth) {
+            signal(number, SIG_DFL);
+            raise(number);
+            return;
+        }
+        depth++;
         if (before[i].sa_flags & SA_SIGINFO) {
             before[i].sa_sigaction(number, info, context);
         } else if (before[i].sa_handler != SIG_DFL && before[i].sa_handler != SIG_IGN) {
@@ -80,17 +87,23 @@ static void on_crash(int number, siginfo_t *info, void *context) {
             /* The instruction that has failed fails again, and a core dump shows it. */
             if (info->si_code <= 0 || number == SIGTRAP) raise(number);
         }
+        depth--;
     }
 }
 
 static void install(void) {
     struct sigaction action = {.sa_sigaction = on_crash, .sa_flags = SA_SIGINFO | SA_NODEFER};
     sigemptyset(&action.sa_mask);
-    for (size_t i = 0; i < CRASHES; i++) sigaction(crashes[i], &action, &before[i]);
+    for (size_t i = 0; i < CRASHES; i++) {
+        struct sigaction now;
+        if (sigaction(crashes[i], NULL, &now) != 0 || now.sa_sigaction == on_crash) continue;
+        before[i] = now;
+        sigaction(crashes[i], &action, NULL);
+    }
 }
 
 static void catch_crashes(uint32_t *progress) {
-    pthread_once(&catching, install);
+    install();
     progress_of_call = progress;
     __atomic_store_n(&crashed, 0, __ATOMIC_RELEASE);
     __atomic_store_n(&called, 0, __ATOMIC_RELEASE);

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
@@ -23,6 +24,7 @@ static const int64_t end_limit = 5000000000;
 struct plan {
     const struct cbaton_trial *trial;
     int code; /* why the program could not be executed; an errno value */
+    char *stack_end; /* of the program, until it is executed */
 };
 
 /* ---- In the supervisor. It has the memory of the caller, whose main thread goes on
@@ -114,7 +116,6 @@ static int run_program(void *argument) {
 static int supervise(void *argument) {
     struct plan *plan = argument;
     const struct cbaton_trial *trial = plan->trial;
-    char stack[32768] __attribute__((aligned(64)));
     /* No key on the caller's terminal, and no end of its session, is for us. */
     setsid();
     prctl(PR_SET_NAME, "baton-trial");
@@ -122,7 +123,7 @@ static int supervise(void *argument) {
     prctl(PR_SET_TIMERSLACK, trial->timer_slack);
     struct sigaction action = {.sa_handler = SIG_DFL};
     sigaction(SIGCHLD, &action, NULL);
-    pid_t program = clone(run_program, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, plan);
+    pid_t program = clone(run_program, plan->stack_end, CLONE_VM | CLONE_VFORK | SIGCHLD, plan);
     if (program < 0) plan->code = errno;
     /* Of what the program has nothing may stay open because of us. */
     close_range(0, 2, 0);
@@ -153,12 +154,20 @@ static int supervise(void *argument) {
 /* ---- In the caller. */
 
 int cbaton_run_trial(const struct cbaton_trial *trial) {
-    struct plan plan = {.trial = trial};
     char stack[131072] __attribute__((aligned(64)));
+    /* execvpe(3) copies the arguments for a script that names no interpreter. */
+    size_t count = 0;
+    while (trial->argv[count]) count++;
+    size_t length = (65536 + (count + 2) * sizeof(char *) + 4095) & ~(size_t)4095;
+    char *program_stack = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    if (program_stack == MAP_FAILED) return errno;
+    struct plan plan = {.trial = trial, .stack_end = program_stack + length};
     /* With our memory, as a copy of its tables would cost the main thread; with our
      * descriptors, which are nobody else's. */
     pid_t supervisor = clone(supervise, stack + sizeof stack, CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, &plan);
-    return supervisor < 0 ? errno : 0;
+    int code = supervisor < 0 ? errno : 0;
+    munmap(program_stack, length);
+    return code;
 }
 
 void cbaton_reap(pid_t pid) {

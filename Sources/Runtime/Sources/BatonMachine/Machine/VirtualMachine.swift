@@ -302,7 +302,7 @@ public final class VirtualMachine: GuestRequests {
     package func runBriefly() {
         guard isRunning, beforeGuestRuns == nil, let accelerator else { return }
         let end = EventLoop.now + VirtualMachine.brief
-        while EventLoop.now < end, shutdownRequested == nil, resetRequested == nil {
+        while isRunning, EventLoop.now < end, shutdownRequested == nil, resetRequested == nil {
             guard case .busy = accelerator.runSlice() else { return }
         }
     }

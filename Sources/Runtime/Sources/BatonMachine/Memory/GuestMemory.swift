@@ -144,12 +144,23 @@ public final class GuestMemory {
         let begin = EventLoop.now
         // Whether memory can be written to shows here, where the way back is open.
         let memory = fd.raw
-        let isPrepared = found != nil && !isTrial && InheritedMapping.canBePrepared(memory)
+        var isPrepared =
+            found != nil && !isTrial && InheritedMapping.canBePrepared(memory, length: request.maxLength)
+        func map() throws(VMMError) -> UnsafeMutableRawPointer {
+            try Mapping.map(
+                length: request.maxLength,
+                alignment: isPrepared ? max(request.alignment, InheritedMapping.tableReach) : request.alignment,
+                reserve: isPrepared ? InheritedMapping.room(for: request.maxLength) : 0, fd: memory, shared: shared,
+                writable: found == nil || !isTrial, name: request.name)
+        }
+        let host: UnsafeMutableRawPointer
+        do throws(VMMError) { host = try map() } catch {
+            guard isPrepared else { throw error }
+            // Where address space is limited there may be none to spare for that.
+            isPrepared = false
+            host = try map()
+        }
         let reserve = isPrepared ? InheritedMapping.room(for: request.maxLength) : request.maxLength
-        let host = try Mapping.map(
-            length: request.maxLength,
-            alignment: isPrepared ? max(request.alignment, InheritedMapping.tableReach) : request.alignment,
-            reserve: reserve, fd: fd.raw, shared: shared, writable: found == nil || !isTrial, name: request.name)
         if found != nil {
             // Until the commit the process before can have its guest back, so
             // nothing here may store to it: an attempt is fatal to this process.

@@ -30,7 +30,9 @@ struct InheritedMapping {
     private let canBePrepared: Bool
 
     /// Whether memory is worth it: not what is written to a disk some time, as all of it would be.
-    static func canBePrepared(_ fd: Int32) -> Bool { cbaton_is_memory_file(fd) != 0 }
+    static func canBePrepared(_ fd: Int32, length: Int) -> Bool {
+        length >= leastBytes && cbaton_is_memory_file(fd) != 0
+    }
 
     /// Bytes of address space that a mapping takes which is to be replaced by a second one.
     static func room(for length: Int) -> Int { (length + tableReach - 1) & ~(tableReach - 1) }
@@ -58,7 +60,8 @@ struct InheritedMapping {
                 length: InheritedMapping.room(for: length), alignment: InheritedMapping.tableReach, fd: fd,
                 shared: true, name: name)
         else { return }
-        for one in advice { madvise(mapping, length, one) }
+        // Of all of it: it must stay one mapping to the kernel, which before Linux 6.17 moves no more at once.
+        for one in advice { madvise(mapping, InheritedMapping.room(for: length), one) }
         prepared = mapping
         var place = 0
         while place < length {
@@ -106,12 +109,15 @@ struct InheritedMapping {
         prepared = nil
         let room = InheritedMapping.room(for: length)
         guard cbaton_move_mapping(mapping, room, host) != 0 else { return true }
-        // What was in its place may be gone.
+        // What was in its place may be gone. Then it is as in the beginning, but not prepared.
+        let isMapped =
+            mmap(host, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == host
+            && mmap(host, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == host
         let code = errno
-        mmap(host, length, PROT_READ, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0)
+        if isMapped { for one in advice { madvise(host, length, one) } }
         munmap(mapping, room)
         errno = code
-        return false
+        return isMapped
     }
 
     func makeReadOnly() { mprotect(host, length, PROT_READ) }
