@@ -49,7 +49,9 @@ final class PeersDemonstration {
             try session.command(
                 "cpr-update", ["argv": argv, "preflight": false, "timeout-ms": milliseconds])
         } catch let error as Failure { reason = "\(error)" }
-        guard let reason else { throw Failure("a new VMM with a fault has taken the guest over") }
+        guard let reason else {
+            throw Failure("a new VMM with a fault has taken the guest over: \(argv.prefix(12).joined(separator: " "))")
+        }
         try awaitRounds(1)
         guard try backEnds.connections() == connections else {
             throw Failure("a back end has other connections than before: \(reason)")

@@ -90,16 +90,15 @@ struct KilledAtACallTests {
             #expect(try guest.qmp.status() == "running", "call \(call): \(outcome)")
             if outcome.word != "done" { guest = try CountingGuest() }
         }
-        // A few calls are there in some updates only.
-        #expect(done >= calls.count / 2, "only \(done) of \(calls.count)")
+        // How often it looks for the state before it sleeps differs, so that the last calls are there in some updates only.
+        #expect(done >= calls.count / 4, "only \(done) of \(calls.count)")
     }
 
     @Test("When the old VMM is killed at any call the new one has the guest, or ends and says why")
     func oldKilled() throws {
-        // How many there are depends on how often it waits.
-        let step = step(try length(.old), about: 20)
+        // How many there are depends on how often it waits: some sixty do not.
         var done = 0
-        for call in stride(from: 1, to: 1000, by: step) {
+        for call in stride(from: 1, to: 1000, by: Self.every ? 1 : 5) {
             let guest = try CountingGuest()
             let before = guest.count
             let outcome = try update(guest, .old, .kill, at: call)

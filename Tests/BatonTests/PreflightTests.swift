@@ -66,6 +66,27 @@ struct PreflightTests {
         try expectUnnoticed(guest)
     }
 
+    /// A wrapper's children have guest RAM, disks and locks, as the new VMM would.
+    @Test func whatAStartThatIsLateHasStartedIsEnded() throws {
+        let guest = try CountingGuest()
+        defer { _ = try? guest.qmp.execute("quit") }
+        let name = "\(UInt64.random(in: 1_000_000...2_000_000_000))"
+        func isThere() throws -> Bool {
+            try FileManager.default.contentsOfDirectory(atPath: "/proc").contains { process in
+                let line = FileManager.default.contents(atPath: "/proc/\(process)/cmdline") ?? Data()
+                return line == Data("sleep\0\(name)\0".utf8)
+            }
+        }
+        let text = refusal {
+            try guest.qmp.execute(
+                "cpr-update",
+                ["argv": ["sh", "-c", "sleep \(name); true"], "preflight": false, "timeout-ms": 300])
+        }
+        #expect(text.contains("did not start within 300 ms"), "\(text)")
+        try eventually("what the command has started ends") { try !isThere() }
+        try guest.waitForProgress(past: guest.count)
+    }
+
     @Test func timeInWhichTheHostStoodStillIsNotTheTrials() throws {
         let guest = try CountingGuest()
         defer { _ = try? guest.qmp.execute("quit") }

@@ -210,7 +210,9 @@ public struct CprState {
     }
 
     /// For the environment, see `reportVariable`.
-    var reportText: String? { link.map { "\($0.channel):\(String($0.secret, radix: 16))" } }
+    var reportText: String? { link.map(CprState.reportText) }
+
+    static func reportText(of link: HandoverLink) -> String { "\(link.channel):\(String(link.secret, radix: 16))" }
 
     /// - Returns: a link that can only report; nil when the text names no socket or pipe.
     private static func reportLink(_ text: String) -> HandoverLink? {

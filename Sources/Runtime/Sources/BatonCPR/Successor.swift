@@ -58,7 +58,13 @@ final class Successor {
     private var mask = sigset_t()
 
     /// What the new VMM is told in its CPR state.
-    var link: HandoverLink { HandoverLink(channel: theirs, secret: secret) }
+    var link: HandoverLink {
+        let link = HandoverLink(channel: theirs, secret: secret)
+        if theirs >= 0 { reportText = CprState.reportText(of: link) }
+        return link
+    }
+    /// What it and all that it starts have in their environment; nil before that is known.
+    private var reportText: String?
 
     /// Whether the new VMM, which waits for its client, has answered the
     /// monitors' clients in the place of the old one.
@@ -332,6 +338,8 @@ final class Successor {
         } else {
             endForGood()
         }
+        // A command that was to execute the new VMM may have children, which have all that was inherited.
+        if let text = reportText { cbaton_kill_started("\(CprState.reportVariable)=\(text)", pid) }
         return VMMError("the update failed and the guest was taken back: \(reason)")
     }
 

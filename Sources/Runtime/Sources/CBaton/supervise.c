@@ -63,8 +63,8 @@ static pid_t parent_of(const char *name) {
     return end && sscanf(end, ") %*c %d", &parent) == 1 ? parent : -1;
 }
 
-/* Kills our children. Theirs become ours when they have gone. */
-static void kill_children(pid_t program) {
+/* Kills the processes to which something applies, other than this one. Returns 0, or -1 without /proc. */
+static int kill_those(int (*applies)(const char *name, const void *context), const void *context) {
     struct entry {
         uint64_t inode;
         int64_t offset;
@@ -74,19 +74,27 @@ static void kill_children(pid_t program) {
     };
     _Alignas(struct entry) char buffer[4096];
     int directory = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (directory < 0) {
-        kill(program, SIGKILL);
-        return;
-    }
+    if (directory < 0) return -1;
     for (long count; (count = syscall(SYS_getdents64, directory, buffer, sizeof buffer)) > 0;) {
         for (long place = 0; place < count;) {
             struct entry *entry = (struct entry *)(buffer + place);
             place += entry->length;
             int pid = entry->name[0] >= '1' && entry->name[0] <= '9' ? atoi(entry->name) : 0;
-            if (pid > 0 && parent_of(entry->name) == getpid()) kill(pid, SIGKILL);
+            if (pid > 0 && pid != getpid() && applies(entry->name, context)) kill(pid, SIGKILL);
         }
     }
     close(directory);
+    return 0;
+}
+
+static int is_our_child(const char *name, const void *unused) {
+    (void)unused;
+    return parent_of(name) == getpid();
+}
+
+/* Kills our children. Theirs become ours when they have gone. */
+static void kill_children(pid_t program) {
+    if (kill_those(is_our_child, NULL) != 0) kill(program, SIGKILL);
 }
 
 static void drain(int fd) {
@@ -149,6 +157,54 @@ static int supervise(void *argument) {
         drain(news[1].fd);
     }
     _exit(0);
+}
+
+/* ---- What an update has started. */
+
+struct started {
+    pid_t other;
+    char variable[128]; /* NAME=VALUE */
+};
+
+static int has_variable(const char *name, const void *context) {
+    const struct started *started = context;
+    char path[64], text[65536];
+    if (atoi(name) == started->other || snprintf(path, sizeof path, "/proc/%s/environ", name) >= (int)sizeof path)
+        return 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    /* With the zero byte that ends it. */
+    size_t wanted = strlen(started->variable) + 1, kept = 0;
+    int found = 0;
+    for (ssize_t count; !found && (count = read(fd, text + kept, sizeof text - kept)) > 0;) {
+        size_t length = kept + (size_t)count;
+        found = memmem(text, length, started->variable, wanted) != NULL;
+        kept = length < wanted ? length : wanted;
+        memmove(text, text + length - kept, kept);
+    }
+    close(fd);
+    return found;
+}
+
+/* Of the one thread that looks for them, which an exec may end: so it allocates nothing. */
+static struct started beside;
+static int is_looking;
+
+static void kill_started(void *context) {
+    kill_those(has_variable, context);
+    __atomic_store_n(&is_looking, 0, __ATOMIC_RELEASE);
+}
+
+void cbaton_kill_started(const char *variable, pid_t other) {
+    struct started started = {.other = other};
+    snprintf(started.variable, sizeof started.variable, "%s", variable);
+    /* Beside the guest, as there may be many processes to look at. */
+    if (!__atomic_exchange_n(&is_looking, 1, __ATOMIC_ACQ_REL)) {
+        beside = started;
+        if (cbaton_run_apart(kill_started, &beside) == 0) return;
+        __atomic_store_n(&is_looking, 0, __ATOMIC_RELEASE);
+    }
+    kill_those(has_variable, &started);
 }
 
 /* ---- In the caller. */

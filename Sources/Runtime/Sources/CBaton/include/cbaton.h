@@ -239,6 +239,10 @@ struct cbaton_trial {
  * of which only REPORT tells, is a child to be reaped. Returns 0, or an errno value when there is none. */
 int cbaton_run_trial(const struct cbaton_trial *trial);
 
+/* Kills, beside the caller, all processes that have VARIABLE (NAME=VALUE, up to 127 bytes) in the environment that they
+ * were executed with, but the caller and OTHER. */
+void cbaton_kill_started(const char *variable, pid_t other);
+
 /* Waits for the end of one child, which may be discarded already. */
 void cbaton_reap(pid_t pid);
 
