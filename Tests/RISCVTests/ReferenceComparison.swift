@@ -31,6 +31,13 @@ struct ReferenceException: Sendable {
             return fields
         },
         ReferenceException(
+            reason: "an sc may fail (unprivileged 14.2): a turn of Baton's hart ends its reservation, as in one of "
+                + "some million cases on a busy machine", isRequired: false
+        ) {
+            let isTrap = $0.qemu.mcause != $0.baton.mcause || $0.qemu.scause != $0.baton.scause
+            return $0.group.contains("sc.") && !isTrap ? [.x, .watched] : []
+        },
+        ReferenceException(
             reason: "QEMU's AMOs fault as loads (privileged 1.12, 3.1.15: store/AMO)",
             versions: ReferenceException.beforeTen,
             isRequired: false
