@@ -45,8 +45,12 @@ struct Endurance {
             }
             try session.wait(for: "the next second", seconds: 60) { Clock.now >= next }
         }
-        let after = try Footprint(session.process.pid)
         if let before {
+            // The last one's old VMM ends beside the guest, and is waited for now and then.
+            try session.wait(for: "the end of what the last update has left", seconds: 30) {
+                try Footprint(session.process.pid).children == before.children
+            }
+            let after = try Footprint(session.process.pid)
             progress.say("at first \(before), in the end \(after)")
             guard after.descriptors == before.descriptors, after.threads == before.threads,
                 after.children == before.children
