@@ -105,9 +105,7 @@ final class PauseProbe {
     ///   - event: that comes after the last one's answer, and before the guest goes on.
     /// - Returns: the longest time, in ms, that the counter stood still.
     func pause(_ commands: [Data], replaces: Bool = false, until event: String? = nil) throws -> Double {
-        if let begin = page.rounds {
-            try wait("the guest to use its memory") { page.rounds.map { $0 >= begin + 2 } ?? true }
-        }
+        try awaitRounds(2)
         let rate = rate()
         var hasCome = false
         if let event { client.onEvent = { name, _ in hasCome = hasCome || name == event } }
@@ -163,14 +161,10 @@ final class PauseProbe {
 
     /// Sends commands, each once the one before is answered, and has the guest measure its own gaps meanwhile. This
     /// process sleeps, so that it takes no processor.
-    /// - Parameters:
-    ///   - replaces: the last one's connection is closed instead of answered.
-    ///   - isRefused: the last one's answer is an error.
+    /// - Parameter isRefused: the last one's answer is an error.
     /// - Returns: the longest gap, in ms.
-    func gap(_ commands: [Data], replaces: Bool = false, isRefused: Bool = false) throws -> Double {
-        if let begin = page.rounds {
-            try wait("the guest to use its memory") { page.rounds.map { $0 >= begin + 2 } ?? true }
-        }
+    func gap(_ commands: [Data], isRefused: Bool = false) throws -> Double {
+        try awaitRounds(2)
         page.measuresGaps = true
         defer { page.measuresGaps = false }
         try goOn()
@@ -178,20 +172,20 @@ final class PauseProbe {
         for (index, message) in commands.enumerated() {
             try client.send(message)
             guard let answer = try client.await(Clock.now + 30) else {
-                guard replaces, index == commands.count - 1, client.isClosed else {
-                    throw Failure("no answer: \(process.epitaph())")
-                }
-                break
+                throw Failure("no answer: \(process.epitaph())")
             }
             guard (answer["return"] == nil) == (isRefused && index == commands.count - 1) else {
                 throw Failure("\(answer["error"] ?? answer)")
             }
-            if replaces, index == commands.count - 1 {
-                guard try client.await(Clock.now + 30) == nil, client.isClosed else { throw Failure("QMP stays open") }
-            }
         }
         try goOn()
         return page.longestGap
+    }
+
+    /// Waits until the guest has used its memory so often, if it is to use any.
+    private func awaitRounds(_ count: UInt64) throws {
+        guard let begin = page.rounds else { return }
+        try wait("the guest to use its memory") { (page.rounds ?? 0) >= begin + count }
     }
 
     /// Waits until the guest has counted for some ms.
@@ -221,7 +215,7 @@ final class PauseProbe {
     /// - Returns: the guest's work in the second after the commands as a part of that in the second before, in percent.
     func work(_ commands: [Data]) throws -> Double {
         // All of its memory is mapped again then.
-        if let rounds = page.rounds { try wait("the guest to use its memory") { (page.rounds ?? 0) >= rounds + 3 } }
+        try awaitRounds(3)
         let begin = (time: Clock.now, count: page.count)
         usleep(1_000_000)
         let before = Double(page.count - begin.count) / (Clock.now - begin.time)

@@ -7,10 +7,9 @@ enum NetworkScript {
     /// Runs one to its end.
     /// - Throws: QEMU's error when it does not end with success.
     static func run(_ path: String, interface: String) throws(VMMError) {
-        var arguments: [UnsafeMutablePointer<CChar>?] = [strdup(path), strdup(interface), nil]
-        defer { for argument in arguments { free(argument) } }
+        let arguments = CStringArray([path, interface])
         var pid: pid_t = 0
-        let code = cbaton_spawn(&arguments, nil, 0, 2, &pid)
+        let code = withExtendedLifetime(arguments) { cbaton_spawn(arguments.pointers, nil, 0, 2, &pid) }
         guard code == 0 else { throw .system("could not launch network script '\(path)'", errno: code) }
         var status: Int32 = 0
         guard retryingInterrupts({ waitpid(pid, &status, 0) }) == pid else {

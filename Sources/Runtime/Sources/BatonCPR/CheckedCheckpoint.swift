@@ -46,7 +46,7 @@ struct CheckedCheckpoint {
         devices.reserveCapacity(vm.devices.count)
         for (index, device) in vm.devices.enumerated() {
             let reader = try sections.reader(
-                device.stateName, upTo: device.stateVersion, at: CheckedCheckpoint.coreSections + index)
+                device.stateName, upTo: device.stateVersion, at: CheckedCheckpoint.coreSections.count + index)
             do throws(VMMError) {
                 devices.append(try device.loader(of: reader))
                 try reader.finish()
@@ -59,8 +59,8 @@ struct CheckedCheckpoint {
 
     // MARK: Checks
 
-    /// `global`, `clock` and `ram`, which come first and have been found.
-    private static let coreSections = 3
+    /// They come first, and have been found.
+    private static let coreSections = ["global", "clock", "ram"]
 
     private struct Sections {
         let container: SectionContainer
@@ -192,12 +192,12 @@ struct CheckedCheckpoint {
     /// Checks, once the mode has taken what is its own, that nothing is left over.
     /// - Parameter ownSections: names of sections that the mode has taken.
     func checkComplete(ownSections: [String]) throws(VMMError) {
-        let own = Set(ownSections + [RAMContents.sectionName]).subtracting(["global", "clock", "ram"])
+        let own = Set(ownSections + [RAMContents.sectionName]).subtracting(CheckedCheckpoint.coreSections)
             .count { container.section($0) != nil }
         // Every section has a name of its own, and those of all devices have been found.
-        guard container.sections.count != CheckedCheckpoint.coreSections + vm.devices.count + own else { return }
+        guard container.sections.count != CheckedCheckpoint.coreSections.count + vm.devices.count + own else { return }
         let known = Set(
-            ["global", "clock", "ram", RAMContents.sectionName] + ownSections + vm.devices.map(\.stateName))
+            CheckedCheckpoint.coreSections + [RAMContents.sectionName] + ownSections + vm.devices.map(\.stateName))
         for section in container.sections where !section.optional && !known.contains(section.name) {
             throw VMMError(
                 "Unknown savevm section or instance '\(section.name)'. "

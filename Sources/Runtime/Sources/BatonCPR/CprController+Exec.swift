@@ -174,7 +174,7 @@ extension CprController {
             }
             let failure = successor.awaitCommit(limit: options.downtime, since: stopped) { [vm] in
                 guard monitorSockets == .ended else { return }
-                for chardev in vm.chardevs where chardev.frontend?.isMonitor == true { chardev.endConnection() }
+                for chardev in monitorChardevs { chardev.endConnection() }
             }
             if let failure { throw failure }
             leaveGuest(to: successor)
@@ -220,7 +220,7 @@ extension CprController {
                 command = "connect"
                 try call(mode, "connect") { () throws(VMMError) in try mode.connect(channel, peer: peer, cpr: self) }
             }
-            guard try Handover.prepare() else {
+            guard Handover.isAsked else {
                 throw VMMError("mode '\(mode.name)' returned from \(command) without an error")
             }
         }

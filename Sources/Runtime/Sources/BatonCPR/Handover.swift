@@ -9,8 +9,7 @@ import Glibc
 public enum Handover {
     /// What is to be done when the mode has returned.
     private enum Request {
-        case exec([String], state: CprState, fds: [Int32])
-        case prepared(Execution)
+        case exec(Execution)
         case connection(Int32, state: CprState)
     }
     nonisolated(unsafe) private static var request: Request?
@@ -31,7 +30,7 @@ public enum Handover {
     public static func exec(_ argv: [String], state: CprState, fds: [Int32]) throws(VMMError) {
         guard argv.first?.isEmpty == false else { throw VMMError("cpr-exec requires a command") }
         try check(argv)
-        request = .exec(argv, state: state, fds: fds)
+        request = .exec(try Execution(argv, state, fds))
     }
 
     /// Has the guest handed over, when the mode's `connect` has returned, to the VMM at
@@ -55,22 +54,15 @@ public enum Handover {
         request = nil
     }
 
-    /// Makes ready what the mode has asked for, as far as that changes nothing.
-    /// - Returns: false when it has asked for nothing.
-    static func prepare() throws(VMMError) -> Bool {
-        guard let asked = request else { return false }
-        guard case .exec(let argv, let state, let fds) = asked else { return true }
-        request = nil
-        request = .prepared(try Execution(argv, state, fds))
-        return true
-    }
+    /// Whether the mode has asked for anything.
+    static var isAsked: Bool { request != nil }
 
     /// Whether all descriptors that are to go along are still open.
     static var isStillReady: Bool {
         switch request {
-        case .prepared(let execution)?: execution.inherited.allSatisfy(FD.isOpen)
+        case .exec(let execution)?: execution.inherited.allSatisfy(FD.isOpen)
         case .connection(_, let state)?: (state.ram.map(\.fd) + state.fds.map(\.fd)).allSatisfy(FD.isOpen)
-        case .exec?, nil: true
+        case nil: true
         }
     }
 
@@ -83,8 +75,7 @@ public enum Handover {
         request = nil
         switch asked {
         case nil: break
-        case .exec(let argv, let state, let fds)?: try Execution(argv, state, fds).carryOut(limit: execLimit)
-        case .prepared(let execution)?: try execution.carryOut(limit: execLimit)
+        case .exec(let execution)?: try execution.carryOut(limit: execLimit)
         case .connection(let fd, let state)?: try successor.attach(fd, state)
         }
     }
@@ -93,38 +84,31 @@ public enum Handover {
     private final class Execution {
         private let program: String
         private let memfd: OwnedFD
-        private var arguments: [UnsafeMutablePointer<CChar>?]
-        private var environment: [UnsafeMutablePointer<CChar>?]
+        private let arguments: CStringArray
+        private let environment: CStringArray
         let inherited: [Int32]
         private let timerSlack: UInt
 
         init(_ argv: [String], _ state: CprState, _ fds: [Int32]) throws(VMMError) {
             program = argv[0]
             memfd = try state.writeMemfd()
-            arguments = argv.map { strdup($0) } + [nil]
+            arguments = CStringArray(argv)
             var own = state.environment + [(CprState.environmentVariable, String(memfd.raw))]
             if let text = state.reportText { own.append((CprState.reportVariable, text)) }
-            let variables =
-                Handover.environment(without: own.map(\.name)) + own.map { "\($0.name)=\($0.value)" }
-            environment = variables.map { strdup($0) } + [nil]
+            environment = CStringArray(
+                Handover.environment(without: own.map(\.name)) + own.map { "\($0.name)=\($0.value)" })
             inherited = fds + state.ownDescriptors + [memfd.raw]
             timerSlack = state.markedTimerSlack ?? cbaton_timer_slack()
         }
 
-        deinit { for text in arguments + environment { free(text) } }
-
         func carryOut(limit: Int64) throws(VMMError) {
             Log.trace("cpr_exec", program)
             var process: Int32 = -1
-            let result = arguments.withUnsafeMutableBufferPointer { argv in
-                environment.withUnsafeMutableBufferPointer { environment in
-                    inherited.withUnsafeBufferPointer { inherited in
-                        var what = cbaton_execution(
-                            argv: argv.baseAddress, environment: environment.baseAddress, fds: inherited.baseAddress,
-                            count: inherited.count, timer_slack: timerSlack, placeholder: Placeholder.current ?? 0)
-                        return cbaton_execute_beside(&what, limit, &process)
-                    }
-                }
+            let result = inherited.withUnsafeBufferPointer { inherited in
+                var what = cbaton_execution(
+                    argv: arguments.pointers, environment: environment.pointers, fds: inherited.baseAddress,
+                    count: inherited.count, timer_slack: timerSlack, placeholder: Placeholder.current ?? 0)
+                return cbaton_execute_beside(&what, limit, &process)
             }
             guard result >= 0 else { throw .system("cpr-exec: execvp '\(program)' failed") }
             Successor.executed = process

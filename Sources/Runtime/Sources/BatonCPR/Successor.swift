@@ -58,13 +58,7 @@ final class Successor {
     private var mask = sigset_t()
 
     /// What the new VMM is told in its CPR state.
-    var link: HandoverLink {
-        let link = HandoverLink(channel: theirs, secret: secret)
-        if theirs >= 0 { reportText = CprState.reportText(of: link) }
-        return link
-    }
-    /// What it and all that it starts have in their environment; nil before that is known.
-    private var reportText: String?
+    let link: HandoverLink
 
     /// Whether the new VMM, which waits for its client, has answered the
     /// monitors' clients in the place of the old one.
@@ -84,6 +78,7 @@ final class Successor {
             throw .system("cannot make the channel of the update")
         }
         (channel, theirs) = (ends[0], ends[1])
+        link = HandoverLink(channel: theirs, secret: secret)
         messages = WatchMessages(stage: .starting, secret: secret, mayWait: mayWait)
         do throws(VMMError) { try FD.setNonBlocking(channel, true) } catch {
             close()
@@ -339,7 +334,7 @@ final class Successor {
             endForGood()
         }
         // A command that was to execute the new VMM may have children, which have all that was inherited.
-        if let text = reportText { cbaton_kill_started("\(CprState.reportVariable)=\(text)", pid) }
+        cbaton_kill_started("\(CprState.reportVariable)=\(CprState.reportText(of: link))", pid)
         return VMMError("the update failed and the guest was taken back: \(reason)")
     }
 

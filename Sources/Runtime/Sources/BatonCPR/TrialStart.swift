@@ -94,19 +94,15 @@ final class TrialStart {
         let memfd = try state.writeMemfd()
         let own = state.ownDescriptors + [memfd.raw]
         for fd in own { try FD.setCloseOnExec(fd, false) }
-        var arguments = argv.map { strdup($0) } + [nil]
-        var variables =
-            (environment + ["\(CprState.environmentVariable)=\(memfd.raw)"]).map { strdup($0) } + [nil]
-        defer { for text in arguments + variables { free(text) } }
-        let code = arguments.withUnsafeMutableBufferPointer { argv in
-            variables.withUnsafeMutableBufferPointer { environment in
-                own.withUnsafeBufferPointer { own in
-                    var trial = cbaton_trial(
-                        argv: argv.baseAddress, environment: environment.baseAddress, fds: own.baseAddress,
-                        count: own.count, timer_slack: state.markedTimerSlack ?? cbaton_timer_slack(), mask: mask,
-                        control: control, report: report)
-                    return cbaton_run_trial(&trial)
-                }
+        let arguments = CStringArray(argv)
+        let variables = CStringArray(environment + ["\(CprState.environmentVariable)=\(memfd.raw)"])
+        let code = own.withUnsafeBufferPointer { own in
+            withExtendedLifetime((arguments, variables)) {
+                var trial = cbaton_trial(
+                    argv: arguments.pointers, environment: variables.pointers, fds: own.baseAddress,
+                    count: own.count, timer_slack: state.markedTimerSlack ?? cbaton_timer_slack(), mask: mask,
+                    control: control, report: report)
+                return cbaton_run_trial(&trial)
             }
         }
         guard code == 0 else { throw .system("cannot start a trial", errno: code) }

@@ -123,15 +123,10 @@ public struct StateReader {
         self.version = version
         fields = try StateFields(payload, section: section)
         names = fields.count > StateReader.few ? FieldNames(fields) : nil
-        if let twice = names?.duplicate ?? StateReader.duplicate(names == nil ? fields : nil) {
+        if let twice = if let names { names.duplicate } else { fields.firstDuplicate } {
             throw VMMError("field '\(fields[twice].name)' of section '\(section)' occurs twice")
         }
         progress.seen = Array(repeating: false, count: fields.count)
-    }
-
-    /// The index of a name that occurs before, among few fields.
-    private static func duplicate(_ fields: StateFields?) -> Int? {
-        fields?.firstDuplicate
     }
 
     private func place(_ name: String) -> Int? {
