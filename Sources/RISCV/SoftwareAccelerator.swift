@@ -13,6 +13,7 @@ public final class SoftwareAccelerator: Accelerator {
 
     private let vm: VirtualMachine
     let cache: UnsafeMutablePointer<CodeCache>
+    private var listener: Listener?
     private var memoryReady = false
     private var yieldRequested = false
     /// What the last slices ran at, in instructions a second.
@@ -43,18 +44,13 @@ public final class SoftwareAccelerator: Accelerator {
             cache.pointee.harts[index] = hart.state
         }
         cache.pointee.hartCount = hartCount
-        let cache = cache
-        vm.addressSpace.onExternalWrite = { address, length in cache.pointee.externalWrite(address, length) }
-        vm.addressSpace.onForeignWriters = { cache.pointee.expectForeignWriters() }
-        if vm.addressSpace.hasForeignWriters { cache.pointee.expectForeignWriters() }
-        let states = harts.map(\.state)
-        vm.addressSpace.onDeviceMemoryChange = { for state in states { state.flushTLB() } }
+        let listener = Listener(cache: cache, states: harts.map(\.state))
+        self.listener = listener
+        vm.addressSpace.add(listener)
     }
 
     deinit {
-        vm.addressSpace.onExternalWrite = nil
-        vm.addressSpace.onForeignWriters = nil
-        vm.addressSpace.onDeviceMemoryChange = nil
+        if let listener { vm.addressSpace.remove(listener) }
         CodeCache.deallocate(cache)
     }
 
@@ -79,6 +75,20 @@ public final class SoftwareAccelerator: Accelerator {
     func requireMemory() {
         if memoryReady { return }
         do throws(VMMError) { try prepareMemory() } catch { fatalError("the board did not prepare memory: \(error)") }
+    }
+
+    /// Tells the harts of changes to memory.
+    private final class Listener: MemoryListener {
+        private let cache: UnsafeMutablePointer<CodeCache>
+        private let states: [HartPointer]
+
+        init(cache: UnsafeMutablePointer<CodeCache>, states: [HartPointer]) {
+            (self.cache, self.states) = (cache, states)
+        }
+
+        func externalWrite(_ address: UInt64, length: UInt64) { cache.pointee.externalWrite(address, length) }
+        func foreignWritersExpected() { cache.pointee.expectForeignWriters() }
+        func deviceMemoryChanged() { for state in states { state.flushTLB() } }
     }
 
     // MARK: Accelerator

@@ -360,3 +360,9 @@ uint64_t cbaton_eventfd_take(int fd) {
     struct iovec vector = {.iov_base = &count, .iov_len = sizeof count};
     return preadv2(fd, &vector, 1, -1, RWF_NOWAIT) == sizeof count ? count : 0;
 }
+
+void cbaton_eventfd_add(int fd) {
+    uint64_t one = 1;
+    ssize_t done = write(fd, &one, sizeof one);
+    (void)done;
+}

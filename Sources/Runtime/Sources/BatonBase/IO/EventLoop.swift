@@ -15,7 +15,8 @@ public struct IOEvents: OptionSet {
 }
 
 /// The main thread's loop: fds, timers and deferred calls, between slices of
-/// the guest. Single-threaded: every method is called on the main thread.
+/// the guest, or beside threads that run it. `poll` is called on the main thread; everything
+/// else by whoever holds the VM lock.
 ///
 /// Nobody holds the loop: the guest's slice, the handlers of ready fds and the
 /// work that was put off (`postpone`) have a share of each turn. Whoever has
@@ -58,6 +59,13 @@ public final class EventLoop {
     /// The first event that the last round had no time for, as epoll gives it.
     private var firstLeft: UInt64?
 
+    /// What others take while the loop waits; nil where there is nobody else. Set once, by its holder.
+    public private(set) var lock: VMLock?
+    /// Ends a wait when something was added to what is waited for. Of a loop with a lock.
+    private var wakeup: Int32 = -1
+    /// The main thread waits, without the lock.
+    private var isWaiting = false
+
     /// Nanoseconds of a share. A turn has three, and stays below 10 ms.
     private static let share: Int64 = 3_000_000
     /// Work between two looks at the clock, see `mayGoOn`.
@@ -73,7 +81,24 @@ public final class EventLoop {
 
     deinit {
         close(epoll)
+        if wakeup >= 0 { close(wakeup) }
         buffer.deallocate()
+    }
+
+    /// Lets go of a lock while the loop waits. Called once by the main thread, which holds the lock.
+    public func share(_ lock: VMLock) throws(VMMError) {
+        let wakeup = cbaton_eventfd()
+        guard wakeup >= 0 else { throw .system("Could not create an eventfd") }
+        self.wakeup = wakeup
+        try watch(wakeup, .readable) { _ in _ = cbaton_eventfd_take(wakeup) }
+        self.lock = lock
+    }
+
+    /// Ends the main thread's wait, if it waits.
+    public func wake() {
+        guard isWaiting else { return }
+        isWaiting = false
+        cbaton_eventfd_add(wakeup)
     }
 
     /// CLOCK_MONOTONIC in nanoseconds.
@@ -126,6 +151,7 @@ public final class EventLoop {
         // Of equal deadlines the one armed first fires first.
         let place = timers.firstIndex { $0.deadline <= deadline } ?? timers.endIndex
         timers.insert(timer, at: place)
+        wake()
         return timer
     }
 
@@ -136,7 +162,10 @@ public final class EventLoop {
     }
 
     /// Calls `handler` once, from the next `poll`, outside any other handler.
-    public func later(_ handler: @escaping () -> Void) { deferred.append(handler) }
+    public func later(_ handler: @escaping () -> Void) {
+        deferred.append(handler)
+        wake()
+    }
 
     // MARK: Shares
 
@@ -168,7 +197,10 @@ public final class EventLoop {
     /// Goes on with work that is too much for one turn: calls `handler` once,
     /// in a later turn, after what was postponed before. Between two calls
     /// everybody else and the guest have their turns.
-    public func postpone(_ handler: @escaping () -> Void) { postponed.append(handler) }
+    public func postpone(_ handler: @escaping () -> Void) {
+        postponed.append(handler)
+        wake()
+    }
 
     /// Whether there is work that was put off.
     public var hasPostponed: Bool { !postponed.isEmpty }
@@ -202,8 +234,17 @@ public final class EventLoop {
             timeout = timeout < 0 ? left : min(timeout, left)
         }
         var wait = timespec(tv_sec: Int(timeout / 1_000_000_000), tv_nsec: Int(timeout % 1_000_000_000))
+        if let lock {
+            isWaiting = timeout != 0
+            lock.release()
+            lock.yieldToWaiters()
+        }
         let count =
             timeout < 0 ? epoll_pwait2(epoll, buffer, 64, nil, nil) : epoll_pwait2(epoll, buffer, 64, &wait, nil)
+        if let lock {
+            lock.acquire()
+            isWaiting = false
+        }
         if count > 0 { runHandlers(Int(count), round) }
         if !timers.isEmpty { runTimers() }
         if !deferred.isEmpty {

@@ -52,6 +52,12 @@ public final class InterruptLine {
     /// - Parameter sink: told of every change of the level.
     public init(_ sink: @escaping (Bool) -> Void) { self.sink = sink }
 
+    /// Raises and lowers the line, for a controller that looks at edges.
+    public func pulse() {
+        set(true)
+        set(false)
+    }
+
     public func set(_ newLevel: Bool) {
         guard newLevel != level else { return }
         level = newLevel

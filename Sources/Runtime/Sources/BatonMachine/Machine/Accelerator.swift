@@ -1,3 +1,5 @@
+import BatonBase
+
 /// What a slice of guest execution ended with.
 public enum SliceResult {
     /// The guest has more to do at once.
@@ -25,21 +27,109 @@ public struct CPUInfo {
     }
 }
 
-/// Runs the guest's CPUs. Boards make CPUs through their accelerator; the VM
-/// only runs them.
+/// Runs the guest's CPUs. Boards make CPUs through their accelerator, which knows no board; the VM runs them.
+///
+/// An accelerator runs CPUs in one of two ways: in slices on the main thread (`runSlice`), or on threads of its own
+/// (`hasThreads`). Everything is called with the VM lock held (`VirtualMachine.lock`).
+///
+/// What a board needs beyond this is in a protocol of its instruction set, which refines this one.
 public protocol Accelerator: AnyObject {
     /// As in `-accel`.
     var name: String { get }
-    /// Runs the CPUs on the calling thread for about a fifth of a millisecond,
-    /// or less when a device asks for the loop (`yield`) or a timer is due.
-    func runSlice() -> SliceResult
-    /// Makes the current `runSlice` return soon; called from device code
-    /// inside it.
-    func yield()
     /// For `query-cpus-fast`.
     var cpus: [CPUInfo] { get }
     /// Registers of one CPU as text, for `info registers`.
     func registers(ofCPU index: Int) -> String
+
+    // MARK: CPUs on the main thread
+
+    /// Runs the CPUs on the calling thread for about a fifth of a millisecond,
+    /// or less when a device asks for the loop (`yield`) or a timer is due.
+    /// Not called for an accelerator with threads.
+    func runSlice() -> SliceResult
+    /// Makes the current `runSlice` return soon; called from device code inside it. With threads: has the main
+    /// thread look at what was asked for.
+    func yield()
+
+    // MARK: CPUs on threads
+
+    /// Whether CPUs run on threads of their own.
+    var hasThreads: Bool { get }
+    /// Makes the threads, which wait. Everything that can fail about running CPUs fails here.
+    func makeThreads() throws(VMMError)
+    /// Lets the CPUs run. Cannot fail; `makeThreads` came before.
+    func resumeCPUs()
+    /// Stops the CPUs between two instructions, and returns when none runs guest code or device code. What they have
+    /// in hand is finished: their state may be read. Lets go of the VM lock while it waits.
+    func pauseCPUs()
+    /// Joins the threads, which wait: nothing but the main thread is left of the process.
+    func endThreads()
+    /// What keeps the CPUs from running: a state that the kernel did not take. Looked at before a guest is taken over.
+    var failure: VMMError? { get }
+
+    // MARK: Events without a hop through the loop
+
+    /// Has writes of the guest counted on an eventfd, in place of a call of the device.
+    /// - Returns: false when the accelerator cannot do that: the device is called as ever.
+    func add(_ doorbell: Doorbell) -> Bool
+    func remove(_ doorbell: Doorbell)
+    /// Makes a route for messages: what is written to its eventfd is an interrupt. Nil when there are none.
+    func makeMessageRoute() -> (any MessageRoute)?
+}
+
+extension Accelerator {
+    public var hasThreads: Bool { false }
+    public func makeThreads() throws(VMMError) {}
+    public func resumeCPUs() {}
+    public func pauseCPUs() {}
+    public func endThreads() {}
+    public var failure: VMMError? { nil }
+    public func add(_ doorbell: Doorbell) -> Bool { false }
+    public func remove(_ doorbell: Doorbell) {}
+    public func makeMessageRoute() -> (any MessageRoute)? { nil }
+}
+
+/// A register to which writes are events: Linux's ioeventfd.
+public struct Doorbell {
+    /// Whether it is in the space of ports, and not in that of memory.
+    public var isPort: Bool
+    /// The first address.
+    public var address: UInt64
+    /// Bytes of an access that counts: 1, 2, 4 or 8; 0 for any, which goes without a value only.
+    public var width: Int
+    /// What must be written; nil for anything.
+    public var value: UInt64?
+    /// An eventfd. Borrowed, until the doorbell is removed.
+    public var fd: Int32
+
+    public init(isPort: Bool = false, address: UInt64, width: Int, value: UInt64?, fd: Int32) {
+        (self.isPort, self.address, self.width, self.value, self.fd) = (isPort, address, width, value, fd)
+    }
+}
+
+/// A message signalled interrupt that an eventfd sends: Linux's irqfd.
+public protocol MessageRoute: AnyObject {
+    /// The eventfd, of the route. Whoever writes to it interrupts the guest.
+    var fd: Int32 { get }
+    /// Sets what is sent. Until the first call, and after `mask`, events wait in the eventfd.
+    func set(address: UInt64, data: UInt32)
+    func mask()
+    /// Frees the route and its descriptor.
+    func remove()
+}
+
+/// Makes an accelerator: what a module of kind `accel` provides.
+public protocol AcceleratorType: AnyObject {
+    /// As in `-accel`; the module is `accel-NAME`.
+    var name: String { get }
+    /// A line for `-accel help`.
+    var summary: String { get }
+    /// What `-accel NAME,...` takes besides.
+    var properties: [DeviceProperty] { get }
+    /// - Parameters:
+    ///   - options: those of `-accel`, of which it reads its own.
+    /// - Throws: why this host has no such accelerator; another may be tried then.
+    func make(vm: VirtualMachine, options: KeyValueOptions) throws(VMMError) -> any Accelerator
 }
 
 /// What the guest can ask of the machine it runs on: by a call of its firmware, a device's register …

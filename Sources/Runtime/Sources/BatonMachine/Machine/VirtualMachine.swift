@@ -1,10 +1,11 @@
 import BatonBase
 import BatonQMP
+import Glibc
 
 /// The virtual machine: its parts, its run state, and the loop that alternates
 /// between slices of the guest and the host's events.
 ///
-/// Main thread only. The command line builds one, in this order: modules, CPR
+/// Everything is called with `lock` held. The command line builds one on the main thread, in this order: modules, CPR
 /// state, memory, accelerator and board, devices, monitors; then `run`.
 public final class VirtualMachine: GuestRequests {
     public var name: String?
@@ -18,6 +19,10 @@ public final class VirtualMachine: GuestRequests {
     public let loop: EventLoop
     public let clock = GuestClock()
     public let addressSpace = AddressSpace()
+    /// Ports, on machines that have them: by the same rules as memory, without RAM.
+    public let portSpace = AddressSpace()
+    /// Held by whoever calls devices, monitors or the loop; from the start on by the main thread.
+    public let lock: VMLock
     public let commands = CommandRegistry()
     /// What clients have given with `getfd`.
     public let namedFDs = NamedFDs()
@@ -36,11 +41,16 @@ public final class VirtualMachine: GuestRequests {
 
     public init() throws(VMMError) {
         loop = try EventLoop()
+        lock = try VMLock()
+        lock.acquire()
     }
 
     // MARK: Parts
 
-    public func setAccelerator(_ accelerator: any Accelerator) { self.accelerator = accelerator }
+    public func setAccelerator(_ accelerator: any Accelerator) throws(VMMError) {
+        self.accelerator = accelerator
+        if accelerator.hasThreads { try loop.share(lock) }
+    }
     public func add(monitor: AnyObject) { monitors.append(monitor) }
 
     /// - Throws: an error when another device has the same state name.
@@ -124,18 +134,25 @@ public final class VirtualMachine: GuestRequests {
         guard !isRunning else { return }
         if let blocker = startBlocker() { throw blocker }
         try beforeMemoryChanges()
+        try accelerator?.makeThreads()
         if needsReset { resetDevices() }
         clock.vmStarted()
         for device in devices { device.resume() }
         change(to: .running)
+        accelerator?.resumeCPUs()
         emit("RESUME")
     }
 
+    private let mainThread = pthread_self()
+
     /// Stops the guest between two instructions and drains its devices (QMP
     /// `stop`). Emits STOP when the guest ran; else only changes the state.
+    /// From a CPU's thread, by a device: soon.
     public func stop(_ state: RunState = .paused) {
         guard isRunning else { return change(to: state) }
+        guard pthread_equal(pthread_self(), mainThread) != 0 else { return loop.later { [weak self] in self?.stop(state) } }
         accelerator?.yield()
+        accelerator?.pauseCPUs()
         change(to: state)
         stoppedAt = EventLoop.now
         for device in devices { device.pause() }
@@ -235,7 +252,9 @@ public final class VirtualMachine: GuestRequests {
         }
         if let cause = resetRequested {
             resetRequested = nil
+            if isRunning { accelerator?.pauseCPUs() }
             resetDevices()
+            if isRunning { accelerator?.resumeCPUs() }
             // As in QEMU: a machine that had ended can be started again.
             if !isRunning { change(to: .prelaunch) }
             var data = JSONObject()
@@ -279,7 +298,7 @@ public final class VirtualMachine: GuestRequests {
                     beforeGuestRuns = nil
                     body()
                 }
-                let rest = accelerator.runSlice()
+                let rest = accelerator.hasThreads ? beside() : accelerator.runSlice()
                 doWhatWaits()
                 switch rest {
                 case .busy:
@@ -305,6 +324,11 @@ public final class VirtualMachine: GuestRequests {
         while isRunning, EventLoop.now < end, shutdownRequested == nil, resetRequested == nil {
             guard case .busy = accelerator.runSlice() else { return }
         }
+    }
+
+    /// CPUs run on threads: the loop waits as long as it likes.
+    private func beside() -> SliceResult {
+        shutdownRequested == nil && resetRequested == nil ? .idle(until: nil) : .busy
     }
 
     private func doWhatWaits() {

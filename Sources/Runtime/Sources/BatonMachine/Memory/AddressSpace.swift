@@ -45,6 +45,25 @@ public struct RAMRange {
     public var end: UInt64 { start + size }
 }
 
+/// What an accelerator learns of an address space, with the VM lock held. What is not of interest may be left out.
+public protocol MemoryListener: AnyObject {
+    /// A range of RAM was mapped. It stays.
+    func mapped(_ range: RAMRange)
+    /// Device memory was mapped or unmapped, see `AddressSpace.deviceMemory`: CPUs forget where it was.
+    func deviceMemoryChanged()
+    /// Anything but a CPU has stored to RAM (a device's DMA, a loader): CPUs drop what they decoded from it.
+    func externalWrite(_ address: UInt64, length: UInt64)
+    /// `AddressSpace.expectForeignWriters` was called.
+    func foreignWritersExpected()
+}
+
+extension MemoryListener {
+    public func mapped(_ range: RAMRange) {}
+    public func deviceMemoryChanged() {}
+    public func externalWrite(_ address: UInt64, length: UInt64) {}
+    public func foreignWritersExpected() {}
+}
+
 /// The guest-physical address space of a board: RAM ranges and MMIO regions,
 /// none of which overlap, built once, before the machine runs; and device
 /// memory, which comes and goes as the guest places it over MMIO regions.
@@ -60,13 +79,17 @@ public final class AddressSpace {
     private var mmio: [MMIORange] = []
     private var lastMMIO = 0
 
-    /// Called after anything but a CPU has stored to RAM (a device's DMA, a
-    /// loader), with the guest-physical range: CPUs drop what they decoded
-    /// from it. Set by the accelerator.
-    public var onExternalWrite: ((_ address: UInt64, _ length: UInt64) -> Void)?
+    private var listeners: [any MemoryListener] = []
 
-    /// Called when `expectForeignWriters` is. Set by the accelerator.
-    public var onForeignWriters: (() -> Void)?
+    /// Adds a listener, which is told of what is mapped already.
+    public func add(_ listener: any MemoryListener) {
+        listeners.append(listener)
+        for range in ramRanges { listener.mapped(range) }
+        if hasForeignWriters { listener.foreignWritersExpected() }
+    }
+
+    public func remove(_ listener: any MemoryListener) { listeners.removeAll { $0 === listener } }
+
     public private(set) var hasForeignWriters = false
 
     /// Says that others than this process may store to RAM without a word: the
@@ -76,7 +99,7 @@ public final class AddressSpace {
     public func expectForeignWriters() {
         guard !hasForeignWriters else { return }
         hasForeignWriters = true
-        onForeignWriters?()
+        for listener in listeners { listener.foreignWritersExpected() }
     }
 
     public init() {}
@@ -90,9 +113,11 @@ public final class AddressSpace {
         precondition(start % 4096 == 0 && size > 0 && size % 4096 == 0)
         precondition(blockOffset >= 0 && blockOffset + Int(size) <= block.usedLength)
         try checkFree(start: start, size: size, name: block.name)
-        ramRanges.append(
-            RAMRange(start: start, size: size, host: block.host + blockOffset, readOnly: readOnly, block: block))
+        let range = RAMRange(
+            start: start, size: size, host: block.host + blockOffset, readOnly: readOnly, block: block)
+        ramRanges.append(range)
         ramRanges.sort { $0.start < $1.start }
+        for listener in listeners { listener.mapped(range) }
     }
 
     /// Maps a device's registers.
@@ -114,9 +139,6 @@ public final class AddressSpace {
     }
 
     public private(set) var deviceMemory: [DeviceMemory] = []
-    /// Called after device memory was mapped or unmapped: CPUs forget where
-    /// it was. Set by the accelerator.
-    public var onDeviceMemoryChange: (() -> Void)?
 
     /// Maps memory of a device over an MMIO region, whose device no longer sees
     /// accesses there. It must not overlap other device memory.
@@ -126,12 +148,12 @@ public final class AddressSpace {
     public func mapMemory(_ host: UnsafeMutableRawPointer, at start: UInt64, size: UInt64, readOnly: Bool) {
         precondition(start % 4096 == 0 && size > 0 && size % 4096 == 0)
         deviceMemory.append(DeviceMemory(start: start, size: size, host: host, readOnly: readOnly))
-        onDeviceMemoryChange?()
+        for listener in listeners { listener.deviceMemoryChanged() }
     }
 
     public func unmapMemory(at start: UInt64) {
         deviceMemory.removeAll { $0.start == start }
-        onDeviceMemoryChange?()
+        for listener in listeners { listener.deviceMemoryChanged() }
     }
 
     /// The device memory that holds `address`, or nil.
@@ -209,7 +231,7 @@ public final class AddressSpace {
 
     /// Says that a device has stored to `[address, address + length)`.
     public func didWrite(_ address: UInt64, length: UInt64) {
-        onExternalWrite?(address, length)
+        for listener in listeners { listener.externalWrite(address, length: length) }
     }
 
     private var messageDepth = 0

@@ -318,6 +318,8 @@ int cbaton_eventfd(void);
 /* Takes the count of an eventfd without ever blocking, whatever flags the
  * processes that share it have set. Returns it, or 0 when there is none. */
 uint64_t cbaton_eventfd_take(int fd);
+/* Counts one up; never blocks on an eventfd made by cbaton_eventfd. */
+void cbaton_eventfd_add(int fd);
 
 /* Opens a pseudo-terminal: a master fd with FD_CLOEXEC and O_NONBLOCK, and the
  * slave's path. The slave is in raw mode and hung up until someone opens it.
@@ -329,5 +331,14 @@ int cbaton_pty_name(int master, char *slave_path, size_t size);
 /* An inotify fd that becomes readable when someone opens PATH, with FD_CLOEXEC
  * and O_NONBLOCK; -1 and errno on failure. */
 int cbaton_watch_opens(const char *path);
+
+/* A lock that is fair enough for a thread that takes it again at once; see VMLock. */
+struct cbaton_vm_lock;
+struct cbaton_vm_lock *cbaton_vm_lock_make(void); /* NULL: no memory */
+void cbaton_vm_lock_free(struct cbaton_vm_lock *lock);
+void cbaton_vm_lock_acquire(struct cbaton_vm_lock *lock);
+void cbaton_vm_lock_release(struct cbaton_vm_lock *lock);
+/* Waits up to 0.1 ms for one who waits for the lock to get it. */
+void cbaton_vm_lock_yield(struct cbaton_vm_lock *lock);
 
 #endif
