@@ -39,9 +39,10 @@ TESTPACKAGES += $(or $(shell apt-cache search --names-only '^qemu-system-riscv$$
 PREFIX ?= /usr/local
 RELEASE := .build/release
 INSTALLED := $(DESTDIR)$(PREFIX)
-# What a module in Swift is compiled with: the runtime's targets, of which it imports one.
-RUNTIME_MODULES := BatonRuntime BatonModules BatonCPR BatonDeviceKit BatonMachine BatonQMP BatonBase
-MODULE_KINDS := mode memory-backend preserver foreign device accel
+# What a module in Swift is compiled with: the targets of runtime and devices.
+RUNTIME_MODULES := BatonRuntime BatonModules BatonCPR BatonDeviceKit BatonMachine BatonQMP BatonBase \
+    BatonDevices InstructionSets PCI Serial Virtio
+MODULE_KINDS := mode memory-backend preserver foreign machine device accel
 
 .PHONY: all build packages run-packages test-packages run demo-peers test lint format bench install clean
 
@@ -109,7 +110,7 @@ install:
 	    $(INSTALLED)/lib/pkgconfig $(INSTALLED)/include/baton
 	for f in baton baton-ctl baton-harness; do [ ! -x $(RELEASE)/$$f ] || \
 	    install -s -m 755 $(RELEASE)/$$f $(INSTALLED)/bin/ || exit 1; done
-	install -s -m 755 $(RELEASE)/libBatonRuntime.so $(INSTALLED)/lib/
+	install -s -m 755 $(RELEASE)/libBatonRuntime.so $(RELEASE)/libBatonDevices.so $(INSTALLED)/lib/
 	for f in $(wildcard $(MODULE_KINDS:%=$(RELEASE)/lib%-*.so)); do \
 	    install -s -m 755 $$f $(INSTALLED)/lib/baton/modules/ || exit 1; done
 	install -m 644 $(foreach m,$(RUNTIME_MODULES),$(RELEASE)/Modules/$m.swiftmodule $(RELEASE)/Modules/$m.swiftdoc) \

@@ -24,6 +24,8 @@ let interpreter: [SwiftSetting] =
     ]
 
 let runtime: Target.Dependency = .product(name: "BatonRuntime", package: "Runtime")
+/// What machines are made of: PCI, virtio, serial ports, and what boards and accelerators know of each other.
+let devices: Target.Dependency = .product(name: "BatonDevices", package: "Devices")
 
 func part(_ name: String, _ dependencies: [Target.Dependency] = [], settings: [SwiftSetting] = lean) -> Target {
     .target(name: name, dependencies: [runtime] + dependencies, path: "Sources/\(name)", swiftSettings: settings)
@@ -65,6 +67,8 @@ let modules = [
     // A foreign module: C, and all that it knows is baton-module.h.
     Module(file: "preserver-fd", target: "PreserverFD", path: "Preservers/FD", isSwift: false),
     Module(file: "preserver-harness-probe", target: "HarnessProbe", path: "Preservers/HarnessProbe"),
+    Module(file: "accel-tcg", target: "AccelTCG", path: "Accelerators/TCG", dependencies: [devices, "RISCV"]),
+    Module(file: "machine-virt", target: "MachineVirt", path: "Machines/Virt", dependencies: [devices, "VirtBoard"]),
     Module(file: "foreign-ffi", target: "ForeignFFI", path: "Foreign/Bridge", dependencies: ["CForeign"]),
 ]
 
@@ -83,20 +87,19 @@ let package = Package(
     ] + modules.map(\.product),
     dependencies: [
         .package(path: "Sources/Runtime"),
+        .package(path: "Sources/Devices"),
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     ],
     targets: [
         .target(name: "SoftFloat", path: "Sources/SoftFloat", swiftSettings: hot),
-        part("RISCV", ["SoftFloat"], settings: interpreter),
-        part("PCI", settings: hot),
-        part("Virtio", settings: hot),
+        part("RISCV", ["SoftFloat", devices], settings: interpreter),
         part("Chardev"),
         part("Monitor"),
         // Of the modules for VFIO and vfio-user, in each of which it is a copy.
         part("VFIOPCI"),
-        part("VirtBoard", ["RISCV", "PCI", "Virtio"]),
+        part("VirtBoard", [devices]),
         .executableTarget(
-            name: "baton", dependencies: [runtime, "RISCV", "PCI", "Virtio", "VirtBoard", "Chardev", "Monitor"],
+            name: "baton", dependencies: [runtime, devices, "Chardev", "Monitor"],
             path: "Sources/baton", swiftSettings: lean, linkerSettings: installed,
             plugins: [.plugin(name: "StampRevision", package: "Runtime")]),
         .executableTarget(
@@ -125,9 +128,9 @@ let package = Package(
             name: "HostFloat", path: "Tests/HostFloat",
             cSettings: [.unsafeFlags(["-frounding-math", "-ftrapping-math", "-ffp-contract=off"])]),
         .testTarget(name: "SoftFloatTests", dependencies: ["SoftFloat", "HostFloat"], path: "Tests/SoftFloatTests"),
-        .testTarget(name: "RISCVTests", dependencies: ["RISCV", "TestSupport", runtime], path: "Tests/RISCVTests"),
+        .testTarget(name: "RISCVTests", dependencies: ["RISCV", "TestSupport", runtime, devices], path: "Tests/RISCVTests"),
         .testTarget(
-            name: "DeviceTests", dependencies: ["RISCV", "PCI", "Virtio", "VirtBoard", "TestSupport", runtime],
+            name: "DeviceTests", dependencies: ["RISCV", "VirtBoard", "TestSupport", runtime, devices],
             path: "Tests/DeviceTests"),
         .testTarget(name: "RuntimeTests", dependencies: ["TestSupport", runtime], path: "Tests/RuntimeTests"),
         .testTarget(

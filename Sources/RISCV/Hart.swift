@@ -1,44 +1,13 @@
 import BatonRuntime
-
-/// What a hart does first after a reset.
-public struct ResetState {
-    /// The privilege modes of RISC-V, with their encodings.
-    public enum Mode: UInt8 {
-        case user = 0
-        case supervisor = 1
-        case machine = 3
-    }
-    public var pc: UInt64
-    /// Values of a0 to a2; all other registers are 0.
-    public var a0: UInt64
-    public var a1: UInt64
-    public var a2: UInt64
-    public var mode: Mode
-
-    public init(pc: UInt64, a0: UInt64 = 0, a1: UInt64 = 0, a2: UInt64 = 0, mode: Mode = .machine) {
-        self.pc = pc
-        self.a0 = a0
-        self.a1 = a1
-        self.a2 = a2
-        self.mode = mode
-    }
-}
+@_exported import InstructionSets
 
 /// One RISC-V hart: RV64GC with Zba, Zbb, Zbs, Sstc and Svadu, modes M, S and
 /// U, Sv39 and Sv48. Main thread only.
 ///
 /// Its registers live in one raw allocation, `state`, which the interpreter
 /// works on; this class is the hart's face to the rest of the VMM.
-public final class Hart: Device {
-    /// Interrupt inputs; the raw value is the bit in `mip`.
-    public enum Interrupt: UInt64 {
-        case supervisorSoftware = 1
-        case machineSoftware = 3
-        case supervisorTimer = 5
-        case machineTimer = 7
-        case supervisorExternal = 9
-        case machineExternal = 11
-    }
+public final class Hart: RISCVHart {
+    public typealias Interrupt = RISCVInterrupt
 
     /// Ticks of `time` and `mtimecmp` a second.
     public static let timebaseFrequency: UInt64 = 10_000_000
@@ -84,6 +53,11 @@ public final class Hart: Device {
         self.aia = aia
         state.pointee.hasAIA = true
         return aia
+    }
+
+    public func makeInterruptFiles() -> (machine: IMSICFile, supervisor: IMSICFile) {
+        let aia = enableAIA()
+        return (aia.machineFile, aia.supervisorFile)
     }
 
     /// The counter behind the `time` CSR, in ticks of 100 ns.

@@ -2,7 +2,7 @@ import BatonRuntime
 import Glibc
 
 /// Runs harts by interpretation, all on the calling thread, in turns.
-public final class SoftwareAccelerator: Accelerator {
+public final class SoftwareAccelerator: RISCVAccelerator {
     public static let maximumHarts = 8
 
     /// As QEMU's users know it.
@@ -26,18 +26,31 @@ public final class SoftwareAccelerator: Accelerator {
     /// When the current slice is too long.
     private var sliceEnd = Int64.max
 
+    public init(vm: VirtualMachine) throws(VMMError) {
+        self.vm = vm
+        cache = try CodeCache.allocate()
+    }
+
+    /// With harts, for who knows their number already.
+    public convenience init(vm: VirtualMachine, hartCount: Int) throws(VMMError) {
+        try self.init(vm: vm)
+        try makeHarts(hartCount)
+    }
+
+    public var maximumHarts: Int { SoftwareAccelerator.maximumHarts }
+    public var riscvHarts: [any RISCVHart] { harts }
+
     /// Makes the harts. The board adds each to the VM (`vm.add(hart)`), sets
     /// its reset vector and wires its interrupts.
     /// - Parameter hartCount: 1 to `maximumHarts`.
     /// - Throws: an error that says how many harts are supported.
-    public init(vm: VirtualMachine, hartCount: Int) throws(VMMError) {
+    public func makeHarts(_ hartCount: Int) throws(VMMError) {
+        precondition(harts.isEmpty)
         guard 1...SoftwareAccelerator.maximumHarts ~= hartCount else {
             throw VMMError(
-                "Invalid SMP CPUs \(hartCount). The max CPUs supported by machine 'virt' is "
+                "Invalid SMP CPUs \(hartCount). The max CPUs supported by accelerator '\(name)' is "
                     + "\(SoftwareAccelerator.maximumHarts)")
         }
-        self.vm = vm
-        cache = try CodeCache.allocate()
         for index in 0..<hartCount {
             let hart = Hart(index: index, accelerator: self, vm: vm, cache: cache)
             harts.append(hart)
@@ -56,6 +69,8 @@ public final class SoftwareAccelerator: Accelerator {
 
     /// Makes the VMM answer ecalls from S-mode itself (`-bios default`). Reset
     /// then leaves every hart but the first stopped, until the guest starts it.
+    public func enableBuiltinSBI(console: any SBIConsole) { enableBuiltinSBI().console = console }
+
     @discardableResult
     public func enableBuiltinSBI() -> BuiltinSBI {
         let sbi = sbi ?? BuiltinSBI(accelerator: self, vm: vm)

@@ -1,10 +1,10 @@
-import RISCV
+import InstructionSets
 
 /// The wires between the board's interrupt controllers and the harts.
 final class HartWiring: CLINTHarts {
-    let harts: [Hart]
+    let harts: [any RISCVHart]
 
-    init(_ harts: [Hart]) { self.harts = harts }
+    init(_ harts: [any RISCVHart]) { self.harts = harts }
 
     var clintHartCount: Int { harts.count }
     var clintTime: UInt64 { harts[0].time }

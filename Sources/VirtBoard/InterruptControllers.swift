@@ -1,5 +1,5 @@
 import BatonRuntime
-import RISCV
+import InstructionSets
 
 /// `-machine aia=`: which interrupt controllers the board has.
 public enum AIA: String {
@@ -34,14 +34,14 @@ public final class InterruptControllers {
         var devices: [any Device] = []
         var regions: [(device: any MMIODevice, start: UInt64, size: UInt64, name: String)] = []
         if aia == .aplicIMSIC {
-            let harts = wiring.harts.map { $0.enableAIA() }
-            let machine = IMSIC(name: "imsic.m", files: harts.map(\.machineFile))
-            let supervisor = IMSIC(name: "imsic.s", files: harts.map(\.supervisorFile))
+            let files = wiring.harts.map { $0.makeInterruptFiles() }
+            let machine = IMSIC(name: "imsic.m", files: files.map(\.machine))
+            let supervisor = IMSIC(name: "imsic.s", files: files.map(\.supervisor))
             devices += [machine, supervisor]
             regions.append((machine, MemoryMap.imsicMachine, machine.size, "riscv.imsic"))
             regions.append((supervisor, MemoryMap.imsicSupervisor, supervisor.size, "riscv.imsic"))
         }
-        func delivery(_ line: Hart.Interrupt) -> APLIC.Delivery {
+        func delivery(_ line: RISCVInterrupt) -> APLIC.Delivery {
             if aia == .aplic { return .wires { hart, level in wiring.harts[hart].setInterrupt(line, level) } }
             return .messages { address, identity in
                 if !space.storeMessage(identity, at: address) {

@@ -1,10 +1,11 @@
 import BatonRuntime
 import Glibc
+import InstructionSets
 import PCI
-import RISCV
+import Serial
 import Virtio
 
-/// QEMU's riscv64 `virt` board on software harts.
+/// QEMU's riscv64 `virt` board.
 ///
 /// The order of use: make it, add `-netdev` back ends and `-device` devices to
 /// `devices`; then, for a fresh start only, `prepareImages()`. The first
@@ -12,7 +13,7 @@ import Virtio
 /// process that takes over a guest calls neither `prepareImages` nor
 /// `resetDevices`: it loads the checkpoint, and nothing here touches guest
 /// memory before.
-public final class VirtBoard {
+public final class VirtBoard: Machine {
     /// What the command line gives.
     public struct Configuration {
         /// Main memory: `-m` or `-machine memory-backend=`.
@@ -22,6 +23,10 @@ public final class VirtBoard {
         /// Where devices allocate memory of their own.
         public var memory = GuestMemory()
         public var files = BootFiles()
+        /// `-smp`
+        public var hartCount = 1
+        /// What makes devices; nil for one of the board's own.
+        public var devices: DeviceFactory?
         /// `-machine aia=`
         public var aia = AIA.none
         /// `-serial`: the board has one port.
@@ -36,9 +41,10 @@ public final class VirtBoard {
     }
 
     public let vm: VirtualMachine
-    public let accelerator: SoftwareAccelerator
+    public let accelerator: any RISCVAccelerator
     /// Where `-netdev` and `-device` go.
     public let devices: DeviceFactory
+    public var pciBus: PCIBus? { pci.bus }
     /// The virtio-mmio slots in order of their addresses.
     public let slots: [VirtioMMIO]
     public let uart: SerialUART
@@ -50,17 +56,18 @@ public final class VirtBoard {
     /// Builds the board and adds its parts to `vm`, always in the same order.
     /// - Throws: an error when memory cannot be had, a chardev is in use, or a
     ///   flash image has the wrong size.
-    public init(vm: VirtualMachine, accelerator: SoftwareAccelerator, configuration: Configuration) throws(VMMError) {
+    public init(vm: VirtualMachine, accelerator: any RISCVAccelerator, configuration: Configuration) throws(VMMError) {
         self.vm = vm
         self.accelerator = accelerator
         let memorySize = UInt64(configuration.ram.usedLength)
         vm.machineType = "virt"
         vm.ramSize = memorySize
-        vm.setAccelerator(accelerator)
+        vm.architecture = "riscv64"
+        try accelerator.makeHarts(configuration.hartCount)
         try VirtBoard.mapMemory(vm.addressSpace, configuration)
         try accelerator.prepareMemory()
 
-        let wiring = HartWiring(accelerator.harts)
+        let wiring = HartWiring(accelerator.riscvHarts)
         let interrupts = InterruptControllers(
             configuration.aia, wiring: wiring, space: vm.addressSpace,
             hasFirmware: configuration.files.firmware != .builtin)
@@ -79,15 +86,16 @@ public final class VirtBoard {
             slots.append(VirtioMMIO(slot: slot, line: interrupts.line(MemoryMap.virtioInterrupt + slot)))
         }
         self.slots = slots
-        devices = DeviceFactory(vm: vm, memory: configuration.memory, slots: slots)
+        devices = configuration.devices ?? DeviceFactory(vm: vm, memory: configuration.memory)
+        devices.add(slots)
         if configuration.files.firmware == .builtin {
-            accelerator.enableBuiltinSBI().console = uart
+            accelerator.enableBuiltinSBI(console: uart)
         }
 
         // The loader comes before the harts, which then start from where it
         // sends them, and the controllers after what drives their inputs.
         try vm.add(loader)
-        for hart in accelerator.harts { try vm.add(hart) }
+        for hart in accelerator.riscvHarts { try vm.add(hart) }
         try vm.add(test)
         try vm.add(rtc)
         try vm.add(uart)

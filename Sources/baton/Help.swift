@@ -2,7 +2,6 @@ import BatonRuntime
 import Chardev
 import Monitor
 import Virtio
-import VirtBoard
 
 /// Options that only print something: `-help`, `-version`, and `help` or `?` as, or in, the argument of others.
 enum Help {
@@ -58,13 +57,20 @@ enum Help {
         _ spec: OptionSpec, _ request: Request, _ invocation: Invocation
     ) throws(VMMError) -> String {
         switch (spec.name, request) {
-        case ("machine", .all): return "Supported machines are:\nvirt                 RISC-V VirtIO board (default)\n"
-        case ("machine", .one(let type)): try MachineOptions.check(machine: type)
-        case ("accel", .all): return "Accelerators supported in Baton binary:\n\(MachineOptions.accelerator)\n"
-        case ("accel", .one(let name)): try MachineOptions.checkAccelerator(name)
-        case ("cpu", .all): return "Available CPUs:\n" + MachineOptions.cpus.map { "  \($0)\n" }.joined()
+        case ("machine", .all): return ModuleOptions.machineHelp(loader: try moduleLoader(invocation))
+        case ("machine", .one(let name)):
+            let type = try moduleLoader(invocation).machineType(name)
+            guard case .keys(_, let common) = spec.help else { break }
+            return DeviceProperty.help(common + type.properties, of: name)
+        case ("accel", .all): return ModuleOptions.acceleratorHelp(loader: try moduleLoader(invocation))
+        case ("accel", .one(let name)):
+            return DeviceProperty.help(try moduleLoader(invocation).acceleratorType(name).properties, of: name)
+        case ("cpu", .all):
+            let type = try MachineOptions(invocation, loader: try moduleLoader(invocation)).type
+            return "Available CPUs:\n" + type.cpuModels.map { "  \($0)\n" }.joined()
         case ("cpu", .one(let model)):
-            try MachineOptions.check(cpu: model)
+            let type = try MachineOptions(invocation, loader: try moduleLoader(invocation)).type
+            guard type.cpuModels.contains(model) else { throw VMMError("unable to find CPU model '\(model)'") }
             return "There are no options for \(model).\n"
         case ("display", _): return "Available display backend types:\nnone\n"
         case ("d", _): return LogOptions.help

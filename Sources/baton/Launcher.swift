@@ -4,7 +4,6 @@ import Chardev
 import Glibc
 import Monitor
 import PCI
-import VirtBoard
 import Virtio
 
 /// Builds the VM from a command line, in the order that an update needs: the
@@ -32,9 +31,9 @@ final class Launcher {
     /// Builds everything and runs the VM to its end.
     /// - Returns: the process' exit status.
     func run() throws(VMMError) -> Int32 {
-        let machine = try MachineOptions(invocation)
-        try general(machine)
         try ModuleOptions.load(invocation, loader: loader)
+        let machine = try MachineOptions(invocation, loader: loader)
+        try general(machine)
         try ModuleOptions.enableModes(invocation, cpr: cpr, loader: loader)
         let incoming = try incomingSource()
         if case .channel(let path)? = incoming { try receiveGuest(path) }
@@ -58,10 +57,19 @@ final class Launcher {
             try board.dumpDeviceTree(to: file)
             return 0
         }
-        try registerCoreCommands(vm: vm, memory: memory)
+        let registry = loader.registry
+        try registerCoreCommands(
+            vm: vm, memory: memory,
+            context: CoreCommandContext {
+                registry.machineTypes.map {
+                    .init(
+                        name: $0.name, summary: $0.summary, maximumCPUs: $0.maximumCPUs,
+                        defaultCPUType: "\($0.cpuModels.first ?? "")-\($0.architecture)-cpu")
+                }
+            })
         try registerChardevCommands(vm: vm)
         try registerNetCommands(vm: vm) { backends.net }
-        try registerPCICommands(vm: vm) { board.pci.bus }
+        try registerPCICommands(vm: vm) { board.pciBus }
         try cpr.registerCommands()
         let migration = Migration(cpr: cpr)
         try migration.registerCommands()

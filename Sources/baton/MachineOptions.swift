@@ -1,76 +1,133 @@
 import BatonRuntime
-import VirtBoard
 
 /// What `-machine`, `-accel`, `-cpu` and `-smp` say.
 struct MachineOptions {
+    var type: any MachineType
     var memoryBackend: String?
     var dumpDTB: String?
     var mergeMemory = true
     var dumpGuestCore = true
-    var hartCount = 1
     /// Memory that no option names is shared, and so outlives an exec.
     var sharesAuxiliaryRAM = false
-    var aia = AIA.none
+    var topology = Topology()
+    var cpu: String?
+    /// `-machine`, without what all machines take: what is left is the machine's own.
+    private(set) var options: [KeyValueOptions] = []
+    /// What to try in turn, with the options of each.
+    private var accelerators: [(name: String, options: KeyValueOptions)] = []
 
-    init(_ invocation: Invocation) throws(VMMError) {
+    static let defaultMachine = "virt"
+
+    init(_ invocation: Invocation, loader: ModuleLoader) throws(VMMError) {
+        var name = MachineOptions.defaultMachine
+        var accelerator: String?
         for text in invocation.all("machine") {
             let options = try KeyValueOptions(text, impliedKey: "type")
-            if let type = try options.string("type") { try MachineOptions.check(machine: type) }
+            name = try options.string("type") ?? name
             memoryBackend = try options.string("memory-backend") ?? memoryBackend
             dumpDTB = try options.string("dumpdtb") ?? dumpDTB
             mergeMemory = try options.bool("mem-merge") ?? mergeMemory
             dumpGuestCore = try options.bool("dump-guest-core") ?? dumpGuestCore
             sharesAuxiliaryRAM = try options.bool("aux-ram-share") ?? sharesAuxiliaryRAM
-            if let accel = try options.string("accel") { try MachineOptions.checkAccelerator(accel) }
-            if let text = try options.string("aia") {
-                guard let type = AIA(rawValue: text) else {
-                    throw VMMError(
-                        "Invalid AIA interrupt controller type", hint: "Valid values are none, aplic, and aplic-imsic.")
-                }
-                aia = type
-            }
-            if let text = try options.string("aia-guests"), SizeText.unsignedNumber(text) != 0 {
-                throw VMMError(
-                    "Invalid number of AIA IMSIC guests",
-                    hint: "Valid values be between 0 and 0: there is no hypervisor extension.")
-            }
+            accelerator = try options.string("accel") ?? accelerator
             _ = try options.enumeration("usb", ["off"])
-            try options.finish()
+            self.options.append(options)
         }
+        type = try loader.machineType(name)
+        cpu = invocation.last("cpu")
+        for text in invocation.all("smp") { topology = try Topology(text, of: type) }
+        // As in QEMU: of several -accel each is tried in turn.
         for text in invocation.all("accel") {
             let options = try KeyValueOptions(text, impliedKey: "accel")
-            try MachineOptions.checkAccelerator(try options.requiredString("accel"))
+            let list = try options.requiredString("accel")
             _ = try options.string("thread")
-            try options.finish()
+            for name in list.split(separator: ":") { accelerators.append((String(name), options)) }
+            if list.isEmpty { throw VMMError("invalid accelerator \(list)") }
         }
-        if let cpu = invocation.last("cpu") { try MachineOptions.check(cpu: cpu) }
-        for text in invocation.all("smp") {
-            let options = try KeyValueOptions(text, impliedKey: "cpus")
-            hartCount = Int(try options.number("cpus", in: 1...8) ?? UInt64(hartCount))
-            for key in ["sockets", "cores", "threads", "maxcpus", "dies", "clusters"] { _ = try options.number(key) }
-            try options.finish()
+        if accelerators.isEmpty {
+            let names = accelerator.map { $0.split(separator: ":").map(String.init) } ?? type.accelerators
+            for name in names { accelerators.append((name, try KeyValueOptions(""))) }
+        } else if accelerator != nil {
+            throw VMMError("The -accel and \"-machine accel=\" options are incompatible")
         }
     }
 
-    static let accelerator = "tcg"
-    static let cpus = ["rv64", "max"]
+    /// Makes the first accelerator that this host has, of those that are asked for.
+    /// - Throws: an error when there is none.
+    func makeAccelerator(_ vm: VirtualMachine, loader: ModuleLoader) throws(VMMError) -> any Accelerator {
+        var failures: [VMMError] = []
+        for (name, options) in accelerators {
+            do throws(VMMError) {
+                let accelerator = try loader.acceleratorType(name).make(vm: vm, options: options)
+                try options.finish()
+                if !failures.isEmpty {
+                    for failure in failures { Report.warning(failure.message) }
+                    Report.warning("falling back to \(name)")
+                }
+                return accelerator
+            } catch {
+                failures.append(error)
+            }
+        }
+        guard var error = failures.popLast() else { throw VMMError("No accelerator selected") }
+        if let first = failures.first { error = first }
+        throw error
+    }
 
-    static func check(machine type: String) throws(VMMError) {
-        guard type == "virt" else {
+    /// Refuses what neither all machines nor this one take.
+    func finish() throws(VMMError) {
+        for each in options {
+            guard let unknown = each.untakenKeys.first else { continue }
             throw VMMError(
-                "unsupported machine type: \"\(type)\"", hint: "Use -machine help to list supported machines")
+                "Property '\(type.name)-machine.\(unknown)' not found",
+                hint: "Use -machine \(type.name),help to list the properties.")
         }
     }
 
-    static func check(cpu: String) throws(VMMError) {
-        guard cpus.contains(cpu) else {
-            throw VMMError("unable to find CPU model '\(cpu)'", hint: "Models: \(cpus.joined(separator: ", ")).")
-        }
-    }
+    /// `-smp`
+    struct Topology {
+        var sockets = 1
+        var cores = 1
+        var threads = 1
+        var count: Int { sockets * cores * threads }
 
-    /// A list such as `kvm:tcg` names what to try in turn.
-    static func checkAccelerator(_ list: String) throws(VMMError) {
-        for name in list.split(separator: ":") where name == MachineOptions.accelerator { return }
-        throw VMMError("invalid accelerator \(list)", hint: "Accelerators: tcg.")
+        init() {}
+
+        /// - Throws: QEMU's errors.
+        init(_ text: String, of machine: any MachineType) throws(VMMError) {
+            let options = try KeyValueOptions(text, impliedKey: "cpus")
+            let limit = UInt64(1 << 20)
+            func number(_ key: String) throws(VMMError) -> Int? {
+                try options.number(key, in: 1...limit).map { Int($0) }
+            }
+            let cpus = try number("cpus")
+            let (sockets, cores, threads) = (try number("sockets"), try number("cores"), try number("threads"))
+            // One of each: neither board has more levels.
+            for key in ["dies", "clusters", "modules", "books", "drawers"] {
+                _ = try options.number(key, in: 1...1)
+            }
+            let maximum = try number("maxcpus")
+            try options.finish()
+            // Since QEMU 6.2 cores are preferred over sockets.
+            self.sockets = sockets ?? 1
+            self.threads = threads ?? 1
+            let known = cpus ?? maximum ?? 0
+            self.cores = cores ?? max(1, known / (self.sockets * self.threads))
+            if sockets == nil, cores != nil { self.sockets = max(1, known / (self.cores * self.threads)) }
+            let wanted = cpus ?? maximum ?? count
+            guard count == wanted else {
+                throw VMMError(
+                    "Invalid CPU topology: product of the hierarchy must match maxcpus: sockets (\(self.sockets)) * "
+                        + "cores (\(self.cores)) * threads (\(self.threads)) != maxcpus (\(wanted))")
+            }
+            guard maximum == nil || maximum == wanted else {
+                throw VMMError("maxcpus must be equal to or greater than smp", hint: "CPUs cannot be plugged later.")
+            }
+            guard wanted <= machine.maximumCPUs else {
+                throw VMMError(
+                    "Invalid SMP CPUs \(wanted). The max CPUs supported by machine '\(machine.name)' is "
+                        + "\(machine.maximumCPUs)")
+            }
+        }
     }
 }

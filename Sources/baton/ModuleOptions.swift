@@ -127,6 +127,23 @@ enum ModuleOptions {
         return "Available netdev backend types:\n" + types.sorted().map { $0 + "\n" }.joined()
     }
 
+    /// What `-machine help` prints.
+    static func machineHelp(loader: ModuleLoader) -> String {
+        warn(loadAll(loader) { $0 == "machine" })
+        return "Supported machines are:\n"
+            + loader.registry.machineTypes.map { type in
+                let name = type.name + String(repeating: " ", count: max(1, 21 - type.name.utf8.count))
+                return name + type.summary + (type.name == MachineOptions.defaultMachine ? " (default)" : "") + "\n"
+            }.joined()
+    }
+
+    /// What `-accel help` prints.
+    static func acceleratorHelp(loader: ModuleLoader) -> String {
+        warn(loadAll(loader) { $0 == "accel" })
+        return "Accelerators supported in Baton binary:\n"
+            + loader.registry.acceleratorTypes.map { $0.name + "\n" }.joined()
+    }
+
     enum HelpKind {
         case modules, modes, objects
 

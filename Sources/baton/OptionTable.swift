@@ -35,8 +35,8 @@ enum OptionTable {
         OptionSpec(name: "version", argument: nil, help: "display version information and exit"),
         OptionSpec(
             name: "machine", argument: "[type=]name[,prop=value...]",
-            help: "the machine: virt; props: memory-backend=ID, dumpdtb=FILE, accel=tcg, mem-merge=on|off, "
-                + "dump-guest-core=on|off, aia=none|aplic|aplic-imsic, aux-ram-share=on|off",
+            help: "the machine (default virt); props: memory-backend=ID, dumpdtb=FILE, accel=NAME[:NAME...], "
+                + "mem-merge=on|off, dump-guest-core=on|off, aux-ram-share=on|off; more by -machine NAME,help",
             on: .keys(
                 implied: "type",
                 [
@@ -45,30 +45,28 @@ enum OptionTable {
                     DeviceProperty("mem-merge", "bool", "whether equal pages may be merged"),
                     DeviceProperty("dump-guest-core", "bool", "whether guest memory is part of a core dump"),
                     DeviceProperty("aux-ram-share", "bool", "whether memory that no option names outlives the VMM"),
-                    DeviceProperty("accel", "str", "what runs the guest's instructions: tcg"),
-                    DeviceProperty("aia", "str", "none, aplic or aplic-imsic"),
-                    DeviceProperty("aia-guests", "uint32", "0"),
+                    DeviceProperty("accel", "str", "what runs the guest's instructions, as kvm:tcg"),
                     DeviceProperty("usb", "bool", "off"),
                 ])),
         OptionSpec(name: "M", argument: "...", help: "as -machine"),
         OptionSpec(
-            name: "accel", argument: "name", help: "what runs the guest's instructions: tcg",
+            name: "accel", argument: "name", help: "what runs the guest's instructions; several are tried in turn",
             on: .keys(implied: "accel", [DeviceProperty("thread", "str", "accepted for QEMU's sake")])),
         OptionSpec(
-            name: "cpu", argument: "model", help: "the CPU model: rv64",
+            name: "cpu", argument: "model", help: "the CPU model",
             on: .keys(implied: "model", [])),
         OptionSpec(
-            name: "smp", argument: "[cpus=]n", help: "the number of harts, 1 to 8 (default 1)",
+            name: "smp", argument: "[cpus=]n", help: "the number of CPUs (default 1)",
             on: .keys(
                 implied: "cpus",
                 [
-                    DeviceProperty("cpus", "uint32", "the number of harts"),
-                    DeviceProperty("sockets", "uint32", "accepted for QEMU's sake"),
-                    DeviceProperty("cores", "uint32", "accepted for QEMU's sake"),
-                    DeviceProperty("threads", "uint32", "accepted for QEMU's sake"),
+                    DeviceProperty("cpus", "uint32", "the number of CPUs"),
+                    DeviceProperty("sockets", "uint32", "sockets"),
+                    DeviceProperty("cores", "uint32", "cores in a socket"),
+                    DeviceProperty("threads", "uint32", "threads in a core"),
                     DeviceProperty("maxcpus", "uint32", "accepted for QEMU's sake"),
-                    DeviceProperty("dies", "uint32", "accepted for QEMU's sake"),
-                    DeviceProperty("clusters", "uint32", "accepted for QEMU's sake"),
+                    DeviceProperty("dies", "uint32", "1"),
+                    DeviceProperty("clusters", "uint32", "1"),
                 ])),
         OptionSpec(
             name: "m", argument: "[size=]megs", help: "guest memory, in MiB or with a unit (default 128M)",

@@ -14,7 +14,7 @@ import VirtBoard
     }
 
     private func file(_ hart: Int) throws -> IMSICFile {
-        try #require(board.board.accelerator.harts[hart].aia).supervisorFile
+        try #require(board.harts[hart].aia).supervisorFile
     }
 
     private func open(_ hart: Int) throws -> IMSICFile {
@@ -28,7 +28,7 @@ import VirtBoard
         #expect(space.mmioWrite(0x2800_1000, width: 4, value: 200))
         #expect(file.top == 200)
         #expect(try self.file(0).top == 0)
-        #expect(board.board.accelerator.harts[1].isPending(.supervisorExternal))
+        #expect(board.harts[1].isPending(.supervisorExternal))
         #expect(space.mmioWrite(0x2800_1004, width: 4, value: 0x0300_0000), "big endian")
         #expect(file.top == 3)
         for (offset, width, value) in [(0, 8, 2), (0, 2, 2), (8, 4, 2), (0xffc, 4, 2), (0, 4, 0), (0, 4, 256)] {
@@ -79,11 +79,11 @@ import VirtBoard
         file.receive(5)
         let states = board.vm.devices.map(savedState)
         board.vm.resetDevices()
-        #expect(file.top == 0 && !board.board.accelerator.harts[1].isPending(.supervisorExternal))
+        #expect(file.top == 0 && !board.harts[1].isPending(.supervisorExternal))
         for (device, state) in zip(board.vm.devices, states) where device.stateName != "loader" {
             try loadState(state, into: device)
         }
-        #expect(file.top == 5 && board.board.accelerator.harts[1].isPending(.supervisorExternal))
+        #expect(file.top == 5 && board.harts[1].isPending(.supervisorExternal))
         for (device, state) in zip(board.vm.devices, states) where device.stateName.hasPrefix("imsic") {
             #expect(savedState(device) == state)
             for length in stride(from: 0, to: state.count, by: 3) {
@@ -95,7 +95,7 @@ import VirtBoard
     @Test func theWiredBoardHasNoFiles() throws {
         let wired = try TestBoard(hartCount: 2, aia: .aplic)
         wired.vm.resetDevices()
-        #expect(wired.board.accelerator.harts[0].aia == nil)
+        #expect(wired.harts[0].aia == nil)
         #expect(wired.vm.addressSpace.mmioRead(0x2800_0000, width: 4) == nil)
         let aplic: UInt64 = 0xd00_0000
         for (offset, value) in [(40, 6), (0x3028, 1 << 18 | 1), (0x1edc, 10), (0x4020, 1), (0, 0x100)]
@@ -104,6 +104,6 @@ import VirtBoard
             #expect(wired.vm.addressSpace.mmioWrite(aplic + offset, width: 4, value: value))
         }
         #expect(wired.vm.addressSpace.mmioWrite(0x1000_0001, width: 1, value: 2))
-        #expect(wired.board.accelerator.harts.map { $0.isPending(.supervisorExternal) } == [false, true])
+        #expect(wired.harts.map { $0.isPending(.supervisorExternal) } == [false, true])
     }
 }

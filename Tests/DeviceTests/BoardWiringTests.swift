@@ -12,7 +12,7 @@ import VirtBoard
     @Test func clintReachesEachHart() throws {
         let board = try TestBoard(hartCount: 2)
         board.vm.resetDevices()
-        let harts = board.board.accelerator.harts
+        let harts = board.harts
         write(board, 0x200_0004, 1)
         #expect(!harts[0].isPending(.machineSoftware) && harts[1].isPending(.machineSoftware))
         write(board, 0x200_4008, 0x1234, width: 8)
@@ -24,7 +24,7 @@ import VirtBoard
     @Test func theUARTsInterruptReachesTheContextThatEnablesIt() throws {
         let board = try TestBoard(hartCount: 2)
         board.vm.resetDevices()
-        let harts = board.board.accelerator.harts
+        let harts = board.harts
         write(board, 0xc00_0000 + 10 * 4, 1)
         // Context 3: S-mode of hart 1.
         write(board, 0xc00_2000 + 3 * 0x80, 1 << 10)

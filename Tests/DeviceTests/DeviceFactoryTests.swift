@@ -12,7 +12,8 @@ import Virtio
     init() throws {
         machine = try TestMachine()
         slots = (0..<8).map { VirtioMMIO(slot: $0, line: Wire().line) }
-        factory = DeviceFactory(vm: machine.vm, memory: GuestMemory(), slots: slots)
+        factory = DeviceFactory(vm: machine.vm, memory: GuestMemory())
+        factory.add(slots)
         directory = try TemporaryDirectory()
         try directory.writeSparse("disk", size: 1 << 20)
         try machine.vm.add(BlockBackend(id: "d", filename: directory.file("disk"), readOnly: false))

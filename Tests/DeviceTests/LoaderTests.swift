@@ -76,8 +76,8 @@ import VirtBoard
         #expect(chosen.value("linux,initrd-start") == [0, 0, 0, 0, 0x82, 0x20, 0, 0])
         #expect(chosen.value("linux,initrd-end") == [0, 0, 0, 0, 0x82, 0x20, 0x27, 0x10])
         #expect(board.word(0x8220_0000, UInt64.self) == 0x5555_5555_5555_5555)
-        #expect(board.board.accelerator.harts[0].programCounter == 0x8020_0000)
-        let registers = board.board.accelerator.registers(ofCPU: 0)
+        #expect(board.harts[0].programCounter == 0x8020_0000)
+        let registers = board.accelerator.registers(ofCPU: 0)
         #expect(registers.contains("83e00000"), "a1 is the tree's address")
     }
 
@@ -88,7 +88,7 @@ import VirtBoard
             $0.kernel = kernel
         }
         #expect(board.word(0x8000_0000, UInt32.self) == 0x6f)
-        #expect(board.board.accelerator.harts[0].programCounter == 0x1000)
+        #expect(board.harts[0].programCounter == 0x1000)
         // start_addr, device tree, fw_dynamic_info.
         #expect(board.word(0x1018, UInt64.self) == 0x8000_0000)
         #expect(board.word(0x1020, UInt64.self) == 0x83e0_0000)

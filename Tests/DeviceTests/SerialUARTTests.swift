@@ -1,5 +1,6 @@
 import BatonRuntime
 import Testing
+import Serial
 import VirtBoard
 
 /// A chardev whose peer is the test.

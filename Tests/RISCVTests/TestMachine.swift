@@ -16,7 +16,7 @@ final class TestMachine {
         DescriptorLimit.raise()
         vm = try VirtualMachine()
         accelerator = try SoftwareAccelerator(vm: vm, hartCount: harts)
-        vm.setAccelerator(accelerator)
+        try vm.setAccelerator(accelerator)
         let size = megabytes << 20
         let host = try Mapping.map(length: size, alignment: 4096, fd: -1, shared: false, name: "ram")
         ram = RAMBlock(

@@ -2,7 +2,7 @@ import BatonRuntime
 
 /// What the core commands show and the VM itself does not know.
 public struct CoreCommandContext {
-    /// A machine type of this executable, for `query-machines`.
+    /// A machine type, for `query-machines`.
     public struct Machine {
         public var name: String
         public var summary: String
@@ -16,26 +16,16 @@ public struct CoreCommandContext {
         }
     }
 
-    /// QEMU's name of the target: `riscv64`.
-    public var target: String
-    public var machines: [Machine]
+    /// The machine types that are known, for `query-machines`.
+    public var machines: () -> [Machine]
 
-    public init(target: String, machines: [Machine]) {
-        self.target = target
-        self.machines = machines
-    }
-
-    public static let riscv64 = CoreCommandContext(
-        target: "riscv64",
-        machines: [
-            Machine(name: "virt", summary: "RISC-V VirtIO board", maximumCPUs: 8, defaultCPUType: "rv64-riscv-cpu")
-        ])
+    public init(machines: @escaping () -> [Machine]) { self.machines = machines }
 }
 
 /// Registers the commands and events that every VM has.
 /// - Parameter memory: for `query-memdev`, `x-query-ramblock` and their HMP forms.
 public func registerCoreCommands(
-    vm: VirtualMachine, memory: GuestMemory, context: CoreCommandContext = .riscv64
+    vm: VirtualMachine, memory: GuestMemory, context: CoreCommandContext = CoreCommandContext { [] }
 ) throws(VMMError) {
     try registerIntrospection(vm)
     try registerRunControl(vm)

@@ -1,4 +1,5 @@
 import BatonRuntime
+import Glibc
 
 /// `query-name`, `query-uuid`, `query-cpus-fast`, `query-machines`,
 /// `query-target`, `query-kvm`, `query-iothreads`, and their HMP forms.
@@ -24,13 +25,15 @@ func registerMachineQueries(_ vm: VirtualMachine, _ context: CoreCommandContext)
             "query-target",
             returns: .object(
                 name: "TargetInfo",
-                members: [QMPMember("arch", .enumeration(name: "SysEmuTarget", values: [context.target]))])
-        ) { ["arch": .string(context.target)] })
+                members: [
+                    QMPMember("arch", .enumeration(name: "SysEmuTarget", values: ["riscv64", "x86_64"]))
+                ])
+        ) { [unowned vm] in ["arch": .string(vm.architecture)] })
     try commands.add(
         QMPCommand.query(
             "query-kvm",
             returns: .object(name: "KvmInfo", members: [QMPMember("enabled", .bool), QMPMember("present", .bool)])
-        ) { [unowned vm] in ["enabled": .bool(vm.accelerator?.name == "kvm"), "present": false] })
+        ) { [unowned vm] in ["enabled": .bool(vm.accelerator?.name == "kvm"), "present": .bool(access("/dev/kvm", F_OK) == 0)] })
     try commands.add(QMPCommand.query("query-iothreads", returns: .array(.any)) { [] })
     try registerMachines(commands, context)
     try registerCPUs(vm)
@@ -48,7 +51,7 @@ private func registerMachines(_ commands: CommandRegistry, _ context: CoreComman
     try commands.add(
         QMPCommand.query("query-machines", returns: .array(machine)) {
             .array(
-                context.machines.map {
+                context.machines().map {
                     [
                         "name": .string($0.name), "cpu-max": JSON($0.maximumCPUs), "hotpluggable-cpus": false,
                         "numa-mem-supported": false, "deprecated": false,

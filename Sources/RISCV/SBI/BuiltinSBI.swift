@@ -1,15 +1,5 @@
 import BatonRuntime
 
-/// Where the SBI's debug console (DBCN) reads and writes: the board connects
-/// it to the first serial port's chardev.
-public protocol SBIConsole: AnyObject {
-    /// All of `bytes` is taken or dropped; borrowed for the call.
-    func write(_ bytes: UnsafeRawBufferPointer)
-    /// Fills `buffer` with input that has arrived, without waiting.
-    /// - Returns: bytes stored, 0 when there is none.
-    func read(into buffer: UnsafeMutableRawBufferPointer) -> Int
-}
-
 /// The Supervisor Binary Interface, version 3.0, answered by the VMM in place
 /// of firmware in M-mode: BASE, TIME, IPI, RFENCE, HSM, SRST, SUSP, DBCN, FWFT,
 /// SSE, and the legacy calls that early consoles use.

@@ -1,5 +1,5 @@
 import BatonRuntime
-import RISCV
+import InstructionSets
 
 /// The memory-mapped side of the interrupt files of one privilege level: a
 /// page a hart, to which devices send messages (RISC-V AIA 1.0, 3.5).

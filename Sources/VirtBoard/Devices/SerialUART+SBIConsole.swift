@@ -1,4 +1,5 @@
-import RISCV
+import InstructionSets
+import Serial
 
 /// The SBI's debug console is the first serial port.
 extension SerialUART: SBIConsole {

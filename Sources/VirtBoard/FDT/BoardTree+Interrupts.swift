@@ -1,4 +1,4 @@
-import RISCV
+import InstructionSets
 
 /// The interrupt controllers in the device tree.
 extension BoardTree {

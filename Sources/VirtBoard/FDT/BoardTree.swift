@@ -1,6 +1,7 @@
 import BatonRuntime
 import CBaton
 import PCI
+import Serial
 
 /// The device tree of the board, with QEMU's bindings.
 struct BoardTree {

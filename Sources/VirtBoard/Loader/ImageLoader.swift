@@ -1,6 +1,6 @@
 import BatonRuntime
 import Glibc
-import RISCV
+import InstructionSets
 
 /// Puts firmware, kernel, initrd, device tree and reset vector into guest
 /// memory at every reset, and sends the harts there.
@@ -13,7 +13,7 @@ final class ImageLoader: Device {
     let stateName = "loader"
 
     private let vm: VirtualMachine
-    private let accelerator: SoftwareAccelerator
+    private let accelerator: any RISCVAccelerator
     private let files: BootFiles
     private let memorySize: UInt64
     private let flash: [BlockBackend]
@@ -23,7 +23,7 @@ final class ImageLoader: Device {
     private var prepared: BootPlan?
 
     init(
-        vm: VirtualMachine, accelerator: SoftwareAccelerator, files: BootFiles, memorySize: UInt64,
+        vm: VirtualMachine, accelerator: any RISCVAccelerator, files: BootFiles, memorySize: UInt64,
         flash: [BlockBackend],
         aia: AIA
     ) {
@@ -39,7 +39,7 @@ final class ImageLoader: Device {
     func plan() throws(VMMError) -> BootPlan {
         try BootPlan(files: files, memorySize: memorySize, flashIsFilled: !flash.isEmpty) {
             BoardTree(
-                hartCount: accelerator.harts.count, memorySize: memorySize, aia: aia,
+                hartCount: accelerator.riscvHarts.count, memorySize: memorySize, aia: aia,
                 hasFirmware: files.firmware != .builtin
             ).make()
         }
@@ -55,14 +55,14 @@ final class ImageLoader: Device {
             let plan = if let prepared { prepared } else { try plan() }
             prepared = nil
             try plan.load(into: vm.addressSpace)
-            for hart in accelerator.harts { hart.setResetVector(resetState(hart, plan)) }
+            for hart in accelerator.riscvHarts { hart.setResetVector(resetState(hart, plan)) }
         } catch {
             Report.error(error.prefixed("machine reset"))
             vm.requestQuit(cause: "host-error", status: 1)
         }
     }
 
-    private func resetState(_ hart: Hart, _ plan: BootPlan) -> ResetState {
+    private func resetState(_ hart: any RISCVHart, _ plan: BootPlan) -> ResetState {
         if files.firmware == .builtin {
             return ResetState(
                 pc: plan.kernelEntry, a0: UInt64(hart.index), a1: plan.deviceTreeAddress, mode: .supervisor)

@@ -8,6 +8,8 @@ final class TestBoard {
     let vm: VirtualMachine
     let ram: RAMBlock
     let board: VirtBoard
+    let accelerator: SoftwareAccelerator
+    var harts: [Hart] { accelerator.harts }
     var rom: RAMBlock? { vm.addressSpace.ramRange(containing: 0x1000)?.block }
 
     init(
@@ -17,8 +19,10 @@ final class TestBoard {
         DescriptorLimit.raise()
         vm = try VirtualMachine()
         ram = try TestMachine.block("ram", memory)
-        let accelerator = try SoftwareAccelerator(vm: vm, hartCount: hartCount)
+        accelerator = try SoftwareAccelerator(vm: vm)
+        try vm.setAccelerator(accelerator)
         var configuration = VirtBoard.Configuration(ram: ram, allocate: TestMachine.block)
+        configuration.hartCount = hartCount
         setUp(&configuration.files)
         configuration.serial = serial
         configuration.aia = aia

@@ -1,7 +1,8 @@
 import BatonRuntime
 
 /// Registers `query-pci` and `info pci`.
-public func registerPCICommands(vm: VirtualMachine, bus: @escaping () -> PCIBus) throws(VMMError) {
+/// - Parameter bus: the machine's first bus; nil for a machine without PCI.
+public func registerPCICommands(vm: VirtualMachine, bus: @escaping () -> PCIBus?) throws(VMMError) {
     let region = QMPType.object(
         name: "PciMemoryRegion",
         members: [
@@ -27,10 +28,10 @@ public func registerPCICommands(vm: VirtualMachine, bus: @escaping () -> PCIBus)
         name: "PciInfo", members: [QMPMember("bus", .int), QMPMember("devices", .array(device))])
     try vm.commands.add(
         QMPCommand("query-pci", returns: .array(info)) { _ in
-            .array([["bus": 0, "devices": .array(bus().functions.map(describe))]])
+            .array(bus().map { [["bus": 0, "devices": .array($0.functions.map(describe))]] } ?? [])
         })
     try vm.commands.add(
-        HMPCommand("info pci", help: "show PCI info") { _ in bus().functions.map(text).joined() })
+        HMPCommand("info pci", help: "show PCI info") { _ in (bus()?.functions ?? []).map(text).joined() })
 }
 
 /// QEMU's names of classes.

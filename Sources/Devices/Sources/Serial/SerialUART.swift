@@ -224,7 +224,7 @@ public final class SerialUART: MMIODevice, Device, ChardevFrontend {
     }
 
     /// Sends bytes behind the guest's driver's back: the SBI's debug console.
-    func send(_ bytes: UnsafeRawBufferPointer) {
+    public func send(_ bytes: UnsafeRawBufferPointer) {
         if isBlocked { return }
         output += bytes
         flush()
@@ -237,7 +237,7 @@ public final class SerialUART: MMIODevice, Device, ChardevFrontend {
 
     /// Takes received bytes.
     /// - Returns: how many.
-    func take(into buffer: UnsafeMutableRawBufferPointer) -> Int {
+    public func take(into buffer: UnsafeMutableRawBufferPointer) -> Int {
         let count = min(buffer.count, input.count)
         buffer.copyBytes(from: input[..<count])
         input.removeFirst(count)

@@ -1,7 +1,7 @@
 import Foundation
 import PackagePlugin
 
-/// Generates the runtime's fingerprint from the sources of all its targets before
+/// Generates the runtime's fingerprint from the sources of all its targets, and of the devices' library, before
 /// each build that changes one of them.
 @main
 struct StampRuntime: BuildToolPlugin {
@@ -11,6 +11,7 @@ struct StampRuntime: BuildToolPlugin {
         let modules = [target] + target.recursiveTargetDependencies
         let inputs = modules.compactMap(\.sourceModule).flatMap { $0.sourceFiles.map(\.url) + headers(of: $0) }
             .filter { ["swift", "c", "h"].contains($0.pathExtension) && $0 != output }
+            + devices(beside: context.package.directoryURL)
         let tool = try context.tool(named: "fingerprint")
         #if compiler(>=6.4)
         let compiler = "swift-6.4+"
@@ -27,6 +28,14 @@ struct StampRuntime: BuildToolPlugin {
                 inputFiles: inputs,
                 outputFiles: [output])
         ]
+    }
+
+    /// The sources of the devices' library, which modules are compiled against as they are against the runtime.
+    private func devices(beside package: URL) -> [URL] {
+        let directory = package.appending(path: "../Devices/Sources").standardizedFileURL
+        let files = FileManager.default.enumerator(at: directory, includingPropertiesForKeys: nil)
+        return (files?.compactMap { $0 as? URL } ?? []).filter { $0.pathExtension == "swift" }
+            .sorted { $0.path() < $1.path() }
     }
 
     /// What C declares for Swift, which is not among a target's source files.

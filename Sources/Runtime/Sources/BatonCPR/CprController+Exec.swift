@@ -237,7 +237,9 @@ extension CprController {
                 Handover.forget()
                 try makeReady()
             }
-            try successor.execute { () throws(VMMError) in try Handover.carryOut(for: successor) }
+            try vm.withoutThreads { () throws(VMMError) in
+                try successor.execute { () throws(VMMError) in try Handover.carryOut(for: successor) }
+            }
             if let copies = successor.sentFDs { handed?.wereSent(as: copies) }
         } catch {
             Handover.forget()

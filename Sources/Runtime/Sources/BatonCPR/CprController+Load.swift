@@ -101,7 +101,9 @@ extension CprController {
             if runs && !isTrial { try memory.willChange() }
             checkpoint.apply()
             if let loss = memory.loss { throw loss }
+            if let failure = vm.accelerator?.failure { throw failure }
             if isTrial { return }
+            if runs { try vm.accelerator?.makeThreads() }
             try commit()
         } catch {
             vm.loadFailed()

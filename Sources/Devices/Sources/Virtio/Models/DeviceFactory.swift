@@ -12,9 +12,9 @@ public final class DeviceFactory: DeviceContext {
     /// Finds the device types of modules; set by the command line.
     public var findType: (String) throws(VMMError) -> (any DeviceType)? = { _ in nil }
 
-    /// - Parameter slots: the board's virtio-mmio slots, in order.
-    public init(vm: VirtualMachine, memory: GuestMemory, slots: [VirtioMMIO]) {
-        super.init(vm: vm, memory: memory)
+    /// Adds a board's virtio-mmio slots.
+    /// - Parameter slots: in order of their addresses.
+    public func add(_ slots: [VirtioMMIO]) {
         for slot in slots.reversed() { add(slot) }
     }
 

@@ -13,6 +13,8 @@ public final class VirtualMachine: GuestRequests {
     public var uuid = "00000000-0000-0000-0000-000000000000"
     /// QEMU's name of the machine type.
     public var machineType = "none"
+    /// The instruction set of the CPUs, by QEMU's name of the target; set by the board.
+    public var architecture = "none"
     /// `-m`: bytes of main memory, set by the board.
     public var ramSize: UInt64 = 0
 
@@ -139,11 +141,43 @@ public final class VirtualMachine: GuestRequests {
         clock.vmStarted()
         for device in devices { device.resume() }
         change(to: .running)
-        accelerator?.resumeCPUs()
         emit("RESUME")
     }
 
     private let mainThread = pthread_self()
+    /// The accelerator's threads run the guest: since the loop came round after `start`.
+    private var threadsRun = false
+
+    private func stopCPUs() {
+        guard threadsRun else { return }
+        threadsRun = false
+        accelerator?.pauseCPUs()
+    }
+
+    /// Calls `body` while no thread but the main one is left, for which the guest stands still. Afterwards, which may
+    /// be in a child with the same memory, the guest goes on.
+    package func withoutThreads(_ body: () throws(VMMError) -> Void) throws(VMMError) {
+        guard let accelerator, accelerator.hasThreads else { return try body() }
+        let ran = threadsRun
+        stopCPUs()
+        accelerator.endThreads()
+        var failure: VMMError?
+        do throws(VMMError) { try body() } catch { failure = error }
+        do throws(VMMError) {
+            try accelerator.makeThreads()
+            if ran { resumeCPUs() }
+        } catch {
+            // There is nobody who could run it.
+            Report.error(error)
+            stop(.internalError)
+        }
+        if let failure { throw failure }
+    }
+
+    private func resumeCPUs() {
+        threadsRun = true
+        accelerator?.resumeCPUs()
+    }
 
     /// Stops the guest between two instructions and drains its devices (QMP
     /// `stop`). Emits STOP when the guest ran; else only changes the state.
@@ -152,7 +186,7 @@ public final class VirtualMachine: GuestRequests {
         guard isRunning else { return change(to: state) }
         guard pthread_equal(pthread_self(), mainThread) != 0 else { return loop.later { [weak self] in self?.stop(state) } }
         accelerator?.yield()
-        accelerator?.pauseCPUs()
+        stopCPUs()
         change(to: state)
         stoppedAt = EventLoop.now
         for device in devices { device.pause() }
@@ -252,9 +286,8 @@ public final class VirtualMachine: GuestRequests {
         }
         if let cause = resetRequested {
             resetRequested = nil
-            if isRunning { accelerator?.pauseCPUs() }
+            stopCPUs()
             resetDevices()
-            if isRunning { accelerator?.resumeCPUs() }
             // As in QEMU: a machine that had ended can be started again.
             if !isRunning { change(to: .prelaunch) }
             var data = JSONObject()
@@ -298,7 +331,7 @@ public final class VirtualMachine: GuestRequests {
                     beforeGuestRuns = nil
                     body()
                 }
-                let rest = accelerator.hasThreads ? beside() : accelerator.runSlice()
+                let rest = accelerator.hasThreads ? runBeside() : accelerator.runSlice()
                 doWhatWaits()
                 switch rest {
                 case .busy:
@@ -320,6 +353,12 @@ public final class VirtualMachine: GuestRequests {
     /// Runs the guest for about a millisecond, and nothing else: no event of the host's is looked at.
     package func runBriefly() {
         guard isRunning, beforeGuestRuns == nil, let accelerator else { return }
+        // It runs anyway, but for CPUs that wait for the lock.
+        if accelerator.hasThreads {
+            lock.release()
+            lock.yieldToWaiters()
+            return lock.acquire()
+        }
         let end = EventLoop.now + VirtualMachine.brief
         while isRunning, EventLoop.now < end, shutdownRequested == nil, resetRequested == nil {
             guard case .busy = accelerator.runSlice() else { return }
@@ -327,13 +366,14 @@ public final class VirtualMachine: GuestRequests {
     }
 
     /// CPUs run on threads: the loop waits as long as it likes.
-    private func beside() -> SliceResult {
-        shutdownRequested == nil && resetRequested == nil ? .idle(until: nil) : .busy
+    private func runBeside() -> SliceResult {
+        if !threadsRun { resumeCPUs() }
+        return shutdownRequested == nil && resetRequested == nil ? .idle(until: nil) : .busy
     }
 
     private func doWhatWaits() {
         guard let body = afterGuestRan else { return }
         afterGuestRan = nil
-        body()
+        if threadsRun { loop.schedule(at: EventLoop.now + VirtualMachine.brief, body) } else { body() }
     }
 }

@@ -58,6 +58,8 @@ public final class ModuleRegistrar {
     private(set) var deviceTypes: [any DeviceType] = []
     private(set) var netBackendTypes: [any NetBackendType] = []
     private(set) var objectTypes: [any ObjectType] = []
+    private(set) var acceleratorTypes: [any AcceleratorType] = []
+    private(set) var machineTypes: [any MachineType] = []
     private(set) var commands: [QMPCommand] = []
     private(set) var events: [(name: String, data: QMPType)] = []
     private(set) var bridge: (any ForeignBridge)?
@@ -118,6 +120,18 @@ public final class ModuleRegistrar {
     public func add(_ objectType: any ObjectType) throws(VMMError) {
         let isTaken = objectTypes.contains { $0.name == objectType.name }
         try stage("object type", objectType.name, isTaken: isTaken) { objectTypes.append(objectType) }
+    }
+
+    /// Registers an accelerator, for `-accel`.
+    public func add(_ acceleratorType: any AcceleratorType) throws(VMMError) {
+        let isTaken = acceleratorTypes.contains { $0.name == acceleratorType.name }
+        try stage("accelerator", acceleratorType.name, isTaken: isTaken) { acceleratorTypes.append(acceleratorType) }
+    }
+
+    /// Registers a machine, for `-machine`.
+    public func add(_ machineType: any MachineType) throws(VMMError) {
+        let isTaken = machineTypes.contains { $0.name == machineType.name }
+        try stage("machine", machineType.name, isTaken: isTaken) { machineTypes.append(machineType) }
     }
 
     /// Adds a hook that is offered every RAM block without a backend of its own.

@@ -1,5 +1,6 @@
 import BatonBase
 import BatonDeviceKit
+import BatonMachine
 import CBaton
 import Glibc
 
@@ -7,11 +8,11 @@ import Glibc
 ///
 /// A module's file name says what it provides: `libmode-NAME.so`,
 /// `libmemory-backend-NAME.so`, `libpreserver-NAME.so`, `libdevice-NAME.so`,
-/// `libaccel-NAME.so` (the `lib` may be missing). Files are looked for beside the executable and
+/// `libaccel-NAME.so`, `libmachine-NAME.so` (the `lib` may be missing). Files are looked for beside the executable and
 /// in the installed module directory; nothing is loaded that was not asked for.
 public final class ModuleLoader {
     /// What kinds of module there are, longest prefix first.
-    public static let kinds = ["memory-backend", "preserver", "foreign", "device", "accel", "mode"]
+    public static let kinds = ["memory-backend", "preserver", "foreign", "machine", "device", "accel", "mode"]
 
     /// A module's file that has been found but not necessarily loaded.
     public struct Candidate {
@@ -139,6 +140,29 @@ public final class ModuleLoader {
     /// The type of network back ends of that name, found as a device type is.
     public func netBackendType(_ name: String) throws(VMMError) -> (any NetBackendType)? {
         try provider(of: name) { registry.netBackendType(name) }
+    }
+
+    /// The accelerator of that name, whose module is loaded if it is not yet.
+    /// - Throws: QEMU's error when there is none.
+    public func acceleratorType(_ name: String) throws(VMMError) -> any AcceleratorType {
+        if let found = registry.acceleratorType(name) { return found }
+        if let path = find(kind: "accel", name: name) { try load(path: path) }
+        guard let found = registry.acceleratorType(name) else {
+            throw VMMError("invalid accelerator \(name)", hint: "Use -accel help to list the accelerators.")
+        }
+        return found
+    }
+
+    /// The machine type of that name, whose module is loaded if it is not yet.
+    /// - Throws: QEMU's error when there is none.
+    public func machineType(_ name: String) throws(VMMError) -> any MachineType {
+        if let found = registry.machineType(name) { return found }
+        if let path = find(kind: "machine", name: name) { try load(path: path) }
+        guard let found = registry.machineType(name) else {
+            throw VMMError(
+                "unsupported machine type: \"\(name)\"", hint: "Use -machine help to list supported machines")
+        }
+        return found
     }
 
     /// The kinds of module that provide types of devices, and of what goes with them.

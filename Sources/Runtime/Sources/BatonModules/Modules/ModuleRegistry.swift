@@ -14,6 +14,8 @@ public final class ModuleRegistry: PreserverRegistry {
     public private(set) var deviceTypes: [any DeviceType] = []
     public private(set) var netBackendTypes: [any NetBackendType] = []
     public private(set) var objectTypes: [any ObjectType] = []
+    public private(set) var acceleratorTypes: [any AcceleratorType] = []
+    public private(set) var machineTypes: [any MachineType] = []
     /// QMP commands and events of modules, with the module's name.
     private var commands: [(module: String, command: QMPCommand)] = []
     private var events: [(module: String, name: String, data: QMPType)] = []
@@ -32,6 +34,8 @@ public final class ModuleRegistry: PreserverRegistry {
     }
     public func deviceType(_ name: String) -> (any DeviceType)? { deviceTypes.first { $0.name == name } }
     public func netBackendType(_ name: String) -> (any NetBackendType)? { netBackendTypes.first { $0.name == name } }
+    public func acceleratorType(_ name: String) -> (any AcceleratorType)? { acceleratorTypes.first { $0.name == name } }
+    public func machineType(_ name: String) -> (any MachineType)? { machineTypes.first { $0.name == name } }
     public func objectType(_ name: String) -> (any ObjectType)? { objectTypes.first { $0.name == name } }
     public func origin(kind: String, name: String) -> String { origins["\(kind)-\(name)"] ?? "built in" }
 
@@ -74,6 +78,10 @@ public final class ModuleRegistry: PreserverRegistry {
             throw taken("network back end", type.name)
         }
         for type in registrar.objectTypes where objectType(type.name) != nil { throw taken("object type", type.name) }
+        for type in registrar.acceleratorTypes where acceleratorType(type.name) != nil {
+            throw taken("accelerator", type.name)
+        }
+        for type in registrar.machineTypes where machineType(type.name) != nil { throw taken("machine", type.name) }
         for command in registrar.commands {
             guard let other = commands.first(where: { $0.command.name == command.name }) else { continue }
             throw VMMError(
@@ -94,11 +102,15 @@ public final class ModuleRegistry: PreserverRegistry {
         deviceTypes += registrar.deviceTypes
         netBackendTypes += registrar.netBackendTypes
         objectTypes += registrar.objectTypes
+        acceleratorTypes += registrar.acceleratorTypes
+        machineTypes += registrar.machineTypes
         for mode in registrar.modes { origins["mode-\(mode.name)"] = registrar.path }
         for backend in registrar.memoryBackends { origins["memory backend-\(backend.typeName)"] = registrar.path }
         for type in registrar.deviceTypes { origins["device type-\(type.name)"] = registrar.path }
         for type in registrar.netBackendTypes { origins["network back end-\(type.name)"] = registrar.path }
         for type in registrar.objectTypes { origins["object type-\(type.name)"] = registrar.path }
+        for type in registrar.acceleratorTypes { origins["accelerator-\(type.name)"] = registrar.path }
+        for type in registrar.machineTypes { origins["machine-\(type.name)"] = registrar.path }
         for preserver in registrar.preservers { origins["preserver-\(preserver.name)"] = registrar.path }
     }
 }

@@ -15,7 +15,7 @@ public final class IMSICFile {
     /// Identities from here on are not signalled; 0 for no limit.
     public private(set) var threshold: UInt64 = 0
 
-    init(_ output: @escaping (Bool) -> Void) { self.output = output }
+    public init(_ output: @escaping (Bool) -> Void) { self.output = output }
 
     /// Takes a message. Identities that do not exist are ignored.
     public func receive(_ identity: UInt64) {
@@ -37,7 +37,7 @@ public final class IMSICFile {
     }
 
     /// The message of `top` is being handled.
-    func claim() {
+    public func claim() {
         let identity = top
         guard identity != 0 else { return }
         pending[Int(identity / 64)] &= ~(1 << (identity % 64))
@@ -86,7 +86,7 @@ public final class IMSICFile {
     }
 
     /// - Returns: nil when there is no such register.
-    func read(_ select: UInt64) -> UInt64? {
+    public func read(_ select: UInt64) -> UInt64? {
         switch select {
         case Register.delivery: return delivers ? 1 : 0
         case Register.threshold: return threshold
@@ -101,7 +101,7 @@ public final class IMSICFile {
     }
 
     /// - Returns: false when there is no such register.
-    func write(_ select: UInt64, _ value: UInt64) -> Bool {
+    public func write(_ select: UInt64, _ value: UInt64) -> Bool {
         switch select {
         case Register.delivery: delivers = value & 1 != 0
         case Register.threshold: threshold = value & UInt64(IMSICFile.identities)
