@@ -68,6 +68,8 @@ let modules = [
     Module(file: "preserver-fd", target: "PreserverFD", path: "Preservers/FD", isSwift: false),
     Module(file: "preserver-harness-probe", target: "HarnessProbe", path: "Preservers/HarnessProbe"),
     Module(file: "accel-tcg", target: "AccelTCG", path: "Accelerators/TCG", dependencies: [devices, "RISCV"]),
+    Module(
+        file: "machine-microvm", target: "MachineMicroVM", path: "Machines/MicroVM", dependencies: [devices, "MicroVM"]),
     Module(file: "machine-virt", target: "MachineVirt", path: "Machines/Virt", dependencies: [devices, "VirtBoard"]),
     Module(file: "foreign-ffi", target: "ForeignFFI", path: "Foreign/Bridge", dependencies: ["CForeign"]),
 ]
@@ -97,6 +99,7 @@ let package = Package(
         part("Monitor"),
         // Of the modules for VFIO and vfio-user, in each of which it is a copy.
         part("VFIOPCI"),
+        part("MicroVM", [devices]),
         part("VirtBoard", [devices]),
         .executableTarget(
             name: "baton", dependencies: [runtime, devices, "Chardev", "Monitor"],
@@ -132,6 +135,11 @@ let package = Package(
         .testTarget(
             name: "DeviceTests", dependencies: ["RISCV", "VirtBoard", "TestSupport", runtime, devices],
             path: "Tests/DeviceTests"),
+        .testTarget(
+            name: "MicroVMTests", dependencies: ["MicroVM", "TestSupport", runtime, devices], path: "Tests/MicroVMTests"),
+        .testTarget(
+            name: "MicroVMDeviceTests", dependencies: ["MicroVM", "TestSupport", runtime, devices],
+            path: "Tests/MicroVMDeviceTests"),
         .testTarget(name: "RuntimeTests", dependencies: ["TestSupport", runtime], path: "Tests/RuntimeTests"),
         .testTarget(
             name: "MonitorTests", dependencies: ["Monitor", "Chardev", "TestSupport", runtime],

@@ -64,7 +64,9 @@ enum Help {
             return DeviceProperty.help(common + type.properties, of: name)
         case ("accel", .all): return ModuleOptions.acceleratorHelp(loader: try moduleLoader(invocation))
         case ("accel", .one(let name)):
-            return DeviceProperty.help(try moduleLoader(invocation).acceleratorType(name).properties, of: name)
+            let type = try moduleLoader(invocation).acceleratorType(name)
+            guard case .keys(_, let common) = spec.help else { break }
+            return DeviceProperty.help(common + type.properties, of: name)
         case ("cpu", .all):
             let type = try MachineOptions(invocation, loader: try moduleLoader(invocation)).type
             return "Available CPUs:\n" + type.cpuModels.map { "  \($0)\n" }.joined()

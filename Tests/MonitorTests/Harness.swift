@@ -13,6 +13,7 @@ final class TestMachine {
         ChildProcess.ignoreBrokenPipes()
         DescriptorLimit.raise()
         vm = try VirtualMachine()
+        vm.architecture = "riscv64"
         try registerCoreCommands(vm: vm, memory: memory)
         try registerChardevCommands(vm: vm)
     }

@@ -17,6 +17,8 @@ public protocol X86Accelerator: Accelerator {
     func send(address: UInt64, data: UInt32) -> Bool
     /// Ticks a second of the time-stamp counter as the guest sees it; nil when that is not known.
     var timeStampFrequency: UInt64? { get }
+    /// Bits of a physical address of the guest's CPUs (CPUID 0x80000008).
+    var physicalAddressBits: Int { get }
 }
 
 /// A CPU, whose section in a checkpoint is `cpuN`.

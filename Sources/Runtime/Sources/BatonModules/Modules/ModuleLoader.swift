@@ -107,9 +107,12 @@ public final class ModuleLoader {
         throw VMMError(
             "there is no \(kind) module '\(name)'",
             hint: "Modules of this kind: \(list). Searched: \(directories.joined(separator: ", ")). "
-                + (ModuleLoader.hasProc
-                    ? "A module elsewhere is loaded with -module PATH."
-                    : "Where the executable is cannot be known: /proc is not mounted."))
+                + ModuleLoader.hint("A module elsewhere is loaded with -module PATH."))
+    }
+
+    /// What to do when a module has not been found.
+    private static func hint(_ usual: String) -> String {
+        hasProc ? usual : "Where the executable is cannot be known: /proc is not mounted."
     }
 
     /// Modules are found, and loaded, by what /proc says of this process.
@@ -148,7 +151,8 @@ public final class ModuleLoader {
         if let found = registry.acceleratorType(name) { return found }
         if let path = find(kind: "accel", name: name) { try load(path: path) }
         guard let found = registry.acceleratorType(name) else {
-            throw VMMError("invalid accelerator \(name)", hint: "Use -accel help to list the accelerators.")
+            throw VMMError(
+                "invalid accelerator \(name)", hint: ModuleLoader.hint("Use -accel help to list the accelerators."))
         }
         return found
     }
@@ -160,7 +164,8 @@ public final class ModuleLoader {
         if let path = find(kind: "machine", name: name) { try load(path: path) }
         guard let found = registry.machineType(name) else {
             throw VMMError(
-                "unsupported machine type: \"\(name)\"", hint: "Use -machine help to list supported machines")
+                "unsupported machine type: \"\(name)\"",
+                hint: ModuleLoader.hint("Use -machine help to list supported machines"))
         }
         return found
     }

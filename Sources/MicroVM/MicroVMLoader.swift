@@ -1,0 +1,78 @@
+import BatonRuntime
+import InstructionSets
+
+/// Puts firmware or kernel, initrd, command line and tables into guest memory at every reset, and has the first CPU
+/// start there. The files are read for each reset anew and not kept. In a process that takes over a guest there is no
+/// first reset (see `Device`), so nothing is read before a later one.
+final class MicroVMLoader: Device {
+    let stateName = "loader"
+    /// Set once the board stands.
+    unowned var machine: MicroVM!
+    private let files: BootFiles
+    /// What `prepare` made, until the reset that uses it.
+    private var prepared: BootPlan?
+    private var tablesAreThere = false
+
+    init(files: BootFiles) { self.files = files }
+
+    /// Reads and checks the files for the first reset, so that what is wrong with them is known before the machine
+    /// starts.
+    func prepare() throws(VMMError) {
+        let plan = try machine.plan(files)
+        try addFirmwareFiles()
+        prepared = plan
+    }
+
+    /// What firmware asks for, once all devices are there.
+    private func addFirmwareFiles() throws(VMMError) {
+        guard !tablesAreThere, files.firmware != nil else { return }
+        tablesAreThere = true
+        let firmware = machine.firmware
+        for file in try machine.tables()?.firmwareFiles() ?? [] { try firmware.add(file) }
+        firmware.setKernel { [unowned self] in
+            do throws(VMMError) {
+                return try machine.plan(files).kernelItems
+            } catch {
+                Report.error(error)
+                return KernelItems()
+            }
+        }
+    }
+
+    func reset() {
+        let vm = machine.vm
+        do throws(VMMError) {
+            try addFirmwareFiles()
+            let plan = if let prepared { prepared } else { try machine.plan(files) }
+            prepared = nil
+            try plan.load(into: vm.addressSpace)
+            if files.firmware != nil { machine.firmware.setKernel(plan.kernelItems) }
+            machine.accelerator.x86CPUs.first?.setStartState(X86StartState(plan.start))
+        } catch {
+            Report.error(error.prefixed("machine reset"))
+            vm.requestQuit(cause: "host-error", status: 1)
+        }
+    }
+
+    func save(to writer: inout StateWriter) {}
+
+    func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
+        try reader.finish()
+        try addFirmwareFiles()
+        return {}
+    }
+}
+
+extension X86StartState {
+    init(_ start: StartState) {
+        let mode: Mode =
+            switch start.mode {
+            case .real: .reset
+            case .protected: .protected
+            case .long: .long
+            }
+        self.init(
+            mode: mode, rip: start.rip, rbx: start.rbx, rsi: start.rsi, cr3: start.cr3, gdtBase: start.gdt.base,
+            gdtLimit: start.gdt.limit)
+    }
+}
