@@ -74,6 +74,21 @@ let modules = [
     Module(file: "foreign-ffi", target: "ForeignFFI", path: "Foreign/Bridge", dependencies: ["CForeign"]),
 ]
 
+// KVM's CPUs are the host's.
+#if arch(x86_64)
+let hostModules = [
+    Module(file: "accel-kvm", target: "AccelKVM", path: "Accelerators/KVM", dependencies: [devices, "KVM"])
+]
+let hostTargets: [Target] = [
+    .target(name: "CKVM", path: "Plugins/Accelerators/CKVM"),
+    part("KVM", [devices, "CKVM"], settings: hot),
+    .testTarget(name: "KVMTests", dependencies: ["KVM", "CKVM", devices, runtime], path: "Tests/KVMTests"),
+]
+#else
+let hostModules: [Module] = []
+let hostTargets: [Target] = []
+#endif
+
 /// An executable finds the runtime beside itself, and installed in ../lib.
 let installed: [LinkerSetting] = [.unsafeFlags(["-Xlinker", "-rpath=$ORIGIN/../lib"])]
 
@@ -86,7 +101,7 @@ let package = Package(
         .executable(name: "baton-harness", targets: ["baton-harness"]),
         // The tests' own, broken on purpose: named so that nothing finds, loads or installs it.
         .library(name: "broken-mode", type: .dynamic, targets: ["BrokenMode"]),
-    ] + modules.map(\.product),
+    ] + (modules + hostModules).map(\.product),
     dependencies: [
         .package(path: "Sources/Runtime"),
         .package(path: "Sources/Devices"),
@@ -160,6 +175,6 @@ let package = Package(
             name: "VFIOUserTests", dependencies: ["TestSupport", "vfio-user-server"], path: "Tests/VFIOUserTests",
             exclude: ["Library"]),
         .testTarget(name: "VhostUserTests", dependencies: ["TestSupport"], path: "Tests/VhostUserTests"),
-    ] + modules.map(\.declaration),
+    ] + hostTargets + (modules + hostModules).map(\.declaration),
     swiftLanguageModes: [.v5]
 )

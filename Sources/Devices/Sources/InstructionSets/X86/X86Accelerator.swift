@@ -9,8 +9,9 @@ public protocol X86Accelerator: Accelerator {
     var x86CPUs: [any X86CPU] { get }
     /// What else has state: interrupt controllers, timers, the clock. The board adds them to the VM, after the CPUs.
     var systemDevices: [any Device] { get }
-    /// The wire to an input of the interrupt controllers.
-    /// - Parameter gsi: 0 to 23: an input of the I/O APIC (and below 16 also of the PICs, where there are any).
+    /// The wire to an input of the interrupt controllers. Wires to the same input are joined: it is high while any is.
+    /// - Parameter gsi: 0 to 23: an input of the I/O APIC (and below 16 also of the PICs, where there are any). As on a
+    ///   PC, 0 (the PIT's) is input 2 of the I/O APIC, and 2 is none: tables for the guest say so.
     func line(gsi: Int) -> InterruptLine
     /// Sends a message signalled interrupt (Intel SDM 3A, 11.11).
     /// - Returns: false when nothing takes it.
@@ -36,7 +37,7 @@ public struct X86MachineDescription {
     public var sockets = 1
     public var cores = 1
     public var threads = 1
-    /// `-cpu`: `host`, `max`, or a level such as `x86-64-v2`, then `,+FLAG`, `,-FLAG`, `,FLAG=on|off`.
+    /// `-cpu`: `host`, `max`, or a level from `x86-64-v1` to `x86-64-v4`, then `,+FLAG`, `,-FLAG`, `,FLAG=on|off`.
     public var model = "host"
     /// Two 8259A, on the first 16 lines.
     public var hasPIC = true

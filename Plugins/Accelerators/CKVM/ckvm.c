@@ -1,0 +1,130 @@
+#define _GNU_SOURCE
+#include "ckvm.h"
+
+#include <cpuid.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+int ckvm_ioctl(int fd, unsigned long request, void *argument) {
+    int result = ioctl(fd, request, argument);
+    return result < 0 ? -errno : result;
+}
+
+int ckvm_ioctl_value(int fd, unsigned long request, unsigned long value) {
+    int result = ioctl(fd, request, value);
+    return result < 0 ? -errno : result;
+}
+
+int ckvm_run(int fd) {
+    int result = ioctl(fd, KVM_RUN, 0);
+    return result < 0 ? -errno : result;
+}
+
+int ckvm_open(const char *path) {
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+int ckvm_eventfd(void) {
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return fd < 0 ? -errno : fd;
+}
+
+void ckvm_close(int fd) { close(fd); }
+
+struct kvm_run *ckvm_map_run(int vcpu, size_t size) {
+    void *run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+    return run == MAP_FAILED ? NULL : run;
+}
+
+void ckvm_unmap_run(struct kvm_run *run, size_t size) { munmap(run, size); }
+
+struct ckvm_cpuid_result ckvm_cpuid(uint32_t leaf, uint32_t subleaf) {
+    struct ckvm_cpuid_result result = {0};
+    __cpuid_count(leaf, subleaf, result.eax, result.ebx, result.ecx, result.edx);
+    return result;
+}
+
+uint64_t ckvm_rdtsc(void) { return __rdtsc(); }
+
+int64_t ckvm_raw_time(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC_RAW, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+void ckvm_boot_id(char text[37]) {
+    memset(text, 0, 37);
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    if (read(fd, text, 36) != 36) text[0] = 0;
+    close(fd);
+}
+
+int ckvm_kick_signal(void) { return SIGRTMIN + 3; }
+
+static void ignore(int signal) { (void)signal; }
+
+int ckvm_prepare_signals(void) {
+    struct sigaction action = {.sa_handler = ignore};
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, ckvm_kick_signal());
+    if (sigaction(ckvm_kick_signal(), &action, NULL) != 0) return errno;
+    return pthread_sigmask(SIG_BLOCK, &set, NULL);
+}
+
+int ckvm_start_thread(pthread_t *thread, const char *name, void (*body)(void *), void *argument) {
+    pthread_attr_t attributes;
+    sigset_t mask, old;
+    int code = pthread_attr_init(&attributes);
+    if (code != 0) return code;
+    /* Devices run on it; only what is touched costs memory. */
+    pthread_attr_setstacksize(&attributes, 512 * 1024);
+    sigfillset(&mask);
+    sigdelset(&mask, ckvm_kick_signal());
+    pthread_sigmask(SIG_SETMASK, &mask, &old);
+    code = pthread_create(thread, &attributes, (void *(*)(void *))(void *)body, argument);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attributes);
+    if (code == 0) pthread_setname_np(*thread, name);
+    return code;
+}
+
+int ckvm_kick(pthread_t thread) { return pthread_kill(thread, ckvm_kick_signal()); }
+
+int ckvm_thread_id(void) { return (int)syscall(SYS_gettid); }
+
+int ckvm_get_scheduling(int thread, struct ckvm_scheduling *scheduling) {
+    memset(scheduling, 0, sizeof *scheduling);
+    long length = syscall(SYS_sched_getaffinity, thread, sizeof scheduling->affinity, scheduling->affinity);
+    if (length < 0) return errno;
+    struct sched_param parameters = {0};
+    int policy = sched_getscheduler(thread);
+    if (policy < 0 || sched_getparam(thread, &parameters) != 0) return errno;
+    scheduling->affinity_length = (uint32_t)length;
+    scheduling->policy = policy;
+    scheduling->priority = parameters.sched_priority;
+    scheduling->nice = getpriority(PRIO_PROCESS, (id_t)thread);
+    return 0;
+}
+
+int ckvm_set_scheduling(int thread, const struct ckvm_scheduling *scheduling) {
+    if (syscall(SYS_sched_setaffinity, thread, scheduling->affinity_length, scheduling->affinity) < 0) return errno;
+    struct sched_param parameters = {.sched_priority = scheduling->priority};
+    if (sched_setscheduler(thread, scheduling->policy, &parameters) != 0) return errno;
+    int fair = (scheduling->policy & ~SCHED_RESET_ON_FORK) != SCHED_FIFO &&
+               (scheduling->policy & ~SCHED_RESET_ON_FORK) != SCHED_RR;
+    if (fair && setpriority(PRIO_PROCESS, (id_t)thread, scheduling->nice) != 0) return errno;
+    return 0;
+}

@@ -1,0 +1,117 @@
+import BatonRuntime
+import CKVM
+
+/// The 8254 with three channels, and port 0x61.
+final class KVMPIT: KVMSystemDevice, Device {
+    let stateName = "pit"
+    private var initial = kvm_pit_state2()
+
+    override init(_ accelerator: KVMAccelerator) {
+        super.init(accelerator)
+        vm.call(CKVM_GET_PIT2, &initial)
+    }
+
+    func reset() { set(initial) }
+
+    private func set(_ state: kvm_pit_state2) {
+        var state = state
+        check(vm.call(CKVM_SET_PIT2, &state), "KVM_SET_PIT2")
+    }
+
+    func save(to writer: inout StateWriter) {
+        var state = kvm_pit_state2()
+        check(vm.call(CKVM_GET_PIT2, &state), "KVM_GET_PIT2")
+        let now = EventLoop.now
+        for (place, channel) in [state.channels.0, state.channels.1, state.channels.2].enumerated() {
+            writer.put(
+                "channel\(place)",
+                [
+                    UInt64(channel.count), UInt64(channel.latched_count), UInt64(channel.count_latched),
+                    UInt64(channel.status_latched), UInt64(channel.status), UInt64(channel.read_state),
+                    UInt64(channel.write_state), UInt64(channel.write_latch), UInt64(channel.rw_mode),
+                    UInt64(channel.mode), UInt64(channel.bcd), UInt64(channel.gate),
+                    // How long ago it began to count, in nanoseconds.
+                    UInt64(max(0, now &- channel.count_load_time)),
+                ])
+        }
+        writer.put("flags", UInt64(state.flags))
+    }
+
+    /// The highest values of the fields of a channel.
+    private static let limits: [UInt64] = [
+        0x10000, 0xffff, 3, 1, 255, 4, 4, 255, 3, 5, 1, 1, UInt64(Int64.max),
+    ]
+
+    func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
+        var channels: [[UInt64]] = []
+        let count = KVMPIT.limits.count
+        for place in 0..<3 {
+            let values = try reader.array("channel\(place)", count: count...count)
+            guard values[0] > 0, zip(values, KVMPIT.limits).allSatisfy({ $0 <= $1 }) else {
+                throw VMMError("field 'channel\(place)' of section '\(reader.section)' is out of range")
+            }
+            channels.append(values)
+        }
+        // KVM_PIT_FLAGS_HPET_LEGACY and KVM_PIT_FLAGS_SPEAKER_DATA_ON.
+        let flags = UInt32(try reader.unsigned("flags", in: 0...3))
+        try reader.finish()
+        return { [self] in
+            var state = kvm_pit_state2()
+            state.flags = flags
+            let now = EventLoop.now
+            let made = channels.map { KVMPIT.channel($0, now) }
+            state.channels = (made[0], made[1], made[2])
+            set(state)
+        }
+    }
+
+    private static func channel(_ values: [UInt64], _ now: Int64) -> kvm_pit_channel_state {
+        let bytes = values.map { UInt8(truncatingIfNeeded: $0) }
+        var channel = kvm_pit_channel_state()
+        (channel.count, channel.latched_count) = (UInt32(values[0]), UInt16(values[1]))
+        (channel.count_latched, channel.status_latched, channel.status) = (bytes[2], bytes[3], bytes[4])
+        (channel.read_state, channel.write_state, channel.write_latch) = (bytes[5], bytes[6], bytes[7])
+        (channel.rw_mode, channel.mode, channel.bcd, channel.gate) = (bytes[8], bytes[9], bytes[10], bytes[11])
+        channel.count_load_time = now &- Int64(values[12])
+        return channel
+    }
+}
+
+/// KVM's clock, which it writes to guest memory. It goes on while the VM is stopped or updated, as the time-stamp
+/// counter does; when the host has been rebooted meanwhile, both go on from where they were.
+final class KVMClock: KVMSystemDevice, Device {
+    let stateName = "kvmclock"
+
+    func reset() {
+        var data = kvm_clock_data()
+        check(vm.call(CKVM_SET_CLOCK, &data), "KVM_SET_CLOCK")
+    }
+
+    /// Tells watchdogs of the guest that it has not run for a while.
+    func resume() { for cpu in accelerator.virtualCPUs { cpu.file.call(CKVM_KVMCLOCK_CTRL) } }
+
+    func save(to writer: inout StateWriter) {
+        var data = kvm_clock_data()
+        let before = ckvm_raw_time()
+        check(vm.call(CKVM_GET_CLOCK, &data), "KVM_GET_CLOCK")
+        let after = ckvm_raw_time()
+        writer.put("clock", data.clock)
+        // When that was, by CLOCK_MONOTONIC_RAW, which KVM's clock follows.
+        writer.put("host-time", UInt64(before + (after - before) / 2))
+        writer.put("host-boot", accelerator.bootID)
+    }
+
+    func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
+        let limit = UInt64(Int64.max / 2)
+        let clock = try reader.unsigned("clock", in: 0...limit)
+        let hostTime = Int64(try reader.unsigned("host-time", in: 0...limit))
+        let sameBoot = try reader.string("host-boot") == accelerator.bootID && !accelerator.bootID.isEmpty
+        try reader.finish()
+        return { [self] in
+            var data = kvm_clock_data()
+            data.clock = clock
+            if sameBoot { data.clock += UInt64(max(0, ckvm_raw_time() - hostTime)) }
+            check(vm.call(CKVM_SET_CLOCK, &data), "KVM_SET_CLOCK")
+        }
+    }
+}

@@ -1,0 +1,182 @@
+import BatonDevices
+import BatonRuntime
+import CKVM
+import Glibc
+
+/// A CPU of KVM's, and the thread that runs it.
+///
+/// The main thread touches it only while the thread waits at the gate; `run`'s `immediate_exit` is what both use.
+final class KVMVirtualCPU: X86CPU {
+    let index: Int
+    let apicID: UInt32
+    let stateName: String
+    let system: KVMSystem
+    /// Both outlive the CPU's thread; what runs at each exit counts no references.
+    unowned(unsafe) let accelerator: KVMAccelerator
+    unowned(unsafe) let vm: VirtualMachine
+    private let gate: KVMGate
+    let file: KVMDescriptor
+    let run: UnsafeMutablePointer<kvm_run>
+    /// What CPUID answers.
+    let cpuid: [CPUIDEntry]
+    /// Bytes of the state of floating point and vectors.
+    let xsaveSize: Int
+    /// Whether the time-stamp counter is set by its distance to the host's.
+    let hasTSCOffset: Bool
+    /// kHz of the time-stamp counter.
+    let tscFrequency: UInt32
+
+    /// Registers that are in a state, model specific ones; the same for all CPUs.
+    var stateRegisters: [UInt32] = []
+    /// The state in which KVM makes a CPU: that after power-on.
+    var initialState: CPUState?
+    var startState: X86StartState?
+
+    private var thread: pthread_t?
+    private(set) var threadID: Int32 = 0
+    /// Where the thread is to run, and at which priority; nil for as the main thread.
+    private var scheduling: UnsafeMutablePointer<ckvm_scheduling>?
+    /// Whether that is of a thread of this process: a place that was allowed, and cannot be had again, is given up
+    /// rather than the guest.
+    private var isOwnPlace = false
+    /// As of the last time the CPU was stopped.
+    var lastProgramCounter: UInt64 = 0
+    var wasHalted = false
+
+    init(index: Int, apicID: UInt32, cpuid: [CPUIDEntry], accelerator: KVMAccelerator, vm: VirtualMachine)
+        throws(VMMError)
+    {
+        (self.index, self.apicID, self.cpuid, self.vm) = (index, apicID, cpuid, vm)
+        self.accelerator = accelerator
+        stateName = "cpu\(index)"
+        system = accelerator.system
+        gate = accelerator.gate
+        let made = system.vm.call(CKVM_CREATE_VCPU, value: UInt(apicID))
+        guard made >= 0 else { throw .system("KVM_CREATE_VCPU of CPU \(index) failed", errno: -made) }
+        file = KVMDescriptor(made)
+        guard let run = ckvm_map_run(made, system.runSize) else {
+            throw .system("Could not map the state of CPU \(index)")
+        }
+        self.run = run
+        var attribute = kvm_device_attr()
+        attribute.group = UInt32(KVM_VCPU_TSC_CTRL)
+        attribute.attr = UInt64(KVM_VCPU_TSC_OFFSET)
+        hasTSCOffset = file.call(CKVM_HAS_DEVICE_ATTR, &attribute) == 0
+        tscFrequency = UInt32(max(0, file.call(CKVM_GET_TSC_KHZ)))
+        let table = CPUIDEntry.buffer(of: cpuid)
+        defer { table.deallocate() }
+        let result = file.call(CKVM_SET_CPUID2, bytes: table)
+        // Only a VM with its CPUID set tells how much there is.
+        xsaveSize = max(4096, system.vm.capability(KVM_CAP_XSAVE2))
+        try KVMDescriptor.check(result, "KVM_SET_CPUID2")
+    }
+
+    deinit {
+        ckvm_unmap_run(run, system.runSize)
+        scheduling?.deallocate()
+    }
+
+    // MARK: The thread
+
+    func makeThread() throws(VMMError) {
+        guard thread == nil else { return }
+        var made = pthread_t()
+        let code = ckvm_start_thread(
+            &made, "CPU \(index)/KVM",
+            { cpu in
+                guard let cpu else { return }
+                Unmanaged<KVMVirtualCPU>.fromOpaque(cpu).takeUnretainedValue().threadMain()
+            }, Unmanaged.passUnretained(self).toOpaque())
+        guard code == 0 else { throw .system("Could not make the thread of CPU \(index)", errno: code) }
+        thread = made
+    }
+
+    private func threadMain() {
+        threadID = Int32(ckvm_thread_id())
+        while gate.pass() { runGuest() }
+    }
+
+    /// Puts the thread, which waits, where the one before it was.
+    func place() throws(VMMError) {
+        guard let scheduling else { return }
+        let code = ckvm_set_scheduling(threadID, scheduling)
+        guard code != 0 else { return }
+        let error = VMMError.system(
+            "Could not set affinity and priority of the thread of CPU \(index)", errno: code,
+            hint: "The processors or priorities that it had are not allowed any more.")
+        guard isOwnPlace else { throw error }
+        Report.warning(error.message)
+    }
+
+    /// Keeps where the thread is, for the next one.
+    func notePlace() {
+        guard thread != nil else { return }
+        let place = scheduling ?? .allocate(capacity: 1)
+        scheduling = place
+        isOwnPlace = true
+        if ckvm_get_scheduling(threadID, place) != 0 {
+            place.deallocate()
+            scheduling = nil
+        }
+    }
+
+    func joinThread() {
+        guard let thread else { return }
+        pthread_join(thread, nil)
+        self.thread = nil
+        threadID = 0
+    }
+
+    /// Has the CPU leave the guest, and stay out of it.
+    func stopSoon() {
+        ckvm_set_immediate_exit(run, 1)
+        if let thread { _ = ckvm_kick(thread) }
+    }
+
+    func allowRun() { ckvm_set_immediate_exit(run, 0) }
+
+    /// A thread's place as fields of a state: its affinity, then policy, priority and niceness.
+    func savePlace(to writer: inout StateWriter) {
+        notePlace()
+        guard let place = scheduling else { return }
+        let affinity = withUnsafeBytes(of: &place.pointee.affinity) { Array($0.prefix(Int(place.pointee.affinity_length))) }
+        writer.put("thread-affinity", bytes: affinity, optional: true)
+        let values = [place.pointee.policy, place.pointee.priority, place.pointee.nice]
+        writer.put("thread-scheduling", values.map { UInt64(bitPattern: Int64($0)) }, optional: true)
+    }
+
+    /// - Returns: what takes the place over; a thread that is there already moves to it.
+    func placeLoader(_ reader: StateReader) throws(VMMError) -> () -> Void {
+        guard reader.has("thread-affinity"), reader.has("thread-scheduling") else { return {} }
+        let affinity = try reader.bytes("thread-affinity", count: 1...1024)
+        let values = try reader.array("thread-scheduling", count: 3...3).compactMap {
+            Int32(exactly: Int64(bitPattern: $0))
+        }
+        guard values.count == 3 else {
+            throw VMMError("field 'thread-scheduling' of section '\(reader.section)' is out of range")
+        }
+        return { [self] in
+            let place = scheduling ?? .allocate(capacity: 1)
+            scheduling = place
+            isOwnPlace = false
+            place.initialize(to: ckvm_scheduling())
+            (place.pointee.policy, place.pointee.priority, place.pointee.nice) = (values[0], values[1], values[2])
+            place.pointee.affinity_length = UInt32(affinity.count)
+            withUnsafeMutableBytes(of: &place.pointee.affinity) { $0.copyBytes(from: affinity) }
+            guard thread != nil else { return }
+            do throws(VMMError) { try self.place() } catch { accelerator.note(failure: error) }
+        }
+    }
+
+    // MARK: X86CPU
+
+    func setStartState(_ state: X86StartState?) { startState = state }
+
+    func reset() {
+        guard let initialState else { return }
+        var state = initialState
+        if let startState { state.start(startState) }
+        if index == 0 { accelerator.forgetFailure() }
+        if let error = set(state) { accelerator.note(failure: error) }
+    }
+}

@@ -1,0 +1,137 @@
+import BatonDevices
+import BatonRuntime
+import Glibc
+import KVM
+import Testing
+
+/// A guest's state in a second VM of KVM's.
+@Suite("KVM's state", .serialized, .enabled(if: KVMHost.isUsable, "needs a /dev/kvm that can be used"))
+struct KVMStateTests {
+    private func copyRAM(_ from: KVMMachine, _ to: KVMMachine) {
+        to.ram.host.copyMemory(from: from.ram.host, byteCount: KVMMachine.ramSize)
+    }
+
+    /// Fields that tell of the time of saving.
+    private static let timed: Set = ["host-tsc", "clock", "host-time", "tsc-offset"]
+
+    @Test("goes over to a second VM, which counts on", arguments: 1...3)
+    func roundTrip(_ round: Int) throws {
+        let first = try KVMMachine()
+        first.loadLongMode(KVMMachine.counter)
+        try first.vm.start()
+        try first.run(until: "counting") { first[0x8000] > UInt64(1000 * round) }
+        first.vm.stop()
+        let second = try KVMMachine()
+        copyRAM(first, second)
+        let sections = first.save()
+        try second.load(sections)
+        for (one, other) in zip(sections, second.save()) {
+            let (one, other) = (try KVMMachine.fields(one), try KVMMachine.fields(other))
+            for field in one where !KVMStateTests.timed.contains(field.name) && !field.name.hasPrefix("thread-") {
+                #expect(other.contains { $0.name == field.name && $0.payload == field.payload }, "\(field.name)")
+            }
+        }
+        let stopped = second[0x8000]
+        try second.vm.start()
+        try second.run(until: "counting on") { second[0x8000] > stopped }
+        #expect(first[0x8000] == stopped)
+    }
+
+    @Test("keeps a timer that ticks")
+    func timer() throws {
+        let first = try KVMMachine()
+        first.loadLongMode(KVMMachine.ticking, handlers: KVMMachine.tickHandler)
+        first.store(KVMMachine.tick, at: 0x1800)
+        try first.vm.start()
+        try first.run(until: "ticks") { first[0x8000] >= 5 }
+        first.vm.stop()
+        let second = try KVMMachine()
+        copyRAM(first, second)
+        try second.load(first.save())
+        let stopped = second[0x8000]
+        try second.vm.start()
+        try second.run(until: "more ticks") { second[0x8000] >= stopped + 5 }
+        // And over a CPU that has run.
+        second.vm.stop()
+        try second.load(first.save())
+        copyRAM(first, second)
+        try second.vm.start()
+        try second.run(until: "more ticks again") { second[0x8000] >= stopped + 5 }
+    }
+
+    @Test("gives the second VM the same time-stamp counter")
+    func time() throws {
+        let first = try KVMMachine()
+        // rdtsc; shl rdx, 32; or rax, rdx; mov [0x8000], rax; jmp
+        let code: [UInt8] = [
+            0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0, 0x48, 0x89, 0x04, 0x25, 0x00, 0x80, 0, 0, 0xeb, 0xed,
+        ]
+        first.loadLongMode(code)
+        try first.vm.start()
+        try first.run(until: "time") { first[0x8000] > 0 }
+        first.vm.stop()
+        let before = first[0x8000]
+        let second = try KVMMachine()
+        copyRAM(first, second)
+        try second.load(first.save())
+        try second.vm.start()
+        try second.run(until: "more time") { second[0x8000] != before }
+        let frequency = try #require(second.accelerator.timeStampFrequency)
+        #expect(second[0x8000] > before)
+        #expect(second[0x8000] - before < 20 * frequency)
+    }
+
+    @Test(
+        "is refused by name, and changes nothing",
+        arguments: [
+            ("xsave", 0), ("xsave", 26), ("xsave", 519), ("msrs", 0), ("lapic", -1), ("cr0", 4), ("cr8", 1), ("cs", 40),
+            ("debug", 36), ("mp-state", 0), ("exception", 8), ("event-flags", 1), ("cpuid", 24), ("rflags", 3),
+            ("apic-base", 0), ("gdt", 10), ("xcrs", 15),
+        ])
+    func hostile(_ field: String, _ place: Int) throws {
+        let machine = try KVMMachine()
+        machine.loadLongMode(KVMMachine.counter)
+        try machine.vm.start()
+        try machine.run(until: "counting") { machine[0x8000] > 0 }
+        machine.vm.stop()
+        let section = machine.save()[0]
+        let changed = try KVMMachine.changed(section, field) { payload in
+            if field == "xsave", place == 0 { payload.removeLast() }
+            if place < 0 { payload.removeLast() } else if payload.indices.contains(place) { payload[place] = 0xff }
+            if field == "cs" { payload.removeLast(8) }
+        }
+        let reader = try StateReader(section: "cpu0", version: 1, payload: changed.payload[...])
+        #expect {
+            _ = try machine.vm.devices[0].loader(of: reader)
+        } throws: { error in
+            // CPUID is told by the leaf that differs.
+            let text = "\(error)"
+            return text.contains("'\(field)'") || (field == "cpuid" && text.contains("CPUID["))
+        }
+        let after = machine.save()[0]
+        #expect(after.payload == section.payload)
+    }
+
+    @Test("that the kernel does not take is a failure with its name, until another is set")
+    func refusedByKernel() throws {
+        let machine = try KVMMachine()
+        machine.vm.resetDevices()
+        var sections = machine.save()
+        let good = sections
+        // MTRRcap's default memory type, or whatever comes first, may take anything; PAT takes no type 2.
+        sections[0] = try KVMMachine.changed(sections[0], "msrs") { payload in
+            for place in stride(from: 0, to: payload.count, by: 16) where payload[place..<place + 4].elementsEqual([0x77, 2, 0, 0]) {
+                payload[place + 8] = 2
+            }
+        }
+        do {
+            try machine.load(sections)
+            Issue.record("the state was taken")
+        } catch {
+            #expect("\(error)".contains("MSR 0x277"))
+        }
+        #expect(machine.accelerator.failure != nil)
+        try machine.load(good)
+        #expect(machine.accelerator.failure == nil)
+    }
+}
