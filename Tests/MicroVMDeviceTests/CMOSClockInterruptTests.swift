@@ -133,21 +133,60 @@ import Testing
         }
     }
 
+    @Test func anAlarmIsForTheTimeInWhichItWasSet() {
+        enable(0)
+        setAlarm(23, 59, 59)
+        bench.advance(seconds: 10)
+        setAlarm(12, 0, 0)
+        #expect(happened() & Self.alarm != 0, "it came before it was changed")
+        bench.advance(seconds: 10)
+        setAlarm(0, 0, 15)
+        #expect(happened() & Self.alarm == 0, "what is over does not come")
+    }
+
+    @Test func changingTimeOrRateForgetsNothing() {
+        _ = happened()
+        bench.advance(seconds: 1)
+        bench.write(ClockBench.minute, 0)
+        #expect(happened() & Self.updateEnded != 0)
+        bench.advance(seconds: 1)
+        bench.write(ClockBench.a, 0x20)
+        #expect(happened() & ~Self.alarm == Self.updateEnded | Self.periodic)
+    }
+
+    @Test func theAlarmFollowsTheTimeThatIsSet() {
+        enable(Self.alarm)
+        setAlarm(12, 0, 0)
+        bench.advance(seconds: 1, nanoseconds: 499_000_000)
+        bench.write(ClockBench.hour, 11)
+        #expect(!bench.wire.level)
+        bench.advance(nanoseconds: 1_000_000)
+        #expect(bench.machine.wait { bench.wire.level })
+    }
+
     /// Against a search through all seconds.
     @Test func alarmsComeWhenTheirRegistersMatch() {
         enable(0)
         var random = Randomness(seed: 4)
-        for _ in 0..<200 {
-            bench.wall.now = Int64.random(in: 0...4_000_000_000, using: &random) * 1_000_000_000
+        for _ in 0..<400 {
+            bench.wall.now = Int64.random(in: 1_000_000...4_000_000_000, using: &random) * 1_000_000_000
             func register(_ count: UInt8) -> UInt8 {
                 // Often near a border, or of no matter.
                 [0xff, 0xc0, 0, count - 1, UInt8.random(in: 0..<count, using: &random)].randomElement(using: &random)!
             }
             let alarm = [register(24), register(60), register(60)]
             setAlarm(alarm[0], alarm[1], alarm[2])
+            if Bool.random(using: &random) {
+                // Begin near the alarm.
+                let day = bench.wall.now / 86_400_000_000_000 * 86_400
+                let near = (0..<3).map { alarm[$0] >= 0xc0 ? 0 : Int64(alarm[$0]) }
+                let second = day + near[0] * 3600 + near[1] * 60 + near[2]
+                bench.wall.now = (second + Int64.random(in: -100...100, using: &random)) * 1_000_000_000
+                setAlarm(alarm[0], alarm[1], alarm[2])
+            }
             _ = happened()
             let start = bench.wall.now / 1_000_000_000
-            let length = Int64([1, 59, 3600, 40_000].randomElement(using: &random)!)
+            let length = Int64([1, 59, 3600, 86_300].randomElement(using: &random)!)
             let isDue = (start + 1...start + length).contains { second in
                 func matches(_ register: UInt8, _ value: Int64) -> Bool { register >= 0xc0 || Int64(register) == value }
                 return matches(alarm[2], second % 60) && matches(alarm[1], second / 60 % 60)

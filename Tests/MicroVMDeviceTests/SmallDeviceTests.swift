@@ -99,6 +99,10 @@ import Testing
         chardev.room = 1
         write(Array("abc".utf8))
         machine.vm.stop()
+        chardev.room = Int.max
+        chardev.frontend?.chardevWritable()
+        machine.vm.loop.poll(timeout: 0)
+        #expect(chardev.written == Array("a".utf8), "nothing is sent while the machine is stopped")
         let state = savedState(console)
         let otherChardev = TestChardev("o")
         let restored = try DebugConsole(vm: machine.vm, chardev: otherChardev)

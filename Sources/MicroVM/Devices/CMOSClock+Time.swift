@@ -19,13 +19,11 @@ extension CMOSClock {
     /// Whether the registers may change in the next quarter of a millisecond.
     var isUpdating: Bool { isCounting && now.nanosecond >= Int64(CMOSClock.nanosecondsPerSecond) - CMOSClock.update }
 
-    /// Makes the present second half over.
+    /// Makes the present second half over. Which second it is, the registers say (`takeTime`).
     func startHalfSecond() {
-        let half = CMOSClock.nanosecondsPerSecond / 2
-        let second = now.second
         let nanosecond = Int(wallClock()).dividedDown(by: CMOSClock.nanosecondsPerSecond).remainder
-        offsetNanoseconds = Int64((half - nanosecond).dividedDown(by: CMOSClock.nanosecondsPerSecond).remainder)
-        offsetSeconds += second - now.second
+        let wait = CMOSClock.nanosecondsPerSecond / 2 - nanosecond
+        offsetNanoseconds = Int64(wait.dividedDown(by: CMOSClock.nanosecondsPerSecond).remainder)
     }
 
     /// Writes the time to the registers.

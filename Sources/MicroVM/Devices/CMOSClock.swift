@@ -189,6 +189,7 @@ public final class CMOSClock: MMIODevice, Device {
         // The first update comes half a second after the divider was let go.
         if isDividing, !wasDividing { startHalfSecond() }
         if isCounting, !wasCounting { takeTime() }
+        // Periods are counted in the new length from here on.
         settleAnew()
         serve()
     }
@@ -200,7 +201,6 @@ public final class CMOSClock: MMIODevice, Device {
         memory[CMOSIndex.b] =
             value & CMOSControl.set == 0 ? value : value & ~CMOSInterrupts.updateEnded.rawValue
         if isCounting, !wasCounting { takeTime() }
-        settleAnew()
         serve()
     }
 

@@ -103,9 +103,6 @@ public final class DebugConsole: MMIODevice, Device, ChardevFrontend {
     public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let newOutput = try reader.bytes("output", count: 0...DebugConsole.limit)
         try reader.finish()
-        return { [self] in
-            output = newOutput
-            isBlocked = !newOutput.isEmpty
-        }
+        return { [self] in output = newOutput }
     }
 }

@@ -30,7 +30,8 @@ public final class PVPanic: MMIODevice, Device {
     }
 
     public let stateName: String
-    /// Default of `ioport=`; firmware and guests are told of it by fw_cfg's `etc/pvpanic-port` and ACPI.
+    /// Default of `ioport=`. Guests look for it in ACPI (`QEMU0001`), and firmware in fw_cfg's `etc/pvpanic-port`, which
+    /// are the board's business.
     public static let defaultPort: UInt64 = 0x505
     public static let portCount: UInt64 = 1
     /// Nanoseconds between two QMP events of one kind after which the guest runs on: it could say it all day.
