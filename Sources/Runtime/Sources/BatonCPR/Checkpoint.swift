@@ -11,7 +11,7 @@ import Glibc
 enum Checkpoint {
     static let sizeLimit = 1 << 30
 
-    /// Collects the state of a stopped VM.
+    /// Collects the state of a VM that is stopped, or for a trial, which stands for that.
     /// - Parameter runState: what it was in before it was stopped for this.
     static func collect(
         _ vm: VirtualMachine, memory: GuestMemory, runState: RunState, mode: String
@@ -45,10 +45,12 @@ enum Checkpoint {
         }
         container.add("ram", version: 1, ram)
 
-        for device in vm.devices {
-            var writer = StateWriter()
-            device.save(to: &writer)
-            container.add(device.stateName, version: device.stateVersion, writer)
+        vm.whileCPUsStand {
+            for device in vm.devices {
+                var writer = StateWriter()
+                device.save(to: &writer)
+                container.add(device.stateName, version: device.stateVersion, writer)
+            }
         }
         return container
     }

@@ -154,6 +154,14 @@ public final class VirtualMachine: GuestRequests {
         accelerator?.pauseCPUs()
     }
 
+    /// Calls `body` while CPUs stand between two instructions, as they do on the main thread anyway.
+    public func whileCPUsStand(_ body: () -> Void) {
+        let ran = threadsRun
+        stopCPUs()
+        body()
+        if ran { resumeCPUs() }
+    }
+
     /// Calls `body` while no thread but the main one is left, for which the guest stands still. Afterwards, which may
     /// be in a child with the same memory, the guest goes on.
     package func withoutThreads(_ body: () throws(VMMError) -> Void) throws(VMMError) {
