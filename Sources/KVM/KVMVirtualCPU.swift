@@ -76,6 +76,13 @@ final class KVMVirtualCPU: X86CPU {
         scheduling?.deallocate()
     }
 
+    /// As QEMU's: banks with a control register, for a CPU that has them at all.
+    func setUpMachineChecks(_ banks: UInt32) {
+        // MCG_CTL_P and MCG_SER_P.
+        var capabilities = UInt64(banks) | 1 << 8 | 1 << 24
+        if banks > 0 { file.call(CKVM_X86_SETUP_MCE, &capabilities) }
+    }
+
     // MARK: The thread
 
     func makeThread() throws(VMMError) {
@@ -139,7 +146,8 @@ final class KVMVirtualCPU: X86CPU {
     func savePlace(to writer: inout StateWriter) {
         notePlace()
         guard let place = scheduling else { return }
-        let affinity = withUnsafeBytes(of: &place.pointee.affinity) { Array($0.prefix(Int(place.pointee.affinity_length))) }
+        let length = Int(place.pointee.affinity_length)
+        let affinity = withUnsafeBytes(of: &place.pointee.affinity) { Array($0.prefix(length)) }
         writer.put("thread-affinity", bytes: affinity, optional: true)
         let values = [place.pointee.policy, place.pointee.priority, place.pointee.nice]
         writer.put("thread-scheduling", values.map { UInt64(bitPattern: Int64($0)) }, optional: true)

@@ -7,6 +7,7 @@ public final class VirtMachineType: MachineType {
     public let name = "virt"
     public let summary = "RISC-V VirtIO board"
     public let architecture = "riscv64"
+    public let ramName = "riscv_virt_board.ram"
     public let maximumCPUs = 8
     public let cpuModels = ["rv64", "max"]
     public let accelerators = ["tcg"]

@@ -8,6 +8,7 @@ enum BoardBuilder {
         loader: ModuleLoader
     ) throws(VMMError) -> any Machine {
         let ram = try MemoryOptions.mainMemory(
+            name: machine.type.ramName,
             backend: machine.memoryBackend, size: try MemoryOptions.size(invocation), memory: memory)
         let accelerator = try machine.makeAccelerator(vm, loader: loader)
         try vm.setAccelerator(accelerator)

@@ -68,7 +68,8 @@ enum MemoryOptions {
 
     /// The machine's main memory: the backend that `-machine memory-backend=`
     /// names, or a block of its own.
-    static func mainMemory(backend: String?, size: UInt64?, memory: GuestMemory) throws(VMMError) -> RAMBlock {
+    /// - Parameter name: of that block.
+    static func mainMemory(name: String, backend: String?, size: UInt64?, memory: GuestMemory) throws(VMMError) -> RAMBlock {
         if let backend {
             let block = try memory.claimBackend(backend)
             if let size, UInt64(block.usedLength) != size {
@@ -80,6 +81,6 @@ enum MemoryOptions {
         }
         let bytes = size ?? 128 << 20
         guard let length = Mapping.roundedToPages(Int(bytes)) else { throw VMMError("ram size \(bytes) is too large") }
-        return try memory.allocate(RAMRequest(name: "riscv_virt_board.ram", usedLength: length))
+        return try memory.allocate(RAMRequest(name: name, usedLength: length))
     }
 }

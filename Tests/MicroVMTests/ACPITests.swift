@@ -139,7 +139,7 @@ import Testing
     @Test func aVirtioDeviceInTheDSDT() throws {
         let dsdt = try #require(try placed(Self.configurations[1]).tables.tables["DSDT"])
         #expect(dsdt[8] == 2)
-        var device: [UInt8] = [0x5b, 0x82, 0x43, 0x04] + Array("VR10".utf8)
+        var device: [UInt8] = [0x5b, 0x82, 0x42, 0x04] + Array("VR10".utf8)
         device += [0x08] + Array("_HID".utf8) + [0x0d] + Array("LNRO0005".utf8) + [0]
         device += [0x08] + Array("_UID".utf8) + [0x0a, 10]
         device += [0x08] + Array("_CCA".utf8) + [0x01]
@@ -151,7 +151,7 @@ import Testing
         #expect(dsdt.find(Array("VR11".utf8)) == nil)
         // PNP0501, and \_S5 of type 5.
         #expect(dsdt.find([0x0c, 0x41, 0xd0, 0x05, 0x01]) != nil)
-        #expect(dsdt.find([0x08, 0x5c] + Array("_S5_".utf8) + [0x12, 0x06, 4, 0x0a, 5, 0, 0, 0]) != nil)
+        #expect(dsdt.find([0x08, 0x5c] + Array("_S5_".utf8) + [0x12, 0x07, 4, 0x0a, 5, 0, 0, 0]) != nil)
     }
 
     static let iasl = Products.find("iasl")
@@ -166,11 +166,12 @@ import Testing
             _ = try ChildProcess.run([iasl, "-d", file], by: .seconds(60))
             let text = try String(contentsOfFile: source, encoding: .utf8)
             #expect(!text.contains("ERROR"), "\(name): \(text)")
-            let output = try ChildProcess.run([iasl, "-p", "\(directory.path)/again", source], by: .seconds(60))
+            let output = try ChildProcess.run([iasl, "-oa", "-p", "\(directory.path)/again", source], by: .seconds(60))
             // What is no AML is only counted in lines.
             #expect(name == "DSDT" ? output.contains("0 Errors, 0 Warnings") : !output.contains("Error "), "\(output)")
             let again = try Data(contentsOf: URL(fileURLWithPath: "\(directory.path)/again.aml"))
-            #expect(again.count == bytes.count, "\(name)")
+            // The compiler puts its own name into the header.
+            #expect(again.dropFirst(36) == Data(bytes.dropFirst(36)), "\(name)")
         }
     }
 }

@@ -169,6 +169,38 @@ import Testing
         #expect(ram.load(plan.start.rsi + 0x218, as: UInt32.self) == 0x1ff_f000)
     }
 
+    /// Without ACPI a kernel finds CPUs and interrupts by the table of the multiprocessor specification.
+    @Test func withoutACPIThereIsAMultiprocessorTable() throws {
+        let ram = try TestRAM(size: 64 << 20)
+        let table = MPTable(apicIDs: [0, 1, 300], levelInterrupts: [5, 12], hasTimerOverride: true)
+        let plan = try BootPlan(
+            files: try files(TestKernel.bzImage()), memory: ram.layout, tables: nil, multiprocessor: table)
+        try plan.load(into: ram.space)
+        #expect(ram.load(plan.start.rsi + 0x70, as: UInt64.self) == 0)
+        let pointer = ram.bytes(0xf_0000, 16)
+        #expect(Array(pointer.prefix(4)) == Array("_MP_".utf8))
+        #expect(pointer.reduce(0, &+) == 0)
+        let address = UInt64(pointer.number(4, UInt32.self))
+        let bytes = ram.bytes(address, Int(ram.load(address + 4, as: UInt16.self)))
+        #expect(Array(bytes.prefix(4)) == Array("PCMP".utf8))
+        #expect(bytes.reduce(0, &+) == 0)
+        #expect(bytes.number(36, UInt32.self) == 0xfee0_0000)
+        var entries: [[UInt8]] = []
+        var place = 44
+        while place < bytes.count {
+            let size = bytes[place] == 0 ? 20 : 8
+            entries.append(Array(bytes[place..<min(place + size, bytes.count)]))
+            place += size
+        }
+        #expect(entries.count == Int(bytes.number(34, UInt16.self)))
+        #expect(entries.filter { $0[0] == 0 }.map { [$0[1], $0[3]] } == [[0, 3], [1, 1]])
+        #expect(entries.filter { $0[0] == 2 }.map { $0.number(4, UInt32.self) } == [0xfec0_0000])
+        let lines = entries.filter { $0[0] == 3 }
+        // The timer's line takes the place of the second PIC's.
+        #expect(lines.map { $0[7] } == [2, 1] + Array(3..<16))
+        #expect(lines.filter { $0[2] == 0x0d }.map { $0[5] } == [5, 12])
+    }
+
     @Test func wordsForTheKernelsOwnSearch() {
         let interrupts = InterruptLayout(acpi: false, secondIOAPIC: true)
         #expect(interrupts.virtioSlots == 8)

@@ -78,6 +78,26 @@ import Testing
         #expect(throws: VMMError.self) { try device.add(try FwCfgFile("opt/last", [])) }
     }
 
+    @Test func theBoardsFiles() throws {
+        let interrupts = InterruptLayout(acpi: true, secondIOAPIC: true)
+        let tables = ACPITables(ACPIConfiguration(apicIDs: [0], interrupts: interrupts))
+        try device.addBoardFiles(memory: ram.layout, tables: tables, bootOrder: ["/a@1/disk@0,0", "/b@2"])
+        let list = item(FwCfgKey.directory, 4 + 6 * 64)
+        let names = (0..<6).map { index in
+            String(decoding: list[(4 + 64 * index + 8)...].prefix { $0 != 0 }, as: UTF8.self)
+        }
+        #expect(
+            names == [
+                "bootorder", "etc/acpi/rsdp", "etc/acpi/tables", "etc/boot-fail-wait", "etc/e820", "etc/table-loader",
+            ])
+        #expect(item(0x20, 19) == Array("/a@1/disk@0,0\n/b@2\0".utf8))
+        #expect(item(0x21, 8) == Array("RSD PTR ".utf8))
+        // 3 GiB at 0, 2 GiB at 4 GiB.
+        let map = item(0x24, 40)
+        #expect([0, 8, 20, 28].map { map.number($0, UInt64.self) } == [0, 3 << 30, 4 << 30, 2 << 30])
+        #expect([16, 36].map { map.number($0, UInt32.self) } == [1, 1])
+    }
+
     @Test func aTransferReadsAnItem() {
         let select = UInt32(FwCfgKey.signature) << 16 | 0x08
         #expect(transfer(select | 0x02, length: 4, to: 0x9000) == 0)

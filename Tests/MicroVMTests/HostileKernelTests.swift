@@ -60,7 +60,8 @@ import Testing
                 $0[0x234] = 0
                 $0.set(UInt64.max, at: 0x258)
             }.contains("there is memory up to"))
-        #expect(try changed { $0.removeLast($0.count - 0x250) }.contains("truncated"))
+        #expect(try changed { $0.removeLast($0.count - 0x210) }.contains("header is truncated"))
+        #expect(try changed { $0.removeLast($0.count - 0x250) }.contains("invalid kernel header"))
         // A wish that cannot be had is none: the kernel goes elsewhere.
         var kernel = TestKernel.bzImage()
         kernel.set(UInt64.max, at: 0x258)

@@ -30,6 +30,8 @@ public struct BootPlan {
         static let commandLine: Range<UInt64> = 0x2_0000..<0xa_0000
         /// Where firmware would put the root of the tables, too: a kernel that gets no address looks there.
         static let tables: Range<UInt64> = 0xe_0000..<0x10_0000
+        /// Where kernels look for a multiprocessor table.
+        static let multiprocessor: Range<UInt64> = 0xf_0000..<0x10_0000
     }
 
     private static let page: UInt64 = 4096
@@ -37,11 +39,13 @@ public struct BootPlan {
 
     /// - Parameters:
     ///   - tables: the ACPI tables; nil with `acpi=off`.
+    ///   - multiprocessor: what a kernel without ACPI is told instead, when it starts directly.
     ///   - reserved: address ranges without RAM that a kernel is to know as in use: PCI's configuration space.
     /// - Throws: what is wrong with the files, and what to do.
-    public init(files: BootFiles, memory: RAMLayout, tables: ACPITables?, reserved: [Range<UInt64>] = [])
-        throws(VMMError)
-    {
+    public init(
+        files: BootFiles, memory: RAMLayout, tables: ACPITables?, multiprocessor: MPTable? = nil,
+        reserved: [Range<UInt64>] = []
+    ) throws(VMMError) {
         guard memory.low.upperBound >= 2 * BootPlan.oneMiB else {
             throw VMMError(
                 "\(memory.size) bytes of memory are too few to start anything", hint: "Give the guest more with -m.")
@@ -70,7 +74,9 @@ public struct BootPlan {
         try attempt("could not load kernel '\(path)'") { () throws(VMMError) in
             let file = try FileBytes.read(path, limit: memory.size)
             let format = try KernelFormat(file)
-            let parts = Parts(files: files, memory: memory, initrd: initrd, tables: tables, reserved: reserved)
+            let parts = Parts(
+                files: files, memory: memory, initrd: initrd, tables: tables, multiprocessor: multiprocessor,
+                reserved: reserved)
             switch (format, files.firmware) {
             case (.bzImage, nil): try self.start(bzImage: BzImage(file, memory: memory.low), parts)
             case (.elf, nil): try self.start(pvh: PVHImage(file, memory: memory), parts)
@@ -91,6 +97,7 @@ public struct BootPlan {
         var memory: RAMLayout
         var initrd: [UInt8]
         var tables: ACPITables?
+        var multiprocessor: MPTable?
         var reserved: [Range<UInt64>]
     }
 
@@ -135,6 +142,9 @@ public struct BootPlan {
             }
             put(placed.bytes, at: Place.tables.lowerBound, "the ACPI tables")
             parameters.rsdp = placed.rsdp
+        } else if let table = parts.multiprocessor {
+            let start = Place.multiprocessor.lowerBound
+            put(table.bytes(at: start), at: start, "the multiprocessor table")
         }
         if !parts.initrd.isEmpty {
             let end = min(initrdLimit, parts.memory.low.upperBound)

@@ -9,6 +9,8 @@ public protocol MachineType: AnyObject {
     var summary: String { get }
     /// The instruction set, by QEMU's name of the target.
     var architecture: String { get }
+    /// The name of the block that main memory is, without a backend: QEMU's `default-ram-id`.
+    var ramName: String { get }
     /// What `-machine NAME,...` takes besides what all machines take.
     var properties: [DeviceProperty] { get }
     /// The most CPUs of `-smp`.
