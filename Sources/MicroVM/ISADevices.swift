@@ -6,6 +6,8 @@ final class ISABus: DeviceBus {
     let busName = "isa.0"
     let isFull = false
     let portSpace: AddressSpace
+    /// Of a pvpanic device, for the tables by which a guest finds it; nil when there is none.
+    fileprivate(set) var panicPort: UInt64?
 
     init(portSpace: AddressSpace) { self.portSpace = portSpace }
 }
@@ -59,7 +61,10 @@ final class ISADevice: DeviceType {
             guard let name = try options.text("chardev"), let chardev = context.vm.chardev(name) else {
                 throw VMMError("Can't create debugcon device, empty char device")
             }
-            let device = try DebugConsole(vm: context.vm, chardev: chardev, readback: UInt8(readback))
+            // Firmware and kernel often have one each, at two ports.
+            let device = try DebugConsole(
+                name: "isa-debugcon.\(String(base, radix: 16))", vm: context.vm, chardev: chardev,
+                readback: UInt8(readback))
             try add(device, at: base, size: 1, context, bus)
         },
         ISADevice(
@@ -73,6 +78,7 @@ final class ISADevice: DeviceType {
             let events = try options.options.number("events", in: 0...7) ?? 7
             let device = PVPanic(vm: context.vm, events: PVPanic.Events(rawValue: UInt8(events)))
             try add(device, at: port, size: 1, context, bus)
+            bus.panicPort = port
         },
     ]
 }

@@ -19,6 +19,7 @@ public final class MicroVM: Machine {
     let loader: MicroVMLoader
     private let events: GenericEventDevice?
     private let rtc: CMOSClock?
+    private let isa: ISABus
 
     public var pciBus: PCIBus? { pci?.bus }
 
@@ -28,6 +29,7 @@ public final class MicroVM: Machine {
     ) throws(VMMError) {
         let vm = configuration.vm
         (self.vm, self.accelerator, self.options) = (vm, accelerator, options)
+        isa = ISABus(portSpace: vm.portSpace)
         vm.machineType = "microvm"
         vm.architecture = "x86_64"
         vm.ramSize = UInt64(configuration.ram.usedLength)
@@ -83,7 +85,7 @@ public final class MicroVM: Machine {
         pci = options.hasPCI ? try MicroVM.makePCI(vm, accelerator, layout, interrupts) : nil
         for device in accelerator.systemDevices { try vm.add(device) }
         loader.machine = self
-        configuration.devices.add(ISABus(portSpace: vm.portSpace))
+        configuration.devices.add(isa)
         if let factory = configuration.devices as? DeviceFactory { factory.add(slots) }
         if let pci { configuration.devices.add(pci.bus) }
         try map(serial)
@@ -175,6 +177,7 @@ public final class MicroVM: Machine {
         configuration.hasSerial = options.hasSerial
         configuration.hasRTC = options.hasRTC
         configuration.virtioSlots = usedSlots
+        configuration.panicPort = isa.panicPort
         if pci != nil, let base = interrupts.pciBase {
             configuration.pci = ACPIConfiguration.PCI(
                 highMemory: MicroVM.highPCIMemory(accelerator, layout), interruptBase: base)

@@ -25,6 +25,7 @@ enum BoardBuilder {
         configuration.initrd = invocation.last("initrd")
         configuration.commandLine = invocation.last("append")
         configuration.deviceTree = invocation.last("dtb")
+        configuration.firmwareFiles = invocation.all("fw_cfg")
         if configuration.kernel == nil {
             if configuration.initrd != nil { throw VMMError("-initrd only allowed with -kernel option") }
             if configuration.commandLine != nil { throw VMMError("-append only allowed with -kernel option") }

@@ -85,7 +85,16 @@ enum OptionTable {
         OptionSpec(name: "initrd", argument: "file", help: "the initial RAM disk"),
         OptionSpec(name: "append", argument: "cmdline", help: "the kernel's command line"),
         OptionSpec(
-            name: "bios", argument: "file", help: "the firmware: default (built-in SBI), none, or a file for M-mode"),
+            name: "bios", argument: "file", help: "the firmware: a file; on virt also default (built-in SBI) or none"),
+        OptionSpec(
+            name: "fw_cfg", argument: "[name=]name,file=file|string=text",
+            help: "a file that the guest finds in the firmware configuration device",
+            on: .keys(
+                implied: "name",
+                [
+                    DeviceProperty("name", "str", "its name: opt/..."), DeviceProperty("file", "str", "what is in it"),
+                    DeviceProperty("string", "str", "what is in it"),
+                ])),
         OptionSpec(name: "dtb", argument: "file", help: "a device tree to use instead of the machine's own"),
         OptionSpec(
             name: "drive", argument: "[file=file][,if=type][,...]",

@@ -25,6 +25,8 @@ public struct ACPIConfiguration {
     public var hasRTC = false
     /// The virtio-mmio slots that have a device.
     public var virtioSlots: [Int] = []
+    /// The port of a pvpanic device; nil for none.
+    public var panicPort: UInt64?
     /// Nil with `pcie=off`.
     public var pci: PCI?
 

@@ -7,6 +7,7 @@ extension ACPIConfiguration {
         if hasSerial { devices.append(serial) }
         if hasRTC { devices.append(clock) }
         devices += [eventDevice, powerButton]
+        if let panicPort { devices.append(panicDevice(panicPort)) }
         devices += virtioSlots.map(virtioDevice)
         if let pci { devices.append(pci.hostBridge) }
         let powerOff = AML.package([.integer(GEDRegister.powerOff), .integer(0), .integer(0), .integer(0)])
@@ -48,6 +49,17 @@ extension ACPIConfiguration {
                 .name(
                     "_CRS",
                     .resources([.ports(MemoryMap.rtcPort, count: 8), .isaInterrupt(MemoryMap.rtcInterrupt)])),
+            ])
+    }
+
+    /// pvpanic, by which a guest tells of its panic.
+    private func panicDevice(_ port: UInt64) -> AML {
+        let presentAndShown = 0xf
+        return .device(
+            "PEVT",
+            [
+                .name("_HID", .string("QEMU0001")), .name("_STA", .integer(presentAndShown)),
+                .name("_CRS", .resources([.ports(port, count: 1)])),
             ])
     }
 
