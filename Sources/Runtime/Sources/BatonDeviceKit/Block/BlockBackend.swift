@@ -4,7 +4,7 @@ import CBaton
 import Glibc
 
 /// The host side of a disk: a raw file or block device (`-drive`,
-/// `-blockdev`). Requests are made on the main thread and finish in the call,
+/// `-blockdev`). Requests are made with the VM lock held and finish in the call,
 /// so there is nothing in flight while the VM is paused.
 public final class BlockBackend {
     /// The `id=` of `-drive` or `node-name=` of `-blockdev`.

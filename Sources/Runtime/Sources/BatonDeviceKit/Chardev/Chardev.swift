@@ -38,7 +38,7 @@ extension ChardevFrontend {
 }
 
 /// A byte stream to the host: `-chardev BACKEND,id=ID,…`. Subclasses are the
-/// back ends. Main thread only.
+/// back ends. With the VM lock held.
 open class Chardev {
     /// The `id=` of the option, unique in the VM (`serial0`, `compat_monitor0`
     /// for those made by short forms).

@@ -6,7 +6,7 @@ import BatonMachine
 /// the device's registers, its status and the checks of what the driver sets
 /// up, for every transport (virtio-mmio, virtio-pci).
 ///
-/// Everything happens on the main thread. The order of calls is that of
+/// Everything happens with the VM lock held; `kick` may come from a CPU's thread. The order of calls is that of
 /// `Device`; `start` and `stop` come in between as the driver starts and
 /// resets the device, also while the VM is paused (a reset).
 public protocol VirtioOffload: AnyObject {

@@ -1,7 +1,7 @@
 import BatonBase
 
 /// The host side of a network card: `-netdev BACKEND,id=ID,…`. Subclasses are
-/// the back ends. Main thread only.
+/// the back ends. With the VM lock held.
 ///
 /// A back end has one queue or more: a card with as many pairs of queues gives
 /// each pair its own. One that knows of a single queue implements `send(_:)`

@@ -5,7 +5,7 @@ import BatonMachine
 /// are the devices; modules may subclass it.
 ///
 /// Make it with what it has, then plug it into a bus (`PCIBus.plug`), which
-/// also adds it to the VM. Main thread only.
+/// also adds it to the VM. With the VM lock held.
 open class PCIFunction: Device {
     public let vm: VirtualMachine
     /// The device's type, which is part of the state's name, as in `-device`.

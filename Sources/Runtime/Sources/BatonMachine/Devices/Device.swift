@@ -3,7 +3,8 @@ import BatonBase
 /// A part of the machine that has state: it is reset, paused and resumed, and
 /// goes through checkpoints.
 ///
-/// Everything happens on the main thread. A device is made in its power-on
+/// Everything happens with the VM lock held (`VirtualMachine.lock`); an access of the guest may come from a CPU's
+/// thread, everything else comes from the main one. A device is made in its power-on
 /// state. The legal order of calls is `reset` (once before the first run, and
 /// at every machine reset), then any number of `pause` / `resume` pairs, with
 /// `save` only while paused. A load (`loader(of:)` and what it returns) comes

@@ -15,7 +15,7 @@ public enum MonitorSockets {
 }
 
 /// What a part of the machine may know of updates: what the process before has left for it, and what it hands over
-/// to the next one. Whoever carries updates out, which is above the machine, implements this. Main thread only.
+/// to the next one. Whoever carries updates out, which is above the machine, implements this. Main thread, with the VM lock held.
 public protocol MachineHandover: AnyObject {
     /// Whether this process is only to say whether it could take the guest over, while the process before runs it.
     /// Nothing that anybody else sees may be opened, made or sent then.
