@@ -23,8 +23,10 @@ extension CPUState {
         for (name, segment) in zip(CPUState.segmentNames, segments) {
             writer.put(
                 name,
-                [segment.base, UInt64(segment.limit), UInt64(segment.selector), segment.attributes,
-                    UInt64(segment.unusable)])
+                [
+                    segment.base, UInt64(segment.limit), UInt64(segment.selector), segment.attributes,
+                    UInt64(segment.unusable),
+                ])
         }
         writer.put("gdt", [sregs.gdt.base, UInt64(sregs.gdt.limit)])
         writer.put("idt", [sregs.idt.base, UInt64(sregs.idt.limit)])
@@ -141,7 +143,8 @@ extension CPUState {
     }
 
     /// Numbers and values, no number twice.
-    private static func pairs(_ reader: StateReader, _ name: String, count: Int) throws(VMMError) -> [(UInt32, UInt64)] {
+    private static func pairs(_ reader: StateReader, _ name: String, count: Int) throws(VMMError) -> [(UInt32, UInt64)]
+    {
         let words = try reader.array(name, count: 0...(2 * count))
         guard words.count % 2 == 0 else { throw wrong(reader, name, "has a number without a value") }
         var result: [(UInt32, UInt64)] = []

@@ -22,7 +22,8 @@ final class KVMPIT: KVMSystemDevice, Device {
         var state = kvm_pit_state2()
         check(vm.call(CKVM_GET_PIT2, &state), "KVM_GET_PIT2")
         let now = EventLoop.now
-        for (place, channel) in [state.channels.0, state.channels.1, state.channels.2].enumerated() {
+        let channels = [state.channels.0, state.channels.1, state.channels.2]
+        for (place, channel) in channels.enumerated() {
             writer.put(
                 "channel\(place)",
                 [
@@ -30,27 +31,35 @@ final class KVMPIT: KVMSystemDevice, Device {
                     UInt64(channel.status_latched), UInt64(channel.status), UInt64(channel.read_state),
                     UInt64(channel.write_state), UInt64(channel.write_latch), UInt64(channel.rw_mode),
                     UInt64(channel.mode), UInt64(channel.bcd), UInt64(channel.gate),
-                    // How long ago it began to count, in nanoseconds.
-                    UInt64(max(0, now &- channel.count_load_time)),
                 ])
         }
+        // How long ago they began to count, in nanoseconds.
+        writer.put("ages", channels.map { UInt64(max(0, now &- $0.count_load_time)) })
         writer.put("flags", UInt64(state.flags))
     }
 
     /// The highest values of the fields of a channel.
     private static let limits: [UInt64] = [
-        0x10000, 0xffff, 3, 1, 255, 4, 4, 255, 3, 5, 1, 1, UInt64(Int64.max),
+        0x10000, 0xffff, 4, 1, 255, 4, 4, 255, 3, 5, 1, 1,
     ]
+    /// A mode that nobody has chosen yet, in KVM.
+    private static let noMode: UInt64 = 0xff
 
     func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         var channels: [[UInt64]] = []
         let count = KVMPIT.limits.count
         for place in 0..<3 {
             let values = try reader.array("channel\(place)", count: count...count)
-            guard values[0] > 0, zip(values, KVMPIT.limits).allSatisfy({ $0 <= $1 }) else {
+            var checked = values
+            if values[9] == KVMPIT.noMode { checked[9] = 0 }
+            guard values[0] > 0, zip(checked, KVMPIT.limits).allSatisfy({ $0 <= $1 }) else {
                 throw VMMError("field 'channel\(place)' of section '\(reader.section)' is out of range")
             }
             channels.append(values)
+        }
+        let ages = try reader.array("ages", count: 3...3)
+        guard ages.allSatisfy({ $0 <= UInt64(Int64.max) }) else {
+            throw VMMError("field 'ages' of section '\(reader.section)' is out of range")
         }
         // KVM_PIT_FLAGS_HPET_LEGACY and KVM_PIT_FLAGS_SPEAKER_DATA_ON.
         let flags = UInt32(try reader.unsigned("flags", in: 0...3))
@@ -59,20 +68,20 @@ final class KVMPIT: KVMSystemDevice, Device {
             var state = kvm_pit_state2()
             state.flags = flags
             let now = EventLoop.now
-            let made = channels.map { KVMPIT.channel($0, now) }
+            let made = zip(channels, ages).map { KVMPIT.channel($0, begin: now &- Int64($1)) }
             state.channels = (made[0], made[1], made[2])
             set(state)
         }
     }
 
-    private static func channel(_ values: [UInt64], _ now: Int64) -> kvm_pit_channel_state {
+    private static func channel(_ values: [UInt64], begin: Int64) -> kvm_pit_channel_state {
         let bytes = values.map { UInt8(truncatingIfNeeded: $0) }
         var channel = kvm_pit_channel_state()
         (channel.count, channel.latched_count) = (UInt32(values[0]), UInt16(values[1]))
         (channel.count_latched, channel.status_latched, channel.status) = (bytes[2], bytes[3], bytes[4])
         (channel.read_state, channel.write_state, channel.write_latch) = (bytes[5], bytes[6], bytes[7])
         (channel.rw_mode, channel.mode, channel.bcd, channel.gate) = (bytes[8], bytes[9], bytes[10], bytes[11])
-        channel.count_load_time = now &- Int64(values[12])
+        channel.count_load_time = begin
         return channel
     }
 }

@@ -94,7 +94,7 @@ extension KVMVirtualCPU {
             }
         }
         let header = state.xsave[512..<576]
-        let present = header.prefix(8).enumerated().reduce(UInt64(0)) { $0 | UInt64($1.element) << UInt64(8 * $1.offset) }
+        let present = header.prefix(8).reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
         guard present & ~(extendedComponents | 3) == 0, header.dropFirst(16).allSatisfy({ $0 == 0 }) else {
             throw wrong("xsave", "has components that this CPU does not have")
         }

@@ -36,7 +36,8 @@ extension KVMVirtualCPU {
         for (name, segment) in segments { text += KVMVirtualCPU.text(name, segment) }
         text += "GDT=     \(hex(sregs.gdt.base, 16)) \(hex(UInt64(sregs.gdt.limit), 8))\n"
         text += "IDT=     \(hex(sregs.idt.base, 16)) \(hex(UInt64(sregs.idt.limit), 8))\n"
-        text += "CR0=\(hex(sregs.cr0, 8)) CR2=\(hex(sregs.cr2, 16)) CR3=\(hex(sregs.cr3, 16)) CR4=\(hex(sregs.cr4, 8))\n"
+        text += "CR0=\(hex(sregs.cr0, 8)) CR2=\(hex(sregs.cr2, 16)) "
+        text += "CR3=\(hex(sregs.cr3, 16)) CR4=\(hex(sregs.cr4, 8))\n"
         text += "DR0=\(hex(debug.db.0, 16)) DR1=\(hex(debug.db.1, 16)) "
         text += "DR2=\(hex(debug.db.2, 16)) DR3=\(hex(debug.db.3, 16)) \n"
         text += "DR6=\(hex(debug.dr6, 16)) DR7=\(hex(debug.dr7, 16))\n"

@@ -139,7 +139,8 @@ final class KVMVirtualCPU: X86CPU {
     func savePlace(to writer: inout StateWriter) {
         notePlace()
         guard let place = scheduling else { return }
-        let affinity = withUnsafeBytes(of: &place.pointee.affinity) { Array($0.prefix(Int(place.pointee.affinity_length))) }
+        let length = Int(place.pointee.affinity_length)
+        let affinity = withUnsafeBytes(of: &place.pointee.affinity) { Array($0.prefix(length)) }
         writer.put("thread-affinity", bytes: affinity, optional: true)
         let values = [place.pointee.policy, place.pointee.priority, place.pointee.nice]
         writer.put("thread-scheduling", values.map { UInt64(bitPattern: Int64($0)) }, optional: true)
