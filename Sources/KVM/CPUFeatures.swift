@@ -107,9 +107,12 @@ package struct FeatureWord {
         no-nested-data-bp - lfence-always-serializing - - - null-sel-clr-base - auto-ibrs - - - - - - - - - - - - - - \
         - eraps - - sbpb ibpb-brtype srso-no srso-user-kernel-no
         """)
-    /// KVM's own. Without the oldest clock, and page faults that are told later: what waits for one is in no state.
+    /// KVM's own. Without the oldest clock; page faults that are told later, as what waits for one is in no state; and
+    /// stolen time with what needs it: KVM counts that of a thread, and a CPU has another after each update, before
+    /// whose beginning it would have been stolen (`record_steal_time` in the kernel).
     static let paravirtual = FeatureWord(
-        0x4000_0001, nil, .eax, excluding: 1 << 0 | 1 << 2 | 1 << 4 | 1 << 10 | 1 << 14 | 1 << 15,
+        0x4000_0001, nil, .eax,
+        excluding: 1 << 0 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 14 | 1 << 15,
         """
         kvmclock kvm-nopiodelay kvm-mmu kvmclock kvm-asyncpf kvm-steal-time kvm-pv-eoi kvm-pv-unhalt - \
         kvm-pv-tlb-flush kvm-asyncpf-vmexit kvm-pv-ipi kvm-poll-control kvm-pv-sched-yield kvm-asyncpf-int \

@@ -20,8 +20,7 @@ package struct CPUModel {
     /// The levels of the x86-64 psABI (section 3.1.1), each with those below; and what a kernel takes for granted.
     private static let baseline =
         "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 syscall nx lm "
-        + "x2apic tsc-deadline hypervisor arat kvmclock kvmclock-stable-bit kvm-nopiodelay kvm-steal-time "
-        + "kvm-pv-eoi"
+        + "x2apic tsc-deadline hypervisor arat kvmclock kvmclock-stable-bit kvm-nopiodelay kvm-pv-eoi"
     private static let levels = [
         "cx16 lahf-lm popcnt pni sse4.1 sse4.2 ssse3",
         "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave",

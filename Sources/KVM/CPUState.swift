@@ -25,6 +25,13 @@ struct CPUState {
     static let timeStampCounter: UInt32 = 0x10
     static let deadline: UInt32 = 0x6e0
 
+    /// Registers that have state, and which the kernel does not list: how memory is cached (MTRRs), branches are traced,
+    /// and machine checks are reported, of `banks` banks.
+    static func unlisted(banks: UInt32) -> [UInt32] {
+        let ranges: [UInt32] = Array(0x200...0x20f) + [0x250, 0x258, 0x259] + Array(0x268...0x26f) + [0x2ff, 0x1d9]
+        return ranges + (0..<4 * banks).map { 0x400 + $0 }
+    }
+
     /// Registers of which the kernel tells that they have state, but which are none of a CPU's: the older and the
     /// newer place of the wall clock (to set one makes the kernel store to guest memory; a guest sets it before it
     /// reads), the older one of the clock, and what another hypervisor would have.
@@ -71,30 +78,34 @@ struct CPUState {
 }
 
 /// The list of KVM_GET_MSRS and KVM_SET_MSRS.
-final class RegisterList {
-    private let buffer: UnsafeMutableRawBufferPointer
+struct RegisterList {
+    private(set) var registers: [(index: UInt32, value: UInt64)]
+    /// The kernel takes fewer than 256 at once.
+    private static let most = 128
 
-    init(_ registers: [(index: UInt32, value: UInt64)]) {
-        buffer = .allocate(byteCount: 8 + 16 * registers.count, alignment: 8)
-        buffer.initializeMemory(as: UInt8.self, repeating: 0)
-        buffer.storeBytes(of: UInt32(registers.count), as: UInt32.self)
-        for (place, register) in registers.enumerated() {
-            buffer.storeBytes(of: register.index, toByteOffset: 8 + 16 * place, as: UInt32.self)
-            buffer.storeBytes(of: register.value, toByteOffset: 16 + 16 * place, as: UInt64.self)
-        }
-    }
-
-    deinit { buffer.deallocate() }
-
-    var registers: [(index: UInt32, value: UInt64)] {
-        (0..<(buffer.count - 8) / 16).map {
-            (
-                buffer.load(fromByteOffset: 8 + 16 * $0, as: UInt32.self),
-                buffer.load(fromByteOffset: 16 + 16 * $0, as: UInt64.self)
-            )
-        }
-    }
+    init(_ registers: [(index: UInt32, value: UInt64)]) { self.registers = registers }
 
     /// - Returns: how many were read, or set, up to the first that cannot be; or a negative errno value.
-    func call(_ request: UInt, _ file: KVMDescriptor) -> Int32 { file.call(request, bytes: buffer) }
+    mutating func call(_ request: UInt, _ file: KVMDescriptor) -> Int32 {
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 8 + 16 * RegisterList.most, alignment: 8)
+        defer { buffer.deallocate() }
+        var done = 0
+        while done < registers.count {
+            let count = min(RegisterList.most, registers.count - done)
+            buffer.storeBytes(of: UInt64(count), as: UInt64.self)
+            for place in 0..<count {
+                let (index, value) = registers[done + place]
+                buffer.storeBytes(of: UInt64(index), toByteOffset: 8 + 16 * place, as: UInt64.self)
+                buffer.storeBytes(of: value, toByteOffset: 16 + 16 * place, as: UInt64.self)
+            }
+            let result = file.call(request, bytes: buffer)
+            guard result >= 0 else { return result }
+            for place in 0..<min(count, Int(result)) {
+                registers[done + place].value = buffer.load(fromByteOffset: 16 + 16 * place, as: UInt64.self)
+            }
+            done += Int(result)
+            if result < count { break }
+        }
+        return Int32(done)
+    }
 }

@@ -123,12 +123,16 @@ public final class KVMAccelerator: X86Accelerator {
             throw VMMError("Host doesn't support requested features", hint: table.missing.joined(separator: "\n"))
         }
         var registers: [UInt32] = []
+        let banks = system.machineCheckBanks
         for index in 0..<topology.cpuCount {
             var entries = table.entries
             topology.personalize(&entries, apicID: topology.apicID(index))
             let cpu = try KVMVirtualCPU(
                 index: index, apicID: topology.apicID(index), cpuid: entries, accelerator: self, vm: vm)
-            if index == 0 { registers = cpu.findStateRegisters(try system.stateRegisters()) }
+            cpu.setUpMachineChecks(banks)
+            if index == 0 {
+                registers = cpu.findStateRegisters(try system.stateRegisters() + CPUState.unlisted(banks: banks))
+            }
             cpu.stateRegisters = registers
             virtualCPUs.append(cpu)
         }

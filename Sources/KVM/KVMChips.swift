@@ -55,6 +55,7 @@ final class KVMIOAPIC: KVMSystemDevice, Device {
     func reset() {
         var chip = initial
         check(chip.call(CKVM_SET_IRQCHIP, vm), "KVM_SET_IRQCHIP of the I/O APIC")
+        accelerator.interrupts.repeatLevels()
     }
 
     func save(to writer: inout StateWriter) {

@@ -85,6 +85,9 @@ final class KVMInterrupts {
         }
     }
 
+    /// Tells controllers that were reset of the wires that are high.
+    func repeatLevels() { for gsi in 0..<KVMInterrupts.pinCount where asserted[gsi] { setLevel(gsi, true) } }
+
     /// Drives wires whose devices did not say again what they had said.
     func settle() {
         for gsi in 0..<KVMInterrupts.pinCount { drive(gsi) }

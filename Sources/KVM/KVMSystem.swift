@@ -47,6 +47,8 @@ final class KVMSystem {
     let maximumCPUID: Int
     let maximumSlots: Int
     let maximumRoutes: Int
+    /// Banks of registers that report machine checks: as many as QEMU gives a guest, or fewer.
+    let machineCheckBanks: UInt32
     let hasSREGS2: Bool
     let hasTSCDeadline: Bool
     let hasTSCControl: Bool
@@ -98,6 +100,7 @@ final class KVMSystem {
         let slots = vm.capability(KVM_CAP_NR_MEMSLOTS)
         maximumSlots = slots > 0 ? slots : 32
         maximumRoutes = max(24, vm.capability(KVM_CAP_IRQ_ROUTING))
+        machineCheckBanks = UInt32(min(10, system.capability(KVM_CAP_MCE)))
         hasSREGS2 = vm.capability(KVM_CAP_SREGS2) != 0
         hasTSCDeadline = vm.capability(KVM_CAP_TSC_DEADLINE_TIMER) != 0
         hasTSCControl = vm.capability(KVM_CAP_TSC_CONTROL) != 0

@@ -91,22 +91,15 @@ final class KVMPIT: KVMSystemDevice, Device {
 final class KVMClock: KVMSystemDevice, Device {
     let stateName = "kvmclock"
 
-    func reset() {
-        var data = kvm_clock_data()
-        check(vm.call(CKVM_SET_CLOCK, &data), "KVM_SET_CLOCK")
-    }
+    func reset() { set(0) }
 
     /// Tells watchdogs of the guest that it has not run for a while.
     func resume() { for cpu in accelerator.virtualCPUs { cpu.file.call(CKVM_KVMCLOCK_CTRL) } }
 
     func save(to writer: inout StateWriter) {
-        var data = kvm_clock_data()
-        let before = ckvm_raw_time()
-        check(vm.call(CKVM_GET_CLOCK, &data), "KVM_GET_CLOCK")
-        let after = ckvm_raw_time()
-        writer.put("clock", data.clock)
-        // When that was, by CLOCK_MONOTONIC_RAW, which KVM's clock follows.
-        writer.put("host-time", UInt64(before + (after - before) / 2))
+        let (clock, time) = sample()
+        writer.put("clock", clock)
+        writer.put("host-time", UInt64(time))
         writer.put("host-boot", accelerator.bootID)
     }
 
@@ -117,10 +110,39 @@ final class KVMClock: KVMSystemDevice, Device {
         let sameBoot = try reader.string("host-boot") == accelerator.bootID && !accelerator.bootID.isEmpty
         try reader.finish()
         return { [self] in
-            var data = kvm_clock_data()
-            data.clock = clock
-            if sameBoot { data.clock += UInt64(max(0, ckvm_raw_time() - hostTime)) }
-            check(vm.call(CKVM_SET_CLOCK, &data), "KVM_SET_CLOCK")
+            guard sameBoot else { return set(clock) }
+            // A guest compares this clock with its time-stamp counter: what setting it takes is made good.
+            var lead: Int64 = 0
+            for _ in 0..<KVMClock.tries {
+                set(UInt64(max(0, Int64(clock) &+ ckvm_raw_time() &- hostTime &+ lead)))
+                let (now, time) = sample()
+                let error = Int64(truncatingIfNeeded: now) &- Int64(clock) &- (time &- hostTime)
+                guard error.magnitude > KVMClock.precision else { return }
+                lead &-= error
+            }
         }
+    }
+
+    private static let tries = 6
+    /// Nanoseconds.
+    private static let precision: UInt64 = 500
+
+    private func set(_ clock: UInt64) {
+        var data = kvm_clock_data()
+        data.clock = clock
+        check(vm.call(CKVM_SET_CLOCK, &data), "KVM_SET_CLOCK")
+    }
+
+    /// The clock, and when that was by CLOCK_MONOTONIC_RAW, which it follows; in nanoseconds.
+    private func sample() -> (clock: UInt64, time: Int64) {
+        var best: (clock: UInt64, time: Int64, width: Int64) = (0, 0, .max)
+        for _ in 0..<KVMClock.tries where best.width > Int64(KVMClock.precision) {
+            var data = kvm_clock_data()
+            let before = ckvm_raw_time()
+            check(vm.call(CKVM_GET_CLOCK, &data), "KVM_GET_CLOCK")
+            let width = ckvm_raw_time() - before
+            if width < best.width { best = (data.clock, before + width / 2, width) }
+        }
+        return (best.clock, best.time)
     }
 }

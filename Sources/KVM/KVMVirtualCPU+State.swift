@@ -25,7 +25,7 @@ extension KVMVirtualCPU {
             let list = bytes.bindMemory(to: kvm_xcr.self)
             return (0..<min(list.count, Int(xcrs.nr_xcrs))).map { (list[$0].xcr, list[$0].value) }
         }
-        let list = RegisterList(stateRegisters.map { ($0, 0) })
+        var list = RegisterList(stateRegisters.map { ($0, 0) })
         let count = try check(list.call(CKVM_GET_MSRS, file), "KVM_GET_MSRS")
         guard count == stateRegisters.count else {
             throw VMMError("CPU \(index): KVM_GET_MSRS does not tell MSR \(Hex(UInt64(stateRegisters[Int(count)])))")
@@ -133,7 +133,8 @@ extension KVMVirtualCPU {
 
     private func set(_ registers: [(index: UInt32, value: UInt64)]) throws(VMMError) {
         guard !registers.isEmpty else { return }
-        let count = try check(RegisterList(registers).call(CKVM_SET_MSRS, file), "KVM_SET_MSRS")
+        var list = RegisterList(registers)
+        let count = try check(list.call(CKVM_SET_MSRS, file), "KVM_SET_MSRS")
         guard count == registers.count else {
             let (index, value) = registers[Int(count)]
             throw VMMError(
@@ -152,14 +153,15 @@ extension KVMVirtualCPU {
 
     /// Finds the registers whose state can be read and set again; asked of a CPU as KVM made it.
     func findStateRegisters(_ candidates: [UInt32]) -> [UInt32] {
-        var list = candidates.filter { CPUState.isCarried($0) && !(hasTSCOffset && $0 == CPUState.timeStampCounter) }
+        var seen: Set<UInt32> = hasTSCOffset ? [CPUState.timeStampCounter] : []
+        var list = candidates.filter { CPUState.isCarried($0) && seen.insert($0).inserted }
         // What others are told by.
         if let place = list.firstIndex(of: CPUState.timeStampCounter) {
             list.insert(list.remove(at: place), at: 0)
         }
         for request in [CKVM_GET_MSRS, CKVM_SET_MSRS] {
             while !list.isEmpty {
-                let values = RegisterList(list.map { ($0, 0) })
+                var values = RegisterList(list.map { ($0, 0) })
                 var count = values.call(CKVM_GET_MSRS, file)
                 if request == CKVM_SET_MSRS, count == list.count { count = values.call(CKVM_SET_MSRS, file) }
                 guard count >= 0, count < list.count else { break }

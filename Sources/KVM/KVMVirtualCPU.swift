@@ -76,6 +76,13 @@ final class KVMVirtualCPU: X86CPU {
         scheduling?.deallocate()
     }
 
+    /// As QEMU's: banks with a control register, for a CPU that has them at all.
+    func setUpMachineChecks(_ banks: UInt32) {
+        // MCG_CTL_P and MCG_SER_P.
+        var capabilities = UInt64(banks) | 1 << 8 | 1 << 24
+        if banks > 0 { file.call(CKVM_X86_SETUP_MCE, &capabilities) }
+    }
+
     // MARK: The thread
 
     func makeThread() throws(VMMError) {

@@ -16,13 +16,16 @@ struct TestError: Error, CustomStringConvertible {
 /// Remembers what a guest writes to ports 0x100 to 0x10f.
 final class TestPorts: MMIODevice {
     static let base: UInt64 = 0x100
+    /// The first thousand.
     private(set) var writes: [UInt64] = []
+    private(set) var count = 0
     /// Called with each value.
     var onWrite: (UInt64) -> Void = { _ in }
 
     func mmioRead(offset: UInt64, width: Int) -> UInt64 { 0x40 + offset }
     func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
-        writes.append(value)
+        count += 1
+        if writes.count < 1000 { writes.append(value) }
         onWrite(value)
     }
 }
@@ -86,12 +89,12 @@ final class KVMMachine {
 
     static let codeAddress = 0x1000
 
-    /// A program in long mode, with the first 4 MiB and the local APIC mapped, a stack, and gates of interrupts at
+    /// A program in long mode, with the first 4 MiB and the APICs mapped, a stack, and gates of interrupts at
     /// 0x6000, whose descriptor is at 0x7000.
     func loadLongMode(_ code: [UInt8], handlers: [Int: Int] = [:]) {
         (self[0x2000], self[0x3000], self[0x3018]) = (0x3003, 0x4003, 0x5003)
         (self[0x4000], self[0x4008]) = (0x83, 0x20_0083)
-        self[0x5000 + 8 * 0x1f7] = 0xfee0_0083
+        (self[0x5000 + 8 * 0x1f6], self[0x5000 + 8 * 0x1f7]) = (0xfec0_0083, 0xfee0_0083)
         (self[0x8f10], self[0x8f18]) = (0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff)
         for (vector, address) in handlers {
             self[0x6000 + 16 * vector] = UInt64(address) & 0xffff | 0x10 << 16 | 0x8e00 << 32

@@ -114,20 +114,59 @@ struct KVMRunTests {
     @Test("starts another CPU")
     func second() throws {
         let machine = try KVMMachine(cpus: 2)
-        machine.loadLongMode([
-            0xbb, 0x00, 0x00, 0xe0, 0xfe,  // mov ebx, 0xfee00000
-            0xc7, 0x83, 0xf0, 0, 0, 0, 0xff, 0x01, 0, 0,  // the local APIC is on
-            0xc7, 0x83, 0x10, 0x03, 0, 0, 0, 0, 0, 0x01,  // to APIC 1
-            0xc7, 0x83, 0x00, 0x03, 0, 0, 0x00, 0x45, 0, 0,  // INIT
-            0xc7, 0x83, 0x00, 0x03, 0, 0, 0x0a, 0x46, 0, 0,  // start at 0xa000
-            0xf4, 0xeb, 0xfd,
-        ])
+        machine.loadLongMode(KVMMachine.startingSecond + [0xf4, 0xeb, 0xfd])
         // inc dword [0x8100]; jmp
         machine.store([0x66, 0xff, 0x06, 0x00, 0x81, 0xeb, 0xf9], at: 0xa000)
         try machine.vm.start()
         try machine.run(until: "the second CPU to count") { machine[0x8100] > 1000 }
         let ids = machine.accelerator.cpus.map(\.threadID)
         #expect(Set(ids).count == 2 && !ids.contains(0))
+    }
+
+    @Test("has accesses of two CPUs carried out one by one, over many stops")
+    func twoWriters() throws {
+        let machine = try KVMMachine(cpus: 2)
+        machine.loadLongMode(KVMMachine.startingSecond + KVMMachine.writing)
+        // mov dx, 0x101; mov al, 1; 1: out dx, al; jmp 1b
+        machine.store([0xba, 0x01, 0x01, 0xb0, 0x01, 0xee, 0xeb, 0xfd], at: 0xa000)
+        var (inside, overlaps, second) = (0, 0, 0)
+        machine.ports.onWrite = { value in
+            inside += 1
+            if inside > 1 { overlaps += 1 }
+            if value == 1 { second += 1 }
+            inside -= 1
+        }
+        try machine.vm.start()
+        for _ in 0..<50 {
+            let (all, others) = (machine.ports.count, second)
+            try machine.run(until: "both") { second > others && machine.ports.count - all > second - others }
+            machine.vm.stop()
+            let stopped = machine.ports.count
+            #expect(inside == 0)
+            #expect(machine.ports.count == stopped)
+            try machine.vm.start()
+        }
+        #expect(overlaps == 0)
+    }
+
+    @Test("stops a guest that KVM cannot run on, and keeps it")
+    func internalError() throws {
+        let machine = try KVMMachine()
+        // A jump to where no memory is: mov eax, 0x400000; jmp rax
+        machine.loadLongMode([0xb8, 0x00, 0x00, 0x40, 0x00, 0xff, 0xe0])
+        machine[0x4010] = 0x40_0083
+        try machine.vm.start()
+        try machine.run(until: "the error") { machine.vm.runState == .internalError }
+        #expect(machine.accelerator.registers(ofCPU: 0).contains("RIP=0000000000400000"))
+        #expect(machine.accelerator.cpus[0].programCounter == 0x400000)
+    }
+
+    @Test("refuses more CPUs than there can be, and says how many there can")
+    func tooMany() throws {
+        #expect {
+            _ = try KVMMachine(cpus: 100_000)
+        } throws: { "\($0)".contains("exceeds the maximum cpus supported by KVM (") }
+        #expect { _ = try KVMMachine(cpus: 256) } throws: { "\($0)".contains("254") || "\($0)".contains("maximum") }
     }
 
     @Test("takes a triple fault as a reset")

@@ -59,6 +59,47 @@ struct KVMStateTests {
         try second.run(until: "more ticks again") { second[0x8000] >= stopped + 5 }
     }
 
+    @Test("neither loses nor doubles an interrupt of a wire that is high")
+    func wires() throws {
+        let first = try KVMMachine()
+        first.loadLongMode(KVMMachine.waitingForEdge, handlers: KVMMachine.tickHandler)
+        first.store(KVMMachine.tick, at: 0x1800)
+        let line = first.accelerator.line(gsi: 5)
+        try first.vm.start()
+        try first.run(until: "the guest to wait") { first[0x8010] == 1 }
+        line.set(true)
+        try first.run(until: "the interrupt") { first[0x8000] == 1 }
+        first.vm.stop()
+        let second = try KVMMachine()
+        copyRAM(first, second)
+        try second.load(first.save())
+        // The device, which has loaded its own state, says again what it had said.
+        let again = second.accelerator.line(gsi: 5)
+        again.set(true)
+        try second.vm.start()
+        // What comes by another way, afterwards, is the second.
+        #expect(second.vm.addressSpace.storeMessage(0x40, at: 0xfee0_0000))
+        try second.run(until: "a message") { second[0x8000] >= 2 }
+        #expect(second[0x8000] == 2)
+        again.set(false)
+        again.set(true)
+        try second.run(until: "the next edge") { second[0x8000] == 3 }
+    }
+
+    @Test("has what the kernel does not list")
+    func unlisted() throws {
+        let machine = try KVMMachine()
+        machine.vm.resetDevices()
+        let field = try #require(try KVMMachine.fields(machine.save()[0]).first { $0.name == "msrs" })
+        let numbers = stride(from: 0, to: field.payload.count, by: 16).map { place in
+            field.payload[place..<place + 4].reversed().reduce(0) { $0 << 8 | Int($1) }
+        }
+        #expect(Set(numbers).count == numbers.count)
+        // How memory is cached, by default.
+        #expect(numbers.contains(0x2ff))
+        #expect(!numbers.contains(0x4b56_4d00))
+    }
+
     @Test("gives the second VM the same time-stamp counter")
     func time() throws {
         let first = try KVMMachine()
