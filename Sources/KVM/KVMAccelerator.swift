@@ -76,10 +76,11 @@ public final class KVMAccelerator: X86Accelerator {
         system.enable(Int32(CKVM_CAP_PMU_CAPABILITY), 1)
         system.enable(KVM_CAP_EXCEPTION_PAYLOAD)
         system.enable(Int32(CKVM_CAP_TRIPLE_FAULT_EVENT))
-        try interrupts.build(hasPIC: machine.hasPIC, hasPIT: machine.hasPIT)
-        try makeCPUs(topology, model)
+        // Before all else: later on the kernel waits for others to see each change.
         vm.addressSpace.add(memory)
         if let failure = memory.failure { throw failure }
+        try interrupts.build(hasPIC: machine.hasPIC, hasPIT: machine.hasPIT)
+        try makeCPUs(topology, model)
         try vm.addressSpace.map(
             MessageWindow(interrupts), at: KVMAccelerator.messages.start, size: KVMAccelerator.messages.size,
             name: "kvm-apic-msi")
@@ -136,13 +137,13 @@ public final class KVMAccelerator: X86Accelerator {
             cpu.stateRegisters = registers
             virtualCPUs.append(cpu)
         }
-        let offset = try virtualCPUs.first?.getState().tscOffset
+        var offset: UInt64?
         for cpu in virtualCPUs {
             var state = try cpu.getState()
             // A reset leaves the time as it is; from the beginning on all CPUs have the same.
             state.registers.removeAll { $0.index == CPUState.timeStampCounter }
-            state.tscOffset = offset
-            if let error = cpu.set(state) { throw error }
+            if let offset { try cpu.set(tscOffset: offset) }
+            offset = offset ?? state.tscOffset
             state.tscOffset = nil
             cpu.initialState = state
         }

@@ -89,7 +89,7 @@ final class KVMVirtualCPU: X86CPU {
         guard thread == nil else { return }
         var made = pthread_t()
         let code = ckvm_start_thread(
-            &made, "CPU \(index)/KVM",
+            &made,
             { cpu in
                 guard let cpu else { return }
                 Unmanaged<KVMVirtualCPU>.fromOpaque(cpu).takeUnretainedValue().threadMain()
@@ -100,6 +100,7 @@ final class KVMVirtualCPU: X86CPU {
 
     private func threadMain() {
         threadID = Int32(ckvm_thread_id())
+        ckvm_name_thread("CPU \(index)/KVM")
         while gate.pass() { runGuest() }
     }
 

@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -84,7 +85,9 @@ int ckvm_prepare_signals(void) {
     return pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-int ckvm_start_thread(pthread_t *thread, const char *name, void (*body)(void *), void *argument) {
+void ckvm_name_thread(const char *name) { prctl(PR_SET_NAME, name); }
+
+int ckvm_start_thread(pthread_t *thread, void (*body)(void *), void *argument) {
     pthread_attr_t attributes;
     sigset_t mask, old;
     int code = pthread_attr_init(&attributes);
@@ -97,7 +100,6 @@ int ckvm_start_thread(pthread_t *thread, const char *name, void (*body)(void *),
     code = pthread_create(thread, &attributes, (void *(*)(void *))(void *)body, argument);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attributes);
-    if (code == 0) pthread_setname_np(*thread, name);
     return code;
 }
 
