@@ -24,6 +24,7 @@ public final class KVMAccelerator: X86Accelerator {
     /// Whether the threads are there, and whether they run.
     private var hasMadeThreads = false
     private var isRunning = false
+    private var stoppedGroups: String?
     /// The host's time-stamp counter when the CPUs last stopped.
     private var stopTSC: UInt64?
     /// The one that was saved, and the one from which it goes on: the same for all CPUs of a load.
@@ -187,7 +188,7 @@ public final class KVMAccelerator: X86Accelerator {
             }
             gate.await(made)
             hasMadeThreads = true
-            for cpu in virtualCPUs { try cpu.place() }
+            for cpu in virtualCPUs { try cpu.place.take(cpu.threadID) }
         } catch {
             gate.await(made)
             hasMadeThreads = true
@@ -199,6 +200,7 @@ public final class KVMAccelerator: X86Accelerator {
     public func resumeCPUs() {
         guard hasMadeThreads, !isRunning else { return }
         isRunning = true
+        stoppedGroups = nil
         interrupts.isLive = true
         interrupts.settle()
         if let error = interrupts.flush() { Report.error(error) }
@@ -220,10 +222,17 @@ public final class KVMAccelerator: X86Accelerator {
 
     public func endThreads() {
         guard hasMadeThreads, !isRunning else { return }
-        for cpu in virtualCPUs { cpu.notePlace() }
+        for cpu in virtualCPUs { cpu.place.note(cpu.threadID, processGroups: processGroups) }
         gate.end()
         for cpu in virtualCPUs { cpu.joinThread() }
         hasMadeThreads = false
+    }
+
+    /// The control groups of the main thread, looked up once for all CPUs that stop.
+    var processGroups: String {
+        let text = stoppedGroups ?? ThreadGroups.text(Int32(ckvm_thread_id()))
+        stoppedGroups = text
+        return text
     }
 
     /// Has the main thread look at what was asked for.

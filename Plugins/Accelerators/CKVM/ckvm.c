@@ -72,6 +72,24 @@ void ckvm_boot_id(char text[37]) {
     close(fd);
 }
 
+int ckvm_read_text(const char *path, char *text, size_t size) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return errno;
+    ssize_t length = read(fd, text, size - 1);
+    int code = length < 0 ? errno : 0;
+    text[length < 0 ? 0 : length] = 0;
+    close(fd);
+    return code;
+}
+
+int ckvm_write_text(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return errno;
+    int code = write(fd, text, strlen(text)) < 0 ? errno : 0;
+    close(fd);
+    return code;
+}
+
 int ckvm_kick_signal(void) { return SIGRTMIN + 3; }
 
 static void ignore(int signal) { (void)signal; }

@@ -170,6 +170,10 @@ int64_t ckvm_raw_time(void);
 /* The text of the file; "" when it cannot be read. */
 void ckvm_boot_id(char text[37]);
 
+/* The beginning of a small file as a string, and the other way round. Each returns an errno value. */
+int ckvm_read_text(const char *path, char *text, size_t size);
+int ckvm_write_text(const char *path, const char *text);
+
 /* ---- Threads. */
 
 /* The signal that takes a vCPU's thread out of KVM_RUN. Its handler does nothing. */
