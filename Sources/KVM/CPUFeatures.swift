@@ -16,12 +16,23 @@ package struct FeatureWord {
         (self.text, self.excluded) = (text, excluded)
     }
 
-    var names: [Substring] { text.description.split(separator: " ") }
+    /// Calls `body` with each bit and its name. A start asks for many names: none is made a string.
+    private func forEachName(_ body: (_ bit: UInt32, _ name: UnsafeBufferPointer<UInt8>) -> Void) {
+        text.withUTF8Buffer { bytes in
+            var (bit, start) = (UInt32(0), 0)
+            for place in 0...bytes.count where place == bytes.count || bytes[place] == UInt8(ascii: " ") {
+                body(bit, UnsafeBufferPointer(rebasing: bytes[start..<place]))
+                (bit, start) = (bit + 1, place + 1)
+            }
+        }
+    }
+
+    private static func isName(_ text: UnsafeBufferPointer<UInt8>) -> Bool { text[0] != UInt8(ascii: "-") }
 
     /// The bits that have a name.
     var named: UInt32 {
         var mask: UInt32 = 0
-        for (bit, name) in names.enumerated() where name != "-" { mask |= 1 << UInt32(bit) }
+        forEachName { bit, name in if FeatureWord.isName(name) { mask |= 1 << bit } }
         return mask
     }
 
@@ -30,8 +41,10 @@ package struct FeatureWord {
     /// As QEMU describes a bit: `CPUID[eax=07h,ecx=00h].EBX.avx2 [bit 5]`.
     func description(bit: Int) -> String {
         let entry = CPUIDEntry(function: function, index: index ?? 0, hasIndex: index != nil)
-        let names = names
-        let name = bit < names.count && names[bit] != "-" ? ".\(names[bit])" : ""
+        var name = ""
+        forEachName { other, text in
+            if other == bit, FeatureWord.isName(text) { name = "." + String(decoding: text, as: UTF8.self) }
+        }
         return "\(entry.name).\(register.rawValue)\(name) [bit \(bit)]"
     }
 
@@ -137,13 +150,19 @@ package struct FeatureWord {
 
     /// The bits that a flag stands for, by places in `all`; empty for none of its name.
     package static func bits(named flag: String) -> [(word: Int, mask: UInt32)] {
-        let name = aliases[flag] ?? flag
-        return all.enumerated().compactMap { place, word in
-            var mask: UInt32 = 0
-            for (bit, other) in word.names.enumerated() where other == name && name != "-" { mask |= 1 << UInt32(bit) }
-            // Of the two clocks that have one name a guest gets the later.
-            if name == "kvmclock" { mask &= ~word.excluded }
-            return mask == 0 ? nil : (place, mask)
+        var name = aliases[flag] ?? flag
+        var found: [(word: Int, mask: UInt32)] = []
+        name.withUTF8 { name in
+            for (place, word) in all.enumerated() {
+                var mask: UInt32 = 0
+                word.forEachName { bit, other in
+                    if isName(other), other.elementsEqual(name) { mask |= 1 << bit }
+                }
+                // Of the two clocks that have one name a guest gets the later.
+                if mask & ~word.excluded != 0 { mask &= ~word.excluded }
+                if mask != 0 { found.append((place, mask)) }
+            }
         }
+        return found
     }
 }

@@ -24,6 +24,7 @@ public final class KVMAccelerator: X86Accelerator {
     /// Whether the threads are there, and whether they run.
     private var hasMadeThreads = false
     private var isRunning = false
+    private var stoppedGroups: String?
     /// The host's time-stamp counter when the CPUs last stopped.
     private var stopTSC: UInt64?
     /// The one that was saved, and the one from which it goes on: the same for all CPUs of a load.
@@ -76,10 +77,11 @@ public final class KVMAccelerator: X86Accelerator {
         system.enable(Int32(CKVM_CAP_PMU_CAPABILITY), 1)
         system.enable(KVM_CAP_EXCEPTION_PAYLOAD)
         system.enable(Int32(CKVM_CAP_TRIPLE_FAULT_EVENT))
-        try interrupts.build(hasPIC: machine.hasPIC, hasPIT: machine.hasPIT)
-        try makeCPUs(topology, model)
+        // Before all else: later on the kernel waits for others to see each change.
         vm.addressSpace.add(memory)
         if let failure = memory.failure { throw failure }
+        try interrupts.build(hasPIC: machine.hasPIC, hasPIT: machine.hasPIT)
+        try makeCPUs(topology, model)
         try vm.addressSpace.map(
             MessageWindow(interrupts), at: KVMAccelerator.messages.start, size: KVMAccelerator.messages.size,
             name: "kvm-apic-msi")
@@ -136,13 +138,13 @@ public final class KVMAccelerator: X86Accelerator {
             cpu.stateRegisters = registers
             virtualCPUs.append(cpu)
         }
-        let offset = try virtualCPUs.first?.getState().tscOffset
+        var offset: UInt64?
         for cpu in virtualCPUs {
             var state = try cpu.getState()
             // A reset leaves the time as it is; from the beginning on all CPUs have the same.
             state.registers.removeAll { $0.index == CPUState.timeStampCounter }
-            state.tscOffset = offset
-            if let error = cpu.set(state) { throw error }
+            if let offset { try cpu.set(tscOffset: offset) }
+            offset = offset ?? state.tscOffset
             state.tscOffset = nil
             cpu.initialState = state
         }
@@ -186,7 +188,7 @@ public final class KVMAccelerator: X86Accelerator {
             }
             gate.await(made)
             hasMadeThreads = true
-            for cpu in virtualCPUs { try cpu.place() }
+            for cpu in virtualCPUs { try cpu.place.take(cpu.threadID) }
         } catch {
             gate.await(made)
             hasMadeThreads = true
@@ -198,6 +200,7 @@ public final class KVMAccelerator: X86Accelerator {
     public func resumeCPUs() {
         guard hasMadeThreads, !isRunning else { return }
         isRunning = true
+        stoppedGroups = nil
         interrupts.isLive = true
         interrupts.settle()
         if let error = interrupts.flush() { Report.error(error) }
@@ -219,10 +222,17 @@ public final class KVMAccelerator: X86Accelerator {
 
     public func endThreads() {
         guard hasMadeThreads, !isRunning else { return }
-        for cpu in virtualCPUs { cpu.notePlace() }
+        for cpu in virtualCPUs { cpu.place.note(cpu.threadID, processGroups: processGroups) }
         gate.end()
         for cpu in virtualCPUs { cpu.joinThread() }
         hasMadeThreads = false
+    }
+
+    /// The control groups of the main thread, looked up once for all CPUs that stop.
+    var processGroups: String {
+        let text = stoppedGroups ?? ThreadGroups.text(Int32(ckvm_thread_id()))
+        stoppedGroups = text
+        return text
     }
 
     /// Has the main thread look at what was asked for.

@@ -15,7 +15,10 @@ extension KVMVirtualCPU {
             // A section without registers is refused by whoever reads it: this VMM keeps the guest.
             Report.error(error)
         }
-        savePlace(to: &writer)
+        if thread != nil, !place.isFresh {
+            place.note(threadID, processGroups: accelerator.processGroups)
+        }
+        place.save(to: &writer)
     }
 
     func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
@@ -26,7 +29,7 @@ extension KVMVirtualCPU {
         let sameBoot = try reader.string("host-boot") == accelerator.bootID && !accelerator.bootID.isEmpty
         var state = try CPUState(reader)
         try check(state, reader)
-        let place = try placeLoader(reader)
+        let takePlace = try place.loader(reader)
         try reader.finish()
         // What this kernel has and the state does not is as after power-on.
         for register in initialState?.registers ?? [] where register.index != CPUState.deadline {
@@ -41,7 +44,9 @@ extension KVMVirtualCPU {
                 state.tscOffset = offset &+ hostTSC &- accelerator.loadTSC(hostTSC)
             }
             if let error = set(state) { accelerator.note(failure: error) }
-            place()
+            takePlace()
+            guard thread != nil else { return }
+            do throws(VMMError) { try place.take(threadID) } catch { accelerator.note(failure: error) }
         }
     }
 

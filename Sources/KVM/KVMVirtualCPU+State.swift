@@ -88,9 +88,7 @@ extension KVMVirtualCPU {
             var (regs, debug, events) = (state.regs, state.debug, state.events)
             try check(file.call(CKVM_SET_REGS, &regs), "KVM_SET_REGS")
             try check(file.call(CKVM_SET_DEBUGREGS, &debug), "KVM_SET_DEBUGREGS")
-            if let offset = state.tscOffset {
-                _ = try check(tscOffset(CKVM_SET_DEVICE_ATTR, offset), "the TSC's offset")
-            }
+            if let offset = state.tscOffset { try set(tscOffset: offset) }
             try set(state.registers.filter { $0.index != CPUState.deadline })
             var lapic = state.lapic
             try check(lapic.withUnsafeMutableBytes { file.call(CKVM_SET_LAPIC, bytes: $0) }, "KVM_SET_LAPIC")
@@ -104,6 +102,10 @@ extension KVMVirtualCPU {
         lastProgramCounter = state.regs.rip
         wasHalted = state.isHalted
         return nil
+    }
+
+    func set(tscOffset offset: UInt64) throws(VMMError) {
+        _ = try check(tscOffset(CKVM_SET_DEVICE_ATTR, offset), "the TSC's offset")
     }
 
     private func setSystemRegisters(_ state: CPUState) throws(VMMError) {

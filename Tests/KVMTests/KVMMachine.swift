@@ -6,6 +6,22 @@ import KVM
 /// Whether this host's KVM runs a guest.
 enum KVMHost {
     static let isUsable: Bool = (try? KVMAccelerator(vm: VirtualMachine())) != nil
+
+    /// Whether threads can be moved between control groups.
+    static var hasGroups: Bool { access("/sys/fs/cgroup/cpu/tasks", W_OK) == 0 }
+
+    static func read(_ path: String) -> String {
+        guard let file = fopen(path, "r") else { return "" }
+        defer { fclose(file) }
+        var bytes = [UInt8](repeating: 0, count: 65536)
+        let count = fread(&bytes, 1, bytes.count, file)
+        return String(decoding: bytes[..<count], as: UTF8.self)
+    }
+
+    static func write(_ text: String, _ path: String) -> Bool {
+        guard let file = fopen(path, "w") else { return false }
+        return fputs(text, file) >= 0 && fclose(file) == 0
+    }
 }
 
 struct TestError: Error, CustomStringConvertible {

@@ -1,5 +1,6 @@
 import BatonDevices
 import BatonRuntime
+import CKVM
 import Glibc
 import KVM
 import Testing
@@ -201,6 +202,39 @@ struct KVMRunTests {
         let stopped = machine[0x8000]
         try machine.vm.start()
         try machine.run(until: "counting on") { machine[0x8000] > stopped }
+    }
+
+    @Test("keeps where a CPU's thread runs", .enabled(if: KVMHost.hasGroups, "needs cgroups that can be changed"))
+    func place() throws {
+        let group = "/sys/fs/cgroup/cpu/baton-test-\(getpid())"
+        #expect(mkdir(group, 0o755) == 0)
+        defer { rmdir(group) }
+        let machine = try KVMMachine()
+        machine.loadLongMode(KVMMachine.counter)
+        try machine.vm.start()
+        let first = machine.accelerator.cpus[0].threadID
+        #expect(KVMHost.write("\(first)", group + "/tasks"))
+        var wanted = ckvm_scheduling()
+        #expect(ckvm_get_scheduling(first, &wanted) == 0)
+        wanted.nice = 5
+        wanted.affinity.0 = 1
+        #expect(ckvm_set_scheduling(first, &wanted) == 0)
+        machine.vm.stop()
+        let sections = machine.save()
+        machine.accelerator.endThreads()
+        try machine.accelerator.makeThreads()
+        let second = try KVMMachine()
+        try second.load(sections)
+        try second.accelerator.makeThreads()
+        for id in [machine.accelerator.cpus[0].threadID, second.accelerator.cpus[0].threadID] {
+            #expect(id != first)
+            #expect(KVMHost.read(group + "/tasks").split(separator: "\n").contains("\(id)"))
+            var own = ckvm_scheduling()
+            #expect(ckvm_get_scheduling(id, &own) == 0)
+            #expect(own.nice == 5 && own.affinity.0 == 1)
+        }
+        machine.accelerator.endThreads()
+        second.accelerator.endThreads()
     }
 
     @Test("sends messages of devices, by a store, an eventfd and a wire")

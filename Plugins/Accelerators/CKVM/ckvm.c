@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -71,6 +72,24 @@ void ckvm_boot_id(char text[37]) {
     close(fd);
 }
 
+int ckvm_read_text(const char *path, char *text, size_t size) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return errno;
+    ssize_t length = read(fd, text, size - 1);
+    int code = length < 0 ? errno : 0;
+    text[length < 0 ? 0 : length] = 0;
+    close(fd);
+    return code;
+}
+
+int ckvm_write_text(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return errno;
+    int code = write(fd, text, strlen(text)) < 0 ? errno : 0;
+    close(fd);
+    return code;
+}
+
 int ckvm_kick_signal(void) { return SIGRTMIN + 3; }
 
 static void ignore(int signal) { (void)signal; }
@@ -84,7 +103,9 @@ int ckvm_prepare_signals(void) {
     return pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-int ckvm_start_thread(pthread_t *thread, const char *name, void (*body)(void *), void *argument) {
+void ckvm_name_thread(const char *name) { prctl(PR_SET_NAME, name); }
+
+int ckvm_start_thread(pthread_t *thread, void (*body)(void *), void *argument) {
     pthread_attr_t attributes;
     sigset_t mask, old;
     int code = pthread_attr_init(&attributes);
@@ -97,7 +118,6 @@ int ckvm_start_thread(pthread_t *thread, const char *name, void (*body)(void *),
     code = pthread_create(thread, &attributes, (void *(*)(void *))(void *)body, argument);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attributes);
-    if (code == 0) pthread_setname_np(*thread, name);
     return code;
 }
 

@@ -170,6 +170,10 @@ int64_t ckvm_raw_time(void);
 /* The text of the file; "" when it cannot be read. */
 void ckvm_boot_id(char text[37]);
 
+/* The beginning of a small file as a string, and the other way round. Each returns an errno value. */
+int ckvm_read_text(const char *path, char *text, size_t size);
+int ckvm_write_text(const char *path, const char *text);
+
 /* ---- Threads. */
 
 /* The signal that takes a vCPU's thread out of KVM_RUN. Its handler does nothing. */
@@ -177,7 +181,9 @@ int ckvm_kick_signal(void);
 /* Installs the handler, and blocks the signal in the calling thread and those that it makes. */
 int ckvm_prepare_signals(void);
 /* Starts a thread that takes that signal and no other. Returns an errno value. */
-int ckvm_start_thread(pthread_t *thread, const char *name, void (*body)(void *), void *argument);
+int ckvm_start_thread(pthread_t *thread, void (*body)(void *), void *argument);
+/* Names the calling thread; 15 bytes of it count. */
+void ckvm_name_thread(const char *name);
 int ckvm_kick(pthread_t thread);
 int ckvm_thread_id(void);
 
