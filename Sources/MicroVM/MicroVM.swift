@@ -20,6 +20,7 @@ public final class MicroVM: Machine {
     private let events: GenericEventDevice?
     private let rtc: CMOSClock?
     private let isa: ISABus
+    private let secondIOAPIC: SecondIOAPIC?
 
     public var pciBus: PCIBus? { pci?.bus }
 
@@ -58,8 +59,17 @@ public final class MicroVM: Machine {
             if let warning = option.warning { Report.warning(warning) }
             try firmware.add(try option.file())
         }
+        let second =
+            options.hasSecondIOAPIC ? SecondIOAPIC { [unowned accelerator] in _ = accelerator.send(address: $0, data: $1) } : nil
+        secondIOAPIC = second
         let base = interrupts.virtioBase
-        slots = (0..<interrupts.virtioSlots).map { VirtioMMIO(slot: $0, line: accelerator.line(gsi: base + $0)) }
+        slots = (0..<interrupts.virtioSlots).map { slot in
+            let input = base + slot
+            guard let second, input >= MemoryMap.ioapicPins else {
+                return VirtioMMIO(slot: slot, line: accelerator.line(gsi: input))
+            }
+            return VirtioMMIO(slot: slot, line: second.line(input - MemoryMap.ioapicPins))
+        }
         events = options.hasACPI ? GenericEventDevice(vm: vm, line: accelerator.line(gsi: MemoryMap.gedInterrupt)) : nil
         let clock = vm.clock
         rtc =
@@ -82,6 +92,7 @@ public final class MicroVM: Machine {
         if let rtc { try vm.add(rtc) }
         if let serial { try vm.add(serial) }
         for slot in slots { try vm.add(slot) }
+        if let second { try vm.add(second) }
         pci = options.hasPCI ? try MicroVM.makePCI(vm, accelerator, layout, interrupts) : nil
         for device in accelerator.systemDevices { try vm.add(device) }
         loader.machine = self
@@ -158,6 +169,9 @@ public final class MicroVM: Machine {
         if let serial {
             try ports.map(serial, at: MemoryMap.serialPort, size: SerialUART.registersSize, name: "serial")
         }
+        if let secondIOAPIC {
+            try memory.map(secondIOAPIC, at: MemoryMap.ioapic2, size: MemoryMap.ioapicSize, name: "ioapic2")
+        }
         if let rtc { try ports.map(rtc, at: MemoryMap.rtcPort, size: CMOSClock.portCount, name: "rtc") }
         try ports.map(firmware, at: MemoryMap.firmwareConfigurationPort, size: FwCfg.size, name: "fwcfg")
         try ports.map(PostCodePort(), at: PostCodePort.port, size: 1, name: "ioport80")
@@ -193,7 +207,13 @@ public final class MicroVM: Machine {
             files.commandLine += (files.commandLine.isEmpty ? "" : " ") + words
         }
         let reserved = pci == nil ? [] : [MemoryMap.pciConfiguration..<MemoryMap.pciConfiguration + MemoryMap.pciConfigurationSize]
-        return try BootPlan(files: files, memory: layout, tables: tables(), reserved: reserved)
+        let multiprocessor = MPTable(
+            apicIDs: accelerator.x86CPUs.map(\.apicID),
+            levelInterrupts: (0..<interrupts.virtioSlots).map { interrupts.virtioBase + $0 },
+            hasTimerOverride: options.hasPIT)
+        return try BootPlan(
+            files: files, memory: layout, tables: tables(), multiprocessor: options.hasACPI ? nil : multiprocessor,
+            reserved: reserved)
     }
 
     public func prepareImages() throws(VMMError) { try loader.prepare() }

@@ -14,8 +14,8 @@ struct MicroVMOptions {
     var hasPIC = true
     /// `isa-serial=`
     var hasSerial = true
-    /// `ioapic2=`
-    var hasSecondIOAPIC = false
+    /// `ioapic2=`, which a guest learns of by ACPI.
+    var hasSecondIOAPIC = true
     /// `auto-kernel-cmdline=`: a guest without ACPI is told of virtio-mmio slots by its kernel's command line.
     var extendsCommandLine = true
 
@@ -26,7 +26,7 @@ struct MicroVMOptions {
         DeviceProperty("pit", "OnOffAuto", "an i8254 timer (auto: on)"),
         DeviceProperty("pic", "OnOffAuto", "a pair of i8259 interrupt controllers (auto: on)"),
         DeviceProperty("isa-serial", "bool", "a serial port at 0x3f8 (on)"),
-        DeviceProperty("ioapic2", "OnOffAuto", "a second I/O APIC, for 24 virtio-mmio slots in place of 8 (auto: off)"),
+        DeviceProperty("ioapic2", "OnOffAuto", "a second I/O APIC, for 24 virtio-mmio slots in place of 8 (auto: on)"),
         DeviceProperty("auto-kernel-cmdline", "bool", "tell a kernel without ACPI of virtio-mmio devices (on)"),
     ]
 
@@ -36,7 +36,7 @@ struct MicroVMOptions {
         hasRTC = try machine.onOffAuto("rtc") ?? true
         hasPIT = try machine.onOffAuto("pit") ?? true
         hasPIC = try machine.onOffAuto("pic") ?? true
-        hasSecondIOAPIC = try machine.onOffAuto("ioapic2") ?? false
+        hasSecondIOAPIC = (try machine.onOffAuto("ioapic2") ?? true) && hasACPI
         for options in machine.options {
             hasSerial = try options.bool("isa-serial") ?? hasSerial
             extendsCommandLine = try options.bool("auto-kernel-cmdline") ?? extendsCommandLine
@@ -44,9 +44,6 @@ struct MicroVMOptions {
         guard !hasPCI || hasACPI else {
             throw VMMError(
                 "machine 'microvm' has no pcie=on with acpi=off", hint: "A guest finds the bus by ACPI: leave acpi= out.")
-        }
-        guard !hasSecondIOAPIC else {
-            throw VMMError("machine 'microvm' has no second I/O APIC", hint: "Leave ioapic2= out, or use pcie=on.")
         }
     }
 }

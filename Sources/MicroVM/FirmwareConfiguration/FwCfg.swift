@@ -1,7 +1,7 @@
 import BatonRuntime
 
 /// QEMU's firmware configuration device at I/O ports: items that firmware, and a guest's kernel, read by a selector
-/// (docs/specs/fw_cfg.rst of QEMU). No item can be written. Main thread only.
+/// (docs/specs/fw_cfg.rst of QEMU). No item can be written. With the VM lock held.
 ///
 /// Its offsets are ports from `MemoryMap.firmwareConfigurationPort` on.
 public final class FwCfg: MMIODevice, Device {

@@ -132,7 +132,7 @@ public final class VirtioMMIO: VirtioTransport, MMIODevice, Device, DeviceBus {
         case Register.queueNotify: device.notify(value)
         case Register.interruptAcknowledge:
             interruptStatus &= ~value
-            if interruptStatus == 0 { line.set(false) }
+            if interruptStatus == 0 { line.set(false) } else { line.renew() }
         case Register.deviceFeaturesSelect: deviceFeaturesSelect = value
         case Register.driverFeatures: device.writeFeatures(value, select: driverFeaturesSelect)
         case Register.driverFeaturesSelect: driverFeaturesSelect = value

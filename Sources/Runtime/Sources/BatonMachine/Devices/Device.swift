@@ -49,9 +49,20 @@ public final class InterruptLine {
     /// The level that the device drives now.
     public private(set) var level = false
     private let sink: (Bool) -> Void
+    private let onRenew: (() -> Void)?
 
-    /// - Parameter sink: told of every change of the level.
-    public init(_ sink: @escaping (Bool) -> Void) { self.sink = sink }
+    /// - Parameters:
+    ///   - sink: told of every change of the level.
+    ///   - renew: told of `renew`, by a controller that does not see how long a level lasts; nil for others.
+    public init(_ sink: @escaping (Bool) -> Void, renew: (() -> Void)? = nil) {
+        self.sink = sink
+        onRenew = renew
+    }
+
+    /// The device has something new to say while its line is high, or the guest has dealt with a part of it.
+    public func renew() {
+        if level { onRenew?() }
+    }
 
     /// Raises and lowers the line, for a controller that looks at edges.
     public func pulse() {
