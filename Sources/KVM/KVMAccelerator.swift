@@ -65,6 +65,9 @@ public final class KVMAccelerator: X86Accelerator {
     // MARK: Building
 
     public func build(_ machine: X86MachineDescription) throws(VMMError) {
+        for count in [machine.sockets, machine.cores, machine.threads] where !(1...0xffff ~= count) {
+            throw VMMError("Invalid CPU topology: \(count) is not from 1 to 65535")
+        }
         let topology = CPUTopology(sockets: machine.sockets, cores: machine.cores, threads: machine.threads)
         try checkCount(topology)
         let model = try CPUModel(machine.model)

@@ -113,7 +113,7 @@ final class KVMClock: KVMSystemDevice, Device {
             guard sameBoot else { return set(clock) }
             // A guest compares this clock with its time-stamp counter: what setting it takes is made good.
             var lead: Int64 = 0
-            for _ in 0..<KVMClock.tries {
+            for _ in 0..<4 {
                 set(UInt64(max(0, Int64(clock) &+ ckvm_raw_time() &- hostTime &+ lead)))
                 let (now, time) = sample()
                 let error = Int64(truncatingIfNeeded: now) &- Int64(clock) &- (time &- hostTime)
@@ -123,9 +123,8 @@ final class KVMClock: KVMSystemDevice, Device {
         }
     }
 
-    private static let tries = 6
-    /// Nanoseconds.
-    private static let precision: UInt64 = 500
+    /// Nanoseconds by which it may be wrong.
+    private static let precision: UInt64 = 1000
 
     private func set(_ clock: UInt64) {
         var data = kvm_clock_data()
@@ -136,7 +135,7 @@ final class KVMClock: KVMSystemDevice, Device {
     /// The clock, and when that was by CLOCK_MONOTONIC_RAW, which it follows; in nanoseconds.
     private func sample() -> (clock: UInt64, time: Int64) {
         var best: (clock: UInt64, time: Int64, width: Int64) = (0, 0, .max)
-        for _ in 0..<KVMClock.tries where best.width > Int64(KVMClock.precision) {
+        for _ in 0..<3 where best.width > 2 * Int64(KVMClock.precision) {
             var data = kvm_clock_data()
             let before = ckvm_raw_time()
             check(vm.call(CKVM_GET_CLOCK, &data), "KVM_GET_CLOCK")

@@ -29,7 +29,7 @@ struct TestError: Error, CustomStringConvertible {
     init(_ description: String) { self.description = description }
 }
 
-/// Remembers what a guest writes to ports 0x100 to 0x10f.
+/// Remembers what a guest writes to ports 0x100 to 0x10f, and counts at port 0x104.
 final class TestPorts: MMIODevice {
     static let base: UInt64 = 0x100
     /// The first thousand.
@@ -38,7 +38,14 @@ final class TestPorts: MMIODevice {
     /// Called with each value.
     var onWrite: (UInt64) -> Void = { _ in }
 
-    func mmioRead(offset: UInt64, width: Int) -> UInt64 { 0x40 + offset }
+    /// What the next read of port 0x104 gives.
+    var next: UInt64 = 0
+
+    func mmioRead(offset: UInt64, width: Int) -> UInt64 {
+        guard offset == 4 else { return 0x40 + offset }
+        next += 1
+        return next - 1
+    }
     func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
         count += 1
         if writes.count < 1000 { writes.append(value) }

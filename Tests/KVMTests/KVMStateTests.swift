@@ -100,6 +100,30 @@ struct KVMStateTests {
         #expect(!numbers.contains(0x4b56_4d00))
     }
 
+    @Test("has no access in hand: what a device has answered has arrived")
+    func accesses() throws {
+        var machine = try KVMMachine()
+        let code: [UInt8] = [
+            0xba, 0x04, 0x01, 0x31, 0xdb,  // mov dx, 0x104; xor bx, bx
+            0xec, 0x38, 0xd8, 0x75, 0x04, 0xfe, 0xc3, 0xeb, 0xf7,  // 1: in al, dx; cmp al, bl; jne 2f; inc bl; jmp 1b
+            0xba, 0x00, 0x01, 0xee, 0xf4, 0xeb, 0xfd,  // 2: mov dx, 0x100; out dx, al; hlt
+        ]
+        machine.loadRealMode(code)
+        for _ in 0..<20 {
+            let seen = machine.ports.next
+            try machine.vm.start()
+            try machine.run(until: "reads") { machine.ports.next > seen + 500 }
+            machine.vm.stop()
+            #expect(machine.ports.writes.isEmpty)
+            let successor = try KVMMachine()
+            successor.loadRealMode(code)
+            copyRAM(machine, successor)
+            try successor.load(machine.save())
+            successor.ports.next = machine.ports.next
+            machine = successor
+        }
+    }
+
     @Test("gives the second VM the same time-stamp counter")
     func time() throws {
         let first = try KVMMachine()
