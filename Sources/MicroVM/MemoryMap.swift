@@ -30,6 +30,7 @@ public enum MemoryMap {
 
     public static let rtcPort: UInt64 = 0x70
     public static let serialPort: UInt64 = 0x3f8
+    public static let panicPort: UInt64 = 0x505
     public static let firmwareConfigurationPort: UInt64 = 0x510
 
     // MARK: Interrupts

@@ -28,7 +28,7 @@ final class MicroVMLoader: Device {
         guard !tablesAreThere, files.firmware != nil else { return }
         tablesAreThere = true
         let firmware = machine.firmware
-        for file in try machine.tables()?.firmwareFiles() ?? [] { try firmware.add(file) }
+        try firmware.addBoardFiles(memory: machine.layout, tables: machine.tables(), bootOrder: [])
         firmware.setKernel { [unowned self] in
             do throws(VMMError) {
                 return try machine.plan(files).kernelItems

@@ -21,6 +21,7 @@ import Testing
         middle.virtioSlots = [0, 9, 10, 23]
         var large = ACPIConfiguration(apicIDs: (0..<300).map { UInt32($0) }, interrupts: both)
         large.hasRTC = true
+        large.panicPort = MemoryMap.panicPort
         large.virtioSlots = Array(0..<24)
         large.pci = ACPIConfiguration.PCI(
             highMemory: MemoryMap.pciHighMemory(physicalAddressBits: 46, ram: RAMLayout(size: 8 << 30)),
@@ -152,6 +153,22 @@ import Testing
         // PNP0501, and \_S5 of type 5.
         #expect(dsdt.find([0x0c, 0x41, 0xd0, 0x05, 0x01]) != nil)
         #expect(dsdt.find([0x08, 0x5c] + Array("_S5_".utf8) + [0x12, 0x07, 4, 0x0a, 5, 0, 0, 0]) != nil)
+    }
+
+    /// What the board does not have is not described.
+    @Test func devicesAreThereByOption() throws {
+        let identifiers: [(String, [UInt8])] = [
+            ("serial", [0x0c, 0x41, 0xd0, 0x05, 0x01]), ("clock", [0x0c, 0x41, 0xd0, 0x0b, 0x00]),
+            ("panic", Array("QEMU0001".utf8)), ("PCI", Array("PNP0A08".utf8)), ("virtio", Array("LNRO0005".utf8)),
+            ("fw_cfg", Array("QEMU0002".utf8)), ("button", Array("PNP0C0C".utf8)),
+        ]
+        func devices(_ index: Int) throws -> [String] {
+            let dsdt = try #require(try placed(Self.configurations[index]).tables.tables["DSDT"])
+            return identifiers.filter { dsdt.find($0.1) != nil }.map(\.0)
+        }
+        #expect(try devices(0) == ["PCI", "fw_cfg", "button"])
+        #expect(try devices(1) == ["serial", "clock", "virtio", "fw_cfg", "button"])
+        #expect(try devices(2) == identifiers.map(\.0))
     }
 
     static let iasl = Products.find("iasl")

@@ -27,7 +27,26 @@ struct FileBytes {
     /// - Parameter limit: bytes; a larger file is refused.
     static func read(_ path: String, limit: UInt64) throws(VMMError) -> FileBytes {
         let fd = try FD.openFile(path, O_RDONLY)
-        return FileBytes(bytes: try FD.readAll(fd.raw, limit: Int(clamping: limit), from: "'\(path)'"))
+        var status = stat()
+        guard fstat(fd.raw, &status) == 0, status.st_size > 0, UInt64(status.st_size) <= limit else {
+            // Its size is unknown, or an error that this reports.
+            return FileBytes(bytes: try FD.readAll(fd.raw, limit: Int(clamping: limit), from: "'\(path)'"))
+        }
+        // The guest's start waits for this: the bytes are copied once.
+        let size = Int(status.st_size)
+        var code: Int32 = 0
+        let bytes = [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
+            while count < size {
+                let place = buffer.baseAddress.map { $0 + count }
+                let result = retryingInterrupts { Glibc.read(fd.raw, place, size - count) }
+                if result < 0 { code = errno }
+                // At 0 the file has become shorter.
+                guard result > 0 else { return }
+                count += result
+            }
+        }
+        guard code == 0 else { throw .system("Could not read '\(path)'", errno: code) }
+        return FileBytes(bytes: bytes)
     }
 }
 

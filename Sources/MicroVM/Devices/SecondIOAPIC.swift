@@ -53,7 +53,7 @@ public final class SecondIOAPIC: MMIODevice, Device {
         guard isRunning, levels[pin], !sent[pin], entry & SecondIOAPIC.masked == 0 else { return }
         sent[pin] = true
         // Destination and its mode, then vector and delivery mode: Intel SDM 3A, 11.11. Always an edge.
-        send(0xfee0_0000 | entry >> 56 << 12 | (entry >> 11 & 1) << 2, UInt32(truncatingIfNeeded: entry & 0x7ff))
+        send(0xfee0_0000 | (entry >> 56) << 12 | (entry >> 11 & 1) << 2, UInt32(truncatingIfNeeded: entry & 0x7ff))
     }
 
     // MARK: Registers
