@@ -8,12 +8,13 @@ extension KVMVirtualCPU {
     /// over when it is entered again, also when it is to leave at once.
     func runGuest() {
         let (fd, run) = (file.fd, run)
+        hasTimerRunOut = false
         while true {
             let result = ckvm_run(fd)
             if result == 0 {
                 guard carryOut(run) else { return }
             } else if result == -EINTR || result == -EAGAIN {
-                if ckvm_immediate_exit(run) != 0 { return }
+                if ckvm_immediate_exit(run) != 0, settleTimer() { return }
             } else {
                 return fail(runError(-result))
             }
@@ -22,7 +23,7 @@ extension KVMVirtualCPU {
 
     /// - Returns: false when the CPU must not go on.
     @inline(__always)
-    private func carryOut(_ run: UnsafeMutablePointer<kvm_run>) -> Bool {
+    func carryOut(_ run: UnsafeMutablePointer<kvm_run>) -> Bool {
         switch Int32(bitPattern: ckvm_exit_reason(run)) {
         case KVM_EXIT_IO: accessPort(run)
         case KVM_EXIT_MMIO: accessMemory(run)

@@ -34,6 +34,7 @@ extension KVMVirtualCPU {
         try check(file.call(CKVM_GET_DEBUGREGS, &state.debug), "KVM_GET_DEBUGREGS")
         state.lapic = [UInt8](repeating: 0, count: CPUState.lapicSize)
         try check(state.lapic.withUnsafeMutableBytes { file.call(CKVM_GET_LAPIC, bytes: $0) }, "KVM_GET_LAPIC")
+        describeTimer(&state.lapic)
         if hasTSCOffset { state.tscOffset = try check(tscOffset(CKVM_GET_DEVICE_ATTR, 0), "the TSC's offset") }
         return state
     }
@@ -79,6 +80,7 @@ extension KVMVirtualCPU {
     /// before its deadline; whether the CPU runs; and last the events in hand, which setting registers drops.
     /// - Returns: what the kernel did not take; the rest is not set then.
     func set(_ state: CPUState) -> VMMError? {
+        hasTimerRunOut = false
         do throws(VMMError) {
             // What other CPUs have sent to this one's life before is over.
             var mp = kvm_mp_state()

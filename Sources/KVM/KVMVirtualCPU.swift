@@ -39,6 +39,8 @@ final class KVMVirtualCPU: X86CPU {
     /// As of the last time the CPU was stopped.
     var lastProgramCounter: UInt64 = 0
     var wasHalted = false
+    /// Whether the local APIC's timer, which counts once, had run out then; its interrupt has come.
+    var hasTimerRunOut = false
 
     init(index: Int, apicID: UInt32, cpuid: [CPUIDEntry], accelerator: KVMAccelerator, vm: VirtualMachine)
         throws(VMMError)

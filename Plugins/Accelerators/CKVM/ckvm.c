@@ -105,6 +105,31 @@ int ckvm_prepare_signals(void) {
 
 void ckvm_name_thread(const char *name) { prctl(PR_SET_NAME, name); }
 
+int ckvm_enter_and_leave(int fd, struct kvm_run *run) {
+    /* The kernel looks at the signals that are pending only with a mask of KVM_RUN's own. */
+    struct {
+        struct kvm_signal_mask mask;
+        unsigned char signals[8];
+    } during = {.mask.len = sizeof during.signals};
+    sigset_t kick, old;
+    int result;
+
+    sigemptyset(&kick);
+    sigaddset(&kick, ckvm_kick_signal());
+    pthread_sigmask(SIG_BLOCK, &kick, &old);
+    memcpy(during.mask.sigset, &old, sizeof during.signals);
+    result = ckvm_ioctl(fd, KVM_SET_SIGNAL_MASK, &during);
+    if (result == 0) {
+        pthread_kill(pthread_self(), ckvm_kick_signal());
+        ckvm_set_immediate_exit(run, 0);
+        result = ckvm_run(fd);
+        ckvm_set_immediate_exit(run, 1);
+        ckvm_ioctl(fd, KVM_SET_SIGNAL_MASK, NULL);
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return result;
+}
+
 int ckvm_start_thread(pthread_t *thread, void (*body)(void *), void *argument) {
     pthread_attr_t attributes;
     sigset_t mask, old;

@@ -18,6 +18,11 @@ int ckvm_ioctl_value(int fd, unsigned long request, unsigned long value);
 /* KVM_RUN of a vCPU. */
 int ckvm_run(int fd);
 
+/* Goes as far as to the guest's door and back, as when a signal comes: what is pending in the vCPU, such as the
+ * interrupt of a timer, is taken in. Of the vCPU's thread, with immediate_exit set, as which it is left. Returns
+ * -EINTR, or another negative errno value. */
+int ckvm_enter_and_leave(int fd, struct kvm_run *run);
+
 static const unsigned long CKVM_GET_API_VERSION = KVM_GET_API_VERSION;
 static const unsigned long CKVM_CREATE_VM = KVM_CREATE_VM;
 static const unsigned long CKVM_CHECK_EXTENSION = KVM_CHECK_EXTENSION;
