@@ -5,6 +5,8 @@ import ProcessSupport
 public struct HarnessConfiguration: Sendable {
     /// The mode, as `-cpr-enable` names it.
     public var mode: String
+    /// What every VM is.
+    public var machine: HarnessMachine
     /// Files that `-module` loads.
     public var modules: [String] = []
     /// Names of preservers, from `modules` or found beside the VMM.
@@ -24,8 +26,9 @@ public struct HarnessConfiguration: Sendable {
     /// How many updates in a row must leave nothing behind.
     public var repetitions = 50
 
-    public init(mode: String, baton: String, tool: String) {
+    public init(mode: String, baton: String, tool: String, machine: HarnessMachine = .tcg) {
         self.mode = mode
+        self.machine = machine
         self.baton = baton
         self.tool = tool
     }

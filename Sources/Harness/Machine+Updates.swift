@@ -118,26 +118,26 @@ extension Machine {
     /// moment.
     private func expectOrder() throws {
         let count = try stop()
-        let sum = try word(CountingProgram.page + (count & 1 == 0 ? 16 : 24))
+        let sum = try word(guest.page + (count & 1 == 0 ? 16 : 24))
         try require(
-            sum == CountingProgram.checksum(after: count),
+            sum == Counting.checksum(after: count),
             "the guest's checksum is not that of its count \(count): steps were lost")
         try execute("cont")
     }
 
     /// Lets the guest look after its machine, which it does once a line.
     func expectLooksFine() throws {
-        let line = try word(CountingProgram.page + 40)
+        let line = try word(guest.page + 40)
         try eventually("the guest writes two more lines", by: configuration.deadline) {
             try self.expectNothingFound()
-            return try self.word(CountingProgram.page + 40) >= line + 2
+            return try self.word(guest.page + 40) >= line + 2
         }
     }
 
     private func expectNothingFound() throws {
-        let finding = try word(CountingProgram.page + 32)
+        let finding = try word(guest.page + 32)
         guard finding != 0 else { return }
-        let text = CountingProgram.Finding(rawValue: finding)?.text ?? "something (\(finding))"
+        let text = Finding(rawValue: finding)?.text ?? "something (\(finding))"
         throw Failure("the guest found changed: \(text)")
     }
 

@@ -23,6 +23,8 @@ final class Machine {
 
     static let memorySize = 16 << 20
 
+    /// The guest.
+    var guest: any GuestProgram.Type { configuration.machine.guest }
     let configuration: HarnessConfiguration
     let options: Options
     let directory: TemporaryDirectory
@@ -47,11 +49,11 @@ final class Machine {
         self.configuration = configuration
         self.options = options
         directory = try TemporaryDirectory()
-        let image = try directory.write("guest.bin", Data(CountingProgram.image()))
+        let image = try directory.write("guest.bin", Data(configuration.machine.guest.image()))
         try directory.writeSparse("disk", size: 1 << 20)
-        var arguments = [
-            configuration.baton, "-machine", "virt,memory-backend=ram", "-m", "16M", "-smp", "\(options.harts)",
-            "-bios", "none", "-kernel", image, "-nodefaults", "-nographic",
+        var arguments = [configuration.baton] + configuration.machine.arguments
+        arguments += [
+            "-m", "16M", "-smp", "\(options.harts)", "-kernel", image, "-nodefaults", "-nographic",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
             "-monitor", "unix:\(directory.file("hmp")),server=on,wait=off",
             "-chardev", "file,id=log,path=\(directory.file("log"))", "-chardev", "pty,id=pty",
@@ -124,7 +126,7 @@ final class Machine {
     private func connectSerial(fromStart: Bool) throws {
         guard !options.serialToFile else { return }
         let client = try StreamClient(socket: directory.file("serial"), patience: configuration.timeout)
-        serial = SerialLine(client, fromStart: fromStart)
+        serial = SerialLine(client, stepsPerLine: guest.stepsPerLine, fromStart: fromStart)
     }
 
     // MARK: Processes
@@ -219,15 +221,15 @@ final class Machine {
 
     /// A word of guest RAM.
     func word(_ address: UInt64) throws -> UInt64 {
-        if let memory { return memory.load(UInt64.self, at: Int(address - 0x8000_0000)) }
+        if let memory { return memory.load(UInt64.self, at: Int(address - configuration.machine.ramStart)) }
         let text = try humanCommand("xp /1xg 0x\(String(address, radix: 16))")
         guard let digits = text.split(whereSeparator: \.isWhitespace).last, digits.hasPrefix("0x"),
             let value = UInt64(digits.dropFirst(2), radix: 16)
         else { throw Failure("xp said '\(text)'") }
         return value
     }
-    func isPrepared() throws -> Bool { try word(CountingProgram.page) == CountingProgram.magic }
-    func count() throws -> UInt64 { try word(CountingProgram.page + 8) }
+    func isPrepared() throws -> Bool { try word(guest.page) == Counting.magic }
+    func count() throws -> UInt64 { try word(guest.page + 8) }
 
     /// Where the guest stops now, for good: its count after `stop`.
     func stop() throws -> UInt64 {

@@ -5,6 +5,7 @@ import ProcessSupport
 /// it comes. Not one byte may be lost, doubled or out of order.
 final class SerialLine {
     private let client: StreamClient
+    private let stepsPerLine: UInt64
     private var seen = 0
     private var text: [UInt8] = []
     /// What the guest has sent back, in order: `G` to `Z`, which its lines lack.
@@ -15,9 +16,12 @@ final class SerialLine {
     /// Whether `line` is known: it is from the guest's first byte on.
     private var isInStep: Bool
 
-    /// - Parameter fromStart: the guest has not run yet.
-    init(_ client: StreamClient, fromStart: Bool) {
+    /// - Parameters:
+    ///   - stepsPerLine: what the guest counts from one line to the next.
+    ///   - fromStart: the guest has not run yet.
+    init(_ client: StreamClient, stepsPerLine: UInt64, fromStart: Bool) {
         self.client = client
+        self.stepsPerLine = stepsPerLine
         isInStep = fromStart
     }
 
@@ -44,18 +48,18 @@ final class SerialLine {
                 continue
             }
             line += 1
-            let expected = Self.text(of: line)
+            let expected = Self.text(of: line, stepsPerLine: stepsPerLine)
             try require(found == expected, "the guest's line \(line) is '\(found)' and not '\(expected)'")
         }
     }
 
     /// What the guest writes in its line of a number.
-    static func text(of line: UInt64) -> String {
+    static func text(of line: UInt64, stepsPerLine: UInt64) -> String {
         func hex(_ value: UInt64) -> String {
             let digits = String(value, radix: 16)
             return String(repeating: "0", count: 16 - digits.count) + digits
         }
-        return "count=\(hex(line &* CountingProgram.stepsPerLine)) line=\(hex(line))\r\n"
+        return "count=\(hex(line &* stepsPerLine)) line=\(hex(line))\r\n"
     }
 
     /// Sends bytes and waits until the guest has sent them back.

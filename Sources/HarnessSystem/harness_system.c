@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <linux/kvm.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -45,3 +47,14 @@ int harness_allow_descriptors(uint64_t count) {
 int harness_adopt_orphans(void) { return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); }
 
 int harness_pipe(int ends[2]) { return pipe2(ends, O_CLOEXEC); }
+
+int harness_try_kvm(void) {
+    int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (kvm < 0) return errno;
+    int version = ioctl(kvm, KVM_GET_API_VERSION, 0);
+    int vm = version == KVM_API_VERSION ? ioctl(kvm, KVM_CREATE_VM, 0) : -1;
+    int result = vm >= 0 ? 0 : version < 0 || version == KVM_API_VERSION ? errno : -version;
+    if (vm >= 0) close(vm);
+    close(kvm);
+    return result;
+}

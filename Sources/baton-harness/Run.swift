@@ -1,6 +1,7 @@
 import ArgumentParser
 import Foundation
 import Harness
+import ProcessSupport
 
 /// `baton-harness --mode NAME`: the suite.
 struct Run: ParsableCommand {
@@ -9,6 +10,9 @@ struct Run: ParsableCommand {
 
     @Option(help: "The mode, as -cpr-enable names it.")
     var mode: String
+
+    @Option(help: "The accelerator: \(HarnessMachine.all.map(\.accelerator).joined(separator: " or ")).")
+    var accel = HarnessMachine.tcg.accelerator
 
     @Option(help: ArgumentHelp("A module that every VMM loads; may be given again.", valueName: "path"))
     var module: [String] = []
@@ -43,7 +47,11 @@ struct Run: ParsableCommand {
         guard FileManager.default.isExecutableFile(atPath: program) else {
             throw ValidationError("there is no executable '\(program)'; name the VMM with --baton")
         }
-        var configuration = HarnessConfiguration(mode: mode, baton: absolute(program), tool: tool.path)
+        guard let machine = HarnessMachine.all.first(where: { $0.accelerator == accel }) else {
+            throw ValidationError("there is no accelerator '\(accel)'")
+        }
+        var configuration = HarnessConfiguration(
+            mode: mode, baton: absolute(program), tool: tool.path, machine: machine)
         configuration.modules = module.map(absolute)
         configuration.preservers = preserver
         configuration.arguments = arguments
@@ -60,6 +68,7 @@ struct Run: ParsableCommand {
         let rows = all.filter { only.isEmpty || only.contains($0.name) }
         if list { return rows.forEach { print(Table.line($0.name, $0.subject)) } }
 
+        if let obstacle = machine.obstacle { throw Failure(obstacle) }
         let harness = try Harness(configuration)
         var failures = 0
         for row in rows {

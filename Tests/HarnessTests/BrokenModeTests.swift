@@ -109,6 +109,9 @@ struct BrokenModeTests {
         let mode = try ChildProcess([tool, "--mode", "no-such-mode"])
         #expect(try mode.waitForExit() == .status(1))
         #expect(mode.errors.contains("there is no mode module 'no-such-mode'"), "\(mode.errors)")
+        let accelerator = try ChildProcess([tool, "--mode", "restart", "--accel", "hvf"])
+        #expect(try accelerator.waitForExit() == .status(64))
+        #expect(accelerator.errors.contains("there is no accelerator 'hvf'"), "\(accelerator.errors)")
         let list = try ChildProcess.run([tool, "--mode", "restart", "--list"])
         #expect(list.contains("kill-load") && list.contains("SIGKILL"))
     }

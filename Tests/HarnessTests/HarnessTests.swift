@@ -10,9 +10,9 @@ struct HarnessTests {
     private static let reboot = Result { try Harness(configuration("reboot")) }
     private static let preserver = Result { try Harness(preserving("fd")) }
 
-    static func configuration(_ mode: String) -> HarnessConfiguration {
+    static func configuration(_ mode: String, _ machine: HarnessMachine = .tcg) -> HarnessConfiguration {
         var configuration = HarnessConfiguration(
-            mode: mode, baton: Products.baton, tool: "\(Products.directory)/baton-harness")
+            mode: mode, baton: Products.baton, tool: "\(Products.directory)/baton-harness", machine: machine)
         configuration.timeout = 120
         return configuration
     }
@@ -31,8 +31,8 @@ struct HarnessTests {
     }
 
     /// A row must pass if it is about what the mode promises, and only then be run.
-    private func expect(_ name: String, _ harness: Result<Harness, any Error>, _ promises: [Promise]) throws {
-        let (row, verdict) = try Self.run(name, try harness.get())
+    static func expect(_ name: String, _ harness: Result<Harness, any Error>, _ promises: [Promise]) throws {
+        let (row, verdict) = try run(name, try harness.get())
         let isPromised = row.promises.allSatisfy(promises.contains)
         if case .failed(let text) = verdict { Issue.record("\(name): \(text)") }
         #expect((verdict != .notPromised) == isPromised, "\(name): \(verdict)")
@@ -40,17 +40,19 @@ struct HarnessTests {
 
     @Test("The restart mode", arguments: rows(configuration("restart")))
     func restart(row: String) throws {
-        try expect(row, Self.restart, [.samePID, .keepsConnections, .executes, .handsOver, .saves])
+        try Self.expect(row, Self.restart, [.samePID, .keepsConnections, .executes, .handsOver, .saves])
     }
 
     @Test("The reboot mode", arguments: rows(configuration("reboot")))
-    func reboot(row: String) throws { try expect(row, Self.reboot, [.survivesHostReboot, .saves]) }
+    func reboot(row: String) throws { try Self.expect(row, Self.reboot, [.survivesHostReboot, .saves]) }
 
     @Test("The transfer mode", arguments: rows(configuration("transfer")))
-    func transfer(row: String) throws { try expect(row, Self.transfer, [.keepsConnections, .connects, .handsOver]) }
+    func transfer(row: String) throws {
+        try Self.expect(row, Self.transfer, [.keepsConnections, .connects, .handsOver])
+    }
 
     @Test("A preserver", arguments: rows(preserving("fd")).filter { $0.hasPrefix("preserver-") })
     func preserver(row: String) throws {
-        try expect(row, Self.preserver, [.samePID, .keepsConnections, .executes, .handsOver, .saves])
+        try Self.expect(row, Self.preserver, [.samePID, .keepsConnections, .executes, .handsOver, .saves])
     }
 }

@@ -1,46 +1,10 @@
-/// The harness' guest: a bare-metal program that counts, and watches that
-/// nothing of its machine changes behind its back.
-///
-/// It runs in M-mode from the start of RAM (`-bios none -kernel`). It keeps a
-/// page for whoever looks from outside, as the tests' counting guest does:
-///
-///     0x80400000  magic "BATONCNT"
-///     0x80400008  the counter, stored last
-///     0x80400010  the checksum if the counter is even, at 0x80400018 if it is odd
-///     0x80400020  0, or what it found changed (`Finding`)
-///     0x80400028  how many lines it has written
-///
-/// After every `stepsPerLine` counts it echoes what the UART has received,
-/// looks after its registers and devices, writes a line, and sleeps until a
-/// timer wakes it.
-enum CountingProgram {
+/// The guest for the riscv64 board `virt`. It runs in M-mode from the start of RAM (`-bios none -kernel`).
+enum CountingProgram: GuestProgram {
     static let page: UInt64 = 0x8040_0000
-    static let magic: UInt64 = 0x544e_434e_4f54_4142
-    static let multiplier: UInt64 = 6_364_136_223_846_793_005
-    static let increment: UInt64 = 1_442_695_040_888_963_407
     static let stepsPerLine: UInt64 = 1 << 16
-    /// RAM that the guest fills once, and never looks at: 1 MiB.
     static let filled: Range<UInt64> = 0x8060_0000..<0x8070_0000
     /// Ticks of 10 MHz that it sleeps: 4 ms.
     private static let sleep: UInt64 = 40_000
-
-    /// What the guest found changed.
-    enum Finding: UInt64, CaseIterable {
-        case counter = 1, registers, floatRegisters, controlRegisters, time, serialPort, interruptController, virtio
-
-        var text: String {
-            switch self {
-            case .counter: "its counter in RAM"
-            case .registers: "its integer registers"
-            case .floatRegisters: "its floating-point registers"
-            case .controlRegisters: "its control registers"
-            case .time: "the clock, which went back"
-            case .serialPort: "the registers of its serial port"
-            case .interruptController: "the registers of its interrupt controller"
-            case .virtio: "the status of its virtio devices"
-            }
-        }
-    }
 
     private static let uart: UInt64 = 0x1000_0000
     private static let virtio: UInt64 = 0x1000_1000
@@ -50,8 +14,6 @@ enum CountingProgram {
     private static let scratch = 0x5a
     private static let controlPattern: UInt64 = 0x0bad_cafe_1234_5678
     private static let kept: [Assembler.Register] = [.gp, .tp, .s2, .s3, .s4, .s5, .s6, .s7, .s8, .s9, .s10, .s11]
-
-    private static func pattern(_ index: Int) -> UInt64 { multiplier &* UInt64(index + 3) &+ increment }
 
     // a0 count, a1 checksum, a2 and a3 the sequence's constants, a4 lines, a6
     // the time last seen, s0 the page, s1 the UART; t* are free everywhere.
@@ -81,8 +43,8 @@ enum CountingProgram {
     private static func prepare(_ code: inout Assembler) {
         code.constant(.s0, page)
         code.constant(.s1, uart)
-        code.constant(.a2, multiplier)
-        code.constant(.a3, increment)
+        code.constant(.a2, Counting.multiplier)
+        code.constant(.a3, Counting.increment)
         for register in [Assembler.Register.a0, .a1, .a4, .a6] { code.move(register, .zero) }
         for offset in [8, 16, 24, 32, 40] { code.store(.sd, .zero, offset, .s0) }
         // RAM that is only there to stay as it is.
@@ -96,11 +58,11 @@ enum CountingProgram {
         code.addi(.t0, .t0, 8)
         code.branch(.bltu, .t0, .t1, to: fill)
         // Registers.
-        for (index, register) in kept.enumerated() { code.constant(register, pattern(index)) }
+        for (index, register) in kept.enumerated() { code.constant(register, Counting.pattern(index)) }
         code.constant(.t0, 0x2000)  // mstatus.FS
         code.csrSet(.mstatus, .t0)
         for float in 0..<UInt32(32) {
-            code.constant(.t0, pattern(100 + Int(float)))
+            code.constant(.t0, Counting.pattern(100 + Int(float)))
             code.moveToFloat(float, .t0)
         }
         code.constant(.t0, controlPattern)
@@ -128,7 +90,7 @@ enum CountingProgram {
         code.place(next)
         code.operate(.add, .t1, .t1, .t4)
         code.branch(.bltu, .t1, .t2, to: slot)
-        code.constant(.t0, magic)
+        code.constant(.t0, Counting.magic)
         code.store(.sd, .t0, 0, .s0)
     }
 
@@ -190,11 +152,11 @@ enum CountingProgram {
         code.jump(to: park)
         code.place(nothing)
         for (index, register) in kept.enumerated() {
-            code.constant(.t1, pattern(index))
+            code.constant(.t1, Counting.pattern(index))
             compare(.registers, .t1, register)
         }
         for float in 0..<UInt32(32) {
-            code.constant(.t1, pattern(100 + Int(float)))
+            code.constant(.t1, Counting.pattern(100 + Int(float)))
             code.moveFromFloat(.t2, float)
             compare(.floatRegisters, .t1, .t2)
         }
@@ -281,18 +243,5 @@ enum CountingProgram {
         code.csrRead(.t2, .mip)
         code.andi(.t2, .t2, 0x80)
         code.branch(.beq, .t2, .zero, to: wait)
-    }
-
-    /// What the checksum must be after `steps` counts: the sequence's power,
-    /// computed by doubling.
-    static func checksum(after steps: UInt64) -> UInt64 {
-        var factor = multiplier, summand = increment, value: UInt64 = 0, left = steps
-        while left > 0 {
-            if left & 1 == 1 { value = value &* factor &+ summand }
-            summand = (factor &+ 1) &* summand
-            factor = factor &* factor
-            left >>= 1
-        }
-        return value
     }
 }

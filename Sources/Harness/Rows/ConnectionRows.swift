@@ -128,7 +128,7 @@ extension Harness {
             let text = try String(contentsOfFile: machine.serialFile, encoding: .utf8)
             let lines = text.split(separator: "\r\n", omittingEmptySubsequences: false)
             for (index, line) in lines.dropLast().enumerated() {
-                let expected = SerialLine.text(of: UInt64(index + 1))
+                let expected = SerialLine.text(of: UInt64(index + 1), stepsPerLine: machine.guest.stepsPerLine)
                 try require("\(line)\r\n" == expected, "line \(index + 1) is '\(line)'")
             }
             return "\(lines.count - 1) lines"

@@ -102,7 +102,7 @@ extension Machine {
 
     /// The guest's count, as the human monitor shows it.
     fileprivate func countShown() throws -> UInt64 {
-        let shown = try tell("xp /1gx \(CountingProgram.page + 8)\n")
+        let shown = try tell("xp /1gx \(guest.page + 8)\n")
         guard let word = shown.split(separator: " ").last(where: { $0.hasPrefix("0x") }),
             let count = UInt64(word.dropFirst(2).prefix { $0.isHexDigit }, radix: 16)
         else { throw Failure("xp showed '\(shown)'") }

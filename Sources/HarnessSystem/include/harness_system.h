@@ -34,4 +34,8 @@ int harness_adopt_orphans(void);
 /* Makes a pipe that no child inherits (pipe2(2)): 0, or -1 and errno. */
 int harness_pipe(int ends[2]);
 
+/* Opens /dev/kvm and makes a VM. Returns 0, an error number, or the negative
+ * version of the interface where that is not 12. */
+int harness_try_kvm(void);
+
 #endif
