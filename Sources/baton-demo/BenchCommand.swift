@@ -20,25 +20,37 @@ struct BenchCommand: ParsableCommand {
     @Flag(help: "Measure the guest's pause in a restart only.")
     var pauseOnly = false
 
+    @Flag(help: "Measure a guest on KVM only.")
+    var kvmOnly = false
+
     func run() throws {
         setvbuf(stdout, nil, Int32(_IOLBF), 0)
         let directory = try TemporaryDirectory.scratch()
         let baton = try RunCommand.locate(vmm: vmm)
+        if kvmOnly { return try kvm(baton: baton, directory: directory) }
         if !pauseOnly {
             try speed(baton: baton, directory: directory)
             try StartUpBenchmark(vmm: baton, repetitions: repetitions, directory: directory).run()
         }
         try RestartBenchmark(vmm: baton, repetitions: repetitions, directory: directory).run()
-        try PauseBenchmark(vmm: baton, qemu: findQEMU(), repetitions: repetitions, directory: directory).run()
+        try PauseBenchmark(vmm: baton, qemu: findQEMU(.riscv64), repetitions: repetitions, directory: directory).run()
+        if !pauseOnly { try kvm(baton: baton, directory: directory) }
     }
 
-    private func findQEMU() -> QEMUInstallation? {
+    private func findQEMU(_ target: QEMUInstallation.Target) -> QEMUInstallation? {
         do {
-            return try QEMUInstallation.find(cache: cache) { print($0) }
+            return try QEMUInstallation.find(target, cache: cache) { print($0) }
         } catch {
-            print("no QEMU with cpr-exec to measure beside: \(error)")
+            print("no \(target.program) with cpr-exec to measure beside: \(error)")
             return nil
         }
+    }
+
+    private func kvm(baton: String, directory: TemporaryDirectory) throws {
+        if let obstacle = KVMBenchmark.obstacle { return print("KVM: skipped: \(obstacle)") }
+        var benchmark = try KVMBenchmark(
+            vmm: baton, qemu: findQEMU(.x86_64), repetitions: repetitions, directory: directory)
+        try benchmark.run()
     }
 
     /// Runs the same image under both VMMs. Only baton counts instructions

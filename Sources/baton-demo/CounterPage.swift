@@ -1,9 +1,12 @@
 import Foundation
 import ProcessSupport
 
-/// The page that the counter guest keeps at 0x80400000, in a file that is its RAM.
+/// The page that counting guests keep at 4 MiB of their RAM, in a file that is that RAM.
 final class CounterPage {
     let path: String
+    /// Of the counter by which the guest measures its gaps: the time counter of riscv64, unless `calibrate` has found
+    /// out.
+    private(set) var ticksPerMillisecond = 10_000.0
     private let words: UnsafeMutableRawPointer
 
     /// Makes the file, of so many bytes, none of them there yet.
@@ -37,12 +40,60 @@ final class CounterPage {
 
     /// The longest time between two counts that the guest has seen by its time counter, in ms. May be set to 0.
     var longestGap: Double {
-        get { Double(words.load(fromByteOffset: 0x38, as: UInt64.self)) / 10_000 }
-        set { words.storeBytes(of: UInt64(newValue * 10_000), toByteOffset: 0x38, as: UInt64.self) }
+        get { Double(words.load(fromByteOffset: 0x38, as: UInt64.self)) / ticksPerMillisecond }
+        set { words.storeBytes(of: UInt64(newValue * ticksPerMillisecond), toByteOffset: 0x38, as: UInt64.self) }
     }
 
     /// How often the guest has used all that it is to use; nil when that is nothing.
     var rounds: UInt64? {
         words.load(fromByteOffset: 0x20, as: UInt64.self) == 0 ? nil : words.load(fromByteOffset: 0x28, as: UInt64.self)
+    }
+
+    // MARK: Of x86-64 guests
+
+    /// The time-stamp counter in the last step.
+    @inline(never)
+    var timeStamp: UInt64 { words.load(fromByteOffset: 0x40, as: UInt64.self) }
+
+    /// Whether the guest has executed an instruction.
+    @inline(never)
+    var isEntered: Bool { words.load(fromByteOffset: 0x48, as: UInt64.self) != 0 }
+
+    /// A time of this process and of the guest's counter, as near to each other as 5 ms of looking find: both looks
+    /// between which the guest stored it were the least apart.
+    func simultaneous() -> (time: Double, ticks: UInt64) {
+        let end = Clock.now + 0.005
+        var best = (time: Clock.now, ticks: timeStamp), least = Double.infinity
+        var seen = best
+        while seen.time < end {
+            let look = (time: Clock.now, ticks: timeStamp)
+            if look.ticks != seen.ticks, look.time - seen.time < least {
+                (best, least) = (look, look.time - seen.time)
+            }
+            seen = look
+        }
+        return best
+    }
+
+    /// Finds out how fast the guest's time-stamp counter counts, which runs for some time already.
+    func calibrate() {
+        let begin = simultaneous()
+        usleep(500_000)
+        let end = simultaneous()
+        ticksPerMillisecond = Double(end.ticks &- begin.ticks) / ((end.time - begin.time) * 1000)
+    }
+
+    /// Starts reads of a device by the guest.
+    /// - Parameter place: a port, or an address above all ports.
+    func startReads(_ count: Int, of place: UInt64) {
+        words.storeBytes(of: place, toByteOffset: 0x58, as: UInt64.self)
+        words.storeBytes(of: UInt64(count), toByteOffset: 0x50, as: UInt64.self)
+    }
+
+    /// What the reads took, in ns, and what the last one gave; nil as long as they are not made.
+    var reads: (nanoseconds: Double, value: UInt64)? {
+        guard words.load(fromByteOffset: 0x50, as: UInt64.self) == 0 else { return nil }
+        let ticks = words.load(fromByteOffset: 0x60, as: UInt64.self)
+        return (Double(ticks) / ticksPerMillisecond * 1e6, words.load(fromByteOffset: 0x68, as: UInt64.self))
     }
 }

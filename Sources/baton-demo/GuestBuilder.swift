@@ -10,10 +10,12 @@ enum GuestProgram: String, CaseIterable, ExpressibleByArgument {
     case counter
     /// A bare-metal image that runs integer code and says how many instructions that took.
     case bench
+    /// An ELF file for x86-64 that counts and measures its exits.
+    case microvm
 }
 
 /// Builds guests with the Swift toolchain's own clang and lld, which target
-/// riscv64 without a cross compiler being installed.
+/// riscv64 and x86-64 without a cross compiler being installed.
 struct GuestBuilder {
     /// The directory that holds the guests' sources.
     let sources: String
@@ -37,17 +39,26 @@ struct GuestBuilder {
     func build(_ guest: GuestProgram, to output: String) throws {
         let directory = "\(sources)/\(guest.rawValue)"
         var arguments = [
-            try compiler(), "--target=riscv64-unknown-elf", "-march=rv64imac", "-mabi=lp64", "-mcmodel=medany",
-            "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-nostdlib", "-nostdinc", "-O2", "-Wall",
-            "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-I\(sources)", "-o", output,
+            try compiler(), "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-nostdlib", "-nostdinc", "-O2",
+            "-Wall", "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-I\(sources)", "-o", output,
             "\(directory)/\(guest.rawValue).c",
         ]
+        let riscv = ["--target=riscv64-unknown-elf", "-march=rv64imac", "-mabi=lp64", "-mcmodel=medany"]
         switch guest {
-        case .demo: arguments += ["-fno-pic", "-Wl,-z,max-page-size=4096"]
+        case .demo: arguments += riscv + ["-fno-pic", "-Wl,-z,max-page-size=4096"]
         case .counter, .bench:
-            arguments += ["-fpie", "-Wl,-no-pie", "-Wl,--oformat=binary", "-Wl,-T,\(sources)/flat.ld"]
+            arguments += riscv + ["-fpie", "-Wl,-no-pie", "-Wl,--oformat=binary", "-Wl,-T,\(sources)/flat.ld"]
+        case .microvm:
+            arguments += ["--target=x86_64-unknown-none-elf", "-mgeneral-regs-only", "-mno-red-zone", "-fno-pic"]
+            arguments += ["-Wl,-no-pie", "-Wl,--build-id=none", "-Wl,-T,\(directory)/microvm.ld"]
         }
         try Tool.require(arguments)
+    }
+
+    /// Builds a program for this machine that runs the microvm guest under KVM without a VMM.
+    func buildBareLoop(to output: String) throws {
+        let source = "\(sources)/\(GuestProgram.microvm.rawValue)/bare-loop.c"
+        try Tool.require([try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-o", output, source])
     }
 
     /// The text of the script that Debian's kernel starts in place of the installer.

@@ -182,6 +182,30 @@ final class PauseProbe {
         return page.longestGap
     }
 
+    /// The longest gap, in ms, that the guest sees in so many seconds of nothing.
+    func gap(during seconds: Double) throws -> Double {
+        page.measuresGaps = true
+        defer { page.measuresGaps = false }
+        try goOn()
+        page.longestGap = 0
+        usleep(UInt32(seconds * 1e6))
+        return page.longestGap
+    }
+
+    /// How long after the command `stop` is sent the guest makes its last step, by its time-stamp counter, in ms. The
+    /// guest goes on then.
+    func stopLatency() throws -> Double {
+        let message = try QMPConnection.encode("stop", nil)
+        let both = page.simultaneous()
+        let sent = Clock.now
+        try client.send(message)
+        try reply(to: "stop")
+        let last = page.timeStamp
+        try command("cont")
+        try goOn()
+        return Double(last &- both.ticks) / page.ticksPerMillisecond - (sent - both.time) * 1000
+    }
+
     /// Waits until the guest has used its memory so often, if it is to use any.
     private func awaitRounds(_ count: UInt64) throws {
         guard let begin = page.rounds else { return }

@@ -1,30 +1,44 @@
 import Foundation
 import ProcessSupport
 
-/// A qemu-system-riscv64 that knows cpr-exec (QEMU 10.2 and later), to measure
-/// beside: the installed one, or one from a later Debian in the cache.
+/// A QEMU that knows cpr-exec (10.2 and later), to measure beside: the installed one, or one from a later Debian in the
+/// cache.
 struct QEMUInstallation {
+    /// Which machines it has.
+    enum Target {
+        case riscv64, x86_64
+
+        var program: String { "qemu-system-\(self)" }
+        fileprivate var package: String { self == .riscv64 ? "qemu-system-riscv" : "qemu-system-x86" }
+        /// In the cache.
+        fileprivate var directory: String { self == .riscv64 ? "qemu" : "qemu-x86" }
+    }
+
     /// What to execute, before the options.
     let command: [String]
     /// As in `11.1.2`.
     let version: String
 
-    private static let program = "qemu-system-riscv64"
-
     /// - Throws: why none is to be had.
-    static func find(cache: String, progress: (String) -> Void) throws -> QEMUInstallation {
-        if let path = Tool.find(program), let installed = try? QEMUInstallation(command: [path]) { return installed }
+    static func find(
+        _ target: Target = .riscv64, cache: String, progress: (String) -> Void
+    ) throws -> QEMUInstallation {
+        if let path = Tool.find(target.program), let installed = try? QEMUInstallation(command: [path]) {
+            return installed
+        }
         let later = try LaterDebian(
-            cache: cache, name: "qemu", package: "qemu-system-riscv", program: "usr/bin/\(program)")
+            cache: cache, name: target.directory, package: target.package, program: "usr/bin/\(target.program)")
         func cached() throws -> QEMUInstallation {
-            guard let command = later.command else { throw Failure("\(later.root) holds no \(program) and C library") }
+            guard let command = later.command else {
+                throw Failure("\(later.root) holds no \(target.program) and C library")
+            }
             return try QEMUInstallation(command: command + ["-L", "\(later.root)/usr/share/qemu"])
         }
         if let found = try? cached() { return found }
         var reasons: [String] = []
         for suite in LaterDebian.suites {
             do {
-                progress("downloading QEMU of Debian \(suite), to measure beside")
+                progress("downloading \(target.program) of Debian \(suite), to measure beside")
                 try later.download(suite: suite)
                 return try cached()
             } catch {
