@@ -24,7 +24,7 @@ OPENSBI := /usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin
 # The peers of demo-peers and of tests; Debian 13 has some of them in packages of their own.
 PEERPACKAGES = qemu-system-common qemu-utils iproute2 iputils-ping $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 # What more the tests talk to.
-TESTPACKAGES = $(PEERPACKAGES) passt opensbi libjson-c-dev
+TESTPACKAGES = $(PEERPACKAGES) passt opensbi seabios libjson-c-dev
 
 ifeq ($(BIOS),opensbi)
 RUNPACKAGES := opensbi
