@@ -10,10 +10,12 @@ enum GuestProgram: String, CaseIterable, ExpressibleByArgument {
     case counter
     /// A bare-metal image that runs integer code and says how many instructions that took.
     case bench
+    /// A bare-metal x86-64 kernel that tries what KVM executes.
+    case probe
 }
 
 /// Builds guests with the Swift toolchain's own clang and lld, which target
-/// riscv64 without a cross compiler being installed.
+/// riscv64 and x86-64 without a cross compiler being installed.
 struct GuestBuilder {
     /// The directory that holds the guests' sources.
     let sources: String
@@ -34,18 +36,20 @@ struct GuestBuilder {
         sources = found
     }
 
-    func build(_ guest: GuestProgram, to output: String) throws {
+    /// - Parameter machine: what a `demo` is for. The others are for one machine each.
+    func build(_ guest: GuestProgram, for machine: GuestMachine = .virt, to output: String) throws {
         let directory = "\(sources)/\(guest.rawValue)"
-        var arguments = [
-            try compiler(), "--target=riscv64-unknown-elf", "-march=rv64imac", "-mabi=lp64", "-mcmodel=medany",
-            "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-nostdlib", "-nostdinc", "-O2", "-Wall",
-            "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-I\(sources)", "-o", output,
-            "\(directory)/\(guest.rawValue).c",
-        ]
+        var arguments =
+            [try compiler()] + (guest == .probe ? .microvm : machine).compilerOptions + [
+                "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-nostdlib", "-nostdinc", "-O2", "-Wall",
+                "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-I\(sources)", "-o", output,
+                "\(directory)/\(guest.rawValue).c",
+            ]
         switch guest {
         case .demo: arguments += ["-fno-pic", "-Wl,-z,max-page-size=4096"]
         case .counter, .bench:
             arguments += ["-fpie", "-Wl,-no-pie", "-Wl,--oformat=binary", "-Wl,-T,\(sources)/flat.ld"]
+        case .probe: arguments += ["-fno-pic", "-mno-red-zone", "-mgeneral-regs-only", "-Wl,--image-base=0x100000"]
         }
         try Tool.require(arguments)
     }
