@@ -1,7 +1,9 @@
 # Thin: what is real is behind `swift build`, `swift test` and baton-demo.
 #
 #   make                   builds .build/release/baton, its modules and side tools
-#   make run               boots Debian, replaces the VMM three times under it, opens the guest's console
+#   make run               boots Debian, replaces the VMM three times under it, opens the guest's console: for
+#                          x86-64 if Linux runs under KVM here, which is tried, else for riscv64
+#     MACHINE=virt|microvm the riscv64 machine, or the x86-64 one, which needs KVM
 #     BATCH=1              ends instead, with status 0 only if nothing was lost
 #     BIOS=opensbi|FILE    firmware in M-mode instead of the built-in SBI (opensbi: Debian's, installed if missing)
 #     RUNFLAGS=...         more options for baton-demo run (see its --help)
@@ -73,7 +75,7 @@ run-packages: build
 	@$(call install-missing,$(RUNPACKAGES))
 
 run: run-packages
-	@.build/release/baton-demo run --bios $(FIRMWARE) $(if $(BATCH),--batch) $(RUNFLAGS)
+	@.build/release/baton-demo run --machine $(or $(MACHINE),auto) --bios $(FIRMWARE) $(if $(BATCH),--batch) $(RUNFLAGS)
 
 demo-peers: build
 	@$(call install-missing,$(PEERPACKAGES))

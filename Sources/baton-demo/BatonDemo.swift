@@ -9,7 +9,7 @@ struct BatonDemo: ParsableCommand {
         abstract: "Runs a guest under baton and replaces the VMM process under it.",
         subcommands: [
             RunCommand.self, PeersCommand.self, BenchCommand.self, FetchCommand.self, PeerCommand.self,
-            TestsCommand.self, GuestCommand.self, FloodCommand.self,
+            TestsCommand.self, GuestCommand.self, FloodCommand.self, KVMCommand.self,
         ],
         defaultSubcommand: RunCommand.self)
 }
@@ -17,7 +17,10 @@ struct BatonDemo: ParsableCommand {
 /// `baton-demo fetch`: fills the cache, so that a later run needs no network.
 struct FetchCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "fetch", abstract: "Downloads Debian's riscv64 kernel and installer initrd into the cache.")
+        commandName: "fetch", abstract: "Downloads Debian's kernel and installer initrd into the cache.")
+
+    @Option(help: "The machine that they are for: virt or microvm.")
+    var machine = GuestMachine.virt
 
     @Option(help: "Directory to keep downloads in.")
     var cache = ".cache"
@@ -29,7 +32,7 @@ struct FetchCommand: ParsableCommand {
     var check = false
 
     func run() throws {
-        let installer = try DebianInstaller(cache: cache)
+        let installer = try DebianInstaller(cache: cache, architecture: machine.architecture)
         if check { return try installer.checkArchive() }
         let files = try installer.obtain(newest: newest, progress: { print($0) })
         print(
@@ -42,13 +45,16 @@ struct GuestCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "guest", abstract: "Builds one of the guest programs in Tests/Guests.")
 
-    @Argument(help: "demo (a static Linux program), counter or bench (flat bare-metal images).")
+    @Argument(help: "demo (a static Linux program), counter or bench (flat bare-metal images), or probe (of KVM).")
     var guest: GuestProgram
+
+    @Option(help: "The machine that a demo is for: virt or microvm.")
+    var machine = GuestMachine.virt
 
     @Option(name: .shortAndLong, help: "File to write.")
     var output: String
 
     func run() throws {
-        try GuestBuilder().build(guest, to: output)
+        try GuestBuilder().build(guest, for: machine, to: output)
     }
 }

@@ -1,7 +1,7 @@
 import Foundation
 import ProcessSupport
 
-/// Debian 13's kernel and installer initrd for riscv64, from Debian's archive,
+/// Debian 13's kernel and installer initrd, from Debian's archive,
 /// with the one kernel module that the initrd lacks: the installer fetches
 /// virtio_blk from the network, and we take it from the kernel's own package.
 ///
@@ -28,18 +28,21 @@ struct DebianInstaller {
         }
     }
 
-    private static let package = "debian-installer-13-netboot-riscv64"
     private static let suite = "trixie"
     private static let keyrings = "/usr/share/keyrings"
 
     private let cache: String
+    /// Debian's name for the guest's CPUs.
+    private let architecture: String
+    private var package: String { "debian-installer-13-netboot-\(architecture)" }
     /// Of the versions, each in a directory of its name.
-    private var directory: String { cache + "/debian-13-riscv64" }
+    private var directory: String { cache + "/debian-13-\(architecture)" }
     private var aptDirectory: String { cache + "/apt" }
 
-    init(cache: String) throws {
+    init(cache: String, architecture: String = "riscv64") throws {
         try FileManager.default.createDirectory(atPath: cache, withIntermediateDirectories: true)
         self.cache = URL(fileURLWithPath: cache).resolvingSymlinksInPath().path
+        self.architecture = architecture
     }
 
     /// The files of the newest version in the cache, or downloaded into it.
@@ -78,15 +81,15 @@ struct DebianInstaller {
         progress("reading the index of \(archive)")
         let keyring = try trixieKeyring(archive: archive)
         let apt = try PrivateApt(
-            directory: "\(aptDirectory)/\(Self.suite)", archive: archive, suite: Self.suite, architecture: "riscv64",
-            keyring: keyring)
+            directory: "\(aptDirectory)/\(Self.suite)-\(architecture)", archive: archive, suite: Self.suite,
+            architecture: architecture, keyring: keyring)
         try apt.update()
         return Index(apt: apt, archive: archive, keyring: keyring)
     }
 
     private func download(progress: (String) -> Void) throws -> Files {
         let index = try suiteIndex(progress: progress)
-        let version = try index.apt.version(of: Self.package)
+        let version = try index.apt.version(of: package)
         let target = Files(version: version, in: "\(directory)/\(version)")
         if target.areThere { return target }
 
@@ -95,10 +98,11 @@ struct DebianInstaller {
         defer { try? FileManager.default.removeItem(atPath: scratch) }
         let staged = Files(version: version, in: "\(scratch)/files")
         try FileManager.default.createDirectory(atPath: "\(scratch)/files", withIntermediateDirectories: false)
-        progress("downloading Debian's riscv64 kernel and installer, version \(version)")
-        let installer = try index.apt.download(Self.package, into: scratch)
-        try extract(installer, pattern: "*/linux", to: staged.kernel)
-        try extract(installer, pattern: "*/initrd.gz", to: staged.initrd)
+        progress("downloading Debian's \(architecture) kernel and installer, version \(version)")
+        let installer = try index.apt.download(package, into: scratch)
+        // The graphical installer's, where there is one, are beside.
+        try extract(installer, pattern: "*/text/debian-installer/*/linux", to: staged.kernel)
+        try extract(installer, pattern: "*/text/debian-installer/*/initrd.gz", to: staged.initrd)
         let release = try kernelRelease(of: staged.kernel)
         progress("downloading the package of Linux \(release), for its virtio_blk module")
         try extract(
@@ -131,8 +135,8 @@ struct DebianInstaller {
         for (archive, suite) in others {
             do {
                 let apt = try PrivateApt(
-                    directory: "\(aptDirectory)/\(suite)", archive: archive, suite: suite, architecture: "riscv64",
-                    keyring: index.keyring)
+                    directory: "\(aptDirectory)/\(suite)-\(architecture)", archive: archive, suite: suite,
+                    architecture: architecture, keyring: index.keyring)
                 try apt.update()
                 return try apt.download(package, into: directory)
             } catch {
@@ -178,20 +182,26 @@ struct DebianInstaller {
             "sh", "-c", "dpkg-deb --fsys-tarfile \"$1\" | tar -C \"$2\" -xf - --wildcards \"$3\"", "sh", package,
             directory, pattern,
         ])
-        let name = pattern.drop { $0 == "*" || $0 == "/" }.prefix { $0 != "*" }
+        let name = pattern.split(separator: "/").last?.prefix { $0 != "*" } ?? ""
         let found = FileManager.default.enumerator(atPath: directory)?.compactMap { $0 as? String }
             .filter { $0.split(separator: "/").last?.hasPrefix(name) == true }.min { $0.count < $1.count }
         guard let found else { throw Failure("\(package) holds no \(pattern)") }
         try FileManager.default.moveItem(atPath: "\(directory)/\(found)", toPath: path)
     }
 
-    /// The release that a flat kernel image names in its banner, such as 6.12.107+deb13-riscv64.
+    /// The release that a kernel names, such as 6.12.107+deb13-riscv64: a flat image in its banner, one for PCs at a
+    /// place that its header says (Linux, Documentation/arch/x86/boot.rst: kernel_version).
     private func kernelRelease(of path: String) throws -> String {
         let image = try Data(contentsOf: URL(fileURLWithPath: path), options: .alwaysMapped)
-        guard let banner = image.range(of: Data("Linux version ".utf8)) else {
-            throw Failure("\(path) is not an uncompressed Linux kernel")
+        let start: Int
+        if image.count > 0x210, image[0x202..<0x206] == Data("HdrS".utf8) {
+            start = 0x200 + Int(image[0x20e]) + Int(image[0x20f]) << 8
+        } else if let banner = image.range(of: Data("Linux version ".utf8)) {
+            start = banner.upperBound
+        } else {
+            throw Failure("\(path) is neither an uncompressed Linux kernel nor one for PCs")
         }
-        let release = image[banner.upperBound...].prefix(100).prefix { $0 > 0x20 && $0 < 0x7f }
+        let release = image.dropFirst(start).prefix(100).prefix { $0 > 0x20 && $0 < 0x7f }
         return String(decoding: release, as: UTF8.self)
     }
 }

@@ -13,19 +13,23 @@ struct Guest {
     let hasShell: Bool
 
     /// Debian's kernel and installer initrd, with our program and the script that starts it in an archive behind.
-    /// Its disk is on virtio-mmio, or on PCI.
-    static func debian(files: DebianInstaller.Files, directory: TemporaryDirectory, pci: Bool = false) throws -> Guest {
+    /// Its disk is on virtio-mmio, or on PCI. `append` is for the kernel's command line.
+    static func debian(
+        _ machine: GuestMachine, files: DebianInstaller.Files, directory: TemporaryDirectory, pci: Bool = false,
+        append: String = ""
+    ) throws -> Guest {
         let builder = try GuestBuilder()
         let program = directory.file("demo")
-        try builder.build(.demo, to: program)
+        try builder.build(.demo, for: machine, to: program)
         let path = try debianInitrd(
             files: files, script: try builder.initScript("demo"), program: program, directory: directory)
 
         let disk = try DiskImage.create(at: directory.file("disk.img"))
         return Guest(
-            name: "Debian's riscv64 kernel",
+            name: "Debian's \(machine.architecture) kernel",
             arguments: [
-                "-kernel", files.kernel, "-initrd", path, "-append", "console=ttyS0 rdinit=/baton/init",
+                "-kernel", files.kernel, "-initrd", path, "-append",
+                "console=ttyS0 rdinit=/baton/init" + (append.isEmpty ? "" : " \(append)"),
                 "-drive", "file=\(disk.path),format=raw,if=none,id=hd",
                 "-device", "virtio-blk-\(pci ? "pci" : "device"),drive=hd",
             ],

@@ -12,6 +12,8 @@ enum GuestProgram: String, CaseIterable, ExpressibleByArgument {
     case bench
     /// An ELF file for x86-64 that counts and measures its exits.
     case microvm
+    /// A bare-metal x86-64 kernel that tries what KVM executes.
+    case probe
 }
 
 /// Builds guests with the Swift toolchain's own clang and lld, which target
@@ -36,21 +38,23 @@ struct GuestBuilder {
         sources = found
     }
 
-    func build(_ guest: GuestProgram, to output: String) throws {
+    /// - Parameter machine: what a `demo` is for. The others are for one machine each.
+    func build(_ guest: GuestProgram, for machine: GuestMachine = .virt, to output: String) throws {
         let directory = "\(sources)/\(guest.rawValue)"
-        var arguments = [
-            try compiler(), "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-nostdlib", "-nostdinc", "-O2",
-            "-Wall", "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-I\(sources)", "-o", output,
-            "\(directory)/\(guest.rawValue).c",
-        ]
-        let riscv = ["--target=riscv64-unknown-elf", "-march=rv64imac", "-mabi=lp64", "-mcmodel=medany"]
+        var arguments =
+            [try compiler()] + ([.probe, .microvm].contains(guest) ? .microvm : machine).compilerOptions + [
+                "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-nostdlib", "-nostdinc", "-O2", "-Wall",
+                "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-I\(sources)", "-o", output,
+                "\(directory)/\(guest.rawValue).c",
+            ]
         switch guest {
-        case .demo: arguments += riscv + ["-fno-pic", "-Wl,-z,max-page-size=4096"]
+        case .demo: arguments += ["-fno-pic", "-Wl,-z,max-page-size=4096"]
         case .counter, .bench:
-            arguments += riscv + ["-fpie", "-Wl,-no-pie", "-Wl,--oformat=binary", "-Wl,-T,\(sources)/flat.ld"]
+            arguments += ["-fpie", "-Wl,-no-pie", "-Wl,--oformat=binary", "-Wl,-T,\(sources)/flat.ld"]
         case .microvm:
-            arguments += ["--target=x86_64-unknown-none-elf", "-mgeneral-regs-only", "-mno-red-zone", "-fno-pic"]
-            arguments += ["-Wl,-no-pie", "-Wl,--build-id=none", "-Wl,-T,\(directory)/microvm.ld"]
+            arguments += ["-mgeneral-regs-only", "-mno-red-zone", "-fno-pic", "-Wl,-no-pie", "-Wl,--build-id=none"]
+            arguments += ["-Wl,-T,\(directory)/microvm.ld"]
+        case .probe: arguments += ["-fno-pic", "-mno-red-zone", "-mgeneral-regs-only", "-Wl,--image-base=0x100000"]
         }
         try Tool.require(arguments)
     }

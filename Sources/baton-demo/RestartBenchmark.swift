@@ -17,7 +17,8 @@ struct RestartBenchmark {
         let guest = try Guest.counter(directory: directory)
         let socketPath = directory.file("qmp.sock"), checkpoint = directory.file("checkpoint")
         let arguments = RunCommand.commandLine(
-            vmm: vmm, guest: guest, bios: "none", directory: directory, socketPath: socketPath)
+            vmm: vmm, machine: GuestMachine.virt.options(bios: "none"), guest: guest, directory: directory,
+            socketPath: socketPath)
         let session = try Session(arguments: arguments, socketPath: socketPath, directory: directory.path)
         try session.connect()
         try session.wait(for: "report of the guest", seconds: 30) { session.console.report != nil }

@@ -17,10 +17,17 @@ struct RunCommand: ParsableCommand {
     @Option(help: "The VMM to run (default: baton beside this program).")
     var vmm: String?
 
-    @Option(help: "default (the built-in SBI), none, or a firmware file.")
+    enum MachineChoice: String, CaseIterable, ExpressibleByArgument {
+        case auto, virt, microvm
+    }
+
+    @Option(help: "virt (riscv64), microvm (x86-64, needs KVM), or auto: microvm where Linux runs under KVM.")
+    var machine = MachineChoice.auto
+
+    @Option(help: "Of virt: default (the built-in SBI), none, or a firmware file.")
     var bios = "default"
 
-    @Option(help: "The machine's interrupt controllers: none (a PLIC), aplic, or aplic-imsic.")
+    @Option(help: "The interrupt controllers of virt: none (a PLIC), aplic, or aplic-imsic.")
     var aia: String?
 
     @Flag(help: "Put the guest's disk on PCI.")
@@ -29,11 +36,14 @@ struct RunCommand: ParsableCommand {
     @Option(help: "How often to replace the VMM.")
     var restarts = 3
 
-    @Option(help: "debian, counter (our own bare-metal guest), or auto: debian unless it cannot be had.")
+    @Option(help: "debian, counter (our own bare-metal guest, on virt), or auto: debian unless it cannot be had.")
     var guest = GuestChoice.auto
 
     @Option(help: "Directory to keep downloads in.")
     var cache = ".cache"
+
+    @Option(help: "More for the command line of Debian's kernel.")
+    var append = ""
 
     @Option(help: "Seconds that the guest may take to boot.")
     var bootTimeout = 240.0
@@ -49,12 +59,14 @@ struct RunCommand: ParsableCommand {
         let progress = Progress()
         let directory = try TemporaryDirectory.scratch()
         defer { preserve(directory) }
-        let guest = try chooseGuest(directory: directory, progress: progress)
+        let vmm = try Self.locate(vmm: vmm)
+        let (machine, guest) = try chooseGuest(
+            on: try chooseMachine(vmm: vmm, progress: progress), directory: directory, progress: progress)
 
         let socketPath = directory.file("qmp.sock")
         let arguments = Self.commandLine(
-            vmm: try Self.locate(vmm: vmm), guest: guest, bios: bios, directory: directory, socketPath: socketPath,
-            cpr: !withoutCpr, aia: aia)
+            vmm: vmm, machine: machine.options(bios: bios, aia: aia, pci: pci), guest: guest, directory: directory,
+            socketPath: socketPath, cpr: !withoutCpr)
         progress.say("booting \(guest.name) under \(arguments[0])")
         let session = try Session(arguments: arguments, socketPath: socketPath, directory: directory.path)
         let demonstration = Demonstration(
@@ -79,15 +91,41 @@ struct RunCommand: ParsableCommand {
         }
     }
 
-    private func chooseGuest(directory: TemporaryDirectory, progress: Progress) throws -> Guest {
-        if guest == .counter { return try .counter(directory: directory) }
+    /// Whether something was asked for that `virt` alone has.
+    private var needsVirt: Bool { bios != "default" || aia != nil || guest == .counter }
+
+    private func chooseMachine(vmm: String, progress: Progress) throws -> GuestMachine {
+        if machine == .virt || machine == .auto && needsVirt { return .virt }
+        guard !needsVirt else {
+            throw Failure("firmware, AIA and the counting guest are for the machine virt, not for microvm")
+        }
+        guard let problem = try KVMProbe(vmm: vmm).problem() else { return .microvm }
+        guard machine == .auto else {
+            throw Failure("\(problem). The machine microvm needs it; virt shows a riscv64 guest on any host.")
+        }
+        progress.say("\(problem), so the riscv64 guest is shown")
+        return .virt
+    }
+
+    /// The guest, and the machine that it is for: another one if nobody insists and the first has no guest.
+    private func chooseGuest(
+        on machine: GuestMachine, directory: TemporaryDirectory, progress: Progress
+    ) throws -> (GuestMachine, Guest) {
+        if guest == .counter { return (.virt, try .counter(directory: directory)) }
         do {
-            let files = try DebianInstaller(cache: cache).obtain { progress.say($0) }
-            return try .debian(files: files, directory: directory, pci: pci)
+            let files = try DebianInstaller(cache: cache, architecture: machine.architecture).obtain {
+                progress.say($0)
+            }
+            return (machine, try .debian(machine, files: files, directory: directory, pci: pci, append: append))
         } catch {
-            guard guest == .auto else { throw error }
-            progress.say("Debian's kernel is not to be had, so a bare-metal guest of our own counts instead:\n\(error)")
-            return try .counter(directory: directory)
+            guard guest == .auto, self.machine != .microvm else { throw error }
+            let missing = "Debian's \(machine.architecture) kernel is not to be had"
+            guard machine == .virt else {
+                progress.say("\(missing), so the riscv64 guest is shown:\n\(error)")
+                return try chooseGuest(on: .virt, directory: directory, progress: progress)
+            }
+            progress.say("\(missing), so a bare-metal guest of our own counts instead:\n\(error)")
+            return (machine, try .counter(directory: directory))
         }
     }
 
@@ -100,13 +138,10 @@ struct RunCommand: ParsableCommand {
     }
 
     static func commandLine(
-        vmm: String, guest: Guest, bios: String, directory: TemporaryDirectory, socketPath: String, cpr: Bool = true,
-        aia: String? = nil
+        vmm: String, machine: [String], guest: Guest, directory: TemporaryDirectory, socketPath: String,
+        cpr: Bool = true
     ) -> [String] {
-        [
-            vmm, "-name", "baton-demo", "-machine", "virt,memory-backend=ram" + (aia.map { ",aia=\($0)" } ?? ""),
-            "-object", "memory-backend-memfd,id=ram,size=512M,share=on", "-m", "512M",
-        ] + (cpr ? ["-cpr-enable", "restart"] : []) + ["-bios", bios] + guest.arguments + [
+        [vmm, "-name", "baton-demo"] + machine + (cpr ? ["-cpr-enable", "restart"] : []) + guest.arguments + [
             "-nographic", "-serial", "stdio", "-monitor", "none",
             "-qmp", "unix:\(socketPath),server=on,wait=off", "-pidfile", directory.file("pid"),
         ]

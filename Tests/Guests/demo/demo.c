@@ -3,12 +3,9 @@
 //
 // Usage: demo DISK. While /run/baton-demo.quiet exists nothing is printed.
 // /run/baton-demo.status always has the latest line.
+#include "linux.h"
 #include "work.h"
 
-enum {
-    SYS_openat = 56, SYS_write = 64, SYS_pread64 = 67, SYS_pwrite64 = 68, SYS_faccessat = 48,
-    SYS_exit = 93, SYS_clock_gettime = 113,
-};
 enum { AT_FDCWD = -100, O_RDWR = 2, O_CREAT = 0100, O_DIRECT = 040000, CLOCK_MONOTONIC = 1 };
 
 #define PRINT_INTERVAL 200000000L  // ns
@@ -18,16 +15,6 @@ static u64 record[RECORD_WORDS] __attribute__((aligned(4096)));
 static u64 sums[RECORDS];  // the checksum in each record on the disk
 static char line[256];
 static unsigned long length;
-
-static long call(long number, long a, long b, long c, long d) {
-    register long a0 __asm__("a0") = a;
-    register long a1 __asm__("a1") = b;
-    register long a2 __asm__("a2") = c;
-    register long a3 __asm__("a3") = d;
-    register long a7 __asm__("a7") = number;
-    __asm__ volatile("ecall" : "+r"(a0) : "r"(a1), "r"(a2), "r"(a3), "r"(a7) : "memory");
-    return a0;
-}
 
 static void text(const char *s) {
     while (*s && length < sizeof line) line[length++] = *s++;
@@ -163,12 +150,3 @@ _Noreturn void start(long *stack) {
         }
     }
 }
-
-__asm__(".global _start\n"
-        "_start:\n"
-        ".option push\n.option norelax\n"
-        "lla gp, __global_pointer$\n"
-        ".option pop\n"
-        "mv a0, sp\n"
-        "andi sp, sp, -16\n"
-        "j start\n");
