@@ -102,8 +102,6 @@ public final class MuxChardev: Chardev, ChardevFrontend {
     /// Keeps input from devices until the commit.
     func hold() { holdsDevices = true }
     public override func release() { base.release() }
-    public override func holdOutput() { base.holdOutput() }
-    public override func releaseOutput() { base.releaseOutput() }
     public override func committed() {
         holdsDevices = false
         // The new command line may have fewer front ends.
