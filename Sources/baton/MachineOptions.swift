@@ -58,7 +58,13 @@ struct MachineOptions {
         var failures: [VMMError] = []
         for (name, options) in accelerators {
             do throws(VMMError) {
-                let accelerator = try loader.acceleratorType(name).make(vm: vm, options: options)
+                let kind = try loader.acceleratorType(name)
+                guard kind.architectures.contains(type.architecture) else {
+                    throw VMMError(
+                        "machine '\(type.name)' cannot run on accelerator '\(name)', which has no "
+                            + "\(type.architecture) CPUs", hint: "Use -accel \(type.accelerators.joined(separator: ":")).")
+                }
+                let accelerator = try kind.make(vm: vm, options: options)
                 try options.finish()
                 if !failures.isEmpty {
                     for failure in failures { Report.warning(failure.message) }

@@ -73,7 +73,7 @@ struct NameTests {
         let (modules, machines, devices) = (try modules(), try machines(), try devices())
         #expect(
             modules.isSuperset(of: ["restart", "reboot", "tap", "vfio", "vfio-user", "vhost-user", "preserver-fd"]))
-        #expect(machines.boards == ["virt"] && machines.sets == ["riscv", "x86"] && machines.accelerators == ["tcg"])
+        #expect(machines.boards == ["virt"] && machines.sets == ["riscv", "x86"] && machines.accelerators == ["kvm", "tcg"])
         #expect(devices.isSuperset(of: ["plic", "virtio-blk", "virtio-rng", "goldfish-rtc"]))
     }
 

@@ -13,6 +13,7 @@ public func query() -> UnsafeRawPointer {
 final class SoftwareAcceleratorType: AcceleratorType {
     let name = "tcg"
     let summary = "riscv64 harts in software"
+    let architectures = ["riscv64"]
     let properties: [DeviceProperty] = []
 
     func make(vm: VirtualMachine, options: KeyValueOptions) throws(VMMError) -> any Accelerator {

@@ -100,7 +100,7 @@ static const int64_t awake_time = 2000000;
 static long await_exec(void) {
     struct pollfd end = {.fd = call.executed[0], .events = POLLIN};
     struct timespec now = {0}, limit = {.tv_sec = call.limit / 1000000000, .tv_nsec = call.limit % 1000000000};
-    /* The exec may wait for a thread of the kernel's that KVM has made in this process, and that needs a processor. */
+    /* The exec may wait for a thread that the kernel has made in this process for an accelerator, and that needs a processor. */
     for (int64_t until = call.awake_until; until && cbaton_monotonic_ns() < until; syscall(SYS_sched_yield))
         if (syscall(SYS_ppoll, &end, 1, &now, NULL, 0) > 0) return 1;
     return syscall(SYS_ppoll, &end, 1, &limit, NULL, 0);

@@ -124,6 +124,8 @@ public protocol AcceleratorType: AnyObject {
     var name: String { get }
     /// A line for `-accel help`.
     var summary: String { get }
+    /// The instruction sets of its CPUs, as in `MachineType.architecture`: a machine of another is not tried on it.
+    var architectures: [String] { get }
     /// What `-accel NAME,...` takes besides.
     var properties: [DeviceProperty] { get }
     /// - Parameters:
