@@ -28,6 +28,16 @@ extension KVMMachine {
             0xc7, 0x01, 0x1a, 0, 0, 0, 0xc7, 0x41, 0x10, 0x40, 0, 0, 0,  // the lower half: vector 0x40, an edge
             0xc7, 0x01, 0x1b, 0, 0, 0, 0xc7, 0x41, 0x10, 0, 0, 0, 0,  // the upper half: to APIC 0
         ] + wait
+    /// Counts at 0x8010 for ever, and has a timer that runs out once, after so many nanoseconds, with interrupt 0x40.
+    static func countingDown(_ time: UInt32) -> [UInt8] {
+        prepare + [
+            0xc7, 0x83, 0xe0, 0x03, 0, 0, 0x0b, 0, 0, 0,  // divided by 1
+            0xc7, 0x83, 0x20, 0x03, 0, 0, 0x40, 0, 0, 0,  // once, vector 0x40
+            0xc7, 0x83, 0x80, 0x03, 0, 0,
+        ] + (0..<4).map { UInt8(truncatingIfNeeded: time >> (8 * $0)) } + [
+            0xfb, 0x48, 0xff, 0x04, 0x25, 0x10, 0x80, 0x00, 0x00, 0xeb, 0xf6,  // sti; 1: inc qword [0x8010]; jmp 1b
+        ]
+    }
     /// Writes to port 0x100 for ever: mov edx, 0x100; 1: out dx, al; jmp 1b.
     static let writing: [UInt8] = [0xba, 0x00, 0x01, 0x00, 0x00, 0xee, 0xeb, 0xfd]
     /// Starts the second CPU at 0xa000, then goes on with what follows.

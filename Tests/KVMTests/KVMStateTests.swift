@@ -59,6 +59,41 @@ struct KVMStateTests {
         try second.run(until: "more ticks again") { second[0x8000] >= stopped + 5 }
     }
 
+    /// When a timer runs out that counts down once.
+    enum RunsOut: UInt32, CaseIterable {
+        // Nanoseconds.
+        case running = 1000, stopped = 50_000_000, afterwards = 200_000_000
+    }
+
+    @Test("neither loses nor doubles the interrupt of a timer that runs out once", arguments: RunsOut.allCases)
+    func timerThatRunsOutOnce(_ when: RunsOut) throws {
+        let first = try KVMMachine()
+        first.loadLongMode(KVMMachine.countingDown(when.rawValue), handlers: KVMMachine.tickHandler)
+        first.store(KVMMachine.tick, at: 0x1800)
+        try first.vm.start()
+        try first.run(until: "counting") { first[0x8010] > 0 && (when != .running || first[0x8000] > 0) }
+        first.vm.stop()
+        var sections = first.save()
+        // Until what is left of the time is the least that there is.
+        while when == .stopped, first[0x8000] == 0, try KVMStateTests.timerCount(sections) > 1 {
+            sections = first.save()
+        }
+        let second = try KVMMachine()
+        copyRAM(first, second)
+        try second.load(sections)
+        try second.vm.start()
+        try second.run(until: "the interrupt") { second[0x8000] > 0 }
+        let seen = second[0x8010]
+        try second.run(until: "counting on") { second[0x8010] > seen + 10_000 }
+        #expect(second[0x8000] == 1)
+    }
+
+    /// The current count of the first CPU's timer.
+    private static func timerCount(_ sections: [KVMMachine.Section]) throws -> UInt32 {
+        let lapic = try #require(try KVMMachine.fields(sections[0]).first { $0.name == "lapic" }).payload
+        return lapic[0x390..<0x394].reversed().reduce(0) { $0 << 8 | UInt32($1) }
+    }
+
     @Test("neither loses nor doubles an interrupt of a wire that is high")
     func wires() throws {
         let first = try KVMMachine()
