@@ -39,7 +39,7 @@ public final class KVMAccelerator: X86Accelerator {
         self.vm = vm
         lock = vm.lock
         system = try KVMSystem()
-        interrupts = KVMInterrupts(system: system)
+        interrupts = KVMInterrupts(system: system, loop: vm.loop)
         memory = KVMMemory(system: system, space: vm.addressSpace)
         doorbells = KVMDoorbells(system: system)
         bootID = withUnsafeTemporaryAllocation(of: CChar.self, capacity: 37) { text in
@@ -86,6 +86,7 @@ public final class KVMAccelerator: X86Accelerator {
         systemDevices = [KVMIOAPIC(self), KVMPIC(self)]
         if machine.hasPIT { systemDevices.append(KVMPIT(self)) }
         systemDevices.append(KVMClock(self))
+        try KVMExits.register(self, vm.commands)
     }
 
     private func checkCount(_ topology: CPUTopology) throws(VMMError) {
@@ -159,9 +160,10 @@ public final class KVMAccelerator: X86Accelerator {
 
     // MARK: Events
 
+    public var takesDoorbells: Bool { true }
     public func add(_ doorbell: Doorbell) -> Bool { doorbells.add(doorbell) }
     public func remove(_ doorbell: Doorbell) { doorbells.remove(doorbell) }
-    public func makeMessageRoute() -> (any MessageRoute)? { interrupts.makeRoute() }
+    public func makeMessageRoute(event: Int32) -> (any MessageRoute)? { interrupts.makeRoute(event: event) }
 
     // MARK: What went wrong
 
@@ -186,7 +188,7 @@ public final class KVMAccelerator: X86Accelerator {
             }
             gate.await(made)
             hasMadeThreads = true
-            for cpu in virtualCPUs { try cpu.place() }
+            for cpu in virtualCPUs { try cpu.takePlace() }
         } catch {
             gate.await(made)
             hasMadeThreads = true
@@ -219,7 +221,7 @@ public final class KVMAccelerator: X86Accelerator {
 
     public func endThreads() {
         guard hasMadeThreads, !isRunning else { return }
-        for cpu in virtualCPUs { cpu.notePlace() }
+        for cpu in virtualCPUs { cpu.notePlace(groups: true) }
         gate.end()
         for cpu in virtualCPUs { cpu.joinThread() }
         hasMadeThreads = false

@@ -32,13 +32,16 @@ final class KVMVirtualCPU: X86CPU {
     var initialState: CPUState?
     var startState: X86StartState?
 
+    /// Of this process.
+    let exits = KVMExits()
+
     private var thread: pthread_t?
     private(set) var threadID: Int32 = 0
     /// Where the thread is to run, and at which priority; nil for as the main thread.
-    private var scheduling: UnsafeMutablePointer<ckvm_scheduling>?
+    var place: ThreadPlace?
     /// Whether that is of a thread of this process: a place that was allowed, and cannot be had again, is given up
     /// rather than the guest.
-    private var isOwnPlace = false
+    var isOwnPlace = false
     /// As of the last time the CPU was stopped.
     var lastProgramCounter: UInt64 = 0
     var wasHalted = false
@@ -73,7 +76,7 @@ final class KVMVirtualCPU: X86CPU {
 
     deinit {
         ckvm_unmap_run(run, system.runSize)
-        scheduling?.deallocate()
+        exits.deallocate()
     }
 
     /// As QEMU's: banks with a control register, for a CPU that has them at all.
@@ -103,30 +106,6 @@ final class KVMVirtualCPU: X86CPU {
         while gate.pass() { runGuest() }
     }
 
-    /// Puts the thread, which waits, where the one before it was.
-    func place() throws(VMMError) {
-        guard let scheduling else { return }
-        let code = ckvm_set_scheduling(threadID, scheduling)
-        guard code != 0 else { return }
-        let error = VMMError.system(
-            "Could not set affinity and priority of the thread of CPU \(index)", errno: code,
-            hint: "The processors or priorities that it had are not allowed any more.")
-        guard isOwnPlace else { throw error }
-        Report.warning(error.message)
-    }
-
-    /// Keeps where the thread is, for the next one.
-    func notePlace() {
-        guard thread != nil else { return }
-        let place = scheduling ?? .allocate(capacity: 1)
-        scheduling = place
-        isOwnPlace = true
-        if ckvm_get_scheduling(threadID, place) != 0 {
-            place.deallocate()
-            scheduling = nil
-        }
-    }
-
     func joinThread() {
         guard let thread else { return }
         pthread_join(thread, nil)
@@ -141,40 +120,6 @@ final class KVMVirtualCPU: X86CPU {
     }
 
     func allowRun() { ckvm_set_immediate_exit(run, 0) }
-
-    /// A thread's place as fields of a state: its affinity, then policy, priority and niceness.
-    func savePlace(to writer: inout StateWriter) {
-        notePlace()
-        guard let place = scheduling else { return }
-        let length = Int(place.pointee.affinity_length)
-        let affinity = withUnsafeBytes(of: &place.pointee.affinity) { Array($0.prefix(length)) }
-        writer.put("thread-affinity", bytes: affinity, optional: true)
-        let values = [place.pointee.policy, place.pointee.priority, place.pointee.nice]
-        writer.put("thread-scheduling", values.map { UInt64(bitPattern: Int64($0)) }, optional: true)
-    }
-
-    /// - Returns: what takes the place over; a thread that is there already moves to it.
-    func placeLoader(_ reader: StateReader) throws(VMMError) -> () -> Void {
-        guard reader.has("thread-affinity"), reader.has("thread-scheduling") else { return {} }
-        let affinity = try reader.bytes("thread-affinity", count: 1...1024)
-        let values = try reader.array("thread-scheduling", count: 3...3).compactMap {
-            Int32(exactly: Int64(bitPattern: $0))
-        }
-        guard values.count == 3 else {
-            throw VMMError("field 'thread-scheduling' of section '\(reader.section)' is out of range")
-        }
-        return { [self] in
-            let place = scheduling ?? .allocate(capacity: 1)
-            scheduling = place
-            isOwnPlace = false
-            place.initialize(to: ckvm_scheduling())
-            (place.pointee.policy, place.pointee.priority, place.pointee.nice) = (values[0], values[1], values[2])
-            place.pointee.affinity_length = UInt32(affinity.count)
-            withUnsafeMutableBytes(of: &place.pointee.affinity) { $0.copyBytes(from: affinity) }
-            guard thread != nil else { return }
-            do throws(VMMError) { try self.place() } catch { accelerator.note(failure: error) }
-        }
-    }
 
     // MARK: X86CPU
 

@@ -57,7 +57,9 @@ public final class MicroVM: Machine {
             try firmware.add(try option.file())
         }
         let base = interrupts.virtioBase
-        slots = (0..<interrupts.virtioSlots).map { VirtioMMIO(slot: $0, line: accelerator.line(gsi: base + $0)) }
+        slots = (0..<interrupts.virtioSlots).map {
+            VirtioMMIO(slot: $0, line: accelerator.line(gsi: base + $0), address: MemoryMap.virtioSlot($0))
+        }
         events = options.hasACPI ? GenericEventDevice(vm: vm, line: accelerator.line(gsi: MemoryMap.gedInterrupt)) : nil
         let clock = vm.clock
         rtc =
@@ -144,8 +146,7 @@ public final class MicroVM: Machine {
     private func map(_ serial: SerialUART?) throws(VMMError) {
         let (memory, ports) = (vm.addressSpace, vm.portSpace)
         for slot in slots {
-            let start = MemoryMap.virtio + MemoryMap.virtioStride * UInt64(slot.slot)
-            try memory.map(slot, at: start, size: VirtioMMIO.registersSize, name: "virtio-mmio")
+            try memory.map(slot, at: MemoryMap.virtioSlot(slot.slot), size: VirtioMMIO.registersSize, name: "virtio-mmio")
         }
         if let events {
             try memory.map(events.eventSelect, at: MemoryMap.ged, size: GenericEventDevice.eventSelectSize, name: "acpi-ged")
