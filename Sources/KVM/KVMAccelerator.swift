@@ -40,7 +40,7 @@ public final class KVMAccelerator: X86Accelerator {
         self.vm = vm
         lock = vm.lock
         system = try KVMSystem()
-        interrupts = KVMInterrupts(system: system)
+        interrupts = KVMInterrupts(system: system, loop: vm.loop)
         memory = KVMMemory(system: system, space: vm.addressSpace)
         doorbells = KVMDoorbells(system: system)
         bootID = withUnsafeTemporaryAllocation(of: CChar.self, capacity: 37) { text in
@@ -91,6 +91,7 @@ public final class KVMAccelerator: X86Accelerator {
         systemDevices = [KVMIOAPIC(self), KVMPIC(self)]
         if machine.hasPIT { systemDevices.append(KVMPIT(self)) }
         systemDevices.append(KVMClock(self))
+        try KVMExits.register(self, vm.commands)
     }
 
     private func checkCount(_ topology: CPUTopology) throws(VMMError) {
@@ -164,9 +165,10 @@ public final class KVMAccelerator: X86Accelerator {
 
     // MARK: Events
 
+    public var takesDoorbells: Bool { true }
     public func add(_ doorbell: Doorbell) -> Bool { doorbells.add(doorbell) }
     public func remove(_ doorbell: Doorbell) { doorbells.remove(doorbell) }
-    public func makeMessageRoute() -> (any MessageRoute)? { interrupts.makeRoute() }
+    public func makeMessageRoute(event: Int32) -> (any MessageRoute)? { interrupts.makeRoute(event: event) }
 
     // MARK: What went wrong
 

@@ -1,21 +1,24 @@
 import BatonRuntime
 import CKVM
+import Glibc
 
 /// The ways to the interrupt controllers in the kernel: wires, messages, and messages that eventfds send.
 ///
-/// While no CPU runs, changes of the routing table are collected: a device that is loaded sets many, and each would
-/// cost a grace period of the kernel's.
+/// Changes of the routing table are collected, until the CPUs run or to the next turn of the loop: a device sets many at
+/// a time, and each would cost a grace period of the kernel's. Until then events wait in their eventfds.
 final class KVMInterrupts {
     /// Inputs of the I/O APIC.
     static let pinCount = 24
     private static let picPins = 16
 
     private let system: KVMSystem
+    private let loop: EventLoop
     private var pins: [kvm_irq_routing_entry] = []
     private var routes: [KVMMessageRoute] = []
     private var freeNumbers: [UInt32] = []
     private var nextNumber = UInt32(KVMInterrupts.pinCount)
     private var isDirty = false
+    private var awaitsFlush = false
     /// Whether CPUs run, or are about to.
     var isLive = false
 
@@ -23,7 +26,7 @@ final class KVMInterrupts {
     private var raised = [Int](repeating: 0, count: KVMInterrupts.pinCount)
     private var asserted = [Bool](repeating: false, count: KVMInterrupts.pinCount)
 
-    init(system: KVMSystem) { self.system = system }
+    init(system: KVMSystem, loop: EventLoop) { (self.system, self.loop) = (system, loop) }
 
     /// Makes the controllers. As on a PC, the timer's interrupt 0 is input 2 of the I/O APIC.
     func build(hasPIC: Bool, hasPIT: Bool) throws(VMMError) {
@@ -103,10 +106,8 @@ final class KVMInterrupts {
         return system.vm.call(CKVM_SIGNAL_MSI, &message) >= 0
     }
 
-    func makeRoute() -> KVMMessageRoute? {
+    func makeRoute(event: Int32) -> KVMMessageRoute? {
         guard pins.count + routes.count < system.maximumRoutes else { return nil }
-        let fd = ckvm_eventfd()
-        guard fd >= 0 else { return nil }
         let number: UInt32
         if let free = freeNumbers.popLast() {
             number = free
@@ -114,7 +115,7 @@ final class KVMInterrupts {
             number = nextNumber
             nextNumber += 1
         }
-        let route = KVMMessageRoute(fd: fd, number: number, owner: self)
+        let route = KVMMessageRoute(fd: event, number: number, owner: self)
         routes.append(route)
         return route
     }
@@ -129,7 +130,13 @@ final class KVMInterrupts {
     /// The table is not what the kernel has any more, or a route is not armed as it should be.
     func changed(table: Bool = true) {
         if table { isDirty = true }
-        if isLive, let error = flush() { Report.error(error) }
+        guard isLive, !awaitsFlush else { return }
+        awaitsFlush = true
+        loop.later { [weak self] in
+            guard let self else { return }
+            awaitsFlush = false
+            if isLive, let error = flush() { Report.error(error) }
+        }
     }
 
     /// Tells the kernel what was collected.
@@ -144,10 +151,27 @@ final class KVMInterrupts {
         }
         for route in routes where route.isWanted && !route.isArmed {
             let result = assign(route, flags: 0)
-            guard result >= 0 else { return .system("KVM_IRQFD failed", errno: -result) }
-            route.isArmed = true
+            route.isArmed = result >= 0
+            guard !route.isArmed, !route.isSentByLoop else { continue }
+            Report.warning(VMMError.system("KVM_IRQFD failed, interrupts take longer", errno: -result).message)
+            sendByLoop(route)
         }
         return nil
+    }
+
+    /// For what the kernel does not take, as an eventfd that is another VM's.
+    private func sendByLoop(_ route: KVMMessageRoute) {
+        let fd = route.fd
+        route.isSentByLoop = true
+        do throws(VMMError) {
+            try loop.watch(fd, .readable) { [weak self, weak route] _ in
+                var count: UInt64 = 0
+                guard read(fd, &count, 8) == 8, let message = route?.message else { return }
+                _ = self?.send(address: message.address, data: message.data)
+            }
+        } catch {
+            Report.error(error)
+        }
     }
 
     private func setTable(_ entries: [kvm_irq_routing_entry]) -> Int32 {
@@ -161,6 +185,10 @@ final class KVMInterrupts {
     }
 
     func disarm(_ route: KVMMessageRoute) {
+        if route.isSentByLoop {
+            route.isSentByLoop = false
+            loop.unwatch(route.fd)
+        }
         guard route.isArmed else { return }
         route.isArmed = false
         // KVM_IRQFD_FLAG_DEASSIGN.
@@ -177,7 +205,10 @@ final class KVMInterrupts {
 }
 
 /// An eventfd whose events are messages, an irqfd.
+///
+/// An irqfd that is armed sends what waits in its eventfd. When it is disarmed the kernel has sent what came before.
 final class KVMMessageRoute: MessageRoute {
+    /// Borrowed.
     let fd: Int32
     /// The kernel's number of it, a GSI.
     let number: UInt32
@@ -186,17 +217,27 @@ final class KVMMessageRoute: MessageRoute {
     /// Whether events are to be interrupts, and whether they are.
     private(set) var isWanted = false
     var isArmed = false
+    /// The kernel has not taken it.
+    var isSentByLoop = false
 
     init(fd: Int32, number: UInt32, owner: KVMInterrupts) {
         (self.fd, self.number, self.owner) = (fd, number, owner)
     }
 
-    func set(address: UInt64, data: UInt32) {
+    /// Where messages are for local APICs; KVM does not look at these bits (Intel SDM 3A, 11.11.1).
+    private static func isMessage(_ address: UInt64) -> Bool { address & ~0xf_ffff == 0xfee0_0000 }
+
+    func set(address: UInt64, data: UInt32) -> Bool {
+        guard KVMMessageRoute.isMessage(address) else {
+            mask()
+            return false
+        }
         let isNew = message == nil || message! != (address, data)
-        guard isNew || !isWanted else { return }
+        guard isNew || !isWanted else { return true }
         message = (address, data)
         isWanted = true
         owner?.changed(table: isNew)
+        return true
     }
 
     func mask() {
@@ -209,6 +250,5 @@ final class KVMMessageRoute: MessageRoute {
         guard let owner else { return }
         self.owner = nil
         owner.remove(self)
-        ckvm_close(fd)
     }
 }

@@ -7,10 +7,11 @@ extension KVMVirtualCPU {
     /// Runs the guest until the CPU is to stop. What was in hand is then finished: KVM takes the result of an access
     /// over when it is entered again, also when it is to leave at once.
     func runGuest() {
-        let (fd, run) = (file.fd, run)
+        let (fd, run, exits) = (file.fd, run, exits)
         hasTimerRunOut = false
         while true {
             let result = ckvm_run(fd)
+            exits.count(run, result)
             if result == 0 {
                 guard carryOut(run) else { return }
             } else if result == -EINTR || result == -EAGAIN {

@@ -32,6 +32,9 @@ final class KVMVirtualCPU: X86CPU {
     var initialState: CPUState?
     var startState: X86StartState?
 
+    /// Of this process.
+    let exits = KVMExits()
+
     private(set) var thread: pthread_t?
     private(set) var threadID: Int32 = 0
     /// Where the thread is to run.
@@ -72,6 +75,7 @@ final class KVMVirtualCPU: X86CPU {
 
     deinit {
         ckvm_unmap_run(run, system.runSize)
+        exits.deallocate()
     }
 
     /// As QEMU's: banks with a control register, for a CPU that has them at all.

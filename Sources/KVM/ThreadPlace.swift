@@ -57,7 +57,8 @@ final class ThreadPlace {
         let affinity = withUnsafeBytes(of: &scheduling.pointee.affinity) { Array($0.prefix(length)) }
         writer.put(ThreadPlace.affinity, bytes: affinity, optional: true)
         let values = [scheduling.pointee.policy, scheduling.pointee.priority, scheduling.pointee.nice]
-        writer.put(ThreadPlace.values, values.map { UInt64(bitPattern: Int64($0)) }, optional: true)
+        let times = [scheduling.pointee.runtime, scheduling.pointee.deadline, scheduling.pointee.period]
+        writer.put(ThreadPlace.values, values.map { UInt64(bitPattern: Int64($0)) } + times, optional: true)
         if let groups { writer.put(ThreadPlace.cgroup, groups, optional: true) }
     }
 
@@ -65,9 +66,8 @@ final class ThreadPlace {
     func loader(_ reader: StateReader) throws(VMMError) -> () -> Void {
         guard reader.has(ThreadPlace.affinity), reader.has(ThreadPlace.values) else { return {} }
         let affinity = try reader.bytes(ThreadPlace.affinity, count: 1...1024)
-        let values = try reader.array(ThreadPlace.values, count: 3...3).compactMap {
-            Int32(exactly: Int64(bitPattern: $0))
-        }
+        let numbers = try reader.array(ThreadPlace.values, count: 6...6)
+        let values = numbers.prefix(3).compactMap { Int32(exactly: Int64(bitPattern: $0)) }
         guard values.count == 3 else {
             throw VMMError("field '\(ThreadPlace.values)' of section '\(reader.section)' is out of range")
         }
@@ -75,6 +75,7 @@ final class ThreadPlace {
         return { [self] in
             var new = ckvm_scheduling()
             (new.policy, new.priority, new.nice) = (values[0], values[1], values[2])
+            (new.runtime, new.deadline, new.period) = (numbers[3], numbers[4], numbers[5])
             new.affinity_length = UInt32(affinity.count)
             withUnsafeMutableBytes(of: &new.affinity) { $0.copyBytes(from: affinity) }
             scheduling.pointee = new

@@ -18,6 +18,8 @@ public enum MemoryMap {
     public static let gedRegistersSize: UInt64 = 3
     public static let virtio: UInt64 = 0xfeb0_0000
     public static let virtioStride: UInt64 = 512
+    /// The address of a virtio-mmio slot.
+    public static func virtioSlot(_ slot: Int) -> UInt64 { virtio + virtioStride * UInt64(slot) }
     public static let ioapic: UInt64 = 0xfec0_0000
     public static let ioapic2: UInt64 = 0xfec1_0000
     public static let ioapicSize: UInt64 = 0x1000

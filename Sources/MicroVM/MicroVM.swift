@@ -64,11 +64,11 @@ public final class MicroVM: Machine {
         secondIOAPIC = second
         let base = interrupts.virtioBase
         slots = (0..<interrupts.virtioSlots).map { slot in
-            let input = base + slot
+            let (input, address) = (base + slot, MemoryMap.virtioSlot(slot))
             guard let second, input >= MemoryMap.ioapicPins else {
-                return VirtioMMIO(slot: slot, line: accelerator.line(gsi: input))
+                return VirtioMMIO(slot: slot, line: accelerator.line(gsi: input), address: address)
             }
-            return VirtioMMIO(slot: slot, line: second.line(input - MemoryMap.ioapicPins))
+            return VirtioMMIO(slot: slot, line: second.line(input - MemoryMap.ioapicPins), address: address)
         }
         events = options.hasACPI ? GenericEventDevice(vm: vm, line: accelerator.line(gsi: MemoryMap.gedInterrupt)) : nil
         let clock = vm.clock
@@ -157,8 +157,7 @@ public final class MicroVM: Machine {
     private func map(_ serial: SerialUART?) throws(VMMError) {
         let (memory, ports) = (vm.addressSpace, vm.portSpace)
         for slot in slots {
-            let start = MemoryMap.virtio + MemoryMap.virtioStride * UInt64(slot.slot)
-            try memory.map(slot, at: start, size: VirtioMMIO.registersSize, name: "virtio-mmio")
+            try memory.map(slot, at: MemoryMap.virtioSlot(slot.slot), size: VirtioMMIO.registersSize, name: "virtio-mmio")
         }
         if let events {
             try memory.map(events.eventSelect, at: MemoryMap.ged, size: GenericEventDevice.eventSelectSize, name: "acpi-ged")

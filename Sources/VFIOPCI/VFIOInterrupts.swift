@@ -6,7 +6,8 @@ import Glibc
 /// MSI-X, whichever the guest has switched on. Owns them.
 ///
 /// All vectors of MSI-X are set up when it is switched on: masks are the VMM's
-/// (`PCIMSIX`), so none is lost between a mask and its end.
+/// (`PCIMSIX`), so none is lost between a mask and its end. Messages that are not
+/// masked reach the guest without the VMM where the accelerator can do that.
 ///
 /// The device masks INTx when it signals it. What the guest does about it shows
 /// in its next access to a BAR, so meanwhile the VMM sees all of these, as
@@ -24,6 +25,8 @@ public final class VFIOInterrupts {
     /// INTx has come and is masked in the device.
     private(set) var isPending = false
     private var isWatching = false
+    /// What makes messages of `events`, by vector.
+    private var messages: [InterruptEvent] = []
     private var timer: EventLoop.Timer?
     /// Nanoseconds after the guest's last INTx until its accesses are direct
     /// again; QEMU's x-intx-mmap-timeout-ms.
@@ -38,7 +41,10 @@ public final class VFIOInterrupts {
         self.events = events
     }
 
-    deinit { for event in events { close(event) } }
+    deinit {
+        for message in messages { message.remove() }
+        for event in events { close(event) }
+    }
 
     // MARK: Set-up
 
@@ -84,6 +90,11 @@ public final class VFIOInterrupts {
             let what = "\(device.label): failed to disable \(kind) interrupts"
             Report.warning(VMMError.system(what, errno: result).message)
         }
+        for message in messages {
+            device.remove(message)
+            message.remove()
+        }
+        messages = []
         for event in events { close(event) }
         events = []
         self.kind = nil
@@ -109,28 +120,40 @@ public final class VFIOInterrupts {
     }
 
     private func startWatching() {
-        for (vector, event) in events.enumerated() {
-            do throws(VMMError) {
-                try device.vm.loop.watch(event, .readable) { [unowned self] _ in signalled(vector) }
-            } catch {
-                Report.warning("\(device.label): \(error.message)")
+        do throws(VMMError) {
+            if kind == .intx {
+                for event in events { try device.vm.loop.watch(event, .readable) { [unowned self] _ in pinSignalled() } }
+            } else {
+                if messages.isEmpty { makeMessages() }
+                for message in messages { try message.resume() }
             }
+        } catch {
+            Report.warning("\(device.label): \(error.message)")
         }
     }
 
-    private func stopWatching() { for event in events { device.vm.loop.unwatch(event) } }
+    private func stopWatching() {
+        for message in messages { message.pause() }
+        if kind == .intx { for event in events { device.vm.loop.unwatch(event) } }
+    }
 
-    private func signalled(_ vector: Int) {
-        guard events.indices.contains(vector), cbaton_eventfd_take(events[vector]) > 0 else { return }
-        switch kind {
-        case .msix: device.msix?.notify(vector)
-        case .msi: device.msi?.notify(vector)
-        case .intx:
-            isPending = true
-            trap()
-            device.setInterrupt(true)
-        case nil: break
+    private func makeMessages() {
+        let isExtended = kind == .msix
+        messages = events.indices.map { vector in
+            InterruptEvent(vm: device.vm, event: events[vector]) { [unowned device] in
+                isExtended ? device.msix?.directMessage(vector) : device.msi?.directMessage(vector)
+            } onEvent: { [unowned device] in
+                if isExtended { device.msix?.notify(vector) } else { device.msi?.notify(vector) }
+            }
         }
+        for message in messages { device.add(message) }
+    }
+
+    private func pinSignalled() {
+        guard kind == .intx, let event = events.first, cbaton_eventfd_take(event) > 0 else { return }
+        isPending = true
+        trap()
+        device.setInterrupt(true)
     }
 
     /// Takes over the state of a checkpoint.

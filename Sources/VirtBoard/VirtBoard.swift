@@ -83,7 +83,10 @@ public final class VirtBoard: Machine {
         let clint = CLINT(harts: wiring)
         var slots: [VirtioMMIO] = []
         for slot in 0..<MemoryMap.virtioSlots {
-            slots.append(VirtioMMIO(slot: slot, line: interrupts.line(MemoryMap.virtioInterrupt + slot)))
+            slots.append(
+                VirtioMMIO(
+                    slot: slot, line: interrupts.line(MemoryMap.virtioInterrupt + slot),
+                    address: MemoryMap.virtioSlot(slot)))
         }
         self.slots = slots
         devices = configuration.devices ?? DeviceFactory(vm: vm, memory: configuration.memory)
@@ -116,8 +119,7 @@ public final class VirtBoard: Machine {
         }
         try space.map(uart, at: MemoryMap.uart0, size: SerialUART.registersSize, name: "serial")
         for slot in slots {
-            let start = MemoryMap.virtio + MemoryMap.virtioStride * UInt64(slot.slot)
-            try space.map(slot, at: start, size: VirtioMMIO.registersSize, name: "virtio-mmio")
+            try space.map(slot, at: MemoryMap.virtioSlot(slot.slot), size: VirtioMMIO.registersSize, name: "virtio-mmio")
         }
         try pci.mapIntoAddressSpace(configurationAt: MemoryMap.pciConfiguration)
     }

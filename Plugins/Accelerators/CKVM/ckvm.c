@@ -150,26 +150,52 @@ int ckvm_kick(pthread_t thread) { return pthread_kill(thread, ckvm_kick_signal()
 
 int ckvm_thread_id(void) { return (int)syscall(SYS_gettid); }
 
+/* struct sched_attr of Linux 3.14, which the C library may not know. */
+struct attributes {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period;
+};
+
+/* What sched_attr says in flags is a bit of the policy in older calls, and in ckvm_scheduling. */
+enum { RESET_ON_FORK = 1, DEADLINE = 6 };
+
 int ckvm_get_scheduling(int thread, struct ckvm_scheduling *scheduling) {
     memset(scheduling, 0, sizeof *scheduling);
     long length = syscall(SYS_sched_getaffinity, thread, sizeof scheduling->affinity, scheduling->affinity);
     if (length < 0) return errno;
-    struct sched_param parameters = {0};
-    int policy = sched_getscheduler(thread);
-    if (policy < 0 || sched_getparam(thread, &parameters) != 0) return errno;
+    struct attributes found = {0};
+    if (syscall(SYS_sched_getattr, thread, &found, sizeof found, 0) < 0) return errno;
     scheduling->affinity_length = (uint32_t)length;
-    scheduling->policy = policy;
-    scheduling->priority = parameters.sched_priority;
+    scheduling->policy = (int32_t)(found.policy | (found.flags & RESET_ON_FORK ? SCHED_RESET_ON_FORK : 0));
+    scheduling->priority = (int32_t)found.priority;
+    /* It says nothing of the niceness of what is not scheduled by it, and that may become so again. */
+    errno = 0;
     scheduling->nice = getpriority(PRIO_PROCESS, (id_t)thread);
+    if (scheduling->nice == -1 && errno != 0) return errno;
+    if (found.policy != DEADLINE) return 0;
+    scheduling->runtime = found.runtime;
+    scheduling->deadline = found.deadline;
+    scheduling->period = found.period;
     return 0;
 }
 
 int ckvm_set_scheduling(int thread, const struct ckvm_scheduling *scheduling) {
     if (syscall(SYS_sched_setaffinity, thread, scheduling->affinity_length, scheduling->affinity) < 0) return errno;
-    struct sched_param parameters = {.sched_priority = scheduling->priority};
-    if (sched_setscheduler(thread, scheduling->policy, &parameters) != 0) return errno;
-    int fair = (scheduling->policy & ~SCHED_RESET_ON_FORK) != SCHED_FIFO &&
-               (scheduling->policy & ~SCHED_RESET_ON_FORK) != SCHED_RR;
-    if (fair && setpriority(PRIO_PROCESS, (id_t)thread, scheduling->nice) != 0) return errno;
-    return 0;
+    struct attributes wanted = {
+        .size = sizeof wanted,
+        .policy = (uint32_t)(scheduling->policy & ~SCHED_RESET_ON_FORK),
+        .flags = scheduling->policy & SCHED_RESET_ON_FORK ? RESET_ON_FORK : 0,
+        .nice = scheduling->nice,
+        .priority = (uint32_t)scheduling->priority,
+        .runtime = scheduling->runtime,
+        .deadline = scheduling->deadline,
+        .period = scheduling->period,
+    };
+    if (syscall(SYS_sched_setattr, thread, &wanted, 0) < 0) return errno;
+    int current = getpriority(PRIO_PROCESS, (id_t)thread);
+    if (current == scheduling->nice) return 0;
+    return setpriority(PRIO_PROCESS, (id_t)thread, scheduling->nice) < 0 ? errno : 0;
 }

@@ -98,13 +98,8 @@ extension VhostUserDevice: ChardevFrontend {
         guard let channel else { return }
         let loop = vm.loop
         try loop.watch(channel.socket, .readable) { [weak self] _ in self?.socketReady() }
-        for (index, call) in calls.enumerated() {
-            try loop.watch(call, .readable) { [weak self] _ in
-                guard let self, cbaton_eventfd_take(call) > 0, isServing else { return }
-                follow(index)
-                host?.usedBuffers(queue: index)
-            }
-        }
+        if interrupts.isEmpty { makeInterrupts() }
+        for interrupt in interrupts { try interrupt.resume() }
         let errorEvent = errorEvent
         try loop.watch(errorEvent, .readable) { [weak self] _ in
             guard let self, cbaton_eventfd_take(errorEvent) > 0, isServing else { return }
@@ -113,10 +108,23 @@ extension VhostUserDevice: ChardevFrontend {
         try watchRequests()
     }
 
+    private func makeInterrupts() {
+        guard let host else { return }
+        interrupts = calls.indices.map { index in
+            host.interruptEvent(queue: index, event: calls[index]) { [weak self] in
+                self?.isTracking == false
+            } onEvent: { [weak self] in
+                guard let self, isServing else { return }
+                follow(index)
+                self.host?.usedBuffers(queue: index)
+            }
+        }
+    }
+
     func unwatch() {
         let loop = vm.loop
         if let channel { loop.unwatch(channel.socket) }
-        for call in calls { loop.unwatch(call) }
+        for interrupt in interrupts { interrupt.pause() }
         loop.unwatch(errorEvent)
         if requestSocket >= 0 { loop.unwatch(requestSocket) }
     }

@@ -50,6 +50,8 @@ class VhostUserDevice: VirtioOffload {
     // The queues.
     let kicks: [Int32]
     let calls: [Int32]
+    /// What makes interrupts of `calls`, by queue; made when the device first runs.
+    var interrupts: [InterruptEvent] = []
     /// Where back ends report that a queue's ring is broken.
     let errorEvent: Int32
     /// The available ring's index to go on at, of queues that are not served.
@@ -202,6 +204,9 @@ class VhostUserDevice: VirtioOffload {
         signal(kicks[queue])
     }
 
+    /// The back end looks at the same eventfd that the driver's notifications are counted on.
+    func kickEvent(queue: Int) -> Int32? { isTracking || !kicks.indices.contains(queue) ? nil : kicks[queue] }
+
     /// Counts one up in an eventfd.
     func signal(_ event: Int32) {
         var one: UInt64 = 1
@@ -262,6 +267,7 @@ class VhostUserDevice: VirtioOffload {
         isServing = true
         served = driver.queues
         track()
+        for interrupt in interrupts { interrupt.update() }
         // What was made available or used before is looked at by both sides.
         for queue in driver.queues {
             signal(kicks[queue.index])

@@ -5,11 +5,8 @@ import Glibc
 extension VhostUserDevice {
     /// Sees to it that the requests of the queues just started are known.
     func track() {
-        if kind.linkStatus != nil { return }
-        if let inflight, inflight.fd >= 0 { return }
-        // Who never comes back needs no tracking; who has more state than the
-        // queues (the files that a guest has open) cannot be followed.
-        guard kind.isStateless, chardev.canReconnect else { return hasUntrackedRequests = true }
+        guard needsTracking else { return }
+        guard canTrack else { return hasUntrackedRequests = true }
         for queue in served where trackers[queue.index] == nil {
             guard Rings(queue, vm.addressSpace)?.usedIndex == bases[queue.index] else {
                 hasUntrackedRequests = true
@@ -18,6 +15,19 @@ extension VhostUserDevice {
             trackers[queue.index] = RingTracker(at: bases[queue.index])
         }
     }
+
+    /// Whether nobody else notes which requests a back end has in hand.
+    private var needsTracking: Bool {
+        if let inflight, inflight.fd >= 0 { return false }
+        return kind.linkStatus == nil
+    }
+
+    /// Who never comes back needs no tracking; who has more state than the
+    /// queues (the files that a guest has open) cannot be followed.
+    private var canTrack: Bool { kind.isStateless && chardev.canReconnect }
+
+    /// Whether every kick and call must be seen here.
+    var isTracking: Bool { needsTracking && canTrack }
 
     func follow(_ index: Int) {
         guard trackers[index] != nil, let queue = served.first(where: { $0.index == index }) else { return }

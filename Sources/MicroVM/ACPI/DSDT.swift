@@ -89,7 +89,7 @@ extension ACPIConfiguration {
     }
 
     private func virtioDevice(_ slot: Int) -> AML {
-        let address = MemoryMap.virtio + UInt64(slot) * MemoryMap.virtioStride
+        let address = MemoryMap.virtioSlot(slot)
         return .device(
             slot < 10 ? "VR0\(slot)" : "VR\(slot)",
             [

@@ -9,7 +9,7 @@ public enum KernelCommandLine {
     ///   - interruptBase: the interrupt of slot 0.
     public static func virtioWords(slots: [Int], interruptBase: Int) -> String {
         slots.map { slot in
-            let address = MemoryMap.virtio + UInt64(slot) * MemoryMap.virtioStride
+            let address = MemoryMap.virtioSlot(slot)
             return " virtio_mmio.device=\(MemoryMap.virtioStride)@\(Hex(address)):\(interruptBase + slot)"
         }.joined()
     }

@@ -80,7 +80,7 @@ struct BoardTree {
         // The highest first, as QEMU: it holds the first -device, and the kernel
         // counts disks in this order.
         for slot in (0..<MemoryMap.virtioSlots).reversed() {
-            let start = MemoryMap.virtio + MemoryMap.virtioStride * UInt64(slot)
+            let start = MemoryMap.virtioSlot(slot)
             let node = device(soc, "virtio_mmio", start, MemoryMap.virtioStride, "virtio,mmio")
             interrupt(node, MemoryMap.virtioInterrupt + slot)
         }

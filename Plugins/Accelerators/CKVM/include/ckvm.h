@@ -89,6 +89,12 @@ static inline int ckvm_immediate_exit(const struct kvm_run *run) {
     return __atomic_load_n(&run->immediate_exit, __ATOMIC_SEQ_CST);
 }
 
+/* A counter of one thread, which others read. */
+static inline void ckvm_count(uint64_t *counter) {
+    __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + 1, __ATOMIC_RELAXED);
+}
+static inline uint64_t ckvm_counted(const uint64_t *counter) { return __atomic_load_n(counter, __ATOMIC_RELAXED); }
+
 /* KVM_EXIT_IO. */
 struct ckvm_io {
     uint8_t is_write, size;
@@ -195,6 +201,7 @@ int ckvm_thread_id(void);
 /* Where and how the scheduler runs a thread. */
 struct ckvm_scheduling {
     int32_t policy, priority, nice;
+    uint64_t runtime, deadline, period; /* nanoseconds, of SCHED_DEADLINE; else 0 */
     uint32_t affinity_length; /* bytes in use */
     uint8_t affinity[1024];
 };

@@ -23,6 +23,11 @@ extension CprController {
                 members: [
                     QMPMember("reason", .string), QMPMember("pid", .int),
                 ]))
+        let thread = QMPType.object(
+            name: "CpuThread", members: [QMPMember("cpu-index", .int), QMPMember("thread-id", .int)])
+        vm.commands.addEvent(
+            "CPU_THREADS_CHANGED",
+            data: .object(name: "CpuThreadsChanged", members: [QMPMember("cpus", .array(thread))]))
     }
 
     // MARK: Save, exec, load

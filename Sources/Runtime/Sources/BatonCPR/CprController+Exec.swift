@@ -188,6 +188,7 @@ extension CprController {
                 Report.warning(error.message)
                 history.append(mode: mode.name, failure: error.message)
                 vm.emit("CPR_ROLLED_BACK", ["reason": .string(error.message), "pid": .int(Int64(getpid()))])
+                vm.reportThreads()
             }
             throw error
         }

@@ -85,6 +85,7 @@ extension CprController {
             if let report = times.report?.objectValue {
                 vm.emit("CPR_UPDATED", report)
                 history.append(mode: mode.name, times: times, from: inherited?.version)
+                vm.reportThreads()
             }
             for monitor in monitors { monitor.releaseOutput() }
         }

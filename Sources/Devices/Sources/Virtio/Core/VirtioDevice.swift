@@ -28,6 +28,7 @@ open class VirtioDevice: Device {
     private var isBusMaster = true
     // Ready, not failed and bus master: kept for the rings' hot path.
     private(set) var isOperating = false
+    private var doorbells: QueueDoorbells!
 
     /// - Parameter ringFeatures: features of the rings and of virtio itself;
     ///   by default those that `VirtQueue` implements.
@@ -44,6 +45,7 @@ open class VirtioDevice: Device {
         let space = vm.addressSpace
         queues = queueSizes.enumerated().map { VirtQueue(index: $0.offset, maxSize: $0.element, addressSpace: space) }
         for queue in queues { queue.owner = self }
+        doorbells = QueueDoorbells(self)
     }
 
     // MARK: For subclasses
@@ -53,6 +55,9 @@ open class VirtioDevice: Device {
     open func handle(_ queue: VirtQueue) {}
     /// Whether `handle` takes the chains of a queue.
     open func isServedHere(_ queue: VirtQueue) -> Bool { true }
+    /// For a queue that is not served here: an eventfd that tells whoever serves it of a notification; nil when `handle`
+    /// must see each. Borrowed for the device's life.
+    open func kickEvent(_ queue: VirtQueue) -> Int32? { nil }
     /// The driver has written the last of the initialisation's status bits.
     open func driverReady() {}
     /// Back to power-on state; status, features and queues are done already.
@@ -86,6 +91,7 @@ open class VirtioDevice: Device {
         guard status & VirtioStatus.needsReset == 0 else { return }
         let wasReady = status & VirtioStatus.driverOK != 0
         setStatus(status | VirtioStatus.needsReset)
+        doorbells.update()
         if wasReady { transport?.configInterrupt() }
     }
 
@@ -106,6 +112,7 @@ open class VirtioDevice: Device {
         let was = isOperating
         restoreBusMaster(allowed)
         if isOperating && !was { becameReady() }
+        doorbells.update()
     }
 
     /// As `setBusMaster`, for a loaded state.
@@ -147,6 +154,7 @@ open class VirtioDevice: Device {
         }
         setStatus(value & VirtioStatus.all)
         if added & value & VirtioStatus.driverOK != 0, isOperating { becameReady() }
+        doorbells.update()
     }
 
     /// The driver writes half of its feature bits.
@@ -163,6 +171,7 @@ open class VirtioDevice: Device {
 
     /// The driver says that a queue is set up, or takes it back.
     func setReady(_ queue: VirtQueue, _ ready: Bool) {
+        defer { if isOperating { doorbells.update() } }
         if !ready { return queue.disable() }
         guard !queue.ready else { return }
         guard status & VirtioStatus.featuresOK != 0 else {
@@ -192,8 +201,19 @@ open class VirtioDevice: Device {
         handle(queue)
     }
 
+    /// The driver has notified of a queue, without a call.
+    func rang(_ queue: VirtQueue) {
+        // After a pause `resume` looks at the queue.
+        guard isRunning, isOperating, queue.ready, !queue.isPutOff else { return }
+        handle(queue)
+    }
+
+    /// Notifications of the driver have another place.
+    func notificationsMoved() { doorbells.update() }
+
     private func resetAll() {
         setStatus(0)
+        doorbells.update()
         driverFeatures = 0
         for queue in queues { queue.reset() }
         resetDevice()
@@ -215,6 +235,8 @@ open class VirtioDevice: Device {
         guard !isRunning else { return }
         isRunning = true
         resumeDevice()
+        // When the guest runs, which does not wait for it.
+        if isOperating { vm.loop.later { [weak self] in self?.doorbells.update() } }
         // What was put off before the pause, here or in another process.
         for queue in queues where isServedHere(queue) && queue.hasAvailable { handle(queue) }
     }
@@ -261,6 +283,7 @@ open class VirtioDevice: Device {
             configGeneration = generation
             for (queue, state) in zip(queues, states) { queue.apply(state, features: features) }
             setStatus(newStatus)
+            doorbells.update()
             apply()
         }
     }

@@ -12,15 +12,19 @@ public final class VirtioMMIO: VirtioTransport, MMIODevice, Device, DeviceBus {
     public var busName: String { "virtio-mmio-bus.\(slot)" }
     public var isFull: Bool { device != nil }
     private let line: InterruptLine
+    private let address: UInt64?
 
     private var deviceFeaturesSelect: UInt32 = 0
     private var driverFeaturesSelect: UInt32 = 0
     private var queueSelect: UInt32 = 0
     private var interruptStatus: UInt32 = 0
 
-    /// - Parameter line: the wire to the interrupt controller.
-    public init(slot: Int, line: InterruptLine) {
+    /// - Parameters:
+    ///   - line: the wire to the interrupt controller.
+    ///   - address: where the board maps the slot, guest-physical; nil where notifications always come as calls.
+    public init(slot: Int, line: InterruptLine, address: UInt64? = nil) {
         self.slot = slot
+        self.address = address
         self.stateName = "virtio-mmio.\(slot)"
         self.line = line
     }
@@ -38,6 +42,10 @@ public final class VirtioMMIO: VirtioTransport, MMIODevice, Device, DeviceBus {
 
     public func interrupt(queue: Int) { raise(1) }
     public func configInterrupt() { raise(2) }
+
+    public func notification(queue: Int) -> VirtioNotification? {
+        address.map { VirtioNotification(address: $0 + Register.queueNotify, width: 4, value: UInt64(queue)) }
+    }
 
     private func raise(_ cause: UInt32) {
         interruptStatus |= cause

@@ -38,6 +38,13 @@ public class VirtioOffloadDevice: VirtioDevice, VirtioOffloadHost {
 
     public func usedBuffers(queue: Int) { transport?.interrupt(queue: queue) }
 
+    public func interruptEvent(
+        queue: Int, event: Int32, mayBeDirect: @escaping () -> Bool, onEvent: @escaping () -> Void
+    ) -> InterruptEvent {
+        transport?.interruptEvent(queue: queue, event: event, mayBeDirect: mayBeDirect, onEvent: onEvent)
+            ?? InterruptEvent(vm: vm, event: event, message: { nil }, onEvent: onEvent)
+    }
+
     public func configChanged(_ config: [UInt8]) {
         self.config = config
         configChanged()
@@ -49,6 +56,7 @@ public class VirtioOffloadDevice: VirtioDevice, VirtioOffloadHost {
 
     public override func isServedHere(_ queue: VirtQueue) -> Bool { !isServedOutside(queue) }
     public override func handle(_ queue: VirtQueue) { offload.kick(queue: queue.index) }
+    public override func kickEvent(_ queue: VirtQueue) -> Int32? { offload.kickEvent(queue: queue.index) }
     public override func driverReady() { offload.start() }
     public override func resetDevice() { offload.stop() }
     public override func pauseDevice() { offload.pause() }

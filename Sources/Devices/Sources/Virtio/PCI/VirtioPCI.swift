@@ -120,6 +120,29 @@ public final class VirtioPCI: PCIFunction, VirtioTransport {
         }
     }
 
+    public func notification(queue: Int) -> VirtioNotification? {
+        // Any write counts (virtio 1.3, 4.1.4.4).
+        bar(4)?.address.map {
+            VirtioNotification(
+                address: $0 + Part.notify + UInt64(Part.notifyStride) * UInt64(queue), width: 0, value: nil)
+        }
+    }
+
+    public override func barUnmapped(_ bar: PCIBar) { if bar.index == 4 { device.notificationsMoved() } }
+    public override func barMoved(_ bar: PCIBar) { if bar.index == 4 { device.notificationsMoved() } }
+
+    public func interruptEvent(
+        queue: Int, event: Int32, mayBeDirect: @escaping () -> Bool, onEvent: @escaping () -> Void
+    ) -> InterruptEvent? {
+        let made = InterruptEvent(
+            vm: vm, event: event,
+            message: { [unowned self] in
+                mayBeDirect() ? msix?.directMessage(Int(queueVectors[queue])) : nil
+            }, onEvent: onEvent)
+        add(made)
+        return made
+    }
+
     func driveInterrupt() { setInterrupt(interruptStatus != 0 && msix?.isEnabled != true) }
 
     // MARK: Access through the configuration space (virtio 1.3, 4.1.4.9)
@@ -174,6 +197,7 @@ public final class VirtioPCI: PCIFunction, VirtioTransport {
         interruptStatus = 0
         configVector = VirtioPCI.noVector
         for index in queueVectors.indices { queueVectors[index] = VirtioPCI.noVector }
+        messagesChanged()
         driveInterrupt()
     }
 

@@ -118,7 +118,7 @@ final class CommonRegisters: MMIODevice {
         switch offset {
         case Register.queueVector:
             pci.queueVectors[queue.index] = allowed(number)
-            return
+            return pci.messagesChanged()
         case Register.queueEnable:
             // Only a reset takes a queue back (virtio 1.3, 4.1.4.3.2).
             if number == 1 { return pci.device.setReady(queue, true) }

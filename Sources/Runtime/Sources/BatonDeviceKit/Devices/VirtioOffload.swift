@@ -34,6 +34,9 @@ public protocol VirtioOffload: AnyObject {
     func stop()
     /// The driver has made buffers available in a queue; after `start` only.
     func kick(queue: Int)
+    /// An eventfd that has the effect of `kick` without a call, for an accelerator that can count the driver's
+    /// notifications there; nil when the device must see each. Asked for after `start`; borrowed for the device's life.
+    func kickEvent(queue: Int) -> Int32?
     /// The driver writes the configuration space.
     /// - Parameters:
     ///   - offset: in bytes, may be beyond the end.
@@ -50,6 +53,10 @@ public protocol VirtioOffload: AnyObject {
     /// - Returns: what applies it, once everything else was checked;
     ///   `host.driver` is the loaded one by then.
     func load(from reader: StateReader) throws(VMMError) -> () -> Void
+}
+
+extension VirtioOffload {
+    public func kickEvent(queue: Int) -> Int32? { nil }
 }
 
 /// How the driver has set up a queue. The rings lie in guest RAM, aligned as
@@ -94,6 +101,14 @@ public protocol VirtioOffloadHost: AnyObject {
     var driver: VirtioDriverSetup? { get }
     /// Interrupts the driver: buffers of a queue have been used.
     func usedBuffers(queue: Int)
+    /// Makes the events of an eventfd interrupts of the driver as `usedBuffers` does, without a call where that can be.
+    /// - Parameters:
+    ///   - event: whoever serves the queue counts there. Borrowed until the result is removed.
+    ///   - mayBeDirect: whether `onEvent` may be left out at present.
+    ///   - onEvent: an event has come: `usedBuffers` makes it an interrupt.
+    func interruptEvent(
+        queue: Int, event: Int32, mayBeDirect: @escaping () -> Bool, onEvent: @escaping () -> Void
+    ) -> InterruptEvent
     /// The configuration space is another; the driver is told.
     func configChanged(_ config: [UInt8])
     /// The device needs a reset by the driver (DEVICE_NEEDS_RESET), and is

@@ -147,7 +147,10 @@ public final class PCIAddressMap {
             guard windows[place.window].isFree(place.address, place.address + bar.size) else { return false }
             windows[place.window].insert(bar, at: place.address)
         }
-        for (bar, _) in moved { unmap(bar) }
+        for (bar, _) in moved {
+            unmap(bar)
+            function.barUnmapped(bar)
+        }
         for (bar, place) in moved { if let place { map(bar, at: place.address) } }
         for (bar, _) in moved { function.barMoved(bar) }
         return true
@@ -178,6 +181,7 @@ public final class PCIAddressMap {
                 }
                 guard place?.address != bar.address else { continue }
                 unmap(bar)
+                function.barUnmapped(bar)
                 moved.append((function, bar))
             }
         }

@@ -99,7 +99,10 @@ open class PCIFunction: Device {
     // MARK: For subclasses
 
     /// The guest reads 1, 2 or 4 bytes, aligned and within `config.size`.
-    open func readConfig(_ offset: Int, width: Int) -> UInt32 { config.read(offset, width: width) }
+    open func readConfig(_ offset: Int, width: Int) -> UInt32 {
+        if msi?.hasPending(offset, width) == true { collectEvents() }
+        return config.read(offset, width: width)
+    }
 
     /// The guest writes 1, 2 or 4 bytes, aligned and within `config.size`. An
     /// override calls this for what the header, MSI and MSI-X are to do.
@@ -122,11 +125,17 @@ open class PCIFunction: Device {
     private func commandChanged(_ changed: UInt16) {
         if changed & (PCICommand.ioSpace | PCICommand.memorySpace) != 0 { bus?.host.mappingsChanged(self) }
         if changed & PCICommand.interruptDisable != 0 { driveInterrupt() }
-        if changed & PCICommand.busMaster != 0 { busMasterChanged() }
+        if changed & PCICommand.busMaster != 0 {
+            messagesChanged()
+            busMasterChanged()
+        }
     }
 
     /// The guest has allowed the device to use the bus (`isBusMaster`), or not.
     open func busMasterChanged() {}
+
+    /// A BAR has lost its address (`bar.address` is nil), and may have another soon: before any BAR of the bus gets one.
+    open func barUnmapped(_ bar: PCIBar) {}
 
     /// A BAR has a new address, or none any more (`bar.address`).
     open func barMoved(_ bar: PCIBar) {}
@@ -183,6 +192,15 @@ open class PCIFunction: Device {
         }
         return bus?.host.send(address: address, data: data) ?? false
     }
+
+    private var events: [InterruptEvent] = []
+    /// Adds an eventfd whose events are this function's messages (`PCIMSIX.directMessage`).
+    public func add(_ event: InterruptEvent) { events.append(event) }
+    public func remove(_ event: InterruptEvent) { events.removeAll { $0 === event } }
+    /// What the guest allows of messages may be something else.
+    public func messagesChanged() { for event in events { event.update() } }
+    /// Takes note of events of masked vectors that have come.
+    func collectEvents() { for event in events { event.collect() } }
 
     /// The address that a BAR's registers say, where the command register lets
     /// it be decoded.

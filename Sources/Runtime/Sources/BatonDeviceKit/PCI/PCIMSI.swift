@@ -1,7 +1,7 @@
 /// Message signalled interrupts with 64-bit addresses and a mask a vector
 /// (PCI 3.0, 6.8.1).
 public final class PCIMSI {
-    private unowned let function: PCIFunction
+    unowned let function: PCIFunction
     /// Offset of the capability.
     public let offset: Int
     /// The most that the guest may enable.
@@ -54,6 +54,14 @@ public final class PCIMSI {
         return (address, data)
     }
 
+    /// What a vector's event sends at once: nothing while the message is to wait.
+    public func directMessage(_ vector: Int) -> (address: UInt64, data: UInt32)? {
+        guard isEnabled, vector >= 0, vector < enabledVectors, !isMasked(vector), function.isBusMaster else {
+            return nil
+        }
+        return message(vector)
+    }
+
     /// Sends a vector's message, or keeps it pending while it is masked.
     /// - Returns: false when MSI is off or there is no such vector.
     @discardableResult
@@ -65,6 +73,11 @@ public final class PCIMSI {
         }
         let (address, data) = message(vector)
         return function.sendMessage(address: address, data: data)
+    }
+
+    /// Whether an access of the configuration space sees pending bits.
+    func hasPending(_ start: Int, _ width: Int) -> Bool {
+        isEnabled && start < pending + 4 && start + width > pending
     }
 
     private func setPending(_ bits: UInt32) {
@@ -81,15 +94,18 @@ public final class PCIMSI {
             }
         }
         onChange?()
+        function.messagesChanged()
     }
 
     func reset() {
         pendingBits = 0
         onChange?()
+        function.messagesChanged()
     }
 
     func restore(pending bits: UInt32) {
         setPending(bits)
         onChange?()
+        function.messagesChanged()
     }
 }

@@ -4,7 +4,7 @@ import BatonMachine
 /// MSI-X: a table of messages and an array of pending bits in BARs (PCI 3.0,
 /// 6.8.2).
 public final class PCIMSIX {
-    private unowned let function: PCIFunction
+    unowned let function: PCIFunction
     /// Offset of the capability.
     public let offset: Int
     public let vectors: Int
@@ -12,8 +12,6 @@ public final class PCIMSIX {
     private(set) var tableBytes: [UInt8]
     /// A bit a vector.
     private(set) var pendingWords: [UInt64]
-    /// Told after the guest has changed a vector's entry (address, data, mask).
-    public var onVectorChange: ((_ vector: Int) -> Void)?
     /// Told after the guest has switched MSI-X, or the mask of all, on or off.
     public var onControlChange: (() -> Void)?
 
@@ -69,6 +67,12 @@ public final class PCIMSIX {
         return pendingWords[vector / 64] >> UInt64(vector % 64) & 1 != 0
     }
 
+    /// What a vector's event sends at once: nothing while the message is to wait.
+    public func directMessage(_ vector: Int) -> (address: UInt64, data: UInt32)? {
+        guard isEnabled, !isMasked(vector), !isPending(vector), function.isBusMaster else { return nil }
+        return message(vector)
+    }
+
     private func setPending(_ vector: Int, _ level: Bool) {
         let bit = 1 << UInt64(vector % 64) as UInt64
         if level { pendingWords[vector / 64] |= bit } else { pendingWords[vector / 64] &= ~bit }
@@ -97,6 +101,7 @@ public final class PCIMSIX {
         lastControl = control
         if isEnabled && !isFunctionMasked { for vector in 0..<vectors where isPending(vector) { fire(vector) } }
         onControlChange?()
+        function.messagesChanged()
     }
 
     private func maskAll() { for vector in 0..<vectors { tableBytes[vector * 16 + 12] = 1 } }
@@ -107,6 +112,7 @@ public final class PCIMSIX {
         maskAll()
         lastControl = control
         onControlChange?()
+        function.messagesChanged()
     }
 
     func restore(table: [UInt8], pending: [UInt64]) {
@@ -114,6 +120,7 @@ public final class PCIMSIX {
         pendingWords = pending
         lastControl = control
         onControlChange?()
+        function.messagesChanged()
     }
 
     // MARK: Registers
@@ -150,8 +157,8 @@ public final class PCIMSIX {
                     msix.tableBytes[at + index] = byte & 1
                 }
             }
-            msix.onVectorChange?(vector)
             msix.fire(vector)
+            msix.function.messagesChanged()
         }
     }
 
@@ -162,6 +169,7 @@ public final class PCIMSIX {
         func accepts(offset: UInt64, width: Int) -> Bool { msix.isAllowed(offset, width) }
 
         func mmioRead(offset: UInt64, width: Int) -> UInt64 {
+            msix.function.collectEvents()
             let word = msix.pendingWords[Int(truncatingIfNeeded: offset / 8)]
             return width == 8 ? word : word >> (offset % 8 * 8) & 0xffff_ffff
         }

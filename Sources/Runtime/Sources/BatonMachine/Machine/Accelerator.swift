@@ -69,12 +69,15 @@ public protocol Accelerator: AnyObject {
 
     // MARK: Events without a hop through the loop
 
+    /// Whether `add` may be worth a try.
+    var takesDoorbells: Bool { get }
     /// Has writes of the guest counted on an eventfd, in place of a call of the device.
     /// - Returns: false when the accelerator cannot do that: the device is called as ever.
     func add(_ doorbell: Doorbell) -> Bool
     func remove(_ doorbell: Doorbell)
-    /// Makes a route for messages: what is written to its eventfd is an interrupt. Nil when there are none.
-    func makeMessageRoute() -> (any MessageRoute)?
+    /// Makes a route for messages: what is counted on an eventfd is an interrupt. Nil when there are none.
+    /// - Parameter event: an eventfd. Borrowed until the route is removed.
+    func makeMessageRoute(event: Int32) -> (any MessageRoute)?
 }
 
 extension Accelerator {
@@ -84,13 +87,14 @@ extension Accelerator {
     public func pauseCPUs() {}
     public func endThreads() {}
     public var failure: VMMError? { nil }
+    public var takesDoorbells: Bool { false }
     public func add(_ doorbell: Doorbell) -> Bool { false }
     public func remove(_ doorbell: Doorbell) {}
-    public func makeMessageRoute() -> (any MessageRoute)? { nil }
+    public func makeMessageRoute(event: Int32) -> (any MessageRoute)? { nil }
 }
 
 /// A register to which writes are events: Linux's ioeventfd.
-public struct Doorbell {
+public struct Doorbell: Equatable {
     /// Whether it is in the space of ports, and not in that of memory.
     public var isPort: Bool
     /// The first address.
@@ -108,13 +112,16 @@ public struct Doorbell {
 }
 
 /// A message signalled interrupt that an eventfd sends: Linux's irqfd.
+///
+/// An eventfd is an interrupt of one VM at a time: a VMM that is about to be replaced lets go of its eventfds (`mask`)
+/// before state is saved, and the next one can take hold of the same ones.
 public protocol MessageRoute: AnyObject {
-    /// The eventfd, of the route. Whoever writes to it interrupts the guest.
-    var fd: Int32 { get }
-    /// Sets what is sent. Until the first call, and after `mask`, events wait in the eventfd.
-    func set(address: UInt64, data: UInt32)
+    /// Has events sent as this message from now on, with those that wait in the eventfd.
+    /// - Returns: false when the accelerator does not take the message there: events wait, as after `mask`.
+    func set(address: UInt64, data: UInt32) -> Bool
+    /// From here on events wait in the eventfd, as they do until the first `set`. Those before have been sent.
     func mask()
-    /// Frees the route and its descriptor.
+    /// Frees the route, and leaves the eventfd as `mask` does.
     func remove()
 }
 

@@ -142,6 +142,7 @@ public final class VirtualMachine: GuestRequests {
         for device in devices { device.resume() }
         change(to: .running)
         emit("RESUME")
+        if owesThreadReport { reportThreads() }
     }
 
     private let mainThread = pthread_self()
@@ -312,6 +313,20 @@ public final class VirtualMachine: GuestRequests {
     public func onEvent(_ sink: @escaping (_ name: String, _ data: JSONObject) -> Void) { eventSinks.append(sink) }
     public func emit(_ name: String, _ data: JSONObject = [:]) {
         for sink in eventSinks { sink(name, data) }
+    }
+
+    private var owesThreadReport = false
+
+    /// Says which threads run the CPUs: they are others than before an update that has succeeded or failed. When there
+    /// are none yet, it is said when the guest starts. Emits CPU_THREADS_CHANGED.
+    package func reportThreads() {
+        guard let accelerator, accelerator.hasThreads else { return }
+        let cpus = accelerator.cpus
+        owesThreadReport = cpus.contains { $0.threadID == 0 }
+        guard !owesThreadReport else { return }
+        emit(
+            "CPU_THREADS_CHANGED",
+            ["cpus": .array(cpus.map { ["cpu-index": JSON($0.index), "thread-id": .int(Int64($0.threadID))] })])
     }
 
     // MARK: The loop
