@@ -57,8 +57,11 @@ struct KVMProbe {
             if isAtEnd { return nil }
             if let wrong { return wrong }
             let place = step.map { "the test of \($0)" } ?? "the start of a guest"
-            if let error = Self.error(in: process.log) { return "\(place) ended with: \(error)" }
-            guard process.isRunning else { return "\(place) ended, and \(process.epitaph())" }
+            let isRunning = process.isRunning
+            if let error = Self.error(in: process.log, after: isRunning ? "baton: CPU 0: " : "baton: ") {
+                return "\(place) ended with: \(error)"
+            }
+            guard isRunning else { return "\(place) ended at once" }
             guard Clock.now < deadline else {
                 let perSecond = Self.speedInstructions / Int(Self.stepLimit) / 1_000_000
                 return step == "speed"
@@ -69,10 +72,10 @@ struct KVMProbe {
         }
     }
 
-    /// What the VMM says of a CPU that KVM gave up. The VMM stays.
-    private static func error(in log: String) -> String? {
+    /// The first that the VMM said about itself, or about a CPU that KVM gave up: it stays then.
+    private static func error(in log: String, after prefix: String) -> String? {
         let messages = (try? String(contentsOfFile: log, encoding: .utf8)) ?? ""
-        guard let start = messages.range(of: "CPU 0: ")?.upperBound else { return nil }
+        guard let start = messages.range(of: prefix)?.upperBound else { return nil }
         return String(messages[start...].prefix { $0 != "\n" && $0 != ";" })
     }
 }

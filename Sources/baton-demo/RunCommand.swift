@@ -101,7 +101,7 @@ struct RunCommand: ParsableCommand {
         }
         guard let problem = try KVMProbe(vmm: vmm).problem() else { return .microvm }
         guard machine == .auto else {
-            throw Failure("\(problem). The machine microvm needs it; virt shows a riscv64 guest on any host.")
+            throw Failure("\(problem); MACHINE=virt shows a riscv64 guest on any host")
         }
         progress.say("\(problem), so the riscv64 guest is shown")
         return .virt
