@@ -10,6 +10,8 @@
 #   make demo-peers        Debian with disk, shared directory and network elsewhere, over 200 updates
 #   make test              all tests, against the release build; at the end, what was skipped and why
 #     TESTFLAGS=...        more options for swift test, such as --filter UpdateTests
+#   make test-lab          Linux guests on a real KVM in an emulated PC (QEMU and kernels are downloaded once)
+#     LABFLAGS=...         more options for baton-demo lab, such as --only boot
 #   make lint              the formatter's findings (.swift-format); make format mends them
 #   make bench             how fast it is, and the pause of a restart beside QEMU's cpr-exec (downloaded once)
 #   make install          executables, modules and what modules are built with, to $(DESTDIR)$(PREFIX)
@@ -46,7 +48,7 @@ RUNTIME_MODULES := BatonRuntime BatonModules BatonCPR BatonDeviceKit BatonMachin
     BatonDevices InstructionSets PCI Serial Virtio
 MODULE_KINDS := mode memory-backend preserver foreign machine device accel
 
-.PHONY: all build packages run-packages test-packages run demo-peers test lint format bench install clean
+.PHONY: all build packages run-packages test-packages run demo-peers test test-lab lint format bench install clean
 
 all: build
 
@@ -92,6 +94,9 @@ test-packages: packages
 # again, in another way than it is used.
 test: build test-packages
 	@.build/release/baton-demo tests -- $(SWIFT) test -c release --disable-testable-imports $(TESTFLAGS)
+
+test-lab: build
+	@.build/release/baton-demo lab $(LABFLAGS)
 
 FORMATTED := Package.swift Sources Plugins Tests
 

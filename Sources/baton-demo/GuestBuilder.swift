@@ -65,6 +65,22 @@ struct GuestBuilder {
         try Tool.require([try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-o", output, source])
     }
 
+    /// Builds the first process of the lab's guests, for Linux on this machine's CPUs, with its C library.
+    func buildLabProgram(to output: String) throws {
+        try Tool.require([
+            try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-o", output,
+            "\(sources)/lab/lab.c",
+        ])
+    }
+
+    /// Builds the boot sector of the lab's disk for SeaBIOS.
+    func buildBootSector(to output: String) throws {
+        try Tool.require([
+            try compiler(), "-m16", "-nostdlib", "-static", "-fuse-ld=lld", "-o", output,
+            "-Wl,--oformat=binary,-Ttext=0x7c00,--build-id=none,--image-base=0", "\(sources)/lab/sector.S",
+        ])
+    }
+
     /// The text of the script that Debian's kernel starts in place of the installer.
     func initScript(_ guest: String) throws -> Data {
         try Data(contentsOf: URL(fileURLWithPath: "\(sources)/\(guest)/init.sh"))

@@ -48,11 +48,7 @@ struct LaterDebian {
     func download(suite: String) throws {
         let aptDirectory = "\(cache)/apt/\(name)-\(suite)"
         defer { try? FileManager.default.removeItem(atPath: aptDirectory) }
-        let architecture = try Tool.require(["dpkg", "--print-architecture"]).text
-        let apt = try PrivateApt(
-            directory: aptDirectory, archive: try PrivateApt.archiveAddress(), suite: suite,
-            architecture: architecture.trimmingCharacters(in: .whitespacesAndNewlines), keyring: Self.keyring)
-        try apt.update()
+        let apt = try Self.archive(suite: suite, directory: aptDirectory)
         let scratch = "\(root).new"
         try? FileManager.default.removeItem(atPath: scratch)
         try FileManager.default.createDirectory(atPath: scratch, withIntermediateDirectories: true)
@@ -60,6 +56,17 @@ struct LaterDebian {
         for file in try apt.downloadWithDependencies(package) { try Tool.require(["dpkg-deb", "-x", file, scratch]) }
         try? FileManager.default.removeItem(atPath: root)
         try FileManager.default.moveItem(atPath: scratch, toPath: root)
+    }
+
+    /// The archive of a suite, of this machine's architecture, with its index read.
+    /// - Parameter directory: takes apt's files, and goes when it is done with.
+    static func archive(suite: String, directory: String) throws -> PrivateApt {
+        let architecture = try Tool.require(["dpkg", "--print-architecture"]).text
+        let apt = try PrivateApt(
+            directory: directory, archive: try PrivateApt.archiveAddress(), suite: suite,
+            architecture: architecture.trimmingCharacters(in: .whitespacesAndNewlines), keyring: keyring)
+        try apt.update()
+        return apt
     }
 
     /// What to execute, from the cache or downloaded into it.

@@ -73,6 +73,17 @@ struct PrivateApt {
             .filter { $0.hasSuffix(".deb") }.map { "\(archives)/\($0)" }
     }
 
+    /// The names of a package and of everything that it depends on.
+    func dependencies(of package: String) throws -> [String] {
+        // 'URL' NAME_VERSION_ARCHITECTURE.deb SIZE HASH
+        let text = try run(["install", "--no-install-recommends", "--print-uris", "-y", package], in: nil)
+        return text.split(separator: "\n").compactMap { line in
+            let words = line.split(separator: " ")
+            guard line.hasPrefix("'"), words.count >= 3 else { return nil }
+            return words[1].split(separator: "_").first?.removingPercentEncoding
+        }
+    }
+
     /// The archive that this machine's own apt uses, as apt itself reads its configuration.
     static func archiveAddress() throws -> String {
         let targets = try Tool.require([

@@ -1,0 +1,90 @@
+import Foundation
+import ProcessSupport
+
+/// An emulated PC whose Linux has a real KVM (SVM and nested paging emulated) and this machine's file system below it.
+///
+/// All is emulated by software, so it needs nothing of the machine, and everything in it takes 10 to 50 times as long.
+struct LabHost {
+    let files: LabFiles
+    let directory: TemporaryDirectory
+
+    /// MiB, of which what is used is allocated. There is one CPU: with more, code that Linux changes while another
+    /// CPU runs it makes it crash in this emulation, now and then.
+    private static let memory = 4096
+    private static let commandLine =
+        "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 tsc=reliable no_timer_check nokaslr intel_iommu=on"
+    private static let modules = ["9pnet_virtio", "9p", "overlay", "kvm_amd", "vfio-pci", "vfio_iommu_type1"]
+    private static let statusMark = "lab: status "
+
+    /// Boots the lab, runs a command in it as root, in the working directory, and switches it off.
+    /// - Parameters:
+    ///   - command: absolute paths are this machine's.
+    ///   - onLine: is called with each line of its output.
+    /// - Returns: the command's status.
+    func run(_ command: [String], seconds: Double, onLine: @escaping (String) -> Void) throws -> Int32 {
+        let initrd = try makeInitrd(command)
+        let arguments =
+            files.emulator + [
+                "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35",
+                "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off", "-m", "\(Self.memory)",
+                "-kernel", files.host.image, "-initrd", initrd, "-append", Self.commandLine,
+                "-serial", "file:\(consoleLog)", "-serial", "stdio",
+                "-virtfs", "local,path=/,mount_tag=below,security_model=none,readonly=on,multidevs=remap",
+                "-device", "intel-iommu,intremap=on,caching-mode=on", "-device", "edu,addr=10",
+            ]
+        let emulator = try VMMProcess(
+            [try Self.path(of: arguments[0])] + arguments.dropFirst(), log: directory.file("emulator.log"))
+        let output = GuestConsole(process: emulator, log: directory.file("output.log"))
+        var status: Int32?
+        output.onLine = { line in
+            guard line.hasPrefix(Self.statusMark) else { return onLine(line) }
+            status = Int32(line.dropFirst(Self.statusMark.count))
+        }
+        let deadline = Clock.now + seconds
+        while emulator.isRunning, Clock.now < deadline {
+            var ready = pollfd(fd: output.descriptor, events: Int16(POLLIN), revents: 0)
+            poll(&ready, 1, 200)
+            output.drain()
+        }
+        output.drain()
+        if let status { return status }
+        let late = emulator.isRunning ? "did not end in \(Int(seconds)) s" : "ended without the command's status"
+        emulator.end()
+        throw Failure("the lab \(late): \(emulator.epitaph())\n\(consoleTail)")
+    }
+
+    private var consoleLog: String { directory.file("console.log") }
+
+    /// The last that the lab's kernel said.
+    private var consoleTail: String {
+        let text = String(decoding: FileManager.default.contents(atPath: consoleLog) ?? Data(), as: UTF8.self)
+        return text.split(separator: "\n").suffix(15).joined(separator: "\n")
+    }
+
+    private static func path(of program: String) throws -> String {
+        guard let path = Tool.find(program) else { throw Failure("\(program): not found") }
+        return path
+    }
+
+    private func makeInitrd(_ command: [String]) throws -> String {
+        func contents(_ path: String) throws -> Data { try Data(contentsOf: URL(fileURLWithPath: path)) }
+        var archive = CpioArchive()
+        for name in ["bin", "modules"] { archive.addDirectory(name) }
+        archive.addFile("bin/busybox", mode: 0o755, contents: try contents(files.busybox))
+        archive.addFile("init", mode: 0o755, contents: try contents("\(try GuestBuilder().sources)/lab/host.sh"))
+        for (number, module) in try files.host.modules(Self.modules, busybox: files.busybox).enumerated() {
+            archive.addFile("modules/\(number).ko", mode: 0o644, contents: module)
+        }
+        archive.addFile("command", mode: 0o644, contents: Data(script(command).utf8))
+        return try directory.write("lab-initrd", archive.finished())
+    }
+
+    private func script(_ command: [String]) -> String {
+        func quoted(_ word: String) -> String { "'" + word.replacingOccurrences(of: "'", with: "'\\''") + "'" }
+        var lines = ["cd \(quoted(FileManager.default.currentDirectoryPath)) || exit 1", "export HOME=/root"]
+        for name in ["PATH", "LD_LIBRARY_PATH"] {
+            if let value = ProcessInfo.processInfo.environment[name] { lines.append("export \(name)=\(quoted(value))") }
+        }
+        return (lines + ["exec " + command.map(quoted).joined(separator: " ")]).joined(separator: "\n")
+    }
+}

@@ -1,0 +1,29 @@
+#!/bin/busybox sh
+# The first process of the lab, in its initrd: loads the modules of /modules in their order, and runs /command in what
+# is below the lab, this machine's file system by 9p, with an overlay in RAM that takes what is written.
+# The command's output, and a line with its status at the end, go to the second serial port.
+b=/bin/busybox
+mount() { $b mount "$@" || $b poweroff -f; }
+$b mkdir -p /proc /sys /dev /below /above /root
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+n=0
+while [ -e /modules/$n.ko ]; do $b insmod /modules/$n.ko; n=$((n + 1)); done
+
+mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=524288,cache=loose below /below
+mount -t tmpfs tmpfs /above
+$b mkdir /above/changed /above/work
+mount -t overlay -o lowerdir=/below,upperdir=/above/changed,workdir=/above/work overlay /root
+for d in proc sys dev; do mount --move /$d /root/$d; done
+mount -t tmpfs tmpfs /root/run
+$b mkdir -p /root/dev/shm
+mount -t tmpfs tmpfs /root/dev/shm
+$b ip link set lo up
+
+{
+    $b stty -onlcr -echo
+    $b chroot /root /bin/sh -c "$($b cat /command)"
+    echo "lab: status $?"
+} </root/dev/ttyS1 >/root/dev/ttyS1 2>&1
+$b poweroff -f
