@@ -67,10 +67,9 @@ struct GuestBuilder {
 
     /// Builds the first process of the lab's guests, for Linux on this machine's CPUs, with its C library.
     func buildLabProgram(to output: String) throws {
-        try Tool.require([
-            try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-o", output,
-            "\(sources)/lab/lab.c",
-        ])
+        let parts = ["lab", "devices", "edu", "registers", "time"].map { "\(sources)/lab/\($0).c" }
+        try Tool.require(
+            [try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-o", output] + parts)
     }
 
     /// Builds the boot sector of the lab's disk for SeaBIOS.

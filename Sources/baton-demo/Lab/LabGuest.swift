@@ -3,8 +3,13 @@ import ProcessSupport
 
 /// A machine under KVM in the lab, whose Linux works on all that it has (`Tests/Guests/lab/lab.c`).
 final class LabGuest {
-    /// What the guest has of virtio: nothing, or a disk and two network cards that are joined outside.
-    enum Devices { case none, mmio, pci }
+    /// What the guest has: nothing, or a disk and two network cards that are joined outside, on virtio-mmio or
+    /// virtio-pci.
+    enum Devices: Equatable {
+        case none, mmio, pci
+        /// As with `pci`, and a device of the lab's, by its address.
+        case passedThrough(String)
+    }
 
     /// What the guest's program says each second.
     struct Report {
@@ -29,7 +34,9 @@ final class LabGuest {
         }
     }
 
-    fileprivate static let kinds: Set = ["blocks", "frames", "sleeps", "alarms", "signals", "rounds", "readings"]
+    fileprivate static let kinds: Set = [
+        "blocks", "frames", "sleeps", "alarms", "signals", "rounds", "readings", "transfers",
+    ]
 
     let session: Session
     private let arguments: [String]
@@ -39,23 +46,23 @@ final class LabGuest {
     /// Lines of its kernel's log, of level "warning" or worse, that came since.
     private(set) var kernelLines: [String] = []
     private var failure: String?
-    private let hasDevices: Bool
+    private let devices: Devices
 
     /// - Parameter initrd: with the program and its modules, as `makeInitrd` makes it.
     init(vmm: String, kernel: String, initrd: String, cpus: Int, devices: Devices, directory: TemporaryDirectory) throws
     {
-        let socket = directory.file("qmp.sock")
+        self.devices = devices
+        let socket = directory.file("qmp.sock"), isPCI = ![.none, .mmio].contains(devices)
         var arguments = [
-            vmm, "-M", "microvm,memory-backend=ram\(devices == .pci ? ",pcie=on" : "")", "-accel", "kvm", "-cpu",
+            vmm, "-M", "microvm,memory-backend=ram\(isPCI ? ",pcie=on" : "")", "-accel", "kvm", "-cpu",
             "host",
             "-smp", "\(cpus)", "-m", "512M", "-object", "memory-backend-memfd,id=ram,size=512M,share=on",
             "-cpr-enable", "restart", "-only-cpr-capable", "-kernel", kernel, "-initrd", initrd,
             "-append", Self.commandLine, "-nodefaults", "-display", "none", "-serial", "stdio", "-monitor", "none",
             "-qmp", "unix:\(socket),server=on,wait=off",
         ]
-        hasDevices = devices != .none
-        if hasDevices {
-            let disk = try directory.writeSparse("disk.img", size: 8 << 20), bus = devices == .pci ? "pci" : "device"
+        if devices != .none {
+            let disk = try directory.writeSparse("disk.img", size: 8 << 20), bus = isPCI ? "pci" : "device"
             arguments += [
                 "-drive", "file=\(disk),format=raw,if=none,id=disk", "-device", "virtio-blk-\(bus),drive=disk",
             ]
@@ -68,6 +75,7 @@ final class LabGuest {
                 ]
             }
         }
+        if case .passedThrough(let address) = devices { arguments += ["-device", "vfio-pci,host=\(address)"] }
         self.arguments = arguments
         session = try Session(arguments: arguments, socketPath: socket, directory: directory.path)
         session.console.onLine = { [unowned self] in read($0) }
@@ -87,12 +95,16 @@ final class LabGuest {
         var archive = CpioArchive()
         archive.addDirectory("modules")
         archive.addFile("init", mode: 0o755, contents: try Data(contentsOf: URL(fileURLWithPath: program)))
-        let modules = try files.guest.modules(["virtio_mmio", "virtio_blk", "virtio_net"], busybox: files.busybox)
+        let modules = try files.guest.modules(
+            ["virtio_mmio", "virtio_blk", "virtio_net", "vfio-pci"], busybox: files.busybox)
         for (number, module) in modules.enumerated() {
             archive.addFile("modules/\(number).ko", mode: 0o644, contents: module)
         }
         try directory.write(initrdName, archive.finished())
     }
+
+    private var hasOwnDevices: Bool { devices != .none }
+    private var hasPassedThrough: Bool { if case .passedThrough = devices { true } else { false } }
 
     private func read(_ line: String) {
         if line.contains("lab: FAIL") { failure = failure ?? line }
@@ -112,7 +124,8 @@ final class LabGuest {
     func boot(cpus: Int) throws {
         try session.connect()
         try wait(for: "report of the guest's program", seconds: 240) { !reports.isEmpty }
-        let expected = "cpus=\(cpus) disk=\(hasDevices ? 1 : 0) cards=\(hasDevices ? 2 : 0) clock=kvm-clock"
+        let (own, passed) = (hasOwnDevices ? 1 : 0, hasPassedThrough ? 1 : 0)
+        let expected = "cpus=\(cpus) disk=\(own) cards=\(2 * own) edu=\(passed) clock=kvm-clock"
         guard introduction == expected else {
             throw Failure("the guest works with '\(introduction ?? "")', not '\(expected)'")
         }
@@ -132,7 +145,13 @@ final class LabGuest {
 
     /// Waits until each kind of work was done more often than in an earlier report.
     func awaitWork(since before: Report) throws {
-        let kinds = Self.kinds.filter { hasDevices || !["blocks", "frames"].contains($0) }
+        let kinds = Self.kinds.filter {
+            switch $0 {
+            case "blocks", "frames": hasOwnDevices
+            case "transfers": hasPassedThrough
+            default: true
+            }
+        }
         func idle() -> [String] {
             kinds.filter { reports.last?.work[$0] ?? 0 <= before.work[$0] ?? 0 }.sorted()
         }

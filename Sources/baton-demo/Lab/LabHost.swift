@@ -30,7 +30,7 @@ struct LabHost {
                 "-kernel", files.host.image, "-initrd", initrd, "-append", Self.commandLine,
                 "-serial", "file:\(consoleLog)", "-serial", "stdio",
                 "-virtfs", "local,path=/,mount_tag=below,security_model=none,readonly=on,multidevs=remap",
-                "-device", "intel-iommu,intremap=on,caching-mode=on", "-device", "edu,addr=10",
+                "-device", "intel-iommu,intremap=on,caching-mode=on", "-device", "edu,addr=10,dma_mask=0xffffffff",
             ]
         let emulator = try VMMProcess(
             [try Self.path(of: arguments[0])] + arguments.dropFirst(), log: directory.file("emulator.log"))
@@ -51,6 +51,22 @@ struct LabHost {
         let late = emulator.isRunning ? "did not end in \(Int(seconds)) s" : "ended without the command's status"
         emulator.end()
         throw Failure("the lab \(late): \(emulator.epitaph())\n\(consoleTail)")
+    }
+
+    /// In the lab: gives its edu to vfio-pci.
+    /// - Returns: its address.
+    static func bindEdu() throws -> String {
+        let address = "0000:00:10.0", bus = "/sys/bus/pci"
+        for (file, text) in [
+            ("\(bus)/devices/\(address)/driver_override", "vfio-pci"), ("\(bus)/drivers_probe", address),
+        ] {
+            guard let handle = FileHandle(forWritingAtPath: file) else { throw Failure("\(file) is missing") }
+            try handle.write(contentsOf: Data(text.utf8))
+        }
+        guard FileManager.default.fileExists(atPath: "\(bus)/drivers/vfio-pci/\(address)") else {
+            throw Failure("vfio-pci did not take \(address)")
+        }
+        return address
     }
 
     private var consoleLog: String { directory.file("console.log") }

@@ -1,0 +1,118 @@
+// The guest's work on its virtio disk and network cards.
+
+#include <arpa/inet.h>
+#include <linux/if_packet.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include "lab.h"
+
+// Disk: each block says which round wrote it. It is read back, and so is one of long ago.
+
+enum { block_size = 4096, block_words = block_size / 8 };
+
+static void fill(uint64_t *block, uint64_t round)
+{
+    for (int i = 0; i < block_words; i++)
+        block[i] = mix(round, i);
+}
+
+static void check_block(int disk, uint64_t *block, uint64_t round, uint64_t blocks)
+{
+    memset(block, 0xee, block_size);
+    ssize_t count = pread(disk, block, block_size, round % blocks * block_size);
+    if (count != block_size)
+        FAIL("reading block %lu: %s", round % blocks, count < 0 ? strerror(errno) : "short");
+    for (int i = 0; i < block_words; i++)
+        if (block[i] != mix(round, i))
+            FAIL("block %lu, word %d is %lx, not %lx of round %lu", round % blocks, i, block[i], mix(round, i), round);
+}
+
+void disk_work(int disk)
+{
+    uint64_t size = lseek(disk, 0, SEEK_END), blocks = size / block_size;
+    uint64_t *block = mmap(NULL, block_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (uint64_t round = 0;; round++) {
+        fill(block, round);
+        ssize_t count = pwrite(disk, block, block_size, round % blocks * block_size);
+        if (count != block_size)
+            FAIL("writing block %lu: %s", round % blocks, count < 0 ? strerror(errno) : "short");
+        if (round % 32 == 31 && fdatasync(disk))
+            FAIL("fdatasync: %s", strerror(errno));
+        check_block(disk, block, round, blocks);
+        uint64_t back = mix(round, 1) % (round < blocks ? round + 1 : blocks);
+        check_block(disk, block, round - back, blocks);
+        add(&shared->blocks);
+        usleep(2000);
+    }
+}
+
+// Network: numbered frames over two cards and back, each of which must come once.
+
+enum { frame_type = 0x88b5, frame_length = 512 };
+
+int open_card(int number)
+{
+    struct ifreq request = {0};
+    snprintf(request.ifr_name, IFNAMSIZ, "eth%d", number);
+    int card = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(frame_type));
+    if (card < 0 || ioctl(card, SIOCGIFFLAGS, &request))
+        return -1;
+    request.ifr_flags |= IFF_UP | IFF_PROMISC;
+    if (ioctl(card, SIOCSIFFLAGS, &request) || ioctl(card, SIOCGIFINDEX, &request))
+        FAIL("%s: %s", request.ifr_name, strerror(errno));
+    struct sockaddr_ll address = {
+        .sll_family = AF_PACKET, .sll_protocol = htons(frame_type), .sll_ifindex = request.ifr_ifindex};
+    int one = 1;
+    if (bind(card, (struct sockaddr *)&address, sizeof address) ||
+        setsockopt(card, SOL_PACKET, PACKET_IGNORE_OUTGOING, &one, sizeof one))
+        FAIL("%s: %s", request.ifr_name, strerror(errno));
+    return card;
+}
+
+void return_frames(int card)
+{
+    uint8_t frame[2048];
+    for (;;) {
+        ssize_t count = recv(card, frame, sizeof frame, 0);
+        if (count < 0)
+            FAIL("receiving a frame: %s", strerror(errno));
+        if (send(card, frame, count, 0) != count)
+            FAIL("returning a frame: %s", strerror(errno));
+        add(&shared->returned);
+    }
+}
+
+static void make_frame(uint64_t *frame, uint64_t number)
+{
+    memset(frame, 0xff, 12);
+    for (int i = 2; i < frame_length / 8; i++)
+        frame[i] = mix(number, i);
+    ((uint8_t *)frame)[12] = frame_type >> 8;
+    ((uint8_t *)frame)[13] = frame_type & 0xff;
+    frame[2] = number;
+}
+
+void send_frames(int card)
+{
+    uint64_t sent[frame_length / 8] = {0}, received[256];
+    for (uint64_t number = 0;; number++) {
+        make_frame(sent, number);
+        uint64_t begun = now(CLOCK_MONOTONIC);
+        if (send(card, sent, frame_length, 0) != frame_length)
+            FAIL("sending frame %lu: %s", number, strerror(errno));
+        struct pollfd ready = {.fd = card, .events = POLLIN};
+        if (poll(&ready, 1, 30000) != 1)
+            FAIL("frame %lu was lost (%lu were returned)", number, shared->returned);
+        ssize_t count = recv(card, received, sizeof received, 0);
+        if (count != frame_length || memcmp(received, sent, frame_length))
+            FAIL("in place of frame %lu came %lu, of %zd bytes", number, received[2], count);
+        uint64_t took = now(CLOCK_MONOTONIC) - begun;
+        if (took > shared->longest_frame)
+            shared->longest_frame = took;
+        add(&shared->frames);
+        usleep(1000);
+    }
+}

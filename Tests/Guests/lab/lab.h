@@ -1,0 +1,65 @@
+// What the parts of the lab's guest program have in common.
+
+#pragma once
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+// What the processes have done, in memory of all of them.
+struct shared {
+    uint64_t blocks, frames, returned, sleeps, alarms, signals, rounds, readings, transfers;
+    // The latest time that any CPU has read, in ns.
+    uint64_t latest;
+    // The longest that a sleep of 10 ms, or the answer to a frame, took, in ns.
+    uint64_t longest_sleep, longest_frame;
+};
+extern struct shared *shared;
+
+// Writes a line to the console.
+__attribute__((format(printf, 1, 2))) void say(const char *format, ...);
+
+// Says what is wrong, and does no more.
+#define FAIL(format, ...) \
+    do { \
+        say("lab: FAIL " format, ##__VA_ARGS__); \
+        pause(); \
+        _exit(1); \
+    } while (0)
+
+static inline uint64_t now(clockid_t clock)
+{
+    struct timespec time;
+    clock_gettime(clock, &time);
+    return time.tv_sec * 1000000000ull + time.tv_nsec;
+}
+
+static inline void add(uint64_t *counter) { __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED); }
+
+// The contents of something, by its number and the place in it.
+static inline uint64_t mix(uint64_t a, uint64_t b)
+{
+    uint64_t x = a * 0x9e3779b97f4a7c15ull + b;
+    x ^= x >> 29;
+    x *= 0xbf58476d1ce4e5b9ull;
+    return x ^ x >> 32;
+}
+
+// The first line of a file, empty if it cannot be read.
+void read_line(const char *path, char *line, int size);
+
+// Kinds of work, each of which never ends. The argument is a descriptor, a CPU, or nothing.
+void disk_work(int disk);
+int open_card(int number);
+void send_frames(int card);
+void return_frames(int card);
+void clock_work(int cpu);
+void sleep_work(int unused);
+void alarm_work(int unused);
+void signal_work(int unused);
+void register_work(int which);
+// - Returns: whether there is an edu.
+int find_edu(void);
+void edu_work(int unused);
