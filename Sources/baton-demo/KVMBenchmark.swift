@@ -11,9 +11,9 @@ struct KVMBenchmark {
     /// A serial port's scratch register, and the magic number of the first virtio-mmio slot.
     private static let places: [(name: String, place: UInt64)] = [("port", 0x3ff), ("MMIO", 0xfeb0_0000)]
     private static let rounds = 5
-    /// A few ms each, so that most are undisturbed.
-    private static let batches = 40
-    private static let readsInBatch = 200
+    /// Short enough (a ms where KVM is emulated) that nothing else runs in the middle of most.
+    private static let batches = 100
+    private static let readsInBatch = 100
 
     init(vmm: String, qemu: QEMUInstallation?, repetitions: Int, directory: TemporaryDirectory) throws {
         machines = try KVMMachines(vmm: vmm, qemu: qemu, directory: directory)
@@ -108,16 +108,25 @@ struct KVMBenchmark {
         let bare = samples[.bareLoop] ?? []
         for (index, place) in Self.places.enumerated() {
             print("KVM, an exit for a read of a device, \(place.name) (\(Self.rounds * Self.batches) times):")
-            let base = median(bare[index])
+            let base = Percentiles(bare[index])
             for runner in machines.runners {
-                guard let values = samples[runner]?[index].sorted() else { continue }
-                let more = runner == .bareLoop ? "" : String(format: "  %+.0f ns", median(values) - base)
-                row(
-                    title(runner),
-                    String(
-                        format: "%7.0f ns  (10th percentile %.0f, 90th %.0f)%@", median(values),
-                        values[values.count / 10], values[values.count * 9 / 10], more as NSString))
+                guard let values = samples[runner]?[index] else { continue }
+                let own = Percentiles(values)
+                let text = String(
+                    format: "%7.0f ns  (10th percentile %.0f, 90th %.0f)", own.median, own.tenth, own.ninetieth)
+                let more = String(format: "  %+.0f ns (%+.0f)", own.median - base.median, own.tenth - base.tenth)
+                row(title(runner), runner == .bareLoop ? text : text + more)
             }
+        }
+    }
+
+    private struct Percentiles {
+        let tenth, median, ninetieth: Double
+
+        init(_ values: [Double]) {
+            let sorted = values.sorted()
+            func percentile(_ part: Int) -> Double { sorted.isEmpty ? 0 : sorted[sorted.count * part / 100] }
+            (tenth, median, ninetieth) = (percentile(10), percentile(50), percentile(90))
         }
     }
 
@@ -134,8 +143,6 @@ struct KVMBenchmark {
             }
         }
     }
-
-    private func median(_ values: [Double]) -> Double { values.isEmpty ? 0 : values.sorted()[values.count / 2] }
 
     // MARK: Output
 
