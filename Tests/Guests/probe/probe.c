@@ -47,10 +47,12 @@ static _Noreturn void fail(const char *what) {
     stop();
 }
 
-static void cpuid(u32 leaf, u32 *ebx, u32 *ecx, u32 *edx) {
+// Returns EAX.
+static u32 cpuid(u32 leaf, u32 *ebx, u32 *ecx, u32 *edx) {
     u32 eax = leaf;
     *ecx = 0;
     __asm__ volatile("cpuid" : "+a"(eax), "=b"(*ebx), "+c"(*ecx), "=d"(*edx));
+    return eax;
 }
 
 static u64 read_register(u32 number) {
@@ -168,7 +170,8 @@ static void user_mode(void) {
     write_register(0xc0000080, read_register(0xc0000080) | 1);               // EFER.SCE
     write_register(0xc0000081, (u64)0x10 << 32 | (u64)(0x20 - 8) << 48);     // STAR: SS 0x20 and CS 0x28 in user mode
     write_register(0xc0000084, 0x200);                                       // interrupts are off in SYSCALL
-    u64 there = 0, target = 0xc0000082;
+    u64 there = 0;
+    u32 target = 0xc0000082;
     __asm__ volatile(
         "lea 2f(%%rip), %%rax\n mov %%rax, %%rdx\n shr $32, %%rdx\n mov %1, %%ecx\n wrmsr\n"  // LSTAR
         "mov %%rsp, %%r8\n"
@@ -176,7 +179,7 @@ static void user_mode(void) {
         "1: mov %%cs, %%eax\n syscall\n"
         "2: mov %%r8, %%rsp\n mov %%rax, %0\n"
         "mov %%ss, %%eax\n mov %%eax, %%ss\n"
-        : "=r"(there) : "r"((u32)target) : "rax", "rcx", "rdx", "r8", "r11", "memory");
+        : "=r"(there) : "r"(target) : "rax", "rcx", "rdx", "r8", "r11", "memory");
     if (there != 0x2b) fail("SYSRET does not lead to user mode");
 }
 
@@ -198,7 +201,7 @@ static void speed(void) {
 }
 
 _Noreturn void start(void) {
-    u32 ebx, ecx, edx, features, none;
+    u32 ebx, ecx, edx, features;
     step("CPUID and model-specific registers");
     registers();
     step("exceptions");
@@ -211,9 +214,10 @@ _Noreturn void start(void) {
         step("AVX, which CPUID announces");
         avx();
     }
-    cpuid(0, &ebx, &ecx, &edx);
-    cpuid(7, &ebx, &ecx, &none);
-    if (ebx >> 8 & 1) {
+    // A leaf that there is not may be answered as another one.
+    u32 last = cpuid(0, &ebx, &ecx, &edx);
+    cpuid(7, &ebx, &ecx, &edx);
+    if (last >= 7 && ebx >> 8 & 1) {
         step("BMI2, which CPUID announces");
         bit_manipulation();
     }
