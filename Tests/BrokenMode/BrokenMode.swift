@@ -96,8 +96,15 @@ final class BrokenMode: CprMode {
         case "resumes": try change("global", "run-state", &container, to: "running")
         case "stays-stopped": try change("global", "run-state", &container, to: "paused")
         case "blocks": while true { pause() }
-        default: break
+        default: try flipBit(&container)
         }
+    }
+
+    /// `flip SECTION FIELD INDEX BIT`, of a number or a byte of a field.
+    private func flipBit(_ container: inout SectionContainer) throws(VMMError) {
+        let words = way.split(separator: " ").map(String.init)
+        guard words.count == 5, words[0] == "flip", let index = Int(words[3]), let bit = Int(words[4]) else { return }
+        try change(words[1], words[2], &container) { $0[index] ^= 1 << UInt64(bit) }
     }
 
     func exec(_ argv: [String], cpr: CprController) throws(VMMError) {
@@ -156,7 +163,10 @@ final class BrokenMode: CprMode {
                     if name == field { edit(&values) }
                     writer.put(name, values)
                 case .string: writer.put(name, name == field ? text ?? "" : try reader.string(name))
-                case .bytes: writer.put(name, bytes: Array(payload))
+                case .bytes:
+                    var values = payload.map { UInt64($0) }
+                    if name == field { edit(&values) }
+                    writer.put(name, bytes: values.map { UInt8(truncatingIfNeeded: $0) })
                 case .stringArray: writer.put(name, try reader.strings(name))
                 }
             }

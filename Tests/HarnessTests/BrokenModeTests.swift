@@ -7,16 +7,16 @@ import Testing
 /// mode can be broken is caught by the rows that are there for it.
 struct BrokenModeTests {
     /// The broken module under a name that the loader takes, and the file that says how it is broken.
-    private final class Module: Sendable {
+    final class Module: Sendable {
         let directory: TemporaryDirectory
         let configuration: HarnessConfiguration
 
         /// - Parameter timeout: how long a row waits for what is not to come, in seconds.
-        init(_ way: String, timeout: Double) throws {
+        init(_ way: String, timeout: Double, _ machine: HarnessMachine = .tcg) throws {
             directory = try TemporaryDirectory()
             let module = directory.file("libmode-broken.so")
             try FileManager.default.copyItem(atPath: Products.module("broken-mode"), toPath: module)
-            var configuration = HarnessTests.configuration("broken")
+            var configuration = HarnessTests.configuration("broken", machine)
             configuration.modules = [module]
             configuration.preservers = ["broken"]
             configuration.environment = ["BATON_BROKEN_MODE": try directory.write("way", way)]

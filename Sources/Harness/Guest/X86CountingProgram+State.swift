@@ -157,7 +157,7 @@ extension X86CountingProgram {
         fail(&code, unless: .equal, finding, labels)
     }
 
-    private static func fail(
+    static func fail(
         _ code: inout X86Assembler, unless condition: X86Assembler.Condition, _ finding: Finding, _ labels: Labels
     ) {
         let fine = code.label()

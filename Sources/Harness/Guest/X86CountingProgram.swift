@@ -20,6 +20,10 @@ enum X86CountingProgram: GuestProgram {
         static let ticks: Int32 = 56
         /// Interrupts of the serial port that came.
         static let received: Int32 = 64
+        /// How many those were before the port was last seen empty.
+        static let expected: Int32 = 72
+        /// Not 0 when something has been echoed since then.
+        static let echoed: Int32 = 80
         static let vector: Int32 = 0x80
         /// What the XMM registers are set from.
         static let vectors: Int32 = 0x100
@@ -89,7 +93,7 @@ enum X86CountingProgram: GuestProgram {
         code.constant(.r14, Counting.multiplier)
         code.constant(.r15, Counting.increment)
         for register in [X86Assembler.Register.r12, .r13, .rbp] { code.constant(register, 0) }
-        for field in stride(from: Field.counter, through: Field.received, by: 8) {
+        for field in stride(from: Field.counter, through: Field.echoed, by: 8) {
             code.store(.quadword, .r12, .rbx, field)
         }
         // RAM that is only there to stay as it is: some of each page.
@@ -125,9 +129,11 @@ enum X86CountingProgram: GuestProgram {
         code.branch(.notEqual, to: step)
     }
 
+    /// For what was received there was an interrupt: before it was read, and since the port was seen empty.
     private static func echo(_ code: inout X86Assembler, _ labels: Labels) {
-        let done = code.label()
+        let (done, nothing) = (code.label(), code.label())
         let again = code.here()
+        code.load(.quadword, .rcx, .rbx, Field.received)
         code.constant(.rdx, X86Devices.serial + 5)
         code.inByte()
         code.operate(.and, .rax, 1)
@@ -135,8 +141,20 @@ enum X86CountingProgram: GuestProgram {
         code.constant(.rdx, X86Devices.serial)
         code.inByte()
         code.call(labels.transmit)
+        code.store(.quadword, .rbx, .rbx, Field.echoed)
         code.jump(to: again)
         code.place(done)
+        code.load(.quadword, .rax, .rbx, Field.echoed)
+        code.operate(.cmp, .rax, 0)
+        code.branch(.equal, to: nothing)
+        code.load(.quadword, .rax, .rbx, Field.received)
+        code.load(.quadword, .rdx, .rbx, Field.expected)
+        code.operate(.cmp, .rax, .rdx)
+        fail(&code, unless: .above, .interruptController, labels)
+        code.constant(.rax, 0)
+        code.store(.quadword, .rax, .rbx, Field.echoed)
+        code.place(nothing)
+        code.store(.quadword, .rcx, .rbx, Field.expected)
     }
 
     /// `count=%016x line=%016x\r\n`.
