@@ -44,6 +44,8 @@ public final class InterruptEvent {
         vm.loop.later { [weak self] in self?.update() }
     }
 
+    /// Takes long where the accelerator has to wait for others to look away from the eventfd: `Device.prepareToPause` is
+    /// the time for it.
     public func pause() {
         guard isActive else { return }
         isActive = false

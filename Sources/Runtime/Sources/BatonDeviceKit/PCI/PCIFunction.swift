@@ -147,6 +147,8 @@ open class PCIFunction: Device {
     /// Reads and checks what `saveFunction` wrote.
     /// - Returns: what applies it, after everything else was checked.
     open func loadFunction(from reader: StateReader) throws(VMMError) -> () -> Void { {} }
+    /// Lets go of the function's `InterruptEvent`s, whose events wait from here on. An override calls this.
+    open func prepareToPause() { for event in events { event.pause() } }
     open func pause() {}
     open func resume() {}
 

@@ -21,6 +21,9 @@ public protocol Device: AnyObject {
     var stateVersion: UInt32 { get }
     /// Puts the device into its power-on state.
     func reset()
+    /// `pause` follows at once. CPUs may still run: what takes long and need not wait for them, such as letting go of
+    /// eventfds, is no part of the guest's pause here.
+    func prepareToPause()
     /// Stops all activity that could change guest RAM or the device's state,
     /// and finishes what is in hand.
     func pause()
@@ -40,6 +43,7 @@ extension Device {
     /// Takes over a state of this device alone.
     /// - Throws: why not; nothing has changed.
     public func load(from reader: StateReader) throws(VMMError) { try loader(of: reader)() }
+    public func prepareToPause() {}
     public func pause() {}
     public func resume() {}
 }

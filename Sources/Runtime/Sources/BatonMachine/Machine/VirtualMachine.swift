@@ -195,6 +195,7 @@ public final class VirtualMachine: GuestRequests {
         guard isRunning else { return change(to: state) }
         guard pthread_equal(pthread_self(), mainThread) != 0 else { return loop.later { [weak self] in self?.stop(state) } }
         accelerator?.yield()
+        for device in devices { device.prepareToPause() }
         stopCPUs()
         change(to: state)
         stoppedAt = EventLoop.now
