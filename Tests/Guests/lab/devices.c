@@ -1,4 +1,4 @@
-// The guest's work on its virtio disk and network cards.
+// The guest's work on disks and virtio network cards.
 
 #include <arpa/inet.h>
 #include <linux/if_packet.h>
@@ -30,7 +30,7 @@ static void check_block(int disk, uint64_t *block, uint64_t round, uint64_t bloc
             FAIL("block %lu, word %d is %lx, not %lx of round %lu", round % blocks, i, block[i], mix(round, i), round);
 }
 
-void disk_work(int disk)
+static void work_on(int disk, uint64_t *counter)
 {
     uint64_t size = lseek(disk, 0, SEEK_END), blocks = size / block_size;
     uint64_t *block = mmap(NULL, block_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -44,10 +44,14 @@ void disk_work(int disk)
         check_block(disk, block, round, blocks);
         uint64_t back = mix(round, 1) % (round < blocks ? round + 1 : blocks);
         check_block(disk, block, round - back, blocks);
-        add(&shared->blocks);
+        add(counter);
         usleep(2000);
     }
 }
+
+void disk_work(int disk) { work_on(disk, &shared->blocks); }
+
+void passed_disk_work(int disk) { work_on(disk, &shared->passed_blocks); }
 
 // Network: numbered frames over two cards and back, each of which must come once.
 

@@ -68,10 +68,10 @@ static void report(const char *word)
 {
     char boot[64];
     read_line("/proc/sys/kernel/random/boot_id", boot, sizeof boot);
-    say("lab: %s uptime-ms=%lu boot=%s blocks=%lu frames=%lu sleeps=%lu alarms=%lu signals=%lu rounds=%lu readings=%lu transfers=%lu "
+    say("lab: %s uptime-ms=%lu boot=%s blocks=%lu frames=%lu sleeps=%lu alarms=%lu signals=%lu rounds=%lu readings=%lu passed-blocks=%lu transfers=%lu "
         "longest-sleep-us=%lu longest-frame-us=%lu", word,
         now(CLOCK_BOOTTIME) / 1000000, boot, shared->blocks, shared->frames, shared->sleeps, shared->alarms,
-        shared->signals, shared->rounds, shared->readings, shared->transfers, shared->longest_sleep / 1000, shared->longest_frame / 1000);
+        shared->signals, shared->rounds, shared->readings, shared->passed_blocks, shared->transfers, shared->longest_sleep / 1000, shared->longest_frame / 1000);
 }
 
 // The kernel's log from where `log` stands.
@@ -107,6 +107,18 @@ static void load_modules(void)
     }
 }
 
+// Opens a disk that comes some time after its driver.
+static int await_disk(const char *path)
+{
+    for (int i = 0; i < 600; i++) {
+        int disk = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
+        if (disk >= 0)
+            return disk;
+        usleep(100000);
+    }
+    FAIL("%s: %s", path, strerror(errno));
+}
+
 int main(void)
 {
     mkdir("/proc", 0755), mkdir("/sys", 0755), mkdir("/dev", 0755);
@@ -138,9 +150,11 @@ int main(void)
         start(return_frames, second);
         start(send_frames, first);
     }
-    int edu = find_edu();
-    if (edu)
+    int edu = find_edu(), nvme = edu ? await_disk("/dev/nvme0n1") : -1;
+    if (edu) {
         start(edu_work, 0);
+        start(passed_disk_work, nvme);
+    }
     say("lab: works cpus=%d disk=%d cards=%d edu=%d clock=%s", cpus, disk >= 0, (first >= 0) + (second >= 0), edu, clock);
 
     char line[64] = "";

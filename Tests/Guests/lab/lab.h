@@ -10,7 +10,7 @@
 
 // What the processes have done, in memory of all of them.
 struct shared {
-    uint64_t blocks, frames, returned, sleeps, alarms, signals, rounds, readings, transfers;
+    uint64_t blocks, frames, returned, sleeps, alarms, signals, rounds, readings, passed_blocks, transfers;
     // The latest time that any CPU has read, in ns.
     uint64_t latest;
     // The longest that a sleep of 10 ms, or the answer to a frame, took, in ns.
@@ -52,6 +52,7 @@ void read_line(const char *path, char *line, int size);
 
 // Kinds of work, each of which never ends. The argument is a descriptor, a CPU, or nothing.
 void disk_work(int disk);
+void passed_disk_work(int disk);
 int open_card(int number);
 void send_frames(int card);
 void return_frames(int card);
@@ -60,6 +61,6 @@ void sleep_work(int unused);
 void alarm_work(int unused);
 void signal_work(int unused);
 void register_work(int which);
-// - Returns: whether there is an edu.
+// Whether there is an edu.
 int find_edu(void);
 void edu_work(int unused);
