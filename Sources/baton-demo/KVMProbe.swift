@@ -65,9 +65,10 @@ struct KVMProbe {
                 return "\(place) ended with: \(error)"
             }
             guard isRunning else { return "\(place) ended at once" }
-            guard Clock.now < deadline, Self.processorTime(of: process.pid) < workBefore + Self.workLimit else {
+            let isSlow = Self.processorTime(of: process.pid) >= workBefore + Self.workLimit
+            guard Clock.now < deadline, !isSlow else {
                 let perSecond = Self.speedInstructions / Int(Self.workLimit) / 1_000_000
-                return step == "speed"
+                return isSlow && step == "speed"
                     ? "it executes fewer than \(perSecond) million instructions in a second" : "\(place) has no end"
             }
             var descriptors = [pollfd(fd: console.descriptor, events: Int16(POLLIN), revents: 0)]
