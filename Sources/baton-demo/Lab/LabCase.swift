@@ -11,7 +11,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     case mmio, pci
     /// SeaBIOS starts from a disk.
     case seabios
-    /// A device of the lab's behind its IOMMU, by the kernel's VFIO.
+    /// Devices of the lab's behind its IOMMU, by the kernel's VFIO.
     case vfio
 
     var explanation: String {
@@ -21,7 +21,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         case .mmio: "work over updates, with one vCPU and virtio-mmio"
         case .pci: "work over updates, with two vCPUs and virtio-pci"
         case .seabios: "SeaBIOS and a boot sector that goes on reading its disk, over updates"
-        case .vfio: "a passed-through edu at work over updates, besides the rest"
+        case .vfio: "an edu and an NVMe disk, passed through, at work over updates beside the rest"
         }
     }
 
@@ -46,7 +46,8 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         case .mmio: try work(context, cpus: 1, devices: .mmio, updates: context.updates)
         case .pci: try work(context, cpus: 2, devices: .pci, updates: context.updates)
         case .seabios: try LabFirmware.run(context)
-        case .vfio: try work(context, cpus: 1, devices: .passedThrough(try LabHost.bindEdu()), updates: context.updates)
+        case .vfio:
+            try work(context, cpus: 1, devices: .passedThrough(try LabHost.bindDevices()), updates: context.updates)
         }
     }
 

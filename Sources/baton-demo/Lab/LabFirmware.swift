@@ -41,7 +41,7 @@ enum LabFirmware {
             let text = line[range.upperBound...]
             if let number = Int(text, radix: 16) { numbers.append(number) } else { complaint = line }
         }
-        func waitForSectors(_ count: Int) throws {
+        func awaitSectors(_ count: Int) throws {
             let target = numbers.count + count
             try session.wait(for: "further sector", seconds: 120) {
                 if let complaint { throw Failure("the boot sector says: \(complaint)") }
@@ -49,12 +49,12 @@ enum LabFirmware {
             }
         }
         try session.connect()
-        try waitForSectors(sectorsBetween)
+        try awaitSectors(sectorsBetween)
         let booted = Clock.now - start
         for number in 0..<updates {
             do {
                 try session.command("cpr-update", ["argv": arguments, "timeout-ms": 100_000, "downtime-ms": 20_000])
-                try waitForSectors(sectorsBetween)
+                try awaitSectors(sectorsBetween)
             } catch {
                 throw Failure("update \(number + 1): \(error)")
             }

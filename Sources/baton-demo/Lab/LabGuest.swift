@@ -7,8 +7,8 @@ final class LabGuest {
     /// virtio-pci.
     enum Devices: Equatable {
         case none, mmio, pci
-        /// As with `pci`, and a device of the lab's, by its address.
-        case passedThrough(String)
+        /// As with `pci`, and devices of the lab's by their addresses: an edu and an NVMe disk.
+        case passedThrough([String])
     }
 
     /// What the guest's program says each second.
@@ -35,7 +35,7 @@ final class LabGuest {
     }
 
     fileprivate static let kinds: Set = [
-        "blocks", "frames", "sleeps", "alarms", "signals", "rounds", "readings", "transfers",
+        "blocks", "frames", "sleeps", "alarms", "signals", "rounds", "readings", "passed-blocks", "transfers",
     ]
 
     let session: Session
@@ -75,7 +75,9 @@ final class LabGuest {
                 ]
             }
         }
-        if case .passedThrough(let address) = devices { arguments += ["-device", "vfio-pci,host=\(address)"] }
+        if case .passedThrough(let addresses) = devices {
+            for address in addresses { arguments += ["-device", "vfio-pci,host=\(address)"] }
+        }
         self.arguments = arguments
         session = try Session(arguments: arguments, socketPath: socket, directory: directory.path)
         session.console.onLine = { [unowned self] in read($0) }
@@ -96,7 +98,7 @@ final class LabGuest {
         archive.addDirectory("modules")
         archive.addFile("init", mode: 0o755, contents: try Data(contentsOf: URL(fileURLWithPath: program)))
         let modules = try files.guest.modules(
-            ["virtio_mmio", "virtio_blk", "virtio_net", "vfio-pci"], busybox: files.busybox)
+            ["virtio_mmio", "virtio_blk", "virtio_net", "uio_pci_generic", "nvme"], busybox: files.busybox)
         for (number, module) in modules.enumerated() {
             archive.addFile("modules/\(number).ko", mode: 0o644, contents: module)
         }
@@ -148,7 +150,7 @@ final class LabGuest {
         let kinds = Self.kinds.filter {
             switch $0 {
             case "blocks", "frames": hasOwnDevices
-            case "transfers": hasPassedThrough
+            case "passed-blocks", "transfers": hasPassedThrough
             default: true
             }
         }

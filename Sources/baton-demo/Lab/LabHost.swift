@@ -22,7 +22,7 @@ struct LabHost {
     ///   - onLine: is called with each line of its output.
     /// - Returns: the command's status.
     func run(_ command: [String], seconds: Double, onLine: @escaping (String) -> Void) throws -> Int32 {
-        let initrd = try makeInitrd(command)
+        let initrd = try makeInitrd(command), disk = try directory.writeSparse("nvme.img", size: 64 << 20)
         let arguments =
             files.emulator + [
                 "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35",
@@ -31,6 +31,7 @@ struct LabHost {
                 "-serial", "file:\(consoleLog)", "-serial", "stdio",
                 "-virtfs", "local,path=/,mount_tag=below,security_model=none,readonly=on,multidevs=remap",
                 "-device", "intel-iommu,intremap=on,caching-mode=on", "-device", "edu,addr=10,dma_mask=0xffffffff",
+                "-drive", "file=\(disk),format=raw,if=none,id=nvme", "-device", "nvme,drive=nvme,serial=lab,addr=11",
             ]
         let emulator = try VMMProcess(
             [try Self.path(of: arguments[0])] + arguments.dropFirst(), log: directory.file("emulator.log"))
@@ -53,21 +54,30 @@ struct LabHost {
         throw Failure("the lab \(late): \(emulator.epitaph())\n\(consoleTail)")
     }
 
-    /// In the lab: gives its edu to vfio-pci.
-    /// - Returns: its address.
-    static func bindEdu() throws -> String {
-        let address = "0000:00:10.0", bus = "/sys/bus/pci"
-        for (file, text) in [
-            ("\(bus)/devices/\(address)/driver_override", "vfio-pci"), ("\(bus)/drivers_probe", address),
-        ] {
+    /// In the lab: gives its edu and its NVMe disk to vfio-pci.
+    /// - Returns: their addresses.
+    static func bindDevices() throws -> [String] {
+        let bus = "/sys/bus/pci"
+        func write(_ text: String, to file: String) throws {
             guard let handle = FileHandle(forWritingAtPath: file) else { throw Failure("\(file) is missing") }
             try handle.write(contentsOf: Data(text.utf8))
         }
-        guard FileManager.default.fileExists(atPath: "\(bus)/drivers/vfio-pci/\(address)") else {
-            throw Failure("vfio-pci did not take \(address)")
+        for address in addresses {
+            let device = "\(bus)/devices/\(address)"
+            if FileManager.default.fileExists(atPath: "\(device)/driver") {
+                try write(address, to: "\(device)/driver/unbind")
+            }
+            try write("vfio-pci", to: "\(device)/driver_override")
+            try write(address, to: "\(bus)/drivers_probe")
+            guard FileManager.default.fileExists(atPath: "\(bus)/drivers/vfio-pci/\(address)") else {
+                throw Failure("vfio-pci did not take \(address)")
+            }
         }
-        return address
+        return addresses
     }
+
+    /// Of edu and the NVMe disk.
+    private static let addresses = ["0000:00:10.0", "0000:00:11.0"]
 
     private var consoleLog: String { directory.file("console.log") }
 
