@@ -56,7 +56,8 @@ enum ThreadGroup {
             let isIt =
                 controllers.isEmpty
                 ? type == "cgroup2"
-                : type == "cgroup" && controllers.split(separator: ",").allSatisfy(options.split(separator: ",").contains)
+                : type == "cgroup"
+                    && controllers.split(separator: ",").allSatisfy(options.split(separator: ",").contains)
             if isIt { return String(fields[4]) }
         }
         return nil

@@ -46,7 +46,9 @@ final class ThreadPlace {
         let values = [scheduling.policy, scheduling.priority, scheduling.nice]
         writer.put(
             "thread-scheduling",
-            values.map { UInt64(bitPattern: Int64($0)) } + [scheduling.runtime, scheduling.deadline, scheduling.period],
+            values.map { UInt64(bitPattern: Int64($0)) } + [
+                scheduling.runtime, scheduling.deadline, scheduling.period,
+            ],
             optional: true)
         if !groups.isEmpty { writer.put("thread-cgroups", groups, optional: true) }
     }

@@ -1,4 +1,5 @@
 import BatonRuntime
+import CBaton
 import Glibc
 import PCI
 import Testing
@@ -9,7 +10,7 @@ import Testing
     let pci: PCITestBus
     let probe: ProbeFunction
     let msix: PCIMSIX
-    let fd = eventfd(0, Int32(EFD_CLOEXEC.rawValue | EFD_NONBLOCK.rawValue))
+    let fd = cbaton_eventfd()
     private(set) var interrupt: InterruptEvent!
     static let table = PCITestBus.high + 0x2000
     static let message = FakeAccelerator.messages | 0x1000
