@@ -43,7 +43,8 @@ struct KVMExits {
             QMPMember("cpu-index", .int),
             QMPMember(
                 "exits",
-                .array(.object(name: "KVMExitCount", members: [QMPMember("reason", .string), QMPMember("count", .uint)]))
+                .array(
+                    .object(name: "KVMExitCount", members: [QMPMember("reason", .string), QMPMember("count", .uint)]))
             ),
         ])
 

@@ -157,7 +157,8 @@ public final class MicroVM: Machine {
     private func map(_ serial: SerialUART?) throws(VMMError) {
         let (memory, ports) = (vm.addressSpace, vm.portSpace)
         for slot in slots {
-            try memory.map(slot, at: MemoryMap.virtioSlot(slot.slot), size: VirtioMMIO.registersSize, name: "virtio-mmio")
+            try memory.map(
+                slot, at: MemoryMap.virtioSlot(slot.slot), size: VirtioMMIO.registersSize, name: "virtio-mmio")
         }
         if let events {
             try memory.map(events.eventSelect, at: MemoryMap.ged, size: GenericEventDevice.eventSelectSize, name: "acpi-ged")

@@ -122,7 +122,9 @@ public final class VFIOInterrupts {
     private func startWatching() {
         do throws(VMMError) {
             if kind == .intx {
-                for event in events { try device.vm.loop.watch(event, .readable) { [unowned self] _ in pinSignalled() } }
+                for event in events {
+                    try device.vm.loop.watch(event, .readable) { [unowned self] _ in pinSignalled() }
+                }
             } else {
                 if messages.isEmpty { makeMessages() }
                 for message in messages { try message.resume() }

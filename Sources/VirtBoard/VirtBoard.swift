@@ -119,7 +119,8 @@ public final class VirtBoard: Machine {
         }
         try space.map(uart, at: MemoryMap.uart0, size: SerialUART.registersSize, name: "serial")
         for slot in slots {
-            try space.map(slot, at: MemoryMap.virtioSlot(slot.slot), size: VirtioMMIO.registersSize, name: "virtio-mmio")
+            try space.map(
+                slot, at: MemoryMap.virtioSlot(slot.slot), size: VirtioMMIO.registersSize, name: "virtio-mmio")
         }
         try pci.mapIntoAddressSpace(configurationAt: MemoryMap.pciConfiguration)
     }

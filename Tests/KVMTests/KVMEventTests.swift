@@ -50,9 +50,9 @@ struct KVMEventTests {
         write(0x20, 1)
         write(0x70, 11)
         write(0x38, 8)
-        for (register, address) in [(0x80, KVMEventTests.table), (0x90, KVMEventTests.available), (0xa0, KVMEventTests.used)] {
-            write(UInt64(register), UInt64(address))
-        }
+        write(0x80, UInt64(KVMEventTests.table))
+        write(0x90, UInt64(KVMEventTests.available))
+        write(0xa0, UInt64(KVMEventTests.used))
         write(0x44, 1)
         write(0x70, 15)
     }

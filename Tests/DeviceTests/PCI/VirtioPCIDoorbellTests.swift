@@ -64,17 +64,17 @@ import Virtio
         let other = try VirtioPCIDriver(
             pci, VirtioPCI(VirtioEntropy(vm: pci.machine.vm), model: "virtio-rng-pci", id: nil), slot: 2)
         let (here, there) = (VirtioPCIDriver.registers, VirtioPCIDriver.registers + 0x10000)
-        // It began at the same place as the first, which has it.
+        // It has reset the first, and began at its place.
         place(2, at: there)
-        other.findStructures()
-        place(2, at: there)
-        let queues = [driver.start(msix: false)[0]]
-        #expect(accelerator.doorbells.map(\.address) == [Self.notify])
-        // Both at one place for a moment: it is the first's.
+        driver.findStructures()
+        let queues = [driver.start(msix: false)[0], other.start(msix: false)[0]]
+        func places() -> [UInt64] { accelerator.doorbells.map(\.address).sorted() }
+        #expect(places() == [Self.notify, Self.notify + 0x10000])
+        // Both are at one place for a moment, which is the first's.
         place(2, at: here)
+        #expect(places() == [Self.notify])
         place(1, at: there)
-        place(2, at: here)
-        #expect(accelerator.doorbells.map(\.address) == [Self.notify + 0x10000])
+        #expect(places() == [Self.notify, Self.notify + 0x10000])
         serve(queues[0], by: Self.notify + 0x10000)
         #expect(accelerator.exits == 0)
     }

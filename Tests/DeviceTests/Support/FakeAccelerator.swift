@@ -19,11 +19,16 @@ final class FakeAccelerator: Accelerator {
     /// Stores that a device had to see.
     private(set) var exits = 0
     private(set) var routes: [FakeRoute] = []
+    private let stored = StoredMessages()
 
     init(_ machine: TestMachine) throws {
         vm = machine.vm
         try vm.setAccelerator(self)
+        try vm.addressSpace.map(stored, at: FakeAccelerator.messages, size: 0x10_0000, name: "messages")
     }
+
+    /// What has been sent since the last call: by devices' stores, then by routes.
+    func takeSent() -> (stored: [UInt32], routed: [UInt32]) { (stored.take(), routes.flatMap { $0.send() }) }
 
     func registers(ofCPU index: Int) -> String { "" }
     func runSlice() -> SliceResult { .idle(until: nil) }
@@ -61,6 +66,17 @@ final class FakeAccelerator: Accelerator {
         if let doorbell { return count(doorbell.fd) }
         exits += 1
         _ = vm.addressSpace.mmioWrite(address, width: width, value: value)
+    }
+}
+
+/// Where devices store messages.
+private final class StoredMessages: MMIODevice {
+    private var received: [UInt32] = []
+    func mmioRead(offset: UInt64, width: Int) -> UInt64 { 0 }
+    func mmioWrite(offset: UInt64, width: Int, value: UInt64) { received.append(UInt32(truncatingIfNeeded: value)) }
+    func take() -> [UInt32] {
+        defer { received = [] }
+        return received
     }
 }
 
