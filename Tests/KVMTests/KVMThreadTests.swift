@@ -66,23 +66,17 @@ struct KVMThreadTests {
         }
     }
 
-    @Test("a real-time policy goes along", arguments: [Int32(SCHED_RR), 6])
-    func realTime(_ policy: Int32) throws {
+    @Test("a real-time policy goes along")
+    func realTime() throws {
         let machine = try running()
         var wanted = place(machine)
-        wanted.policy = policy
-        if policy == 6 {
-            (wanted.runtime, wanted.deadline, wanted.period) = (1_000_000, 10_000_000, 20_000_000)
-        } else {
-            wanted.priority = 3
-        }
+        (wanted.policy, wanted.priority) = (Int32(SCHED_RR), 3)
         let code = ckvm_set_scheduling(machine.accelerator.cpus[0].threadID, &wanted)
-        // Not everybody may, and not everywhere.
-        try #require(code == 0 || code == EPERM || code == EBUSY)
+        // Not everybody may.
+        try #require(code == 0 || code == EPERM)
         guard code == 0 else { return }
         let found = place(try next(after: machine))
-        #expect(found.policy == policy && found.priority == wanted.priority)
-        #expect(found.runtime == wanted.runtime && found.deadline == wanted.deadline && found.period == wanted.period)
+        #expect(found.policy == wanted.policy && found.priority == wanted.priority)
     }
 
     @Test("a place that is not allowed is refused before the guest is taken over")
