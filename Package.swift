@@ -146,12 +146,14 @@ let package = Package(
             name: "HostFloat", path: "Tests/HostFloat",
             cSettings: [.unsafeFlags(["-frounding-math", "-ftrapping-math", "-ffp-contract=off"])]),
         .testTarget(name: "SoftFloatTests", dependencies: ["SoftFloat", "HostFloat"], path: "Tests/SoftFloatTests"),
-        .testTarget(name: "RISCVTests", dependencies: ["RISCV", "TestSupport", runtime, devices], path: "Tests/RISCVTests"),
+        .testTarget(
+            name: "RISCVTests", dependencies: ["RISCV", "TestSupport", runtime, devices], path: "Tests/RISCVTests"),
         .testTarget(
             name: "DeviceTests", dependencies: ["RISCV", "VirtBoard", "TestSupport", runtime, devices],
             path: "Tests/DeviceTests"),
         .testTarget(
-            name: "MicroVMTests", dependencies: ["MicroVM", "TestSupport", runtime, devices], path: "Tests/MicroVMTests"),
+            name: "MicroVMTests", dependencies: ["MicroVM", "TestSupport", runtime, devices], path: "Tests/MicroVMTests"
+        ),
         .testTarget(
             name: "MicroVMDeviceTests", dependencies: ["MicroVM", "TestSupport", runtime, devices],
             path: "Tests/MicroVMDeviceTests"),

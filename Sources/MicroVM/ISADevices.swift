@@ -42,7 +42,10 @@ final class ISADevice: DeviceType {
     static let all: [any DeviceType] = [
         ISADevice(
             "isa-debug-exit",
-            [DeviceProperty("iobase", "uint32", "the first port (0x501)"), DeviceProperty("iosize", "uint32", "ports (2)")]
+            [
+                DeviceProperty("iobase", "uint32", "the first port (0x501)"),
+                DeviceProperty("iosize", "uint32", "ports (2)"),
+            ]
         ) { options, context, bus throws(VMMError) in
             let base = try options.options.number("iobase", in: 0...0xffff) ?? 0x501
             let size = try options.options.number("iosize", in: 1...8) ?? 2

@@ -60,7 +60,8 @@ public final class MicroVM: Machine {
             try firmware.add(try option.file())
         }
         let second =
-            options.hasSecondIOAPIC ? SecondIOAPIC { [unowned accelerator] in _ = accelerator.send(address: $0, data: $1) } : nil
+            options.hasSecondIOAPIC
+            ? SecondIOAPIC { [unowned accelerator] in _ = accelerator.send(address: $0, data: $1) } : nil
         secondIOAPIC = second
         let base = interrupts.virtioBase
         slots = (0..<interrupts.virtioSlots).map { slot in
@@ -161,7 +162,8 @@ public final class MicroVM: Machine {
                 slot, at: MemoryMap.virtioSlot(slot.slot), size: VirtioMMIO.registersSize, name: "virtio-mmio")
         }
         if let events {
-            try memory.map(events.eventSelect, at: MemoryMap.ged, size: GenericEventDevice.eventSelectSize, name: "acpi-ged")
+            try memory.map(
+                events.eventSelect, at: MemoryMap.ged, size: GenericEventDevice.eventSelectSize, name: "acpi-ged")
             try memory.map(
                 events.registers, at: MemoryMap.gedRegisters, size: GenericEventDevice.registersSize,
                 name: "acpi-ged-regs")
@@ -206,7 +208,8 @@ public final class MicroVM: Machine {
             let words = KernelCommandLine.virtioWords(slots: usedSlots, interruptBase: interrupts.virtioBase)
             files.commandLine += (files.commandLine.isEmpty ? "" : " ") + words
         }
-        let reserved = pci == nil ? [] : [MemoryMap.pciConfiguration..<MemoryMap.pciConfiguration + MemoryMap.pciConfigurationSize]
+        let reserved =
+            pci == nil ? [] : [MemoryMap.pciConfiguration..<MemoryMap.pciConfiguration + MemoryMap.pciConfigurationSize]
         let multiprocessor = MPTable(
             apicIDs: accelerator.x86CPUs.map(\.apicID),
             levelInterrupts: (0..<interrupts.virtioSlots).map { interrupts.virtioBase + $0 },

@@ -43,7 +43,8 @@ struct MicroVMOptions {
         }
         guard !hasPCI || hasACPI else {
             throw VMMError(
-                "machine 'microvm' has no pcie=on with acpi=off", hint: "A guest finds the bus by ACPI: leave acpi= out.")
+                "machine 'microvm' has no pcie=on with acpi=off",
+                hint: "A guest finds the bus by ACPI: leave acpi= out.")
         }
     }
 }

@@ -62,7 +62,8 @@ struct MachineOptions {
                 guard kind.architectures.contains(type.architecture) else {
                     throw VMMError(
                         "machine '\(type.name)' cannot run on accelerator '\(name)', which has no "
-                            + "\(type.architecture) CPUs", hint: "Use -accel \(type.accelerators.joined(separator: ":")).")
+                            + "\(type.architecture) CPUs",
+                        hint: "Use -accel \(type.accelerators.joined(separator: ":")).")
                 }
                 let accelerator = try kind.make(vm: vm, options: options)
                 try options.finish()

@@ -69,7 +69,9 @@ enum MemoryOptions {
     /// The machine's main memory: the backend that `-machine memory-backend=`
     /// names, or a block of its own.
     /// - Parameter name: of that block.
-    static func mainMemory(name: String, backend: String?, size: UInt64?, memory: GuestMemory) throws(VMMError) -> RAMBlock {
+    static func mainMemory(name: String, backend: String?, size: UInt64?, memory: GuestMemory) throws(VMMError)
+        -> RAMBlock
+    {
         if let backend {
             let block = try memory.claimBackend(backend)
             if let size, UInt64(block.usedLength) != size {

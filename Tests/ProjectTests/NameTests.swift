@@ -56,7 +56,8 @@ struct NameTests {
             let name = file.split(separator: "/").last?.prefix { $0 != "." && $0 != "+" } ?? ""
             names.formUnion([name.lowercased(), dashed(String(name))])
         }
-        for match in try SourceTree.text("Sources/Devices/Sources/Virtio/Models/DeviceModel.swift").matches(of: #/"(virt\w*-?[a-z]+)"/#)
+        for match in try SourceTree.text("Sources/Devices/Sources/Virtio/Models/DeviceModel.swift").matches(
+            of: #/"(virt\w*-?[a-z]+)"/#)
         {
             names.insert(String(match.1))
         }
@@ -73,7 +74,8 @@ struct NameTests {
         let (modules, machines, devices) = (try modules(), try machines(), try devices())
         #expect(
             modules.isSuperset(of: ["restart", "reboot", "tap", "vfio", "vfio-user", "vhost-user", "preserver-fd"]))
-        #expect(machines.boards == ["virt"] && machines.sets == ["riscv", "x86"] && machines.accelerators == ["kvm", "tcg"])
+        #expect(
+            machines.boards == ["virt"] && machines.sets == ["riscv", "x86"] && machines.accelerators == ["kvm", "tcg"])
         #expect(devices.isSuperset(of: ["plic", "virtio-blk", "virtio-rng", "goldfish-rtc"]))
     }
 

@@ -33,7 +33,9 @@ func registerMachineQueries(_ vm: VirtualMachine, _ context: CoreCommandContext)
         QMPCommand.query(
             "query-kvm",
             returns: .object(name: "KvmInfo", members: [QMPMember("enabled", .bool), QMPMember("present", .bool)])
-        ) { [unowned vm] in ["enabled": .bool(vm.accelerator?.name == "kvm"), "present": .bool(access("/dev/kvm", F_OK) == 0)] })
+        ) { [unowned vm] in
+            ["enabled": .bool(vm.accelerator?.name == "kvm"), "present": .bool(access("/dev/kvm", F_OK) == 0)]
+        })
     try commands.add(QMPCommand.query("query-iothreads", returns: .array(.any)) { [] })
     try registerMachines(commands, context)
     try registerCPUs(vm)

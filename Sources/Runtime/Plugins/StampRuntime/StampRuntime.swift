@@ -9,7 +9,8 @@ struct StampRuntime: BuildToolPlugin {
         let output = context.pluginWorkDirectoryURL.appending(path: "Fingerprint.swift")
         // Its own output is among the files of the target that uses it.
         let modules = [target] + target.recursiveTargetDependencies
-        let inputs = modules.compactMap(\.sourceModule).flatMap { $0.sourceFiles.map(\.url) + headers(of: $0) }
+        let inputs =
+            modules.compactMap(\.sourceModule).flatMap { $0.sourceFiles.map(\.url) + headers(of: $0) }
             .filter { ["swift", "c", "h"].contains($0.pathExtension) && $0 != output }
             + devices(beside: context.package.directoryURL)
         let tool = try context.tool(named: "fingerprint")

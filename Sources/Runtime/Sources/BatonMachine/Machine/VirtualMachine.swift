@@ -193,7 +193,9 @@ public final class VirtualMachine: GuestRequests {
     /// From a CPU's thread, by a device: soon.
     public func stop(_ state: RunState = .paused) {
         guard isRunning else { return change(to: state) }
-        guard pthread_equal(pthread_self(), mainThread) != 0 else { return loop.later { [weak self] in self?.stop(state) } }
+        guard pthread_equal(pthread_self(), mainThread) != 0 else {
+            return loop.later { [weak self] in self?.stop(state) }
+        }
         accelerator?.yield()
         for device in devices { device.prepareToPause() }
         stopCPUs()
