@@ -21,7 +21,7 @@ struct VFIOUpdateTests {
         "DMA and interrupts go on over ten updates, with no reset and nothing opened again",
         arguments: VFIOGuest.Interrupts.allCases)
     func goesOn(_ interrupts: VFIOGuest.Interrupts) throws {
-        let guest = try VFIOGuest(interrupts)
+        let guest = try VFIOGuest(interrupts, extra: ["-cpr-enable", "restart", "-only-cpr-capable"])
         try guest.waitForProgress()
         let mapped = ranges(guest, "map_dma")
         #expect(mapped.contains("iova=0x80000000 size=0x1000000"))

@@ -15,6 +15,8 @@ final class VFIOContainer: VFIOMemoryOwner {
     /// Those of `ranges` whose addresses in this process the kernel lacks.
     private var lacking: [VFIORange] = []
     private var hasAddresses: Bool { lacking.isEmpty }
+    /// It was taken over, and the addresses of this process are still to be set.
+    private var isTakingOver = false
 
     /// Makes a container for a group, which becomes its first, and maps guest RAM.
     init(group: Int32, number: Int, ranges: [VFIORange]) throws(VMMError) {
@@ -52,6 +54,7 @@ final class VFIOContainer: VFIOMemoryOwner {
         self.hasUpdateVaddr = hasUpdateVaddr
         self.hasUnmapAll = hasUnmapAll
         lacking = ranges
+        isTakingOver = true
     }
 
     deinit { close(fd) }
@@ -82,7 +85,8 @@ final class VFIOContainer: VFIOMemoryOwner {
     var blocker: String? {
         if !hasUpdateVaddr { return "VFIO container does not support VFIO_UPDATE_VADDR" }
         if !hasUnmapAll { return "VFIO container does not support VFIO_UNMAP_ALL" }
-        return hasAddresses ? nil : "VFIO container lacks the addresses of guest memory"
+        // With -only-cpr-capable this is asked before the guest is this process'.
+        return hasAddresses || isTakingOver ? nil : "VFIO container lacks the addresses of guest memory"
     }
 
     // MARK: Mappings
@@ -131,6 +135,7 @@ final class VFIOContainer: VFIOMemoryOwner {
     /// able to write it.
     /// - Throws: why a range's was refused; the others are set all the same.
     private func setAddresses() throws(VMMError) {
+        isTakingOver = false
         var failure: VMMError?
         lacking.removeAll { range in
             if request(range, flags: VFIO.MapFlag.vaddr) == 0 { return true }
