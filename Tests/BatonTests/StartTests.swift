@@ -72,7 +72,7 @@ import Testing
 
     /// What is a question about nothing, or no question at all, and what must be said of it.
     static let mistakes: [([String], String)] = [
-        (["-M", "pc,help"], "unsupported machine type"), (["-accel", "kvm,help"], "invalid accelerator"),
+        (["-M", "pc,help"], "unsupported machine type"), (["-accel", "nothing,help"], "invalid accelerator"),
         (["-cpu", "x,help"], "unable to find CPU model"), (["-device", "x,help"], "not a valid device model"),
         (["-netdev", "x,help"], "does not accept value 'x'"), (["-object", "x,help"], "invalid object type"),
         (["-chardev", "x,help"], "not a valid char driver"), (["-serial", "help"], "not a valid char driver"),
