@@ -18,8 +18,6 @@ public final class KVMAccelerator: X86Accelerator {
     private(set) var virtualCPUs: [KVMVirtualCPU] = []
     public private(set) var systemDevices: [any Device] = []
     private var noted: VMMError?
-    /// Tells this boot of the host from others; empty when that is not known.
-    let bootID: String
 
     /// Whether the threads are there, and whether they run.
     private var hasMadeThreads = false
@@ -43,11 +41,6 @@ public final class KVMAccelerator: X86Accelerator {
         interrupts = KVMInterrupts(system: system, loop: vm.loop)
         memory = KVMMemory(system: system, space: vm.addressSpace)
         doorbells = KVMDoorbells(system: system)
-        bootID = withUnsafeTemporaryAllocation(of: CChar.self, capacity: 37) { text in
-            guard let base = text.baseAddress else { return "" }
-            ckvm_boot_id(base)
-            return String(cString: base)
-        }
         let code = ckvm_prepare_signals()
         guard code == 0 else { throw .system("Could not prepare the signal that stops CPUs", errno: code) }
     }

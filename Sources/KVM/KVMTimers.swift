@@ -100,14 +100,14 @@ final class KVMClock: KVMSystemDevice, Device {
         let (clock, time) = sample()
         writer.put("clock", clock)
         writer.put("host-time", UInt64(time))
-        writer.put("host-boot", accelerator.bootID)
+        writer.put("host-boot", HostBoot.id)
     }
 
     func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let limit = UInt64(Int64.max / 2)
         let clock = try reader.unsigned("clock", in: 0...limit)
         let hostTime = Int64(try reader.unsigned("host-time", in: 0...limit))
-        let sameBoot = try reader.string("host-boot") == accelerator.bootID && !accelerator.bootID.isEmpty
+        let sameBoot = try reader.string("host-boot") == HostBoot.id && !HostBoot.id.isEmpty
         try reader.finish()
         return { [self] in
             guard sameBoot else { return set(clock) }

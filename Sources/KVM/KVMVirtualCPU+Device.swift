@@ -8,7 +8,7 @@ extension KVMVirtualCPU {
         writer.put("tsc-khz", UInt64(tscFrequency))
         // When the guest's counter was what it is; and of which host, as after a reboot that goes on from another.
         writer.put("host-tsc", accelerator.stoppedTSC)
-        writer.put("host-boot", accelerator.bootID)
+        writer.put("host-boot", HostBoot.id)
         do throws(VMMError) {
             try getState().save(to: &writer)
         } catch {
@@ -26,7 +26,7 @@ extension KVMVirtualCPU {
         let frequency = UInt32(try reader.unsigned("tsc-khz", in: 0...UInt64(UInt32.max)))
         let changesRate = try checkRate(frequency, reader)
         let hostTSC = try reader.unsigned("host-tsc")
-        let sameBoot = try reader.string("host-boot") == accelerator.bootID && !accelerator.bootID.isEmpty
+        let sameBoot = try reader.string("host-boot") == HostBoot.id && !HostBoot.id.isEmpty
         var state = try CPUState(reader)
         try check(state, reader)
         let takePlace = try place.loader(reader)

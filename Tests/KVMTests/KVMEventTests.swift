@@ -1,5 +1,6 @@
 import BatonDevices
 import BatonRuntime
+import CBaton
 import Glibc
 import KVM
 import Testing
@@ -107,7 +108,7 @@ struct KVMEventTests {
         let machine = try KVMMachine()
         machine.loadLongMode(KVMMachine.waiting, handlers: KVMMachine.tickHandler)
         machine.store(KVMMachine.tick, at: 0x1800)
-        let fd = ckvmEventFD()
+        let fd = cbaton_eventfd()
         defer { close(fd) }
         var message: (address: UInt64, data: UInt32)? = (0xfee0_0000, 0x40)
         var seen = 0

@@ -1,7 +1,5 @@
 import CKVM
 
-func ckvmEventFD() -> Int32 { ckvm_eventfd() }
-
 /// Programs that more than one test runs.
 extension KVMMachine {
     static let tickHandler = [0x40: 0x1800]

@@ -1,5 +1,6 @@
 import BatonDevices
 import BatonRuntime
+import CBaton
 import CKVM
 import Glibc
 import KVM
@@ -248,7 +249,7 @@ struct KVMRunTests {
         try machine.run(until: "the guest to wait") { machine[0x8010] == 1 }
         #expect(machine.vm.addressSpace.storeMessage(0x40, at: 0xfee0_0000))
         try machine.run(until: "the first") { machine[0x8000] == 1 }
-        let event = ckvmEventFD()
+        let event = cbaton_eventfd()
         defer { close(event) }
         let route = try #require(machine.accelerator.makeMessageRoute(event: event))
         var one: UInt64 = 1
@@ -274,7 +275,7 @@ struct KVMRunTests {
             0xb0, 0x08, 0xee,  // mov al, 8; out dx, al
             0xf4, 0xeb, 0xfd,
         ])
-        let fd = ckvmEventFD()
+        let fd = cbaton_eventfd()
         defer { close(fd) }
         let bell = Doorbell(isPort: true, address: 0x105, width: 1, value: 7, fd: fd)
         #expect(machine.accelerator.add(bell))

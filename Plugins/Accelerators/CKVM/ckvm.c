@@ -6,7 +6,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -36,11 +35,6 @@ int ckvm_open(const char *path) {
     return fd < 0 ? -errno : fd;
 }
 
-int ckvm_eventfd(void) {
-    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return fd < 0 ? -errno : fd;
-}
-
 void ckvm_close(int fd) { close(fd); }
 
 struct kvm_run *ckvm_map_run(int vcpu, size_t size) {
@@ -62,14 +56,6 @@ int64_t ckvm_raw_time(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC_RAW, &time);
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
-}
-
-void ckvm_boot_id(char text[37]) {
-    memset(text, 0, 37);
-    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return;
-    if (read(fd, text, 36) != 36) text[0] = 0;
-    close(fd);
 }
 
 int ckvm_read_text(const char *path, char *text, size_t size) {

@@ -163,9 +163,8 @@ enum {
 
 /* ---- The host. */
 
-/* Descriptors are close-on-exec. Each returns one, or a negative errno value. */
+/* A descriptor, which is close-on-exec, or a negative errno value. */
 int ckvm_open(const char *path);
-int ckvm_eventfd(void);
 void ckvm_close(int fd);
 /* NULL on failure. */
 struct kvm_run *ckvm_map_run(int vcpu, size_t size);
@@ -178,8 +177,6 @@ struct ckvm_cpuid_result ckvm_cpuid(uint32_t leaf, uint32_t subleaf);
 /* The time-stamp counter, and CLOCK_MONOTONIC_RAW in nanoseconds. */
 uint64_t ckvm_rdtsc(void);
 int64_t ckvm_raw_time(void);
-/* The text of the file; "" when it cannot be read. */
-void ckvm_boot_id(char text[37]);
 
 /* The beginning of a small file as a string, and the other way round. Each returns an errno value. */
 int ckvm_read_text(const char *path, char *text, size_t size);

@@ -223,7 +223,7 @@ struct CheckedCheckpoint {
 
     /// Gives the clock and every device its state.
     func apply() {
-        if !clock.boot.isEmpty && clock.boot == Checkpoint.bootID && !vm.clock.stopsWithVM {
+        if !clock.boot.isEmpty && clock.boot == HostBoot.id && !vm.clock.stopsWithVM {
             vm.clock.restore(monotonicOffset: clock.offset)
         } else if vm.clock.stopsWithVM {
             vm.clock.restore(now: clock.now, wallClock: clock.realtime)

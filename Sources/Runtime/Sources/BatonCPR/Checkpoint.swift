@@ -27,7 +27,7 @@ enum Checkpoint {
         container.add("global", version: 1, global)
 
         var clock = StateWriter()
-        clock.put("boot-id", bootID)
+        clock.put("boot-id", HostBoot.id)
         clock.put("monotonic-offset-ns", UInt64(bitPattern: vm.clock.monotonicOffset))
         clock.put("now-ns", UInt64(bitPattern: vm.clock.now))
         clock.put("realtime-ns", UInt64(bitPattern: vm.clock.wallClock))
@@ -130,13 +130,4 @@ enum Checkpoint {
             inode = UInt64(status.st_ino)
         }
     }
-
-    /// Identifies this boot of the host: CLOCK_MONOTONIC means nothing in another. Empty where that cannot be known
-    /// (without /proc): then no two boots are the same.
-    static let bootID: String = {
-        guard let fd = try? FD.open("/proc/sys/kernel/random/boot_id", O_RDONLY),
-            let bytes = try? FD.readAll(fd.raw, limit: 64, from: "boot_id")
-        else { return "" }
-        return String(decoding: bytes.prefix { $0 != 10 }, as: UTF8.self)
-    }()
 }
