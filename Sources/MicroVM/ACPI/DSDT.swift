@@ -10,7 +10,9 @@ extension ACPIConfiguration {
         if let panicPort { devices.append(panicDevice(panicPort)) }
         devices += virtioSlots.map(virtioDevice)
         if let pci { devices.append(pci.hostBridge) }
-        let powerOff = AML.package([.integer(GEDRegister.powerOff), .integer(0), .integer(0), .integer(0)])
+        let powerOff = AML.package([
+            .integer(Int(GenericEventDevice.sleepTypeOff)), .integer(0), .integer(0), .integer(0),
+        ])
         let body = AML.join([.scope("\\_SB", devices), .name("\\_S5", powerOff)])
         // From revision 2 on integers have 64 bits.
         return ACPITable("DSDT", revision: 2, body: body)
@@ -65,7 +67,7 @@ extension ACPIConfiguration {
 
     /// The generic event device: its interrupt runs `_EVT`, which reads what has happened (and so clears it).
     private var eventDevice: AML {
-        let event = AML.integer(GEDRegister.powerButtonEvent)
+        let event = AML.integer(Int(GenericEventDevice.powerButton))
         let isPressed = AML.equal(.and(.local(0), event), event)
         let deviceChecks = 0x80
         return .device(

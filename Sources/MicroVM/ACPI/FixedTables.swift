@@ -26,10 +26,10 @@ extension ACPIConfiguration {
         put(
             littleEndianBytes(
                 writeBack | powerButtonIsDevice | sleepButtonIsDevice | hasResetRegister | isHardwareReduced), flags)
-        put(genericAddress(MemoryMap.gedRegisters + GEDRegister.reset), resetRegister)
-        put([GEDRegister.resetValue], resetValue)
-        put(genericAddress(MemoryMap.gedRegisters + GEDRegister.sleepControl), sleepControl)
-        put(genericAddress(MemoryMap.gedRegisters + GEDRegister.sleepStatus), sleepStatus)
+        put(genericAddress(MemoryMap.gedRegisters + GenericEventDevice.resetRegister), resetRegister)
+        put([GenericEventDevice.resetValue], resetValue)
+        put(genericAddress(MemoryMap.gedRegisters + GenericEventDevice.sleepControl), sleepControl)
+        put(genericAddress(MemoryMap.gedRegisters + GenericEventDevice.sleepStatus), sleepStatus)
         return ACPITable("FACP", revision: 5, body: body)
     }
 
@@ -82,17 +82,4 @@ extension ACPIConfiguration {
         body += [firstBus, lastBus, 0, 0, 0, 0]
         return ACPITable("MCFG", revision: 1, body: body)
     }
-}
-
-/// The generic event device's registers, as offsets from `MemoryMap.gedRegisters`, and values that they take
-/// (QEMU's include/hw/acpi/generic_event_device.h).
-enum GEDRegister {
-    static let sleepControl: UInt64 = 0
-    static let sleepStatus: UInt64 = 1
-    static let reset: UInt64 = 2
-    static let resetValue: UInt8 = 0x42
-    /// The sleep type of power-off.
-    static let powerOff = 5
-    /// The event of the power button, in the register at `MemoryMap.ged`.
-    static let powerButtonEvent = 2
 }

@@ -34,8 +34,7 @@ public final class GenericEventDevice: Device {
 
     private func pressPowerButton() {
         events |= GenericEventDevice.powerButton
-        line.set(true)
-        line.set(false)
+        line.pulse()
     }
 
     // MARK: Regions
