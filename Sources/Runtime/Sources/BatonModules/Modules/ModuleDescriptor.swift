@@ -74,8 +74,8 @@ public final class ModuleRegistrar {
         self.path = path
     }
 
-    /// Stages one thing, unless one of its name is staged already.
-    private func stage(_ what: String, _ name: String, isTaken: Bool, _ body: () -> Void) throws(VMMError) {
+    /// Refuses a thing whose name is staged already, and everything after the register function or a refusal.
+    private func check(_ what: String, _ name: String, isTaken: Bool) throws(VMMError) {
         guard !isClosed else {
             throw VMMError("module '\(module)' registers the \(what) '\(name)' outside of its register function")
         }
@@ -84,54 +84,52 @@ public final class ModuleRegistrar {
             failure = error
             throw error
         }
-        body()
+    }
+
+    /// Stages one thing of a kind.
+    private func stage<Item>(
+        _ item: Item, _ what: String, in list: inout [Item], _ name: (Item) -> String
+    ) throws(VMMError) {
+        try check(what, name(item), isTaken: list.contains { name($0) == name(item) })
+        list.append(item)
     }
 
     /// Registers a CPR mode, for `-cpr-enable`.
-    public func add(_ mode: any CprMode) throws(VMMError) {
-        try stage("mode", mode.name, isTaken: modes.contains { $0.name == mode.name }) { modes.append(mode) }
-    }
+    public func add(_ mode: any CprMode) throws(VMMError) { try stage(mode, "mode", in: &modes) { $0.name } }
 
     /// Registers a memory backend type, for `-object`.
     public func add(_ backend: any MemoryBackendType) throws(VMMError) {
-        let isTaken = memoryBackends.contains { $0.typeName == backend.typeName }
-        try stage("memory backend", backend.typeName, isTaken: isTaken) { memoryBackends.append(backend) }
+        try stage(backend, "memory backend", in: &memoryBackends) { $0.typeName }
     }
 
     /// Registers a preserver of file descriptors.
     public func add(_ preserver: any FdPreserver) throws(VMMError) {
-        let isTaken = preservers.contains { $0.name == preserver.name }
-        try stage("preserver", preserver.name, isTaken: isTaken) { preservers.append(preserver) }
+        try stage(preserver, "preserver", in: &preservers) { $0.name }
     }
 
     /// Registers a type of network back end, for `-netdev`.
     public func add(_ netBackendType: any NetBackendType) throws(VMMError) {
-        let isTaken = netBackendTypes.contains { $0.name == netBackendType.name }
-        try stage("network back end", netBackendType.name, isTaken: isTaken) { netBackendTypes.append(netBackendType) }
+        try stage(netBackendType, "network back end", in: &netBackendTypes) { $0.name }
     }
 
     /// Registers a device type, for `-device`.
     public func add(_ deviceType: any DeviceType) throws(VMMError) {
-        let isTaken = deviceTypes.contains { $0.name == deviceType.name }
-        try stage("device type", deviceType.name, isTaken: isTaken) { deviceTypes.append(deviceType) }
+        try stage(deviceType, "device type", in: &deviceTypes) { $0.name }
     }
 
     /// Registers an object type, for `-object`.
     public func add(_ objectType: any ObjectType) throws(VMMError) {
-        let isTaken = objectTypes.contains { $0.name == objectType.name }
-        try stage("object type", objectType.name, isTaken: isTaken) { objectTypes.append(objectType) }
+        try stage(objectType, "object type", in: &objectTypes) { $0.name }
     }
 
     /// Registers an accelerator, for `-accel`.
     public func add(_ acceleratorType: any AcceleratorType) throws(VMMError) {
-        let isTaken = acceleratorTypes.contains { $0.name == acceleratorType.name }
-        try stage("accelerator", acceleratorType.name, isTaken: isTaken) { acceleratorTypes.append(acceleratorType) }
+        try stage(acceleratorType, "accelerator", in: &acceleratorTypes) { $0.name }
     }
 
     /// Registers a machine, for `-machine`.
     public func add(_ machineType: any MachineType) throws(VMMError) {
-        let isTaken = machineTypes.contains { $0.name == machineType.name }
-        try stage("machine", machineType.name, isTaken: isTaken) { machineTypes.append(machineType) }
+        try stage(machineType, "machine", in: &machineTypes) { $0.name }
     }
 
     /// Adds a hook that is offered every RAM block without a backend of its own.
@@ -139,18 +137,19 @@ public final class ModuleRegistrar {
 
     /// Registers a QMP command.
     public func add(_ command: QMPCommand) throws(VMMError) {
-        let isTaken = commands.contains { $0.name == command.name }
-        try stage("QMP command", command.name, isTaken: isTaken) { commands.append(command) }
+        try stage(command, "QMP command", in: &commands) { $0.name }
     }
 
     /// Registers a QMP event, for `query-qmp-schema`.
     public func addEvent(_ name: String, data: QMPType = .empty) throws(VMMError) {
-        try stage("QMP event", name, isTaken: events.contains { $0.name == name }) { events.append((name, data)) }
+        try check("QMP event", name, isTaken: events.contains { $0.name == name })
+        events.append((name, data))
     }
 
     /// Registers what calls foreign modules.
     public func add(_ bridge: any ForeignBridge) throws(VMMError) {
-        try stage("bridge", "foreign", isTaken: self.bridge != nil) { self.bridge = bridge }
+        try check("bridge", "foreign", isTaken: self.bridge != nil)
+        self.bridge = bridge
     }
 
     /// The register function has returned.

@@ -61,27 +61,23 @@ public final class ModuleRegistry: PreserverRegistry {
     /// Takes over everything that a module staged.
     /// - Throws: an error when one of its names is taken; then nothing is added.
     func commit(_ registrar: ModuleRegistrar) throws(VMMError) {
-        func taken(_ kind: String, _ name: String) -> VMMError {
-            VMMError(
-                "module '\(registrar.module)' registers the \(kind) '\(name)', which is registered already",
-                hint: "It came from \(origin(kind: kind, name: name)). Remove one of the two modules.")
+        func check<Item>(
+            _ kind: String, _ new: [Item], _ known: [Item], _ name: (Item) -> String
+        ) throws(VMMError) {
+            for item in new where known.contains(where: { name($0) == name(item) }) {
+                throw VMMError(
+                    "module '\(registrar.module)' registers the \(kind) '\(name(item))', which is registered already",
+                    hint: "It came from \(origin(kind: kind, name: name(item))). Remove one of the two modules.")
+            }
         }
-        for mode in registrar.modes where self.mode(mode.name) != nil { throw taken("mode", mode.name) }
-        for backend in registrar.memoryBackends where memoryBackend(backend.typeName) != nil {
-            throw taken("memory backend", backend.typeName)
-        }
-        for preserver in registrar.preservers where preservers.contains(where: { $0.name == preserver.name }) {
-            throw taken("preserver", preserver.name)
-        }
-        for type in registrar.deviceTypes where deviceType(type.name) != nil { throw taken("device type", type.name) }
-        for type in registrar.netBackendTypes where netBackendType(type.name) != nil {
-            throw taken("network back end", type.name)
-        }
-        for type in registrar.objectTypes where objectType(type.name) != nil { throw taken("object type", type.name) }
-        for type in registrar.acceleratorTypes where acceleratorType(type.name) != nil {
-            throw taken("accelerator", type.name)
-        }
-        for type in registrar.machineTypes where machineType(type.name) != nil { throw taken("machine", type.name) }
+        try check("mode", registrar.modes, modes) { $0.name }
+        try check("memory backend", registrar.memoryBackends, memoryBackends) { $0.typeName }
+        try check("preserver", registrar.preservers, preservers) { $0.name }
+        try check("device type", registrar.deviceTypes, deviceTypes) { $0.name }
+        try check("network back end", registrar.netBackendTypes, netBackendTypes) { $0.name }
+        try check("object type", registrar.objectTypes, objectTypes) { $0.name }
+        try check("accelerator", registrar.acceleratorTypes, acceleratorTypes) { $0.name }
+        try check("machine", registrar.machineTypes, machineTypes) { $0.name }
         for command in registrar.commands {
             guard let other = commands.first(where: { $0.command.name == command.name }) else { continue }
             throw VMMError(
@@ -92,25 +88,21 @@ public final class ModuleRegistry: PreserverRegistry {
             throw VMMError(
                 "module '\(registrar.module)' registers the QMP event '\(event.name)', which \(other.module) has")
         }
-        modes += registrar.modes
-        memoryBackends += registrar.memoryBackends
-        preservers += registrar.preservers
+        func take<Item>(_ kind: String, _ new: [Item], into list: inout [Item], _ name: (Item) -> String) {
+            list += new
+            for item in new { origins["\(kind)-\(name(item))"] = registrar.path }
+        }
+        take("mode", registrar.modes, into: &modes) { $0.name }
+        take("memory backend", registrar.memoryBackends, into: &memoryBackends) { $0.typeName }
+        take("preserver", registrar.preservers, into: &preservers) { $0.name }
+        take("device type", registrar.deviceTypes, into: &deviceTypes) { $0.name }
+        take("network back end", registrar.netBackendTypes, into: &netBackendTypes) { $0.name }
+        take("object type", registrar.objectTypes, into: &objectTypes) { $0.name }
+        take("accelerator", registrar.acceleratorTypes, into: &acceleratorTypes) { $0.name }
+        take("machine", registrar.machineTypes, into: &machineTypes) { $0.name }
         hooks += registrar.hooks
         commands += registrar.commands.map { (registrar.module, $0) }
         events += registrar.events.map { (registrar.module, $0.name, $0.data) }
         bridge = bridge ?? registrar.bridge
-        deviceTypes += registrar.deviceTypes
-        netBackendTypes += registrar.netBackendTypes
-        objectTypes += registrar.objectTypes
-        acceleratorTypes += registrar.acceleratorTypes
-        machineTypes += registrar.machineTypes
-        for mode in registrar.modes { origins["mode-\(mode.name)"] = registrar.path }
-        for backend in registrar.memoryBackends { origins["memory backend-\(backend.typeName)"] = registrar.path }
-        for type in registrar.deviceTypes { origins["device type-\(type.name)"] = registrar.path }
-        for type in registrar.netBackendTypes { origins["network back end-\(type.name)"] = registrar.path }
-        for type in registrar.objectTypes { origins["object type-\(type.name)"] = registrar.path }
-        for type in registrar.acceleratorTypes { origins["accelerator-\(type.name)"] = registrar.path }
-        for type in registrar.machineTypes { origins["machine-\(type.name)"] = registrar.path }
-        for preserver in registrar.preservers { origins["preserver-\(preserver.name)"] = registrar.path }
     }
 }
