@@ -14,26 +14,10 @@ public enum ListeningSocket {
     public static func exists(at path: String) throws -> Bool {
         let acceptsConnections: UInt32 = 1 << 16
         // Others' names may be no text.
-        let list = String(decoding: try contents(of: "/proc/net/unix"), as: UTF8.self)
-        return list.split(separator: "\n").contains { line in
+        return try ProcFile.text("/proc/net/unix").split(separator: "\n").contains { line in
             let fields = line.split(separator: " ", maxSplits: 7)
             guard fields.count == 8, fields[7] == path, let flags = UInt32(fields[3], radix: 16) else { return false }
             return flags & acceptsConnections != 0
-        }
-    }
-
-    /// A file of /proc to its end. Foundation takes the first read that is not full, of at most a page, for the end.
-    private static func contents(of path: String) throws -> [UInt8] {
-        let fd = open(path, O_RDONLY | O_CLOEXEC)
-        guard fd >= 0 else { throw Failure.system("open \(path)") }
-        defer { close(fd) }
-        var result: [UInt8] = []
-        var buffer = [UInt8](repeating: 0, count: 65536)
-        while true {
-            let count = read(fd, &buffer, buffer.count)
-            guard count >= 0 else { throw Failure.system("read \(path)") }
-            guard count > 0 else { return result }
-            result += buffer[..<count]
         }
     }
 }

@@ -11,7 +11,7 @@ struct ProcessMemory {
     /// - Parameter ram: the file that is the guest's RAM, which is not counted.
     init(pid: pid_t, besides ram: String) throws {
         var counts = true
-        for line in try Self.read("/proc/\(pid)/smaps").split(separator: "\n") {
+        for line in try ProcFile.text("/proc/\(pid)/smaps").split(separator: "\n") {
             let words = line.split(separator: " ")
             guard let name = words.first else { continue }
             if !name.hasSuffix(":") {
@@ -22,13 +22,5 @@ struct ProcessMemory {
                 if name == "Private_Clean:" || name == "Private_Dirty:" { own += size }
             }
         }
-    }
-
-    /// The kernel gives such a file in pieces; Foundation takes the first one for all.
-    private static func read(_ path: String) throws -> String {
-        guard let file = FileHandle(forReadingAtPath: path) else { throw Failure.system("cannot open \(path)") }
-        var text = Data()
-        while let piece = try file.read(upToCount: 1 << 16), !piece.isEmpty { text += piece }
-        return String(decoding: text, as: UTF8.self)
     }
 }
