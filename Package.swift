@@ -141,6 +141,7 @@ let package = Package(
         .target(name: "CForeign", path: "Plugins/Foreign/CForeign", linkerSettings: [.linkedLibrary("ffi")]),
 
         .target(name: "TestSupport", dependencies: ["ProcessSupport"], path: "Tests/TestSupport"),
+        .target(name: "DeviceTestSupport", dependencies: [runtime], path: "Tests/DeviceTestSupport"),
         .target(name: "BrokenMode", dependencies: [runtime], path: "Tests/BrokenMode", swiftSettings: lean),
         .target(
             name: "HostFloat", path: "Tests/HostFloat",
@@ -149,13 +150,15 @@ let package = Package(
         .testTarget(
             name: "RISCVTests", dependencies: ["RISCV", "TestSupport", runtime, devices], path: "Tests/RISCVTests"),
         .testTarget(
-            name: "DeviceTests", dependencies: ["RISCV", "VirtBoard", "TestSupport", runtime, devices],
+            name: "DeviceTests",
+            dependencies: ["RISCV", "VirtBoard", "DeviceTestSupport", "TestSupport", runtime, devices],
             path: "Tests/DeviceTests"),
         .testTarget(
             name: "MicroVMTests", dependencies: ["MicroVM", "TestSupport", runtime, devices], path: "Tests/MicroVMTests"
         ),
         .testTarget(
-            name: "MicroVMDeviceTests", dependencies: ["MicroVM", "TestSupport", runtime, devices],
+            name: "MicroVMDeviceTests",
+            dependencies: ["MicroVM", "DeviceTestSupport", "TestSupport", runtime, devices],
             path: "Tests/MicroVMDeviceTests"),
         .testTarget(name: "RuntimeTests", dependencies: ["TestSupport", runtime], path: "Tests/RuntimeTests"),
         .testTarget(

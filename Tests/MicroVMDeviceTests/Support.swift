@@ -1,4 +1,5 @@
 import BatonRuntime
+@_exported import DeviceTestSupport
 import Glibc
 import TestSupport
 
@@ -16,28 +17,8 @@ final class DeviceMachine {
     var eventNames: [String] { events.map(\.name) }
     func event(_ name: String) -> JSONObject? { events.first { $0.name == name }?.data }
 
-    /// Runs the loop's handlers until `condition` holds.
-    /// - Returns: false when it does not within two minutes.
-    func wait(until condition: () -> Bool) -> Bool {
-        let deadline = EventLoop.now + 120_000_000_000
-        while !condition() {
-            guard EventLoop.now < deadline else { return false }
-            vm.loop.poll(timeout: 10_000_000)
-        }
-        return true
-    }
-}
-
-/// A level that a test looks at.
-final class Wire {
-    private(set) var level = false
-    private(set) var rises = 0
-    var line: InterruptLine {
-        InterruptLine { [self] level in
-            self.level = level
-            if level { rises += 1 }
-        }
-    }
+    /// As `VirtualMachine.wait`.
+    func wait(until condition: () -> Bool) -> Bool { vm.wait(until: condition) }
 }
 
 /// A chardev whose peer is the test.
@@ -54,21 +35,6 @@ final class TestChardev: Chardev {
         if room != Int.max { room -= count }
         return count
     }
-}
-
-/// The state of a device as it goes into a checkpoint.
-func savedState(_ device: any Device) -> [UInt8] {
-    var writer = StateWriter()
-    device.save(to: &writer)
-    return writer.encoded()
-}
-
-func reader(of state: [UInt8], for device: any Device) throws -> StateReader {
-    try StateReader(section: device.stateName, version: device.stateVersion, payload: state[...])
-}
-
-func loadState(_ state: [UInt8], into device: any Device) throws {
-    try device.load(from: reader(of: state, for: device))
 }
 
 /// What a test puts in place of a field.
@@ -112,18 +78,5 @@ func refuses(_ device: any Device, _ field: String, _ value: FieldValue) throws 
         return false
     } catch is VMMError {
         return savedState(device) == before
-    }
-}
-
-/// A small generator with a fixed sequence, for fuzzing (SplitMix64).
-struct Randomness: RandomNumberGenerator {
-    private var state: UInt64
-    init(seed: UInt64) { state = seed }
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-        return z ^ (z >> 31)
     }
 }

@@ -1,4 +1,5 @@
 import BatonRuntime
+@_exported import DeviceTestSupport
 import Glibc
 import TestSupport
 import VirtBoard
@@ -46,50 +47,6 @@ final class TestMachine {
         (0..<count).map { load(address + UInt64($0), as: UInt8.self) }
     }
 
-    /// Runs the loop's handlers until `condition` holds.
-    /// - Returns: false when it does not within two minutes.
-    func wait(until condition: () -> Bool) -> Bool {
-        let deadline = EventLoop.now + 120_000_000_000
-        while !condition() {
-            guard EventLoop.now < deadline else { return false }
-            vm.loop.poll(timeout: 10_000_000)
-        }
-        return true
-    }
-}
-
-/// A level that a test looks at.
-final class Wire {
-    private(set) var level = false
-    private(set) var rises = 0
-    var line: InterruptLine {
-        InterruptLine { [self] level in
-            self.level = level
-            if level { rises += 1 }
-        }
-    }
-}
-
-/// The state of a device as it goes into a checkpoint.
-func savedState(_ device: any Device) -> [UInt8] {
-    var writer = StateWriter()
-    device.save(to: &writer)
-    return writer.encoded()
-}
-
-func loadState(_ state: [UInt8], into device: any Device) throws {
-    try device.load(from: StateReader(section: device.stateName, version: device.stateVersion, payload: state[...]))
-}
-
-/// A small generator with a fixed sequence, for fuzzing (SplitMix64).
-struct Randomness: RandomNumberGenerator {
-    private var state: UInt64
-    init(seed: UInt64) { state = seed }
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-        return z ^ (z >> 31)
-    }
+    /// As `VirtualMachine.wait`.
+    func wait(until condition: () -> Bool) -> Bool { vm.wait(until: condition) }
 }
