@@ -10,6 +10,8 @@ struct TestOutcomes {
 
     private(set) var passed = 0
     private(set) var failed = 0
+    /// What was wrong, as the tests that fail say it: the file, the line and the expectation.
+    private(set) var issues: [Note] = []
     private(set) var skipped: [Note] = []
     /// Known issues, as `withKnownIssue` lists them.
     private(set) var expectedFailures: [Note] = []
@@ -34,6 +36,7 @@ struct TestOutcomes {
         case "started": running[name, default: 0] += 1
         case "skipped" where text.hasPrefix(": "): readReason(of: name, String(text.dropFirst(2)))
         case "skipped": skipped.append(Note(test: name, reason: "no reason was given"))
+        case "recorded an issue": issues.append(Note(test: name, reason: text.trimmingPrefix(" ").description))
         case "recorded a known issue": knownIssue = Note(test: name, reason: text)
         case "passed after":
             end(name)
@@ -52,7 +55,8 @@ struct TestOutcomes {
     private static let pattern =
         #/
         [^\x20-\x7e] \s Test \s (".*?" | [^"].*?) (?:\s with \s \d+ \s test \s cases?)? \s
-        (started | skipped | recorded\sa\sknown\sissue | passed\safter | failed\safter | was\scancelled\safter) (.*)
+        (started | skipped | recorded\san\sissue | recorded\sa\sknown\sissue
+         | passed\safter | failed\safter | was\scancelled\safter) (.*)
         /#
 
     /// To be called behind the last line.
@@ -75,6 +79,8 @@ struct TestOutcomes {
         }
         list("skipped", skipped)
         list("expected to fail", expectedFailures)
+        // The last, as who sees only the end of the output needs these.
+        list("failed", issues)
         for test in unended { lines.append("without an end: \(test)") }
         var total = "\(passed) passed, \(failed) failed, \(skipped.count) skipped"
         if !expectedFailures.isEmpty { total += ", \(Set(expectedFailures.map(\.test)).count) with expected failures" }

@@ -26,6 +26,8 @@ struct TestTableTests {
             ↳ the next shape mends it
             ━ Test known() passed after 0.001 seconds with 1 known issue.
             ◇ Test crashes() started.
+            ✘ Test bad() recorded an issue at t.swift:3:9: Expectation failed: 1 == 2
+            ↳ what a comment says
             ✘ Test bad() failed after 0.001 seconds with 1 issue.
             ✘ Test run with 7 tests in 2 suites failed after 0.001 seconds with 2 issues.
             """
@@ -39,6 +41,7 @@ struct TestTableTests {
                 skipped: "named "so" test" — no reason was given
                 skipped: b(_:) — the first line and the second
                 expected to fail: known() — the next shape mends it
+                failed: bad() — at t.swift:3:9: Expectation failed: 1 == 2
                 without an end: crashes()
                 2 passed, 1 failed, 3 skipped, 1 with expected failures, 1 without an end
 
