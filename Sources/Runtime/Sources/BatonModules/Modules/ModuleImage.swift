@@ -16,7 +16,8 @@ struct ModuleImage {
 
     private static let objectPrefix = Array("baton_module_provides_object_".utf8)
     private static let stampPrefix = Array("baton_runtime_stamp_".utf8)
-    private static let query = Array("baton_module_query".utf8)
+    /// With its end, as it is a whole name.
+    private static let query = Array("baton_module_query\0".utf8)
     /// The ELF machine that this process was built for.
     #if arch(x86_64)
     private static let machine: UInt16 = 62
@@ -69,11 +70,13 @@ struct ModuleImage {
                 let at = symbols &+ symbol &* 24
                 guard let name = file.word32(at), let section = file.word16(at &+ 6) else { throw notModule }
                 let text = strings &+ UInt64(name)
+                // Most of a module's hundreds of symbols are Swift's own.
+                guard file.byte(text) == UInt8(ascii: "b") else { continue }
                 if section == 0 {
                     if file.hasPrefix(ModuleImage.stampPrefix, at: text) {
                         stamp = file.string(at: text &+ UInt64(ModuleImage.stampPrefix.count))
                     }
-                } else if file.hasPrefix(ModuleImage.query + [0], at: text) {
+                } else if file.hasPrefix(ModuleImage.query, at: text) {
                     exportsQuery = true
                 } else if file.hasPrefix(ModuleImage.objectPrefix, at: text) {
                     objectTypes.insert(file.string(at: text &+ UInt64(ModuleImage.objectPrefix.count)))

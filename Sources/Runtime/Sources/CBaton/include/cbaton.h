@@ -216,8 +216,12 @@ int cbaton_spawn(char *const argv[], const int *fds, size_t count, int standard_
 int cbaton_run_apart(void (*body)(void *context), void *context);
 
 /* Calls BODY with CONTEXT at a nice value that is INCREMENT higher than the caller's, in a
- * thread that has ended when this returns; or in the caller, where there can be no thread. */
+ * thread that has ended when this returns; or in the caller, where there can be no thread.
+ * The thread begins under SCHED_IDLE (sched(7)). */
 void cbaton_run_nicely(int increment, void (*body)(void *context), void *context);
+/* Of such a BODY, to be called often: lets others have the processor. A thread that has waited for one
+ * longer than it has run goes on under SCHED_OTHER, at its nice value. */
+void cbaton_let_others_run(void);
 
 /* A program that is run, and with it whatever that starts in turn, however it goes to
  * the background: all of it has one process above it, the supervisor, which ends it. */
