@@ -114,8 +114,10 @@ let package = Package(
         part("Monitor"),
         // Of the modules for VFIO and vfio-user, in each of which it is a copy.
         part("VFIOPCI"),
-        part("MicroVM", [devices]),
-        part("VirtBoard", [devices]),
+        // What boards that start firmware or a kernel have in common; a copy in each one's module.
+        part("Firmware"),
+        part("MicroVM", [devices, "Firmware"]),
+        part("VirtBoard", [devices, "Firmware"]),
         .executableTarget(
             name: "baton", dependencies: [runtime, devices, "Chardev", "Monitor"],
             path: "Sources/baton", swiftSettings: lean, linkerSettings: installed,
@@ -151,11 +153,11 @@ let package = Package(
             name: "RISCVTests", dependencies: ["RISCV", "TestSupport", runtime, devices], path: "Tests/RISCVTests"),
         .testTarget(
             name: "DeviceTests",
-            dependencies: ["RISCV", "VirtBoard", "DeviceTestSupport", "TestSupport", runtime, devices],
+            dependencies: ["RISCV", "VirtBoard", "Firmware", "DeviceTestSupport", "TestSupport", runtime, devices],
             path: "Tests/DeviceTests"),
         .testTarget(
-            name: "MicroVMTests", dependencies: ["MicroVM", "TestSupport", runtime, devices], path: "Tests/MicroVMTests"
-        ),
+            name: "MicroVMTests", dependencies: ["MicroVM", "Firmware", "TestSupport", runtime, devices],
+            path: "Tests/MicroVMTests"),
         .testTarget(
             name: "MicroVMDeviceTests",
             dependencies: ["MicroVM", "DeviceTestSupport", "TestSupport", runtime, devices],

@@ -56,8 +56,8 @@ struct CPUState {
             return segment
         }
         // Flat: execute and read, accessed; read and write, accessed.
-        sregs.cs = segment(0x10, 0xb, code: true)
-        let data = segment(0x18, 3, code: false)
+        sregs.cs = segment(X86StartState.codeSelector, 0xb, code: true)
+        let data = segment(X86StartState.dataSelector, 3, code: false)
         (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data)
         // A busy TSS, which the processor must have.
         var task = kvm_segment()

@@ -11,6 +11,8 @@ final class KVMMemory: MemoryListener {
         /// Of a device, which may take it away.
         let isDevice: Bool
         let number: UInt32
+        /// Whether KVM has it: not while a device answers loads from it.
+        var isPresent = true
     }
 
     private let system: KVMSystem
@@ -28,6 +30,12 @@ final class KVMMemory: MemoryListener {
     }
 
     func deviceMemoryChanged() {
+        for index in slots.indices where !slots[index].isDevice {
+            let isWanted = !space.deviceAnswersLoads(at: slots[index].start)
+            guard isWanted != slots[index].isPresent else { continue }
+            slots[index].isPresent = isWanted
+            tell(slots[index], size: isWanted ? slots[index].size : 0)
+        }
         let wanted = space.deviceMemory
         for slot in slots where slot.isDevice {
             guard !wanted.contains(where: { KVMMemory.matches(slot, $0) }) else { continue }

@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 import InstructionSets
 import PCI
 import Serial
@@ -52,7 +53,8 @@ public final class MicroVM: Machine {
         files.kernel = configuration.kernel
         files.initrd = configuration.initrd
         files.commandLine = configuration.commandLine ?? ""
-        firmware = FwCfg(space: vm.addressSpace, memory: layout, cpuCount: configuration.cpuCount)
+        firmware = FwCfg(
+            space: vm.addressSpace, layout: .ports, memorySize: layout.size, cpuCount: configuration.cpuCount)
         loader = MicroVMLoader(files: files)
         for text in configuration.firmwareFiles {
             let option = try FwCfgOption(try KeyValueOptions(text, impliedKey: "name"))
@@ -175,7 +177,7 @@ public final class MicroVM: Machine {
             try memory.map(secondIOAPIC, at: MemoryMap.ioapic2, size: MemoryMap.ioapicSize, name: "ioapic2")
         }
         if let rtc { try ports.map(rtc, at: MemoryMap.rtcPort, size: CMOSClock.portCount, name: "rtc") }
-        try ports.map(firmware, at: MemoryMap.firmwareConfigurationPort, size: FwCfg.size, name: "fwcfg")
+        try ports.map(firmware, at: MemoryMap.firmwareConfigurationPort, size: FwCfg.Layout.ports.size, name: "fwcfg")
         try ports.map(PostCodePort(), at: PostCodePort.port, size: 1, name: "ioport80")
     }
 

@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 import InstructionSets
 
 /// Puts firmware or kernel, initrd, command line and tables into guest memory at every reset, and has the first CPU
@@ -47,7 +48,7 @@ final class MicroVMLoader: Device {
             prepared = nil
             try plan.load(into: vm.addressSpace)
             if files.firmware != nil { machine.firmware.setKernel(plan.kernelItems) }
-            machine.accelerator.x86CPUs.first?.setStartState(X86StartState(plan.start))
+            machine.accelerator.x86CPUs.first?.setStartState(plan.start)
         } catch {
             Report.error(error.prefixed("machine reset"))
             vm.requestQuit(cause: "host-error", status: 1)
@@ -60,19 +61,5 @@ final class MicroVMLoader: Device {
         try reader.finish()
         try addFirmwareFiles()
         return {}
-    }
-}
-
-extension X86StartState {
-    init(_ start: StartState) {
-        let mode: Mode =
-            switch start.mode {
-            case .real: .reset
-            case .protected: .protected
-            case .long: .long
-            }
-        self.init(
-            mode: mode, rip: start.rip, rbx: start.rbx, rsi: start.rsi, cr3: start.cr3, gdtBase: start.gdt.base,
-            gdtLimit: start.gdt.limit)
     }
 }

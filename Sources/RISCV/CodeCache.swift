@@ -8,6 +8,8 @@ struct PhysicalRange {
     let size: UInt64
     let host: UnsafeMutableRawPointer
     let readOnly: Bool
+    /// Whether a device takes stores, and loads when it says so.
+    let hasDevice: Bool
     /// Index of its first page in `CodeCache.map`.
     let firstPage: Int
 }
@@ -115,7 +117,7 @@ struct CodeCache {
             (ranges + index).initialize(
                 to: PhysicalRange(
                     start: range.start, size: range.size, host: range.host, readOnly: range.readOnly,
-                    firstPage: firstPage))
+                    hasDevice: range.hasDevice, firstPage: firstPage))
             firstPage += Int(range.size >> 12)
         }
         mapCount = pages

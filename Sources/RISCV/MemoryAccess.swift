@@ -166,7 +166,9 @@ extension UnsafeMutablePointer where Pointee == HartState {
         let inPage = 4096 - Int(address & 0xfff)
         if size > inPage { return loadCrossing(address, size: size, first: inPage) }
         guard let physical = translate(address, .load, size: size) else { return nil }
-        if let range = pointee.cache.pointee.range(containing: physical) {
+        if let range = pointee.cache.pointee.range(containing: physical),
+            !range.pointee.hasDevice || !deviceAnswersLoads(physical)
+        {
             let host = range.pointee.host + Int(physical - range.pointee.start)
             if isUniform(physical) { fillData(address, host, .load) }
             return HostMemory.load(host, size)
@@ -207,6 +209,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         if size > inPage { return storeCrossing(address, size: size, first: inPage, value) }
         guard let physical = translate(address, .store, size: size) else { return false }
         if let range = pointee.cache.pointee.range(containing: physical) {
+            if range.pointee.hasDevice { return storeToDevice(address, physical, size: size, value) }
             if range.pointee.readOnly {
                 Log.guestError("store of \(size) bytes to read-only memory at \(Hex(physical))")
                 return true
@@ -216,14 +219,18 @@ extension UnsafeMutablePointer where Pointee == HartState {
             didStore(address, physical, size: UInt64(size), range, host)
             return true
         }
-        guard address & UInt64(size - 1) == 0 else { return refuse(Cause.storeAccess, address) }
-        if let memory = deviceMemory(physical) {
+        if address & UInt64(size - 1) == 0, let memory = deviceMemory(physical) {
             if memory.readOnly { return true }
             let host = memory.host + Int(physical - memory.start)
             if isUniform(physical) { fillData(address, host, .store) }
             HostMemory.store(host, size, value)
             return true
         }
+        return storeToDevice(address, physical, size: size, value)
+    }
+
+    private func storeToDevice(_ address: UInt64, _ physical: UInt64, size: Int, _ value: UInt64) -> Bool {
+        guard address & UInt64(size - 1) == 0 else { return refuse(Cause.storeAccess, address) }
         let mask = size == 8 ? UInt64.max : (1 << UInt64(size * 8)) - 1
         noteSlowWork(SlowWork.outside)
         guard let owner = pointee.owner,
@@ -240,6 +247,10 @@ extension UnsafeMutablePointer where Pointee == HartState {
     /// Memory of a device at a physical address, which harts reach as they do RAM.
     private func deviceMemory(_ physical: UInt64) -> AddressSpace.DeviceMemory? {
         pointee.owner.flatMap { $0._withUnsafeGuaranteedRef { $0.addressSpace.deviceMemory(containing: physical) } }
+    }
+
+    private func deviceAnswersLoads(_ physical: UInt64) -> Bool {
+        pointee.owner.map { $0._withUnsafeGuaranteedRef { $0.addressSpace.deviceAnswersLoads(at: physical) } } ?? false
     }
 
     private func storeCrossing(_ address: UInt64, size: Int, first: Int, _ value: UInt64) -> Bool {
@@ -263,7 +274,8 @@ extension UnsafeMutablePointer where Pointee == HartState {
         else { return fail(kind.accessFault, address) }
         let host = range.pointee.host + Int(physical - range.pointee.start)
         if kind == .store { didStore(address, physical, size: UInt64(size), range, host) }
-        if kind == .load, isUniform(physical) { fillData(address, host, .load) }
+        // A device may answer the next load.
+        if kind == .load, !range.pointee.hasDevice, isUniform(physical) { fillData(address, host, .load) }
         pointee.lastPhysical = physical
         return host
     }

@@ -15,6 +15,7 @@ public enum MemoryMap {
     public static let virtioStride: UInt64 = 0x1000
     /// The address of a virtio-mmio slot.
     public static func virtioSlot(_ slot: Int) -> UInt64 { virtio + virtioStride * UInt64(slot) }
+    public static let firmwareConfiguration: UInt64 = 0x1010_0000
     public static let flash: UInt64 = 0x2000_0000
     public static let flashSize: UInt64 = 0x200_0000
     public static let ram: UInt64 = 0x8000_0000

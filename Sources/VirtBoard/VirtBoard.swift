@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 import Glibc
 import InstructionSets
 import PCI
@@ -31,8 +32,10 @@ public final class VirtBoard: Machine {
         public var aia = AIA.none
         /// `-serial`: the board has one port.
         public var serial: Chardev?
-        /// `-drive if=pflash`: at most two, of 32 MiB each.
+        /// `-drive if=pflash` and `-machine pflash0=`: at most two, of 32 MiB each.
         public var flash: [BlockBackend] = []
+        /// `-fw_cfg`, one each.
+        public var firmwareFiles: [String] = []
 
         public init(ram: RAMBlock, allocate: @escaping (_ name: String, _ size: Int) throws(VMMError) -> RAMBlock) {
             self.ram = ram
@@ -64,8 +67,16 @@ public final class VirtBoard: Machine {
         vm.ramSize = memorySize
         vm.architecture = "riscv64"
         try accelerator.makeHarts(configuration.hartCount)
-        try VirtBoard.mapMemory(vm.addressSpace, configuration)
+        let flash = try VirtBoard.mapMemory(vm.addressSpace, configuration)
         try accelerator.prepareMemory()
+
+        let firmware = FwCfg(
+            space: vm.addressSpace, layout: .memory, memorySize: memorySize, cpuCount: configuration.hartCount)
+        for text in configuration.firmwareFiles {
+            let option = try FwCfgOption(try KeyValueOptions(text, impliedKey: "name"))
+            if let warning = option.warning { Report.warning(warning) }
+            try firmware.add(try option.file())
+        }
 
         let wiring = HartWiring(accelerator.riscvHarts)
         let interrupts = InterruptControllers(
@@ -74,7 +85,7 @@ public final class VirtBoard: Machine {
         self.interrupts = interrupts
         loader = ImageLoader(
             vm: vm, accelerator: accelerator, files: configuration.files, memorySize: memorySize,
-            flash: configuration.flash, aia: configuration.aia)
+            flash: flash, flashIsFilled: !configuration.flash.isEmpty, firmware: firmware, aia: configuration.aia)
         uart = try SerialUART(
             name: "serial0", vm: vm, chardev: configuration.serial, line: interrupts.line(MemoryMap.uart0Interrupt))
         let clock = vm.clock
@@ -109,6 +120,8 @@ public final class VirtBoard: Machine {
         devices.add(pci.bus)
         try vm.add(clint)
         for device in interrupts.devices { try vm.add(device) }
+        for chip in flash { try vm.add(chip) }
+        try vm.add(firmware)
 
         let space = vm.addressSpace
         try space.map(test, at: MemoryMap.test, size: TestFinisher.size, name: "riscv.sifive.test")
@@ -122,6 +135,8 @@ public final class VirtBoard: Machine {
             try space.map(
                 slot, at: MemoryMap.virtioSlot(slot.slot), size: VirtioMMIO.registersSize, name: "virtio-mmio")
         }
+        try space.map(
+            firmware, at: MemoryMap.firmwareConfiguration, size: FwCfg.Layout.memory.size, name: "fwcfg")
         try pci.mapIntoAddressSpace(configurationAt: MemoryMap.pciConfiguration)
     }
 
@@ -138,7 +153,9 @@ public final class VirtBoard: Machine {
         ]
     }
 
-    private static func mapMemory(_ space: AddressSpace, _ configuration: Configuration) throws(VMMError) {
+    /// - Returns: the two flash chips.
+    private static func mapMemory(_ space: AddressSpace, _ configuration: Configuration) throws(VMMError) -> [CFIFlash]
+    {
         let ram = configuration.ram
         guard ram.usedLength >= 1 << 20, ram.usedLength % 4096 == 0 else {
             throw VMMError("Invalid RAM size \(ram.usedLength): the virt board needs at least 1 MiB, in whole pages")
@@ -153,15 +170,18 @@ public final class VirtBoard: Machine {
         }
         let rom = try configuration.allocate("riscv_virt_board.mrom", Int(MemoryMap.bootROMSize))
         try space.map(rom, at: MemoryMap.bootROM, size: MemoryMap.bootROMSize, readOnly: true)
+        var flash: [CFIFlash] = []
         for index in 0..<2 {
             let block = try configuration.allocate("virt.flash\(index)", Int(MemoryMap.flashSize))
             let start = MemoryMap.flash + MemoryMap.flashSize * UInt64(index)
-            try space.map(block, at: start, size: MemoryMap.flashSize, readOnly: true)
-            guard index < configuration.flash.count else { continue }
-            try configuration.flash[index].lock(for: .firmware)
-            configuration.flash[index].user = "virt.flash\(index)"
+            let backend = index < configuration.flash.count ? configuration.flash[index] : nil
+            try backend?.lock(for: backend?.readOnly == true ? .firmware : .disk(sharesWrites: false))
+            backend?.user = "virt.flash\(index)"
+            flash.append(
+                try CFIFlash(name: "virt.flash\(index)", block: block, at: start, backend: backend, space: space))
         }
         try space.map(ram, at: MemoryMap.ram, size: UInt64(ram.usedLength))
+        return flash
     }
 
     /// Reads and checks kernel, initrd, firmware and device tree. For a fresh

@@ -14,6 +14,10 @@ public final class VirtMachineType: MachineType {
     public let properties = [
         DeviceProperty("aia", "str", "none, aplic or aplic-imsic"),
         DeviceProperty("aia-guests", "uint32", "0"),
+        DeviceProperty("pflash0", "str", "node-name of the -blockdev with the first flash's contents"),
+        DeviceProperty("pflash1", "str", "the same for the second flash"),
+        DeviceProperty("acpi", "OnOffAuto", "off: the board describes itself by its device tree"),
+        DeviceProperty("aclint", "bool", "off"),
     ]
 
     public init() {}
@@ -27,7 +31,6 @@ public final class VirtMachineType: MachineType {
         if let cpu = machine.cpu, !cpuModels.contains(cpu) {
             throw VMMError("unable to find CPU model '\(cpu)'", hint: "Models: \(cpuModels.joined(separator: ", ")).")
         }
-        guard machine.firmwareFiles.isEmpty else { throw VMMError("machine 'virt' has no fw_cfg device") }
         var configuration = VirtBoard.Configuration(ram: machine.ram) { name, size throws(VMMError) in
             try machine.allocate(name, size: size)
         }
@@ -40,7 +43,9 @@ public final class VirtMachineType: MachineType {
         configuration.files.commandLine = machine.commandLine
         configuration.files.deviceTree = machine.deviceTree
         configuration.serial = machine.serial
-        configuration.flash = machine.flash
+        configuration.firmwareFiles = machine.firmwareFiles
+        configuration.flash = try VirtMachineType.flash(machine)
+        try VirtMachineType.checkFixed(machine)
         if let text = try machine.option("aia") {
             guard let type = AIA(rawValue: text) else {
                 throw VMMError(
@@ -54,5 +59,38 @@ public final class VirtMachineType: MachineType {
                 hint: "Valid values be between 0 and 0: there is no hypervisor extension.")
         }
         return try VirtBoard(vm: machine.vm, accelerator: accelerator, configuration: configuration)
+    }
+
+    /// `-drive if=pflash`, or the nodes that `pflash0=` and `pflash1=` name.
+    private static func flash(_ machine: MachineConfiguration) throws(VMMError) -> [BlockBackend] {
+        var chips = machine.flash
+        for index in 0..<2 {
+            guard let node = try machine.option("pflash\(index)") else { continue }
+            guard let backend = machine.vm.blockBackend(node) else {
+                throw VMMError("Property 'virt-machine.pflash\(index)' can't find value '\(node)'")
+            }
+            guard index >= chips.count else {
+                throw VMMError(
+                    "pflash\(index)= and a -drive with if=pflash are both for flash \(index)",
+                    hint: "Leave one of them out.")
+            }
+            guard index == chips.count else {
+                throw VMMError("pflash\(index)= needs pflash0= too", hint: "The board starts from flash 0.")
+            }
+            chips.append(backend)
+        }
+        return chips
+    }
+
+    /// What QEMU's board can be given and this one is: named, and refused with another value.
+    private static func checkFixed(_ machine: MachineConfiguration) throws(VMMError) {
+        let fixed: [(name: String, values: [String], why: String)] = [
+            ("acpi", ["off", "auto"], "The board describes itself by its device tree; use acpi=off."),
+            ("aclint", ["off"], "The board has a CLINT; use aclint=off."),
+        ]
+        for (name, values, why) in fixed {
+            guard let value = try machine.option(name), !values.contains(value) else { continue }
+            throw VMMError("Invalid value '\(value)' of the machine's property '\(name)'", hint: why)
+        }
     }
 }

@@ -13,22 +13,26 @@ struct LaterDebian {
     let package: String
     /// The program's path in the package, such as `usr/bin/passt`.
     let program: String
+    /// Whether it is a file to be read, and not a program.
+    let isData: Bool
 
     static let suites = ["forky", "sid"]
     private static let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-    init(cache: String, name: String, package: String, program: String) throws {
+    init(cache: String, name: String, package: String, program: String, isData: Bool = false) throws {
         try FileManager.default.createDirectory(atPath: cache, withIntermediateDirectories: true)
         self.cache = URL(fileURLWithPath: cache).resolvingSymlinksInPath().path
         self.name = name
         self.package = package
         self.program = program
+        self.isData = isData
     }
 
     var root: String { "\(cache)/\(name)" }
 
-    /// What to execute, before the options; nil if it is not in the cache.
+    /// What to execute, before the options, or the file; nil if it is not in the cache.
     var command: [String]? {
+        if isData { return access("\(root)/\(program)", R_OK) == 0 ? ["\(root)/\(program)"] : nil }
         let libraries = "\(root)/usr/lib"
         let directories = ((try? FileManager.default.contentsOfDirectory(atPath: libraries)) ?? []).map {
             "\(libraries)/\($0)"
@@ -96,20 +100,28 @@ struct PeerCommand: ParsableCommand {
         case virtiofsd, passt
         case storageDaemon = "qemu-storage-daemon"
         case system = "qemu-system-riscv64"
+        /// EDK2, whose file of variables is beside it.
+        case firmware = "qemu-efi-riscv64"
 
         var package: String {
             switch self {
-            case .virtiofsd, .passt: rawValue
+            case .virtiofsd, .passt, .firmware: rawValue
             case .storageDaemon: "qemu-utils"
             case .system: "qemu-system-riscv"
             }
         }
-        var program: String { self == .virtiofsd ? "usr/libexec/virtiofsd" : "usr/bin/\(rawValue)" }
+        var program: String {
+            switch self {
+            case .virtiofsd: "usr/libexec/virtiofsd"
+            case .firmware: "usr/share/qemu-efi-riscv64/RISCV_VIRT_CODE.fd"
+            default: "usr/bin/\(rawValue)"
+            }
+        }
         /// In the cache; QEMU's is the one that `baton-demo bench` measures beside.
         var directory: String { self == .system ? "qemu" : rawValue }
     }
 
-    @Argument(help: "virtiofsd, passt, qemu-storage-daemon or qemu-system-riscv64.")
+    @Argument(help: "virtiofsd, passt, qemu-storage-daemon, qemu-system-riscv64 or qemu-efi-riscv64.")
     var peer: Peer
 
     @Option(help: "Directory to keep downloads in.")
@@ -117,7 +129,8 @@ struct PeerCommand: ParsableCommand {
 
     func run() throws {
         let words = try LaterDebian(
-            cache: cache, name: peer.directory, package: peer.package, program: peer.program
+            cache: cache, name: peer.directory, package: peer.package, program: peer.program,
+            isData: peer == .firmware
         ).obtain()
         for word in words { print(word) }
     }

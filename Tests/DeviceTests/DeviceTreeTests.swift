@@ -96,7 +96,6 @@ let haveQEMU = FileManager.default.isExecutableFile(atPath: "/usr/bin/qemu-syste
                 compared += 1
             }
             for child in a.children {
-                // QEMU's flash is not there yet.
                 guard let other = b.find(child.name) else {
                     #expect(Bool(false), "\(path)/\(child.name) is not in QEMU's tree")
                     continue

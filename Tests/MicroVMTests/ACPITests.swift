@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 import Foundation
 import MicroVM
 import TestSupport

@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 import Foundation
 import MicroVM
 import TestSupport
@@ -22,8 +23,7 @@ import Testing
         #expect(try FirmwareImage(files.firmware ?? "").range == 0xfffc_0000..<0x1_0000_0000)
         let plan = try BootPlan(files: files, memory: ram.layout, tables: nil)
         try plan.load(into: ram.space)
-        #expect(plan.start.mode == .real)
-        #expect(plan.start.cs.base + plan.start.rip == 0xffff_fff0)
+        #expect(plan.start.mode == .reset)
         #expect(ram.load(0xffff_fff0, as: UInt8.self) == 0xea)
         #expect(ram.load(0xf_fff0, as: UInt8.self) == 0xea)
         #expect(ram.load(0xe_0000, as: UInt8.self) == 0x11)
@@ -51,7 +51,7 @@ import Testing
         files.initrd = try directory.write("initrd", Data(repeating: 0x77, count: 5000))
         files.commandLine = "quiet"
         let plan = try BootPlan(files: files, memory: RAMLayout(size: 64 << 20), tables: nil)
-        #expect(plan.start.mode == .real)
+        #expect(plan.start.mode == .reset)
         let items = items(plan)
         #expect(items[FwCfgKey.commandLineData] == Array("quiet\0".utf8))
         #expect(items[FwCfgKey.kernelData] == [UInt8](repeating: 0x5a, count: 64 << 10))

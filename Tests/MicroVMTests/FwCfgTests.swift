@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 import Foundation
 import MicroVM
 import TestSupport
@@ -10,7 +11,7 @@ import Testing
 
     init() throws {
         ram = try TestRAM(size: 5 << 30, firmware: 64 << 10)
-        device = FwCfg(space: ram.space, memory: ram.layout, cpuCount: 3)
+        device = FwCfg(space: ram.space, layout: .ports, memorySize: ram.layout.size, cpuCount: 3)
     }
 
     // MARK: As firmware does
@@ -172,7 +173,7 @@ import Testing
         var writer = StateWriter()
         device.save(to: &writer)
         let state = writer.encoded()
-        let other = FwCfg(space: ram.space, memory: ram.layout, cpuCount: 3)
+        let other = FwCfg(space: ram.space, layout: .ports, memorySize: ram.layout.size, cpuCount: 3)
         try other.load(from: try StateReader(section: "fw_cfg", version: 1, payload: state[...]))
         #expect(other.mmioRead(offset: 1, width: 1) == UInt64(UInt8(ascii: "M")))
         // The half of an address that was written counts.

@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 
 /// All ACPI tables as two blobs: the tables, and the root that points to them (RSDP).
 ///
@@ -94,7 +95,7 @@ public struct ACPITables {
     // MARK: Firmware
 
     /// The files of fw_cfg that firmware makes its tables from.
-    public func firmwareFiles() throws(VMMError) -> [FwCfgFile] {
+    package func firmwareFiles() throws(VMMError) -> [FwCfgFile] {
         [
             try FwCfgFile(Blob.tables.rawValue, tables), try FwCfgFile(Blob.rsdp.rawValue, rsdp),
             try FwCfgFile("etc/table-loader", loaderCommands),

@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 
 /// The DSDT: the board's devices, with the names and identifiers of QEMU's hw/i386/acpi-microvm.c.
 extension ACPIConfiguration {
@@ -24,7 +25,8 @@ extension ACPIConfiguration {
             "FWCF",
             [
                 .name("_HID", .string("QEMU0002")), .name("_STA", .integer(presentButHidden)),
-                .name("_CRS", .resources([.ports(MemoryMap.firmwareConfigurationPort, count: FwCfg.size)])),
+                .name(
+                    "_CRS", .resources([.ports(MemoryMap.firmwareConfigurationPort, count: FwCfg.Layout.ports.size)])),
             ])
     }
 

@@ -1,4 +1,6 @@
 import BatonRuntime
+import Firmware
+import InstructionSets
 
 /// Where everything goes that a start needs: read, checked and placed, but not yet in guest memory.
 ///
@@ -6,9 +8,9 @@ import BatonRuntime
 /// kernel goes to it as items of fw_cfg.
 public struct BootPlan {
     /// What the boot CPU starts with.
-    public private(set) var start = StartState.realMode
+    public private(set) var start = X86StartState(mode: .reset)
     /// The kernel for firmware; empty without firmware or kernel. They belong to the board's `FwCfg`.
-    public private(set) var kernelItems = KernelItems()
+    package private(set) var kernelItems = KernelItems()
 
     /// Bytes for an address, followed by zeroes.
     struct Placement {
@@ -110,8 +112,9 @@ public struct BootPlan {
             parts, commandLineLimit: image.commandLineLimit, taken: image.occupied, initrdLimit: image.initrdLimit)
         put(image.zeroPage(parameters), at: Place.zeroPage, "the zero page")
         put(BootTables.identityMap(at: Place.pageTables), at: Place.pageTables, "the page tables")
-        start = .longMode(
-            entry: image.entry, zeroPage: Place.zeroPage, pageTables: Place.pageTables, gdt: descriptors(long: true))
+        // "64-bit Boot Protocol" in Documentation/arch/x86/boot.rst.
+        start = X86StartState(mode: .long, rip: image.entry, rsi: Place.zeroPage, cr3: Place.pageTables)
+        putDescriptors(long: true)
     }
 
     private mutating func start(pvh image: PVHImage, _ parts: Parts) throws(VMMError) {
@@ -120,7 +123,9 @@ public struct BootPlan {
             parts, commandLineLimit: Place.commandLine.count - 1, taken: image.elf.segments.map(\.range),
             initrdLimit: 1 << 32)
         put(PVHImage.startInfo(at: Place.startInfo, parameters), at: Place.startInfo, "the start info")
-        start = .protectedMode(entry: image.entry, startInfo: Place.startInfo, gdt: descriptors(long: false))
+        // docs/misc/pvh.pandoc of Xen.
+        start = X86StartState(mode: .protected, rip: image.entry, rbx: Place.startInfo)
+        putDescriptors(long: false)
     }
 
     /// Places the command line, the initrd and the tables.
@@ -155,10 +160,10 @@ public struct BootPlan {
         return parameters
     }
 
-    private mutating func descriptors(long: Bool) -> StartState.DescriptorTable {
+    private mutating func putDescriptors(long: Bool) {
         let bytes = BootTables.descriptors(long: long)
         put(bytes, at: Place.descriptors, "the segment descriptors")
-        return StartState.DescriptorTable(base: Place.descriptors, limit: UInt16(bytes.count - 1))
+        (start.gdtBase, start.gdtLimit) = (Place.descriptors, UInt16(bytes.count - 1))
     }
 
     private mutating func place(_ elf: ELFImage) {

@@ -2,11 +2,8 @@ import BatonRuntime
 
 /// What the CPU needs in memory to be in protected or long mode: segment descriptors and page tables.
 enum BootTables {
-    /// Selectors that Linux asks for (__BOOT_CS and __BOOT_DS).
-    static let code: UInt16 = 0x10
-    static let data: UInt16 = 0x18
-
-    /// Four descriptors: two unused, flat code (of 64 bits, or of 32) and flat data.
+    /// Four descriptors: two unused, flat code (of 64 bits, or of 32) and flat data, as `X86StartState` and Linux
+    /// (__BOOT_CS, __BOOT_DS) have their selectors.
     static func descriptors(long: Bool) -> [UInt8] {
         let flatCode: UInt64 = long ? 0x00af_9b00_0000_ffff : 0x00cf_9b00_0000_ffff
         let flatData: UInt64 = 0x00cf_9300_0000_ffff

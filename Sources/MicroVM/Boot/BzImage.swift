@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 
 /// Linux' own kernel file, which unpacks itself ("The Linux/x86 Boot Protocol", Documentation/arch/x86/boot.rst).
 struct BzImage {

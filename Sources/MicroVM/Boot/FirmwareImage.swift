@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 
 /// A firmware file, as `-bios` names it: it ends at 4 GiB, and the last 128 KiB are below 1 MiB as well.
 public struct FirmwareImage {

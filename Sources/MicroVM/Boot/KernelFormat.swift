@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 
 /// What kind of kernel a file is.
 enum KernelFormat: Equatable {

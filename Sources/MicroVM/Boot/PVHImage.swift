@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 
 /// A kernel that starts by the PVH protocol, as Linux' unpacked `vmlinux` does with CONFIG_PVH (docs/misc/pvh.pandoc
 /// of Xen).
@@ -12,7 +13,7 @@ struct PVHImage {
 
     /// - Parameter memory: guest RAM.
     init(_ file: FileBytes, memory: RAMLayout) throws(VMMError) {
-        elf = try ELFImage(file, memory: memory)
+        elf = try ELFImage(file) { memory.contains($0, length: $1) }
         guard let note = try elf.note("Xen", type: PVHImage.entryNote) else {
             throw VMMError(
                 "Error loading uncompressed kernel without PVH ELF Note",

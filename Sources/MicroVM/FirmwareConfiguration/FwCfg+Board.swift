@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 
 /// The files that firmware expects of the board.
 extension FwCfg {
@@ -7,7 +8,8 @@ extension FwCfg {
     ///   - tables: nil with `acpi=off`.
     ///   - bootOrder: devices by `bootindex`, as firmware names them, such as
     ///     `/virtio-mmio@00000000feb00e00/disk@0,0`.
-    public func addBoardFiles(memory: RAMLayout, tables: ACPITables?, bootOrder: [String]) throws(VMMError) {
+    package func addBoardFiles(memory: RAMLayout, tables: ACPITables?, bootOrder: [String]) throws(VMMError) {
+        set(FwCfgKey.timerOverride, littleEndianBytes(1 as UInt32))
         try add(try FwCfgFile("etc/e820", E820.forFirmware(memory).flatMap(\.bytes)))
         for file in try tables?.firmwareFiles() ?? [] { try add(file) }
         let order = bootOrder.isEmpty ? [] : Array(bootOrder.joined(separator: "\n").utf8) + [0]

@@ -1,13 +1,8 @@
 import BatonRuntime
+import Firmware
 
-/// A kernel for firmware: the items that SeaBIOS' and qboot's loaders for Linux and UEFI read, as QEMU's
-/// hw/i386/x86-common.c makes them.
-public struct KernelItems {
-    public private(set) var items: [(key: UInt16, bytes: [UInt8])] = []
-    public private(set) var files: [FwCfgFile] = []
-
-    public init() {}
-
+/// What SeaBIOS' and qboot's loaders for Linux and UEFI read, as QEMU's hw/i386/x86-common.c makes it.
+extension KernelItems {
     private static let setupAddress: UInt32 = 0x1_0000
     private static let commandLineAddress: UInt32 = 0x2_0000
     private static let kernelAddress: UInt32 = 0x10_0000
@@ -18,6 +13,7 @@ public struct KernelItems {
     private static let elfHeaderSize = 8192
 
     init(_ image: BzImage, _ commandLine: String, _ initrd: [UInt8], _ memory: RAMLayout) throws(VMMError) {
+        self.init()
         let line = try KernelCommandLine.bytes(commandLine, limit: image.commandLineLimit)
         var setup = Array(image.file.bytes[..<image.setupSize])
         setup.store(KernelItems.commandLineAddress, at: BzImage.Field.commandLine)
@@ -33,16 +29,17 @@ public struct KernelItems {
         addCommandLine(line)
         add(FwCfgKey.kernelAddress, KernelItems.kernelAddress)
         add(FwCfgKey.kernelSize, UInt32(image.file.count - image.setupSize))
-        items.append((FwCfgKey.kernelData, Array(image.file.bytes[image.setupSize...])))
+        add(FwCfgKey.kernelData, Array(image.file.bytes[image.setupSize...]))
         add(FwCfgKey.setupAddress, KernelItems.setupAddress)
         add(FwCfgKey.setupSize, UInt32(setup.count))
-        items.append((FwCfgKey.setupData, setup))
+        add(FwCfgKey.setupData, setup)
         // The file as it is, which UEFI checks the signature of.
-        files.append(try FwCfgFile("etc/boot/kernel", image.file.bytes))
+        add(try FwCfgFile("etc/boot/kernel", image.file.bytes))
     }
 
     /// The kernel itself is in memory already.
     init(_ image: PVHImage, _ commandLine: String, _ initrd: [UInt8], _ memory: RAMLayout) throws(VMMError) {
+        self.init()
         let line = try KernelCommandLine.bytes(commandLine, limit: 64 << 10)
         let start = image.elf.segments.map(\.range.lowerBound).min() ?? 0
         let end = image.elf.segments.map(\.range.upperBound).max() ?? 0
@@ -54,15 +51,8 @@ public struct KernelItems {
         var header = Array(image.elf.file.bytes.prefix(KernelItems.elfHeaderSize))
         header += [UInt8](repeating: 0, count: KernelItems.elfHeaderSize - header.count)
         add(FwCfgKey.setupSize, UInt32(header.count))
-        items.append((FwCfgKey.setupData, header))
+        add(FwCfgKey.setupData, header)
         _ = try addInitrd(initrd, limit: 1 << 32, memory)
-    }
-
-    private mutating func add(_ key: UInt16, _ value: UInt32) { items.append((key, littleEndianBytes(value))) }
-
-    private mutating func addCommandLine(_ line: [UInt8]) {
-        add(FwCfgKey.commandLineSize, UInt32(line.count))
-        items.append((FwCfgKey.commandLineData, line))
     }
 
     /// At the end of RAM below 4 GiB, less what firmware keeps there for tables.
@@ -73,7 +63,7 @@ public struct KernelItems {
         let address = UInt32(truncatingIfNeeded: try BootPlan.initrdAddress(initrd.count, below: end, avoiding: []))
         add(FwCfgKey.initrdAddress, address)
         add(FwCfgKey.initrdSize, UInt32(initrd.count))
-        items.append((FwCfgKey.initrdData, initrd))
+        add(FwCfgKey.initrdData, initrd)
         return address
     }
 }

@@ -1,5 +1,6 @@
 import BatonRuntime
 import CBaton
+import Firmware
 import PCI
 import Serial
 
@@ -87,6 +88,7 @@ struct BoardTree {
 
         addPCI(soc)
         addInterruptControllers(soc)
+        addFirmwareDevices(root)
 
         let clint = device(soc, "clint", MemoryMap.clint, CLINT.size, "sifive,clint0", "riscv,clint0")
         // Software (3) and timer (7) interrupts of M-mode.
@@ -94,6 +96,17 @@ struct BoardTree {
             "interrupts-extended",
             cells: (0..<hartCount).flatMap { [controllerHandle($0), 3, controllerHandle($0), 7] })
         return tree
+    }
+
+    /// Both chips, of 32 bits; and fw_cfg.
+    private func addFirmwareDevices(_ root: DeviceTreeNode) {
+        let flash = device(root, "flash", MemoryMap.flash, MemoryMap.flashSize, "cfi-flash")
+        let second = MemoryMap.flash + MemoryMap.flashSize
+        flash.set("reg", cells64: [MemoryMap.flash, MemoryMap.flashSize, second, MemoryMap.flashSize])
+        flash.set("bank-width", 4)
+        let items = device(
+            root, "fw-cfg", MemoryMap.firmwareConfiguration, FwCfg.Layout.memory.size, "qemu,fw-cfg-mmio")
+        items.set("dma-coherent")
     }
 
     private func addCPU(_ cpus: DeviceTreeNode, hart: Int, handle: UInt32, controller: UInt32) {

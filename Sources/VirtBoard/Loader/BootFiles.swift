@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 import Glibc
 
 /// The files that the machine starts from, as the command line names them.
@@ -45,10 +46,12 @@ struct BootPlan {
     private(set) var start: UInt64 = 0
     /// Where the kernel starts; 0 when there is none.
     private(set) var kernelEntry: UInt64 = 0
+    /// The kernel for firmware in the flash, which starts it; empty without such.
+    private(set) var kernelItems = KernelItems()
 
     private static let alignment: UInt64 = 2 << 20
     /// Bytes of the largest file that is read, however much memory the guest has: it is read as a whole.
-    private static let sizeLimit = 4 << 30
+    private static let sizeLimit = (4 << 30) - 1
 
     /// - Parameters:
     ///   - memorySize: bytes of RAM.
@@ -63,7 +66,7 @@ struct BootPlan {
         if case .file(let path) = files.firmware {
             let what = "Unable to load the RISC-V firmware \"\(path)\""
             let bytes = try BootPlan.read(path, limit: limit, what: what)
-            let image = try BootPlan.attempt(what) { () throws(VMMError) in
+            let image = try attempt(what) { () throws(VMMError) in
                 try GuestImage(bytes, base: MemoryMap.ram, memory: memory)
             }
             firmware = image
@@ -71,7 +74,12 @@ struct BootPlan {
             firmwareEnd = image.end
         }
 
-        if let path = files.kernel {
+        let flashHasFirmware = flashIsFilled && files.firmware != .none
+        if flashHasFirmware {
+            // It is where the kernel would be.
+            kernelEntry = MemoryMap.flash
+            kernelItems = try BootPlan.items(files, limit: limit)
+        } else if let path = files.kernel {
             let what = "could not load kernel '\(path)'"
             // A kernel under firmware is 2 MiB aligned and leaves the firmware
             // its room; without firmware it is what starts.
@@ -82,32 +90,55 @@ struct BootPlan {
             case .file: base = max(BootPlan.up(firmwareEnd), MemoryMap.ram + BootPlan.alignment)
             }
             let bytes = try BootPlan.read(path, limit: limit, what: what)
-            let image = try BootPlan.attempt(what) { () throws(VMMError) in
+            let image = try attempt(what) { () throws(VMMError) in
                 try GuestImage(bytes, base: base, memory: memory)
             }
             kernel = image
             kernelEntry = image.entry
             if files.firmware == .none { start = image.entry }
         } else if flashIsFilled {
-            // The flash holds what would be the kernel, or all of the software.
-            if files.firmware == .none { start = MemoryMap.flash } else { kernelEntry = MemoryMap.flash }
+            // The flash holds all of the software.
+            start = MemoryMap.flash
         } else if files.firmware == .builtin {
             // Memory may hold a kernel already (a memory-backend-file).
             kernelEntry = MemoryMap.ram + BootPlan.alignment
         }
 
         if let path = files.initrd {
-            guard kernel != nil else { throw VMMError("-initrd only allowed with -kernel option") }
-            initrd = try BootPlan.read(path, limit: limit, what: "could not load ramdisk '\(path)'")
-            guard !initrd.isEmpty else { throw VMMError("could not load ramdisk '\(path)': the file is empty") }
+            guard files.kernel != nil else { throw VMMError("-initrd only allowed with -kernel option") }
+            if !flashHasFirmware { initrd = try BootPlan.readInitrd(path, limit: limit) }
         }
-        if kernel == nil, let line = files.commandLine, !line.isEmpty {
+        if files.kernel == nil, let line = files.commandLine, !line.isEmpty {
             throw VMMError("-append only allowed with -kernel option")
         }
 
         let tree = try files.deviceTree.map { path throws(VMMError) in try BootPlan.readTree(path) } ?? boardTree()
         try place(tree, files, memory)
         try refuseOverlaps()
+    }
+
+    /// Kernel, initrd and command line as UEFI's loader reads them (EDK2's QemuKernelLoaderFsDxe).
+    private static func items(_ files: BootFiles, limit: Int) throws(VMMError) -> KernelItems {
+        var items = KernelItems()
+        guard let path = files.kernel else { return items }
+        let kernel = try read(path, limit: limit, what: "could not load kernel '\(path)'")
+        guard !kernel.isEmpty else { throw VMMError("could not load kernel '\(path)': the file is empty") }
+        items.add(FwCfgKey.kernelSize, UInt32(truncatingIfNeeded: kernel.count))
+        items.add(FwCfgKey.kernelData, kernel)
+        if let path = files.initrd {
+            let initrd = try readInitrd(path, limit: limit)
+            items.add(FwCfgKey.initrdSize, UInt32(truncatingIfNeeded: initrd.count))
+            items.add(FwCfgKey.initrdData, initrd)
+        }
+        if let line = files.commandLine, !line.isEmpty { items.addCommandLine(Array(line.utf8) + [0]) }
+        return items
+    }
+
+    private static func readInitrd(_ path: String, limit: Int) throws(VMMError) -> [UInt8] {
+        let what = "could not load ramdisk '\(path)'"
+        let initrd = try read(path, limit: limit, what: what)
+        guard !initrd.isEmpty else { throw VMMError("\(what): the file is empty") }
+        return initrd
     }
 
     /// Puts the initrd's place and the command line into the tree, and both
@@ -198,10 +229,6 @@ struct BootPlan {
     }
 
     private static func up(_ address: UInt64) -> UInt64 { (address + alignment - 1) & ~(alignment - 1) }
-
-    private static func attempt<T>(_ what: String, _ body: () throws(VMMError) -> T) throws(VMMError) -> T {
-        do { return try body() } catch { throw error.prefixed(what) }
-    }
 
     private static func read(_ path: String, limit: Int, what: String) throws(VMMError) -> [UInt8] {
         try attempt(what) { () throws(VMMError) in

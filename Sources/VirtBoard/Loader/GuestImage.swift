@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 
 /// A kernel or firmware file: what of it goes where.
 struct GuestImage {
@@ -12,8 +13,6 @@ struct GuestImage {
     }
 
     enum Format: Equatable { case elf, linuxImage, flat }
-
-    private static let maxSegments = 1024
 
     let bytes: [UInt8]
     let format: Format
@@ -32,7 +31,7 @@ struct GuestImage {
         guard !bytes.isEmpty else { throw VMMError("the file is empty") }
         if bytes.starts(with: [0x7f, 0x45, 0x4c, 0x46]) {
             format = .elf
-            try parseELF()
+            try placeELF()
         } else {
             var memorySize = UInt64(bytes.count)
             if GuestImage.integer(bytes, 56, UInt32.self) == 0x0543_5352 {
@@ -69,51 +68,24 @@ struct GuestImage {
         return size
     }
 
-    /// ELF-64, little endian, EM_RISCV: PT_LOAD segments to their physical
-    /// addresses.
-    private mutating func parseELF() throws(VMMError) {
+    /// ELF-64 for RISC-V: its segments go to their physical addresses.
+    private mutating func placeELF() throws(VMMError) {
+        let file = FileBytes(bytes: bytes)
         func field<T: FixedWidthInteger>(_ offset: Int, _ type: T.Type) throws(VMMError) -> T {
-            guard let value = GuestImage.integer(bytes, offset, type) else {
-                throw VMMError("the ELF file is truncated")
-            }
-            return value
+            try file.field(offset, type, of: "the ELF file")
         }
         guard try field(4, UInt8.self) == 2 else { throw VMMError("the ELF file is not 64-bit") }
         guard try field(5, UInt8.self) == 1 else { throw VMMError("the ELF file is not little endian") }
         let machine = try field(18, UInt16.self)
-        guard machine == 243 else { throw VMMError("the ELF file is for machine \(machine), not RISC-V (243)") }
-        let kind = try field(16, UInt16.self)
-        guard kind == 2 || kind == 3 else { throw VMMError("the ELF file is of type \(kind), not executable") }
-        entry = try field(24, UInt64.self)
-        let table = try field(32, UInt64.self)
-        let entrySize = Int(try field(54, UInt16.self))
-        let count = Int(try field(56, UInt16.self))
-        guard count <= GuestImage.maxSegments else {
-            throw VMMError("the ELF file has \(count) program headers, more than \(GuestImage.maxSegments)")
+        guard machine == ELFImage.riscv else {
+            throw VMMError("the ELF file is for machine \(machine), not RISC-V (\(ELFImage.riscv))")
         }
-        guard entrySize >= 56 || count == 0 else {
-            throw VMMError("the ELF file has program headers of \(entrySize) bytes")
+        // All pieces are compared with memory below.
+        let elf = try ELFImage(file) { _, _ in true }
+        entry = elf.entry
+        pieces = elf.segments.map {
+            Piece(address: $0.address, content: $0.content, memorySize: $0.memorySize)
         }
-        guard let start = Int(exactly: table), start <= bytes.count - min(bytes.count, count * entrySize) else {
-            throw VMMError("the ELF file is truncated")
-        }
-        for index in 0..<count {
-            let header = start + index * entrySize
-            guard try field(header, UInt32.self) == 1 else { continue }
-            let offset = try field(header + 8, UInt64.self)
-            let address = try field(header + 24, UInt64.self)
-            let fileSize = try field(header + 32, UInt64.self)
-            let memorySize = try field(header + 40, UInt64.self)
-            guard memorySize > 0 else { continue }
-            guard fileSize <= memorySize else {
-                throw VMMError("segment \(index) of the ELF file is larger in the file than in memory")
-            }
-            guard let from = Int(exactly: offset), let length = Int(exactly: fileSize), from <= bytes.count,
-                length <= bytes.count - from
-            else { throw VMMError("segment \(index) of the ELF file is truncated") }
-            pieces.append(Piece(address: address, content: from..<from + length, memorySize: memorySize))
-        }
-        guard !pieces.isEmpty else { throw VMMError("the ELF file has nothing to load") }
     }
 
     /// Stores the image.

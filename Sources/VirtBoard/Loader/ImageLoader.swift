@@ -1,5 +1,5 @@
 import BatonRuntime
-import Glibc
+import Firmware
 import InstructionSets
 
 /// Puts firmware, kernel, initrd, device tree and reset vector into guest
@@ -16,7 +16,9 @@ final class ImageLoader: Device {
     private let accelerator: any RISCVAccelerator
     private let files: BootFiles
     private let memorySize: UInt64
-    private let flash: [BlockBackend]
+    private let flash: [CFIFlash]
+    private let flashIsFilled: Bool
+    private let firmware: FwCfg
     private let aia: AIA
     private var flashIsLoaded = false
     /// What `prepare` made, until the reset that uses it.
@@ -24,8 +26,7 @@ final class ImageLoader: Device {
 
     init(
         vm: VirtualMachine, accelerator: any RISCVAccelerator, files: BootFiles, memorySize: UInt64,
-        flash: [BlockBackend],
-        aia: AIA
+        flash: [CFIFlash], flashIsFilled: Bool, firmware: FwCfg, aia: AIA
     ) {
         self.aia = aia
         self.vm = vm
@@ -33,11 +34,21 @@ final class ImageLoader: Device {
         self.files = files
         self.memorySize = memorySize
         self.flash = flash
+        self.flashIsFilled = flashIsFilled
+        self.firmware = firmware
+        firmware.setKernel { [unowned self] in
+            do throws(VMMError) {
+                return try plan().kernelItems
+            } catch {
+                Report.error(error)
+                return KernelItems()
+            }
+        }
     }
 
     /// Reads and places the files, without a change to guest memory.
     func plan() throws(VMMError) -> BootPlan {
-        try BootPlan(files: files, memorySize: memorySize, flashIsFilled: !flash.isEmpty) {
+        try BootPlan(files: files, memorySize: memorySize, flashIsFilled: flashIsFilled) {
             BoardTree(
                 hartCount: accelerator.riscvHarts.count, memorySize: memorySize, aia: aia,
                 hasFirmware: files.firmware != .builtin
@@ -55,6 +66,7 @@ final class ImageLoader: Device {
             let plan = if let prepared { prepared } else { try plan() }
             prepared = nil
             try plan.load(into: vm.addressSpace)
+            firmware.setKernel(plan.kernelItems)
             for hart in accelerator.riscvHarts { hart.setResetVector(resetState(hart, plan)) }
         } catch {
             Report.error(error.prefixed("machine reset"))
@@ -70,20 +82,10 @@ final class ImageLoader: Device {
         return ResetState(pc: ResetVector.base, mode: .machine)
     }
 
-    /// Copies the flash images once: the guest cannot change them, and over a
-    /// restart the blocks keep them.
+    /// Reads the flash images once: what the guest writes goes to both, and over a restart the blocks keep it.
     private func loadFlash() throws(VMMError) {
         guard !flashIsLoaded else { return }
-        for (index, backend) in flash.enumerated() {
-            let address = MemoryMap.flash + MemoryMap.flashSize * UInt64(index)
-            guard let range = vm.addressSpace.ramRange(containing: address) else { continue }
-            let vector = iovec(iov_base: range.host, iov_len: Int(MemoryMap.flashSize))
-            let done = withUnsafePointer(to: vector) {
-                backend.read(UnsafeBufferPointer(start: $0, count: 1), offset: 0)
-            }
-            guard done else { throw .system("Could not read '\(backend.filename)'") }
-            vm.addressSpace.didWrite(address, length: MemoryMap.flashSize)
-        }
+        for chip in flash { try chip.readContents() }
         flashIsLoaded = true
     }
 

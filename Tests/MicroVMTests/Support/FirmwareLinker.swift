@@ -1,4 +1,5 @@
 import BatonRuntime
+import Firmware
 
 /// Does what firmware does with `etc/table-loader`: gives the files places, and carries the commands out.
 struct FirmwareLinker {

@@ -44,9 +44,12 @@ struct CheckedCheckpoint {
         try CheckedCheckpoint.checkMemory(sections, cpr.memory, contents, identity: memoryIdentity)
         var devices: [() -> Void] = []
         devices.reserveCapacity(vm.devices.count)
-        for (index, device) in vm.devices.enumerated() {
-            let reader = try sections.reader(
-                device.stateName, upTo: device.stateVersion, at: CheckedCheckpoint.coreSections.count + index)
+        for device in vm.devices {
+            // They are in this order.
+            let guess = CheckedCheckpoint.coreSections.count + devices.count
+            // One that has come to the machine since is as it was made.
+            if device.isAsAtPowerOn != nil, container.section(device.stateName, at: guess) == nil { continue }
+            let reader = try sections.reader(device.stateName, upTo: device.stateVersion, at: guess)
             do throws(VMMError) {
                 devices.append(try device.loader(of: reader))
                 try reader.finish()
@@ -195,7 +198,7 @@ struct CheckedCheckpoint {
         let own = Set(ownSections + [RAMContents.sectionName]).subtracting(CheckedCheckpoint.coreSections)
             .count { container.section($0) != nil }
         // Every section has a name of its own, and those of all devices have been found.
-        guard container.sections.count != CheckedCheckpoint.coreSections.count + vm.devices.count + own else { return }
+        guard container.sections.count != CheckedCheckpoint.coreSections.count + devices.count + own else { return }
         let known = Set(
             CheckedCheckpoint.coreSections + [RAMContents.sectionName] + ownSections + vm.devices.map(\.stateName))
         for section in container.sections where !section.optional && !known.contains(section.name) {

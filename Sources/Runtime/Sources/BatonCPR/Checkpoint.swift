@@ -46,7 +46,7 @@ enum Checkpoint {
         container.add("ram", version: 1, ram)
 
         vm.whileCPUsStand {
-            for device in vm.devices {
+            for device in vm.devices where device.isAsAtPowerOn != true {
                 var writer = StateWriter()
                 device.save(to: &writer)
                 container.add(device.stateName, version: device.stateVersion, writer)

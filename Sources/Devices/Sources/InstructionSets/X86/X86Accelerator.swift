@@ -68,10 +68,12 @@ public struct X86StartState: Equatable {
     public var rsp: UInt64
     /// Guest-physical address of the page tables, in long mode.
     public var cr3: UInt64
-    /// Guest-physical address and limit of a descriptor table, whose code segment is selector 0x10 and whose data
-    /// segment is selector 0x18.
+    /// Guest-physical address and limit of a descriptor table, which has segments for the selectors below.
     public var gdtBase: UInt64
     public var gdtLimit: UInt16
+
+    /// Of the code segment, which is flat; and of the segment that DS, ES, FS, GS and SS have.
+    public static let codeSelector: UInt16 = 0x10, dataSelector: UInt16 = 0x18
 
     public init(
         mode: Mode, rip: UInt64 = 0, rbx: UInt64 = 0, rsi: UInt64 = 0, rsp: UInt64 = 0, cr3: UInt64 = 0,

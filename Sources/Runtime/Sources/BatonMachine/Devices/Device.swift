@@ -19,6 +19,9 @@ public protocol Device: AnyObject {
     /// The version written to checkpoints; a section of a higher version is
     /// refused before `load` is called.
     var stateVersion: UInt32 { get }
+    /// Whether the state is that of power-on, for a device that machines of older versions lack: then it has no
+    /// section, so that these can be updated from, and to. nil, by default, for one that always has one.
+    var isAsAtPowerOn: Bool? { get }
     /// Puts the device into its power-on state.
     func reset()
     /// `pause` follows at once. CPUs may still run: what takes long and need not wait for them, such as letting go of
@@ -40,6 +43,7 @@ public protocol Device: AnyObject {
 
 extension Device {
     public var stateVersion: UInt32 { 1 }
+    public var isAsAtPowerOn: Bool? { nil }
     /// Takes over a state of this device alone.
     /// - Throws: why not; nothing has changed.
     public func load(from reader: StateReader) throws(VMMError) { try loader(of: reader)() }

@@ -41,6 +41,8 @@ public struct RAMRange {
     public let host: UnsafeMutableRawPointer
     public let readOnly: Bool
     public let block: RAMBlock
+    /// Whether stores go to a device, which may answer loads as well: see `AddressSpace.map(rom:…)`.
+    public let hasDevice: Bool
 
     public var end: UInt64 { start + size }
 }
@@ -49,7 +51,8 @@ public struct RAMRange {
 public protocol MemoryListener: AnyObject {
     /// A range of RAM was mapped. It stays.
     func mapped(_ range: RAMRange)
-    /// Device memory was mapped or unmapped, see `AddressSpace.deviceMemory`: CPUs forget where it was.
+    /// Device memory was mapped or unmapped (`AddressSpace.deviceMemory`), or who answers loads from memory with a
+    /// device has changed (`AddressSpace.isSwitchedAway`): CPUs forget where it was.
     func deviceMemoryChanged()
     /// Anything but a CPU has stored to RAM (a device's DMA, a loader): CPUs drop what they decoded from it.
     func externalWrite(_ address: UInt64, length: UInt64)
@@ -114,7 +117,12 @@ public final class AddressSpace {
         precondition(blockOffset >= 0 && blockOffset + Int(size) <= block.usedLength)
         try checkFree(start: start, size: size, name: block.name)
         let range = RAMRange(
-            start: start, size: size, host: block.host + blockOffset, readOnly: readOnly, block: block)
+            start: start, size: size, host: block.host + blockOffset, readOnly: readOnly, block: block,
+            hasDevice: false)
+        add(range)
+    }
+
+    private func add(_ range: RAMRange) {
         ramRanges.append(range)
         ramRanges.sort { $0.start < $1.start }
         for listener in listeners { listener.mapped(range) }
@@ -125,6 +133,42 @@ public final class AddressSpace {
     public func map(_ device: any MMIODevice, at start: UInt64, size: UInt64, name: String) throws(VMMError) {
         try checkFree(start: start, size: size, name: name)
         mmio.append(MMIORange(start: start, size: size, name: name, device: device))
+    }
+
+    // MARK: Memory with a device behind it
+
+    /// Starts of ranges whose loads go to their devices now.
+    private var switchedAway: Set<UInt64> = []
+
+    /// Maps memory that CPUs read and fetch from as they do from RAM, and whose stores go to a device, as those to a
+    /// flash chip do. The device may take the loads as well for a time (`switchMemory`).
+    /// - Parameters:
+    ///   - block: as long as `size`, a positive multiple of 4096.
+    ///   - device: its offsets are those in the range.
+    /// - Throws: an error when the range wraps or overlaps another.
+    public func map(rom block: RAMBlock, at start: UInt64, size: UInt64, device: any MMIODevice) throws(VMMError) {
+        precondition(start % 4096 == 0 && size > 0 && size % 4096 == 0 && Int(size) <= block.usedLength)
+        try checkFree(start: start, size: size, name: block.name)
+        mmio.append(MMIORange(start: start, size: size, name: block.name, device: device))
+        add(RAMRange(start: start, size: size, host: block.host, readOnly: true, block: block, hasDevice: true))
+    }
+
+    /// Says who answers loads from a range with a device: memory, as in the beginning, or the device. Fetches go on
+    /// from memory.
+    /// - Parameter start: where the range begins.
+    public func switchMemory(at start: UInt64, toDevice: Bool) {
+        guard switchedAway.contains(start) != toDevice else { return }
+        if toDevice { switchedAway.insert(start) } else { switchedAway.remove(start) }
+        for listener in listeners { listener.deviceMemoryChanged() }
+    }
+
+    /// Whether loads from `range` go to its device.
+    public func isSwitchedAway(_ range: RAMRange) -> Bool { range.hasDevice && switchedAway.contains(range.start) }
+
+    /// Whether the device behind the memory at `address` answers loads.
+    public func deviceAnswersLoads(at address: UInt64) -> Bool {
+        guard !switchedAway.isEmpty, let range = ramRange(containing: address) else { return false }
+        return isSwitchedAway(range)
     }
 
     // MARK: Device memory
@@ -174,7 +218,7 @@ public final class AddressSpace {
 
     /// Every MMIO region, for `info mtree`.
     public var mmioRegions: [(start: UInt64, size: UInt64, name: String)] {
-        mmio.map { ($0.start, $0.size, $0.name) }
+        mmio.filter { ramRange(containing: $0.start) == nil }.map { ($0.start, $0.size, $0.name) }
     }
 
     // MARK: Access by CPUs

@@ -1,24 +1,24 @@
 import BatonRuntime
 
 /// `-fw_cfg [name=]NAME,file=FILE` or `,string=TEXT`: an item for the guest.
-public struct FwCfgOption: Equatable {
-    public enum Source: Equatable {
+package struct FwCfgOption: Equatable {
+    package enum Source: Equatable {
         case file(String)
         case string(String)
     }
 
-    public let name: String
-    public let source: Source
+    package let name: String
+    package let source: Source
     /// Bytes of the largest file: its size has 32 bits in the directory.
     private static let sizeLimit: UInt64 = 64 << 20
 
     /// What is to be said about a name, if anything.
-    public var warning: String? {
+    package var warning: String? {
         name.hasPrefix("opt/") ? nil : "externally provided fw_cfg item names should be prefixed with \"opt/\""
     }
 
     /// Parses the option's argument.
-    public init(_ options: KeyValueOptions) throws(VMMError) {
+    package init(_ options: KeyValueOptions) throws(VMMError) {
         let name = try options.string("name")
         let file = try options.string("file")
         let string = try options.string("string")
@@ -35,7 +35,7 @@ public struct FwCfgOption: Equatable {
     private static let hint = "Give a name and either a file or a string: -fw_cfg name=opt/NAME,string=TEXT."
 
     /// The item, whose file is read now.
-    public func file() throws(VMMError) -> FwCfgFile {
+    package func file() throws(VMMError) -> FwCfgFile {
         switch source {
         // Without a zero at the end, as in QEMU.
         case .string(let text): return try FwCfgFile(name, Array(text.utf8))

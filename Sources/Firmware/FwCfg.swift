@@ -1,23 +1,25 @@
 import BatonRuntime
 
-/// QEMU's firmware configuration device at I/O ports: items that firmware, and a guest's kernel, read by a selector
+/// QEMU's firmware configuration device: items that firmware, and a guest's kernel, read by a selector
 /// (docs/specs/fw_cfg.rst of QEMU). No item can be written. With the VM lock held.
-///
-/// Its offsets are ports from `MemoryMap.firmwareConfigurationPort` on.
-public final class FwCfg: MMIODevice, Device {
-    public let stateName = "fw_cfg"
-    /// Ports.
-    public static let size: UInt64 = 12
+package final class FwCfg: MMIODevice, Device {
+    package let stateName = "fw_cfg"
 
-    /// Where its registers are.
-    enum Register {
-        /// 2 bytes, written.
-        static let selector: UInt64 = 0
-        /// 1 byte, read; the selector's first port reads so, too.
-        static let data: UInt64 = 1
+    /// Where its registers are, and in which order of bytes ("Hardware Interface" there).
+    package enum Layout {
+        /// x86's I/O ports.
+        case ports
+        /// Memory, as on Arm and RISC-V.
+        case memory
+
+        /// Bytes, or ports.
+        package var size: UInt64 { self == .ports ? 12 : 24 }
+        /// 2 bytes, written: little endian at a port, big endian in memory.
+        var selector: UInt64 { self == .ports ? 0 : 8 }
+        /// Read: 1 byte at a port, where the selector's first one reads so, too; up to 8 bytes in memory.
+        var data: UInt64 { self == .ports ? 1 : 0 }
         /// 8 bytes, big endian, of which the first four are written first. Reads give a signature.
-        static let dmaHigh: UInt64 = 4
-        static let dmaLow: UInt64 = 8
+        var dma: UInt64 { self == .ports ? 4 : 16 }
     }
 
     /// Files in the directory at most.
@@ -29,6 +31,7 @@ public final class FwCfg: MMIODevice, Device {
     private static let keyBits: UInt16 = 0x3fff
 
     let space: AddressSpace
+    private let layout: Layout
     private var items: [UInt16: [UInt8]] = [:]
     private(set) var files: [FwCfgFile] = []
     /// Gives the kernel's items; see `setKernel`.
@@ -46,33 +49,34 @@ public final class FwCfg: MMIODevice, Device {
 
     /// - Parameters:
     ///   - space: what transfers go to.
+    ///   - memorySize: bytes of guest RAM.
     ///   - cpuCount: 1 to 65535.
-    public init(space: AddressSpace, memory: RAMLayout, cpuCount: Int) {
+    package init(space: AddressSpace, layout: Layout, memorySize: UInt64, cpuCount: Int) {
         self.space = space
+        self.layout = layout
         let (hasRegisters, hasDMA): (UInt32, UInt32) = (1, 2)
         items[FwCfgKey.signature] = Array("QEMU".utf8)
         items[FwCfgKey.interface] = littleEndianBytes(hasRegisters | hasDMA)
         items[FwCfgKey.uuid] = [UInt8](repeating: 0, count: 16)
-        items[FwCfgKey.ramSize] = littleEndianBytes(memory.size)
+        items[FwCfgKey.ramSize] = littleEndianBytes(memorySize)
         // No graphics: firmware writes to the serial port.
         items[FwCfgKey.noGraphic] = littleEndianBytes(1 as UInt16)
         items[FwCfgKey.bootMenu] = littleEndianBytes(0 as UInt16)
         items[FwCfgKey.cpuCount] = littleEndianBytes(UInt16(truncatingIfNeeded: cpuCount))
         items[FwCfgKey.maxCPUs] = littleEndianBytes(UInt16(truncatingIfNeeded: cpuCount))
-        items[FwCfgKey.timerOverride] = littleEndianBytes(1 as UInt32)
     }
 
     // MARK: Items
 
     /// Sets an item that is no file.
-    public func set(_ key: UInt16, _ bytes: [UInt8]) {
+    package func set(_ key: UInt16, _ bytes: [UInt8]) {
         items[key] = bytes
         selected = nil
     }
 
     /// Adds a file to the directory. Called while the machine is built, in any order: they are sorted by name.
     /// - Throws: when there is one of this name, or there are too many.
-    public func add(_ file: FwCfgFile) throws(VMMError) {
+    package func add(_ file: FwCfgFile) throws(VMMError) {
         guard !files.contains(where: { $0.name == file.name }) else {
             throw VMMError("duplicate fw_cfg file name: \(file.name)")
         }
@@ -86,10 +90,10 @@ public final class FwCfg: MMIODevice, Device {
     /// Says where the kernel for the firmware comes from: its files are read only when the guest asks for them, which
     /// it seldom does after it has started.
     /// - Parameter source: called once. It reports what goes wrong, and gives no items then.
-    public func setKernel(_ source: @escaping () -> KernelItems) { kernelSource = source }
+    package func setKernel(_ source: @escaping () -> KernelItems) { kernelSource = source }
 
     /// The kernel as `BootPlan` has just read it, for a reset.
-    public func setKernel(_ kernel: KernelItems) {
+    package func setKernel(_ kernel: KernelItems) {
         for (key, bytes) in kernel.items { items[key] = bytes }
         kernelFiles = kernel.files
         hasKernel = true
@@ -143,40 +147,43 @@ public final class FwCfg: MMIODevice, Device {
 
     // MARK: Registers
 
-    public func accepts(offset: UInt64, width: Int) -> Bool {
-        switch offset {
-        case Register.selector: width <= 2
-        case Register.data: width == 1
-        default: offset >= Register.dmaHigh
-        }
+    package func accepts(offset: UInt64, width: Int) -> Bool {
+        if offset == layout.selector { return width <= 2 }
+        if offset == layout.data { return width == 1 || layout == .memory }
+        return offset >= layout.dma
     }
 
-    public func mmioRead(offset: UInt64, width: Int) -> UInt64 {
-        switch (offset, width) {
-        case (Register.selector, 1), (Register.data, 1):
-            let bytes = content
-            guard self.offset < bytes.count else { return 0 }
-            self.offset += 1
-            return UInt64(bytes[self.offset - 1])
-        case (Register.dmaHigh..., _):
-            let start = Int(offset - Register.dmaHigh)
+    package func mmioRead(offset: UInt64, width: Int) -> UInt64 {
+        if offset >= layout.dma {
+            let start = Int(offset - layout.dma)
             return FwCfg.signature[start..<min(start + width, 8)].reversed().reduce(0) { $0 << 8 | UInt64($1) }
-        default:
+        }
+        guard offset == layout.data || layout == .ports && width == 1 else {
             Log.guestError("fw_cfg: read of \(width) bytes at \(Hex(offset))")
             return 0
         }
+        // The next bytes, the first of them lowest in memory.
+        let bytes = content
+        var value: UInt64 = 0
+        for place in 0..<width where self.offset < bytes.count {
+            value |= UInt64(bytes[self.offset]) << UInt64(8 * place)
+            self.offset += 1
+        }
+        return value
     }
 
-    public func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
+    package func mmioWrite(offset: UInt64, width: Int, value: UInt64) {
         switch (offset, width) {
-        case (Register.selector, 2): select(UInt16(truncatingIfNeeded: value))
-        case (Register.dmaHigh, 4): dmaHigh = UInt32(truncatingIfNeeded: value).byteSwapped
-        case (Register.dmaLow, 4):
+        case (layout.selector, 2):
+            let key = UInt16(truncatingIfNeeded: value)
+            select(layout == .ports ? key : key.byteSwapped)
+        case (layout.dma, 4): dmaHigh = UInt32(truncatingIfNeeded: value).byteSwapped
+        case (layout.dma + 4, 4):
             let low = UInt32(truncatingIfNeeded: value).byteSwapped
             let address = UInt64(dmaHigh) << 32 | UInt64(low)
             dmaHigh = 0
             transfer(at: address)
-        case (Register.dmaHigh, 8):
+        case (layout.dma, 8):
             dmaHigh = 0
             transfer(at: value.byteSwapped)
         default: Log.guestError("fw_cfg: write of \(Hex(value)) (\(width) bytes) at \(Hex(offset))")
@@ -185,18 +192,21 @@ public final class FwCfg: MMIODevice, Device {
 
     // MARK: Device
 
-    public func reset() {
+    package func reset() {
         select(0)
         dmaHigh = 0
     }
 
-    public func save(to writer: inout StateWriter) {
+    /// Boards had no such device once: a guest that has not used it since its reset can be theirs.
+    package var isAsAtPowerOn: Bool? { selector == 0 && offset == 0 && dmaHigh == 0 }
+
+    package func save(to writer: inout StateWriter) {
         writer.put("selector", UInt64(selector))
         writer.put("offset", UInt64(offset))
         writer.put("dma-high", UInt64(dmaHigh))
     }
 
-    public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
+    package func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
         let newSelector = UInt16(try reader.unsigned("selector", in: 0...0xffff))
         // It may lie beyond the end of the item: the guest reads zeroes.
         let newOffset = Int(try reader.unsigned("offset", in: 0...0xffff_ffff))

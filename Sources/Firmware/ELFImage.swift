@@ -1,29 +1,34 @@
 import BatonRuntime
 
-/// An executable ELF file for x86, of 32 or 64 bits.
-struct ELFImage {
+/// An executable ELF file, little endian, of 32 or 64 bits (gABI, "Object Files").
+package struct ELFImage {
     /// Bytes of the file for one address, followed by zeroes.
-    struct Segment {
+    package struct Segment {
         /// Guest-physical.
-        var address: UInt64
-        var content: Range<Int>
+        package var address: UInt64
+        package var content: Range<Int>
         /// Bytes in memory; at least `content.count`.
-        var memorySize: UInt64
+        package var memorySize: UInt64
 
-        var range: Range<UInt64> { address..<address + memorySize }
+        /// It does not wrap: see `ELFImage.init`.
+        package var range: Range<UInt64> { address..<address + memorySize }
     }
 
-    static let x86: UInt16 = 3
-    static let x86_64: UInt16 = 62
+    /// Machines (e_machine).
+    package static let x86: UInt16 = 3
+    package static let x86_64: UInt16 = 62
+    package static let riscv: UInt16 = 243
 
     private static let maxHeaders = 1024
     private static let maxNotes = 4096
     private static let what = "the ELF file"
 
-    let file: FileBytes
-    private(set) var segments: [Segment] = []
+    package let file: FileBytes
+    package private(set) var segments: [Segment] = []
     private var noteSegments: [(content: Range<Int>, alignment: Int)] = []
-    private let is64Bit: Bool
+    package let is64Bit: Bool
+    /// The address of the first instruction.
+    package private(set) var entry: UInt64 = 0
 
     /// Where the fields of a program header are, which lie differently in the two sizes.
     private struct HeaderLayout {
@@ -41,15 +46,16 @@ struct ELFImage {
     }
 
     /// Checks a file, whose machine is known.
-    /// - Parameter memory: every segment must lie in it.
-    init(_ file: FileBytes, memory: RAMLayout) throws(VMMError) {
+    /// - Parameter fits: whether so many bytes at an address lie in guest memory, as every segment must.
+    package init(_ file: FileBytes, fits: (_ address: UInt64, _ size: UInt64) -> Bool) throws(VMMError) {
         self.file = file
         let size = try file.field(4, UInt8.self, of: ELFImage.what)
         guard size == 1 || size == 2 else { throw VMMError("the ELF file is neither of 32 nor of 64 bits") }
         is64Bit = size == 2
         let kind = try file.field(16, UInt16.self, of: ELFImage.what)
         guard kind == 2 || kind == 3 else { throw VMMError("the ELF file is of type \(kind), not executable") }
-        try readHeaders(memory)
+        entry = try word(24)
+        try readHeaders(fits)
         guard !segments.isEmpty else { throw VMMError("the ELF file has nothing to load") }
         try refuseOverlaps()
     }
@@ -61,7 +67,7 @@ struct ELFImage {
             : UInt64(try file.field(offset, UInt32.self, of: ELFImage.what))
     }
 
-    private mutating func readHeaders(_ memory: RAMLayout) throws(VMMError) {
+    private mutating func readHeaders(_ fits: (UInt64, UInt64) -> Bool) throws(VMMError) {
         let layout = is64Bit ? HeaderLayout.of64 : .of32
         let table = try word(is64Bit ? 32 : 28)
         let entrySize = Int(try file.field(is64Bit ? 54 : 42, UInt16.self, of: ELFImage.what))
@@ -95,7 +101,7 @@ struct ELFImage {
                 throw VMMError("segment \(index) of the ELF file is larger in the file than in memory")
             }
             let address = try word(header + layout.physicalAddress)
-            guard memory.contains(address, length: memorySize) else {
+            guard !address.addingReportingOverflow(memorySize).overflow, fits(address, memorySize) else {
                 throw VMMError(
                     "segment \(index) of the ELF file (\(memorySize) bytes at \(Hex(address))) does not fit into "
                         + "guest memory",
@@ -113,7 +119,7 @@ struct ELFImage {
     }
 
     /// The content of the first note with this name and type; nil when there is none.
-    func note(_ name: String, type wanted: UInt32) throws(VMMError) -> Range<Int>? {
+    package func note(_ name: String, type wanted: UInt32) throws(VMMError) -> Range<Int>? {
         var left = ELFImage.maxNotes
         for (content, alignment) in noteSegments {
             func padded(_ size: UInt32) -> Int { (Int(size) + alignment - 1) / alignment * alignment }
