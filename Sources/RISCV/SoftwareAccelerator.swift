@@ -3,7 +3,7 @@ import Glibc
 
 /// Runs harts by interpretation, all on the calling thread, in turns.
 public final class SoftwareAccelerator: RISCVAccelerator {
-    public static let maximumHarts = 8
+    public static let maximumHarts = 16
 
     /// As QEMU's users know it.
     public let name = "tcg"

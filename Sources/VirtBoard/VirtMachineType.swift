@@ -8,7 +8,7 @@ public final class VirtMachineType: MachineType {
     public let summary = "RISC-V VirtIO board"
     public let architecture = "riscv64"
     public let ramName = "riscv_virt_board.ram"
-    public let maximumCPUs = 8
+    public let maximumCPUs = 16
     public let cpuModels = ["rv64", "max"]
     public let accelerators = ["tcg"]
     public let properties = [
