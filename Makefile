@@ -12,6 +12,7 @@
 #     TESTFLAGS=...        more options for swift test, such as --filter UpdateTests
 #   make test-lab          Linux guests on a real KVM in an emulated PC (QEMU and kernels are downloaded once)
 #     LABFLAGS=...         more options for baton-demo lab, such as --only boot
+#   make model             all orders of steps of the handover's protocol (spin): some minutes, see Tests/HandoverModel
 #   make lint              the formatter's findings (.swift-format); make format mends them
 #   make bench             how fast it is, and the pause of a restart beside QEMU's cpr-exec (downloaded once)
 #   make install          executables, modules and what modules are built with, to $(DESTDIR)$(PREFIX)
@@ -28,7 +29,7 @@ OPENSBI := /usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin
 # The peers of demo-peers and of tests; Debian 13 has some of them in packages of their own.
 PEERPACKAGES = qemu-system-common qemu-utils iproute2 iputils-ping $(shell apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd)
 # What more the tests talk to.
-TESTPACKAGES = $(PEERPACKAGES) passt opensbi seabios libjson-c-dev
+TESTPACKAGES = $(PEERPACKAGES) passt opensbi seabios libjson-c-dev spin
 
 ifeq ($(BIOS),opensbi)
 RUNPACKAGES := opensbi
@@ -48,7 +49,7 @@ RUNTIME_MODULES := BatonRuntime BatonModules BatonCPR BatonDeviceKit BatonMachin
     BatonDevices InstructionSets PCI Serial Virtio
 MODULE_KINDS := mode memory-backend preserver foreign machine device accel
 
-.PHONY: all build packages run-packages test-packages run demo-peers test test-lab lint format bench install clean
+.PHONY: all build packages run-packages test-packages run demo-peers test test-lab model lint format bench install clean
 
 all: build
 
@@ -97,6 +98,11 @@ test: build test-packages
 
 test-lab: build
 	@.build/release/baton-demo lab $(LABFLAGS)
+
+# Nothing of it needs a build.
+model:
+	@$(call install-missing,spin libc6-dev)
+	@Tests/HandoverModel/search.sh --all
 
 FORMATTED := Package.swift Sources Plugins Tests
 

@@ -61,4 +61,27 @@ struct FloodTests {
         #expect(try process.waitForExit() == .status(0))
         #expect(try count() < Self.chains)
     }
+
+    @Test(
+        "Requests go on when the guest is the new VMM's for good, and not before",
+        .enabled(if: SystemCallTrace.isAvailable, "needs strace, and the right to trace processes"))
+    func owner() throws {
+        defer { process.signal(SIGKILL) }
+        try eventually("a request is done; \(process.report)") { try count() > 0 }
+        let trace = directory.file("trace")
+        // With -D the tracer is no parent, and the new VMM has the PID.
+        let tracer = ["strace", "-D", "-f", "-q", "-y", "-o", trace, "-e", "trace=write,preadv"]
+        try qmp.execute(
+            "cpr-update",
+            ["argv": tracer + arguments, "preflight": false, "timeout-ms": 60_000, "downtime-ms": 60_000])
+        var calls: [Substring] = []
+        try eventually("a request has gone on") {
+            calls = try String(contentsOfFile: trace, encoding: .utf8).split(separator: "\n")
+            return calls.contains { $0.contains("preadv(") && $0.contains("/disk>") }
+        }
+        // The last of the stages that a new VMM reports: a byte behind the eight of the channel's secret.
+        let report = try #require(calls.firstIndex { $0.contains("write(") && $0.contains("C\", 9)") })
+        let request = try #require(calls.firstIndex { $0.contains("preadv(") && $0.contains("/disk>") })
+        #expect(report < request)
+    }
 }

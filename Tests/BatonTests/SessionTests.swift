@@ -248,4 +248,33 @@ struct SessionTests {
         try guest.qmp.execute("quit")
         #expect(try guest.process.waitForExit() == .status(0))
     }
+
+    @Test(
+        "A new VMM as PID 1 that ends by exit in its commit leads back, and stays as a placeholder",
+        .enabled(if: canUnshare, "needs root and unshare of util-linux"))
+    func endOfFirstProcess() throws {
+        let directory = try TemporaryDirectory()
+        let source = """
+            #include <stdlib.h>
+            #include <unistd.h>
+            static int32_t nothing(struct baton_host *host) { (void)host; return 0; }
+            static void commit(struct baton_host *host) {
+                (void)host;
+                if (access("\(directory.file("go"))", F_OK) == 0) exit(3);
+            }
+            static const struct baton_method methods[] = {
+                BATON_METHOD("save", "i(h)", nothing), BATON_METHOD("load", "i(h)", nothing),
+                BATON_METHOD("commit", "v(h)", commit),
+            };
+            """
+        let module = try CModule.build(kind: "preserver", name: "ends", source, in: directory)
+        let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-module", module], prefix: Self.unshare)
+        try directory.write("go", "")
+        #expect(guest.update(guest.arguments).contains("the new VMM refused: it ended"))
+        try guest.waitForProgress(past: guest.count)
+        let query = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
+        #expect(query["placeholder-pid"] as? Int == 1)
+        try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
+    }
 }

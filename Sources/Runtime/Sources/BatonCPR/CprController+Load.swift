@@ -75,10 +75,13 @@ extension CprController {
         for monitor in monitors { monitor.holdOutput() }
         announce(.commit)
         updateLimit = CprController.defaultStartLimit
+        // Until a device does something in this process, the old one has the guest if this one dies. A device may do
+        // so as soon as it goes on, and a client by its next command.
+        vm.beforeDevicesResume = { [unowned self] in letOldVMMGo() }
         goOn(checkpoint.runState, autostart: autostart)
+        vm.beforeDevicesResume = nil
+        letOldVMMGo()
         times.resumed = EventLoop.now
-        // Until the guest does something in this process, the old one has it if this one dies.
-        if vm.isRunning { vm.beforeGuestRuns = { [unowned self] in letOldVMMGo() } } else { letOldVMMGo() }
         helpers.reap(on: vm.loop)
         let tell = { [unowned self] in
             fds.forgetAsked()
@@ -126,8 +129,19 @@ extension CprController {
 
     private func letOldVMMGo() {
         guard let link = HandoverLink.ofThisProcess else { return }
+        vm.loop.unwatch(link.channel)
         if !link.release() { tooLate() }
         HandoverLink.ofThisProcess = nil
+    }
+
+    /// While a client takes its time for `cpr-load`: a VMM that has been given up ends, and leaves the guest's monitors
+    /// to the old one. That is so where it could not be ended, as PID 1.
+    func watchOldVMM(_ link: HandoverLink) throws(VMMError) {
+        try vm.loop.watch(link.channel, .readable) { [unowned self] _ in
+            if HandoverLink.ofThisProcess?.isTakenBack == true { tooLate() }
+            // The old VMM has ended, and the guest can be had all the same.
+            vm.loop.unwatch(link.channel)
+        }
     }
 
     /// The old VMM runs the guest again, and nothing here may touch it any more.

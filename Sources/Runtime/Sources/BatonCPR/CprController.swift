@@ -202,7 +202,10 @@ public final class CprController {
                 return try load(
                     from: checkpoint.raw, name: Self.checkpointName, autostart: !link.isAnothers || vm.autostart)
             }
-            if state == nil { tellOldVMM(.waiting) }
+            if state == nil {
+                try watchOldVMM(link)
+                tellOldVMM(.waiting)
+            }
         }
         try state?()
     }
@@ -330,6 +333,8 @@ public final class CprController {
         // Destructors of a module may wait for what a stopped call of it holds.
         if !calls.late.isEmpty { alarm(2) }
         guard let link = HandoverLink.ofThisProcess else { return }
+        // The old VMM may take the guest back right now; then it is the one to end, and knows it first.
+        if !link.isAnothers, let pid = Predecessor.pid { kill(pid, SIGTERM) }
         if link.take() { _ = link.release() }
         HandoverLink.ofThisProcess = nil
     }

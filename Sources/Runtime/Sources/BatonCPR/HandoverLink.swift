@@ -32,7 +32,10 @@ struct HandoverLink {
     /// Takes the guest, if the old VMM has not taken it back.
     func take() -> Bool { token?.take() == true }
 
-    /// The guest, which has been taken, is about to run, or to end: from now on it is
+    /// Whether the old VMM has taken the guest back before this one took it.
+    var isTakenBack: Bool { token?.isTakenBack == true }
+
+    /// The guest, which has been taken, is about to go on, or to end: from now on it is
     /// this process' even if that is killed.
     /// - Returns: false when the old VMM has the guest, as this process was late.
     func release() -> Bool {

@@ -23,6 +23,8 @@ struct HandoverToken {
     let fd: Int32
     /// What the word holds as long as nobody has taken the guest.
     let secret: UInt64
+    /// What it holds when the new VMM has taken the guest.
+    private var taken: UInt64 { ~secret }
     private let word: UnsafeMutableRawPointer
 
     /// Makes a token that nobody has taken.
@@ -56,17 +58,20 @@ struct HandoverToken {
 
     /// For the new VMM.
     /// - Returns: false when the guest has been taken back.
-    func take() -> Bool { cbaton_change64(word, secret, ~secret) != 0 }
+    func take() -> Bool { cbaton_change64(word, secret, taken) != 0 }
 
     /// For the old VMM.
     /// - Returns: false when the guest has been taken.
     func takeBack() -> Bool {
         while true {
             let value = cbaton_load64(word)
-            if value == ~secret { return false }
+            if value == taken { return false }
             if cbaton_change64(word, value, HandoverToken.takenBack) != 0 { return true }
         }
     }
+
+    /// For the new VMM.
+    var isTakenBack: Bool { cbaton_load64(word) == HandoverToken.takenBack }
 
     private var useWord: UnsafeMutableRawPointer { word + 8 }
 

@@ -314,7 +314,8 @@ final class Successor {
     /// The new VMM has taken the guest, and done nothing with it in its time. It might go on
     /// with what it does as the owner, so it must be sure to be ended.
     private func takeBackLate() -> Bool {
-        guard pid != 1 else { return false }
+        // It cannot be ended from within its namespace. As a placeholder it has ended what it was at.
+        guard pid != 1 else { return messages.hasStayed && token.takeBackUnused() }
         guard isAnothers else { return token.takeBackUnused() }
         guard process >= 0, cbaton_pidfd_send_signal(process, 0) == 0, token.takeBackUnused() else { return false }
         cbaton_pidfd_send_signal(process, SIGKILL)
@@ -335,6 +336,8 @@ final class Successor {
         }
         // A command that was to execute the new VMM may have children, which have all that was inherited.
         cbaton_kill_started("\(CprState.reportVariable)=\(CprState.reportText(of: link))", pid)
+        // What it said last decides who answers the client.
+        while case .message? = awaitNews(until: EventLoop.now) {}
         return VMMError("the update failed and the guest was taken back: \(reason)")
     }
 
@@ -365,8 +368,8 @@ final class Successor {
     /// - Returns: whether it did; false only if the new VMM is another's process.
     private func awaitUse() -> Bool {
         while messages.stage != .committed {
-            if case .message? = awaitNews(until: nil) { continue }
-            if process >= 0 {
+            if !messages.hasStayed, case .message? = awaitNews(until: nil) { continue }
+            if process >= 0, !messages.hasStayed {
                 // Or the end of a channel which it closes last.
                 var state = pollfd(fd: process, events: Int16(POLLIN), revents: 0)
                 while poll(&state, 1, -1) < 0 {}

@@ -38,12 +38,20 @@ static struct {
     void *registers[5]; /* of __builtin_setjmp */
     int executed[2];    /* the pipe that the exec closes */
     int process;        /* a pidfd of the process that executes */
-    int is_late;        /* the exec took longer than the limit, and its process was killed */
+    int outcome;        /* one of those below; atomic, as both tasks may find one at the same moment */
     int failure;        /* an errno value, when there is no child */
     unsigned long timer_slack;
     sigset_t mask;
     struct thread_state thread;
 } call;
+
+enum { OPEN, FAILED, LATE };
+
+/* Decides which of the two tasks goes on in this memory: once. Returns whether it is as asked for. */
+static int decide(int outcome) {
+    int open = OPEN;
+    return __atomic_compare_exchange_n(&call.outcome, &open, outcome, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
 
 static _Alignas(64) char waiting_stack[16384];
 
@@ -96,24 +104,29 @@ static void set_thread_state(const struct thread_state *state) {
  * exec then moves the process; and both share it for a tick or two of the kernel's, while another is idle. */
 static const int64_t awake_time = 2000000;
 
-/* Returns what ppoll(2) does. */
-static long await_exec(void) {
+/* Returns what ppoll(2) does.
+ * limit: in nanoseconds; 0 for none. */
+static long await_exec(int64_t nanoseconds) {
     struct pollfd end = {.fd = call.executed[0], .events = POLLIN};
-    struct timespec now = {0}, limit = {.tv_sec = call.limit / 1000000000, .tv_nsec = call.limit % 1000000000};
+    struct timespec now = {0}, limit = {.tv_sec = nanoseconds / 1000000000, .tv_nsec = nanoseconds % 1000000000};
     /* The exec may wait for a thread that the kernel has made in this process for an accelerator, and that needs a processor. */
     for (int64_t until = call.awake_until; until && cbaton_monotonic_ns() < until; syscall(SYS_sched_yield))
         if (syscall(SYS_ppoll, &end, 1, &now, NULL, 0) > 0) return 1;
-    return syscall(SYS_ppoll, &end, 1, &limit, NULL, 0);
+    return syscall(SYS_ppoll, &end, 1, nanoseconds ? &limit : NULL, NULL, 0);
 }
 
 static int wait_for_exec(void *unused) {
     (void)unused;
     /* errno is shared, and nobody's now: the process reads what it needs at once. */
     syscall(SYS_close, call.executed[1]);
-    if (await_exec() <= 0) {
-        /* Also one that cannot be interrupted runs no more of its program. */
-        syscall(SYS_pidfd_send_signal, call.process, SIGKILL, NULL, 0);
-        call.is_late = 1;
+    if (await_exec(call.limit) <= 0) {
+        if (decide(LATE)) {
+            /* Also one that cannot be interrupted runs no more of its program. */
+            syscall(SYS_pidfd_send_signal, call.process, SIGKILL, NULL, 0);
+        } else {
+            /* The exec has just failed, and the process ends this task, unless something ends the process first. */
+            await_exec(0);
+        }
     }
     __builtin_longjmp(call.registers, 1);
 }
@@ -143,6 +156,12 @@ static __attribute__((noinline)) int start(void) {
     if (child < 0) return errno;
     if (placeholder) cbaton_tell_placeholder(placeholder, child, 1);
     int code = execute(call.what);
+    if (!decide(FAILED)) {
+        /* The child goes on upon this stack as soon as it has killed this task. If it does not, it was killed itself. */
+        const struct timespec limit = {.tv_sec = end_limit / 1000000000};
+        syscall(SYS_ppoll, NULL, 0, &limit, NULL, 0);
+        _exit(1);
+    }
     /* It must see no end of the pipe. */
     kill(child, SIGKILL);
     cbaton_await_child(child, end_limit);
@@ -165,8 +184,10 @@ static __attribute__((noinline)) int split(void) {
 int cbaton_execute_beside(const struct cbaton_execution *what, int64_t limit, int *process) {
     sigset_t all;
     call.what = what;
-    call.limit = limit;
-    call.is_late = 0;
+    /* PID 1 is killed by nobody of its namespace, so that an exec which takes its time has to be waited for: the child
+     * must not go on upon a stack that the process may come back to. */
+    call.limit = getpid() == 1 ? 0 : limit;
+    call.outcome = OPEN;
     call.awake_until = cbaton_processors() > 1 ? cbaton_monotonic_ns() + awake_time : 0;
     call.timer_slack = cbaton_timer_slack();
     call.process = cbaton_pidfd_open(getpid());
@@ -185,7 +206,7 @@ int cbaton_execute_beside(const struct cbaton_execution *what, int64_t limit, in
         close(call.executed[0]);
         *process = call.process;
         sigprocmask(SIG_SETMASK, &call.mask, NULL);
-        return call.is_late ? CBATON_EXEC_IS_LATE : CBATON_EXECUTED;
+        return call.outcome == LATE ? CBATON_EXEC_IS_LATE : CBATON_EXECUTED;
     }
     close(call.executed[0]);
     close(call.executed[1]);

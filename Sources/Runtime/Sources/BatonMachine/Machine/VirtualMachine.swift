@@ -138,6 +138,10 @@ public final class VirtualMachine: GuestRequests {
         try beforeMemoryChanges()
         try accelerator?.makeThreads()
         if needsReset { resetDevices() }
+        if let body = beforeDevicesResume {
+            beforeDevicesResume = nil
+            body()
+        }
         clock.vmStarted()
         for device in devices { device.resume() }
         change(to: .running)
@@ -334,8 +338,8 @@ public final class VirtualMachine: GuestRequests {
 
     // MARK: The loop
 
-    /// Called once, when the guest is about to run again.
-    package var beforeGuestRuns: (() -> Void)?
+    /// Called once, in `start` when nothing can fail any more, and before any device goes on with what it was at.
+    package var beforeDevicesResume: (() -> Void)?
 
     /// Called once, when the guest has run for a while, or does not run: what can wait for that.
     package var afterGuestRan: (() -> Void)?
@@ -353,10 +357,6 @@ public final class VirtualMachine: GuestRequests {
     public func run(until isDone: () -> Bool) {
         while exitStatus == nil, !isDone() {
             if isRunning, let accelerator {
-                if let body = beforeGuestRuns {
-                    beforeGuestRuns = nil
-                    body()
-                }
                 let rest = accelerator.hasThreads ? runBeside() : accelerator.runSlice()
                 doWhatWaits()
                 switch rest {
@@ -378,7 +378,7 @@ public final class VirtualMachine: GuestRequests {
 
     /// Runs the guest for about a millisecond, and nothing else: no event of the host's is looked at.
     package func runBriefly() {
-        guard isRunning, beforeGuestRuns == nil, let accelerator else { return }
+        guard isRunning, let accelerator else { return }
         // It runs anyway, but for CPUs that wait for the lock.
         if accelerator.hasThreads {
             lock.release()
