@@ -147,7 +147,7 @@ deb: manual
 	    "$$(date -R -d @$$(git log -1 --format=%ct))" >$(DEBTREE)/debian/changelog
 	@cd $(DEBTREE) && BATON_TREE="$(CURDIR)" SWIFT_LIBS="$(SWIFT_LIBS)" dpkg-buildpackage -b -us -uc >../build.log 2>&1 || \
 	    { tail -20 ../build.log >&2; exit 1; }
-	@mv .build/deb/*.deb .build/deb/*.changes .build/packages/ && ls .build/packages/*.deb
+	@mv .build/deb/*.deb .build/deb/*.changes .build/deb/*.buildinfo .build/packages/ && ls .build/packages/*.deb
 	@$(LINTIAN) .build/packages/*.changes
 
 # Installs what was built, and builds only if nothing was: `make` as a user, `make install` as root.

@@ -9,7 +9,8 @@ struct BatonDemo: ParsableCommand {
         abstract: "Runs a guest under baton and replaces the VMM process under it.",
         subcommands: [
             RunCommand.self, PeersCommand.self, BenchCommand.self, FetchCommand.self, PeerCommand.self,
-            TestsCommand.self, GuestCommand.self, FloodCommand.self, KVMCommand.self, LabCommand.self, ManualCommand.self,
+            TestsCommand.self, GuestCommand.self, FloodCommand.self, KVMCommand.self, LabCommand.self,
+            ManualCommand.self,
         ],
         defaultSubcommand: RunCommand.self)
 }

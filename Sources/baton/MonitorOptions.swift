@@ -24,9 +24,9 @@ enum MonitorOptions {
     static func startMetrics(_ invocation: Invocation, vm: VirtualMachine) throws(VMMError) {
         for (index, value) in invocation.all("metrics").enumerated() {
             var text = value
-            if value.hasPrefix("unix:") || value.hasPrefix("tcp:") {
-                if !value.contains(",server") { text += ",server=on" }
-                if !value.contains(",wait") { text += ",wait=off" }
+            let keys = value.split(separator: ",").dropFirst()
+            if value.hasPrefix("unix:") || value.hasPrefix("tcp:"), !keys.contains(where: { $0.hasPrefix("server") }) {
+                text += ",server=on,wait=off"
             }
             let form = try ChardevFactory.makeShortForm(text, id: "metrics\(index)", vm: vm)
             if let chardev = form.chardev { try MetricsServer(vm: vm, chardev: chardev) }

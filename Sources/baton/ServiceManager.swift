@@ -129,7 +129,8 @@ enum ServiceManager {
         }
         let bytes = Array(text.utf8)
         let descriptors = descriptor.map { [$0] } ?? []
-        return connected && cbaton_send_fds(fd, bytes, bytes.count, descriptors, descriptors.count, flags) == bytes.count
+        return connected
+            && cbaton_send_fds(fd, bytes, bytes.count, descriptors, descriptors.count, flags) == bytes.count
     }
 
     /// - Returns: nil when it is no address of a unix socket, such as `vsock:2:1`.

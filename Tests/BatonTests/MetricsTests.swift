@@ -12,7 +12,8 @@ struct MetricsTests {
 
     private func guest(_ more: [String] = []) throws -> CountingGuest {
         try CountingGuest(
-            extra: ["-cpr-enable", "restart", "-name", "a \"b\\c", "-metrics", "unix:\(directory.file("metrics"))"] + more)
+            extra: ["-cpr-enable", "restart", "-name", "a \"b\\c", "-metrics", "unix:\(directory.file("metrics"))"]
+                + more)
     }
 
     /// What is answered, to its last byte.

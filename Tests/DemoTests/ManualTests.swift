@@ -33,7 +33,9 @@ struct ManualTests {
         #expect(!(try page(name).contains("\n@")) && !(try page(name).contains("@VERSION@")))
     }
 
-    @Test("Each option of -help is in baton(1), as -help has it", .enabled(if: Products.find("mandoc") != nil, "needs mandoc"))
+    @Test(
+        "Each option of -help is in baton(1), as -help has it",
+        .enabled(if: Products.find("mandoc") != nil, "needs mandoc"))
     func options() throws {
         let manual = try rendered("baton.1").replacingOccurrences(of: " ", with: "").lowercased()
         let help = try ChildProcess.run([Products.baton, "-help"])
@@ -67,7 +69,8 @@ struct ManualTests {
                 for option in argument["names"] as? [[String: Any]] ?? [] where option["kind"] as? String == "long" {
                     let long = try #require(option["name"] as? String)
                     guard long != "help", argument["shouldDisplay"] as? Bool == true else { continue }
-                    #expect(manual.contains("\\-\(long.replacingOccurrences(of: "-", with: "\\-"))\""), "\(name) \(long)")
+                    #expect(
+                        manual.contains("\\-\(long.replacingOccurrences(of: "-", with: "\\-"))\""), "\(name) \(long)")
                 }
             }
         }
@@ -90,7 +93,9 @@ struct ManualTests {
         }
     }
 
-    @Test("The completion of baton knows its options and what they can be", .enabled(if: Products.find("bash") != nil, "needs bash"))
+    @Test(
+        "The completion of baton knows its options and what they can be",
+        .enabled(if: Products.find("bash") != nil, "needs bash"))
     func completion() throws {
         let script = "\(Products.repository)/Sources/Packaging/completion/baton.bash"
         func complete(_ words: [String]) throws -> [String] {

@@ -6,7 +6,7 @@ import Testing
 @Suite("The Debian packages", .serialized, .enabled(if: SystemdRoot.obstacle == nil, "\(SystemdRoot.obstacle ?? "")"))
 struct PackageTests {
     /// Three packages for all tests: one, a newer one, and one whose VMM does not start.
-    private struct Packages {
+    struct Packages {
         let directory: TemporaryDirectory
 
         init() throws {
@@ -40,13 +40,13 @@ struct PackageTests {
                 by: .seconds(120))
         }
     }
-    private static let packages = Result { try Packages() }
+    static let packages = Result { try Packages() }
 
-    private static let page = 0x40_0000
-    private static let unit = "baton@vm.service"
+    static let page = 0x40_0000
+    static let unit = "baton@vm.service"
 
     /// A root with the first package, and a VM that counts.
-    private func installed() throws -> SystemdRoot {
+    func installed() throws -> SystemdRoot {
         let packages = try Self.packages.get()
         let root = try SystemdRoot()
         for version in ["1.0", "2.0", "3.0"] {
@@ -71,7 +71,7 @@ struct PackageTests {
         return root
     }
 
-    private func wait(_ root: SystemdRoot, _ memory: SharedMemory) throws {
+    func wait(_ root: SystemdRoot, _ memory: SharedMemory) throws {
         let before = memory.load(UInt64.self, at: Self.page + 8)
         try eventually("the guest counts; \(try root.run("systemctl status \(Self.unit) || true"))") {
             memory.load(UInt64.self, at: Self.page + 8) > before

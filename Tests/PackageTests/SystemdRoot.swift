@@ -90,10 +90,11 @@ final class SystemdRoot {
         _ = try? process.waitForExit()
     }
 
-    private func inside(_ command: [String]) -> [String] {
+    /// What runs a command in the root.
+    var entry: [String] {
         ["nsenter", "--target", String(manager), "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--root", "--wd=/"]
-            + command
     }
+    private func inside(_ command: [String]) -> [String] { entry + command }
 
     /// Runs a shell's command in the root.
     /// - Throws: an error with its output if it fails.

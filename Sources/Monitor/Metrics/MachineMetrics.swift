@@ -25,7 +25,8 @@ private func describeMachine(_ vm: VirtualMachine) -> [MetricFamily] {
 }
 
 private func describeDisks(_ vm: VirtualMachine) -> [MetricFamily] {
-    var requests = MetricFamily("baton_block_requests_total", .counter, help: "Requests that were carried out on a disk.")
+    var requests = MetricFamily(
+        "baton_block_requests_total", .counter, help: "Requests that were carried out on a disk.")
     var failures = MetricFamily("baton_block_failures_total", .counter, help: "Requests that failed.")
     var bytes = MetricFamily("baton_block_bytes_total", .counter, help: "Bytes that were read and written.")
     var seconds = MetricFamily(

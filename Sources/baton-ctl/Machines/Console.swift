@@ -31,7 +31,8 @@ struct Console: ReportingCommand {
         var saved = termios()
         let isTerminal = tcgetattr(0, &saved) == 0
         if isTerminal {
-            FileHandle.standardError.write(Data("Connected to \(TerminalText.escaped(machine.name)). Ctrl-] leaves.\r\n".utf8))
+            FileHandle.standardError.write(
+                Data("Connected to \(TerminalText.escaped(machine.name)). Ctrl-] leaves.\r\n".utf8))
             var raw = saved
             cfmakeraw(&raw)
             tcsetattr(0, TCSANOW, &raw)

@@ -26,7 +26,8 @@ struct List: ReportingCommand {
         var table = Table([
             .init(title: "NAME"), .init(title: "PID", isNumber: true), .init(title: "STATE"),
             .init(title: "CPUS", isNumber: true), .init(title: "MEMORY", isNumber: true), .init(title: "ACCEL"),
-            .init(title: "VERSION"), .init(title: "UPDATES", isNumber: true), .init(title: "LAST PAUSE", isNumber: true),
+            .init(title: "VERSION"), .init(title: "UPDATES", isNumber: true),
+            .init(title: "LAST PAUSE", isNumber: true),
         ])
         var failures: [String] = []
         for machine in try choices.machines(name) {

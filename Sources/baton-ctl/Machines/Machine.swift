@@ -73,7 +73,8 @@ struct MachineChoice: ParsableArguments {
 
 /// Several VMs: those that are named, or all.
 struct MachineChoices: ParsableArguments {
-    @Option(help: ArgumentHelp("A monitor: a unix socket's path, or HOST:PORT; may be given again.", valueName: "address"))
+    @Option(
+        help: ArgumentHelp("A monitor: a unix socket's path, or HOST:PORT; may be given again.", valueName: "address"))
     var qmp: [String] = []
 
     @OptionGroup var directory: MachineDirectory

@@ -25,7 +25,9 @@ struct Shutdown: ReportingCommand {
     func execute() throws {
         let machine = try choice.machine(name)
         var isDown = false
-        let monitor = try machine.connect(milliseconds: timeoutMs) { event, _ in if event == "SHUTDOWN" { isDown = true } }
+        let monitor = try machine.connect(milliseconds: timeoutMs) { event, _ in
+            if event == "SHUTDOWN" { isDown = true }
+        }
         let isRunning = try monitor.execute("query-status").objectValue?["running"]?.boolValue ?? false
         if isRunning, limit > 0 {
             try monitor.execute("system_powerdown")

@@ -62,7 +62,8 @@ struct Update: ReportingCommand {
     func validate() throws {
         guard jobs >= 1 else { throw ValidationError("--jobs is at least 1") }
         guard !all || (name == nil && choice.qmp == nil && channel == nil && argv.isEmpty) else {
-            throw ValidationError("--all takes neither a VM, nor --qmp, --channel or a command line: each VM has its own")
+            throw ValidationError(
+                "--all takes neither a VM, nor --qmp, --channel or a command line: each VM has its own")
         }
         guard channel == nil || (argv.isEmpty && binary == nil && !check) else {
             throw ValidationError(
@@ -84,7 +85,9 @@ struct Update: ReportingCommand {
             throw ExitCode.failure
         }
         for warning in result.warnings { Complaint.print("warning: \(warning)") }
-        print(json ? JSON.object(result.json(name: update.machine.name)).text() : result.text, terminator: json ? "\n" : "")
+        print(
+            json ? JSON.object(result.json(name: update.machine.name)).text() : result.text,
+            terminator: json ? "\n" : "")
     }
 
     private func updateAll() throws {

@@ -70,7 +70,8 @@ struct CommandHelp {
         var head = ".It "
         let value = argument.valueName ?? "value"
         if let names = argument.names {
-            head += names.map { "Fl \(Mdoc.word($0.kind == "long" ? "-\($0.name)" : $0.name))" }.joined(separator: " , ")
+            head += names.map { "Fl \(Mdoc.word($0.kind == "long" ? "-\($0.name)" : $0.name))" }.joined(
+                separator: " , ")
             if argument.kind == "option" { head += " Ar \(Mdoc.word(value))" }
         } else {
             if argument.parsingStrategy == "postTerminator" { head += "Fl \(Mdoc.word("-")) " }

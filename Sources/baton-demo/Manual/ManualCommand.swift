@@ -50,7 +50,9 @@ struct ManualCommand: ParsableCommand {
         // What the tools' own library makes for them; baton has a script that asks it.
         for program in ["baton-ctl", "baton-harness"] {
             for (shell, file) in [("bash", "\(program).bash"), ("zsh", "_\(program)"), ("fish", "\(program).fish")] {
-                let script = try ChildProcess.run(["\(programs)/\(program)", "--generate-completion-script", shell])
+                var script = try ChildProcess.run(["\(programs)/\(program)", "--generate-completion-script", shell])
+                // It is read by a shell, and not run.
+                if script.hasPrefix("#!") { script = String(script.drop { $0 != "\n" }.dropFirst()) }
                 try script.write(toFile: "\(output)/\(file)", atomically: true, encoding: .utf8)
                 print("\(output)/\(file)")
             }

@@ -26,8 +26,10 @@ public enum Report {
     private static func line(_ text: String, _ level: LogLevel) {
         // A message may quote a file, a peer or the guest. Each of its lines is one of the journal's.
         let prefix = LogPrefix.text(level, to: 2)
-        var text = TerminalText.escaped(text, keepingLines: true).split(separator: "\n", omittingEmptySubsequences: false)
-            .map { prefix + $0 + "\n" }.joined()
+        var text = TerminalText.escaped(text, keepingLines: true).split(
+            separator: "\n", omittingEmptySubsequences: false
+        )
+        .map { prefix + $0 + "\n" }.joined()
         text.withUTF8 { _ = Glibc.write(2, $0.baseAddress, $0.count) }
     }
 }
