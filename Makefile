@@ -15,11 +15,16 @@
 #   make model             all orders of steps of the handover's protocol (spin): some minutes, see Tests/HandoverModel
 #   make lint              the formatter's findings (.swift-format); make format mends them
 #   make bench             how fast it is, and the pause of a restart beside QEMU's cpr-exec (downloaded once)
+#   make manual            manual pages and shell completions, in .build/manual
+#   make deb               Debian packages of the release build, in .build/packages
+#     DEBVERSION=...       their version (default: Baton's, the number of commits, the revision)
 #   make install          executables, modules and what modules are built with, to $(DESTDIR)$(PREFIX)
 #   make clean
 
 SWIFT := $(shell PATH="$$PATH:/opt/swift/usr/bin" command -v swift)
 export PATH := $(PATH):/opt/swift/usr/bin
+# The toolchain's runtime libraries.
+SWIFT_LIBS = $(abspath $(dir $(realpath $(SWIFT)))../lib/swift/linux)
 
 # What a Debian 12 with a Swift toolchain may lack: the toolchain's own libraries, what it links
 # with, git and certificates for SwiftPM's dependencies.
@@ -49,7 +54,8 @@ RUNTIME_MODULES := BatonRuntime BatonModules BatonCPR BatonDeviceKit BatonMachin
     BatonDevices InstructionSets PCI Serial Virtio
 MODULE_KINDS := mode memory-backend preserver foreign machine device accel
 
-.PHONY: all build packages run-packages test-packages run demo-peers test test-lab model lint format bench install clean
+.PHONY: all build packages run-packages test-packages run demo-peers test test-lab model lint format bench manual deb \
+    install clean
 
 all: build
 
@@ -86,6 +92,8 @@ demo-peers: build
 
 # Some tests end the VMM at a system call.
 TESTPACKAGES += strace
+# Those of the packages build and install them.
+TESTPACKAGES += debhelper dh-exec patchelf dpkg-dev lintian mandoc systemd curl
 
 # Tests without their peer are skipped by name, so these are no condition.
 test-packages: packages
@@ -115,9 +123,43 @@ format: packages
 bench: build
 	@.build/release/baton-demo bench
 
+# The pages have the programs' own help texts in them, and the day of the last commit.
+MANUAL := .build/manual
+manual:
+	@[ -x $(RELEASE)/baton-demo ] || $(MAKE) build
+	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || date +%s)} \
+	    $(RELEASE)/baton-demo manual --programs $(RELEASE) --output $(MANUAL) >/dev/null
+
+# Packages what was built: Swift is not in Debian, so a source package could not be built there. Everything that
+# debhelper needs is put together in a tree of its own.
+PACKAGING := Sources/Packaging
+DEBTREE := .build/deb/baton
+LINTIAN ?= lintian --allow-root --fail-on error,warning
+DEBPACKAGES := debhelper dh-exec patchelf dpkg-dev lintian
+deb: manual
+	@$(call install-missing,$(DEBPACKAGES))
+	@rm -rf .build/deb .build/packages && mkdir -p $(DEBTREE)/documentation .build/packages
+	@cp -r $(PACKAGING)/debian $(DEBTREE)/
+	@cp -r $(MANUAL) $(DEBTREE)/manual
+	@cp -r $(PACKAGING)/examples $(DEBTREE)/
+	@cp README.md Sources/Documentation/*.md $(DEBTREE)/documentation/
+	@cp $(PACKAGING)/systemd/baton@.service $(DEBTREE)/debian/baton@.service
+	@cp $(PACKAGING)/systemd/baton.sysusers $(DEBTREE)/debian/baton.sysusers
+	@cp $(PACKAGING)/completion/baton.bash $(DEBTREE)/manual/
+	@version="$(DEBVERSION)"; \
+	[ -n "$$version" ] || version=$$($(RELEASE)/baton -version | sed 's/.*baton-//; s/+.*//')+git$$(git rev-list --count \
+	    HEAD).$$(git rev-parse --short=10 HEAD) || exit 1; \
+	printf 'baton (%s) unstable; urgency=medium\n\n  * Package the revision %s.\n\n -- %s  %s\n' "$$version" \
+	    "$$(git rev-parse --short=10 HEAD)" "$$(sed -n 's/^Maintainer: //p' $(PACKAGING)/debian/control)" \
+	    "$$(date -R -d @$$(git log -1 --format=%ct))" >$(DEBTREE)/debian/changelog
+	@cd $(DEBTREE) && BATON_TREE="$(CURDIR)" SWIFT_LIBS="$(SWIFT_LIBS)" dpkg-buildpackage -b -us -uc >../build.log 2>&1 || \
+	    { tail -20 ../build.log >&2; exit 1; }
+	@mv .build/deb/*.deb .build/deb/*.changes .build/deb/*.buildinfo .build/packages/ && ls .build/packages/*.deb
+	@$(LINTIAN) .build/packages/*.changes
+
 # Installs what was built, and builds only if nothing was: `make` as a user, `make install` as root.
 # Stripped of what only debuggers read, as that names the build tree.
-install:
+install: manual
 	@[ -x $(RELEASE)/baton ] || $(MAKE) build
 	install -d $(INSTALLED)/bin $(INSTALLED)/lib/baton/modules $(INSTALLED)/lib/baton/swift \
 	    $(INSTALLED)/lib/pkgconfig $(INSTALLED)/include/baton
@@ -129,6 +171,12 @@ install:
 	install -m 644 $(foreach m,$(RUNTIME_MODULES),$(RELEASE)/Modules/$m.swiftmodule $(RELEASE)/Modules/$m.swiftdoc) \
 	    $(INSTALLED)/lib/baton/swift/
 	install -m 644 Sources/Runtime/Sources/CBaton/include/*.h $(INSTALLED)/include/baton/
+	install -d $(INSTALLED)/share/man/man1 $(INSTALLED)/share/man/man7 $(INSTALLED)/share/bash-completion/completions
+	install -m 644 $(MANUAL)/*.1 $(INSTALLED)/share/man/man1/
+	install -m 644 $(MANUAL)/*.7 $(INSTALLED)/share/man/man7/
+	install -m 644 $(PACKAGING)/completion/baton.bash $(INSTALLED)/share/bash-completion/completions/baton
+	for p in baton-ctl baton-harness; do install -m 644 $(MANUAL)/$$p.bash \
+	    $(INSTALLED)/share/bash-completion/completions/$$p || exit 1; done
 	install -m 644 Sources/Runtime/Sources/CBaton/installed.modulemap $(INSTALLED)/include/baton/module.modulemap
 	version=$$($(RELEASE)/baton -version | sed 's/.*baton-//; s/+.*//') && \
 	    sed "s/@VERSION@/$$version/" Sources/Runtime/baton.pc.in >$(INSTALLED)/lib/pkgconfig/baton.pc

@@ -168,6 +168,8 @@ let package = Package(
             path: "Tests/MonitorTests"),
         // Reads the sources: what the compiler does not keep of the tree's structure.
         .testTarget(name: "ProjectTests", dependencies: ["TestSupport"], path: "Tests/ProjectTests"),
+        // Installs the Debian packages beside a systemd of its own.
+        .testTarget(name: "PackageTests", dependencies: ["TestSupport"], path: "Tests/PackageTests"),
         .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),
         .testTarget(
             name: "HarnessTests", dependencies: ["Harness", "TestSupport", runtime], path: "Tests/HarnessTests"),

@@ -85,6 +85,7 @@ public final class KVMAccelerator: X86Accelerator {
         if machine.hasPIT { systemDevices.append(KVMPIT(self)) }
         systemDevices.append(KVMClock(self))
         try KVMExits.register(self, vm.commands)
+        vm.metrics.add { [unowned self] in [KVMExits.metrics(self)] }
     }
 
     private func checkCount(_ topology: CPUTopology) throws(VMMError) {

@@ -35,6 +35,17 @@ struct KVMExits {
         }
     }
 
+    static func metrics(_ accelerator: KVMAccelerator) -> MetricFamily {
+        var family = MetricFamily(
+            "baton_cpu_exits_total", .counter, help: "Exits of a CPU from the guest to the VMM, by KVM's reason.")
+        for cpu in accelerator.virtualCPUs {
+            for exits in cpu.exits.byReason {
+                family.add(Double(exits.count), [("cpu", String(cpu.index)), ("reason", exits.name)])
+            }
+        }
+        return family
+    }
+
     // MARK: Monitor
 
     private static let type = QMPType.object(

@@ -29,6 +29,16 @@ public final class SoftwareAccelerator: RISCVAccelerator {
     public init(vm: VirtualMachine) throws(VMMError) {
         self.vm = vm
         cache = try CodeCache.allocate()
+        vm.metrics.add { [weak self] in self.map { [$0.instructions] } ?? [] }
+    }
+
+    private var instructions: MetricFamily {
+        var family = MetricFamily(
+            "baton_cpu_instructions_total", .counter, help: "Instructions that a hart has retired since its reset.")
+        for (index, hart) in harts.enumerated() {
+            family.add(Double(hart.retiredInstructions), [("cpu", String(index))])
+        }
+        return family
     }
 
     /// With harts, for who knows their number already.

@@ -3,6 +3,12 @@ import Foundation
 
 /// A QMP session with a VMM. Waits for each answer.
 final class MonitorConnection {
+    /// The VMM has closed the connection: it has ended, or a connection of its own did not go over an update.
+    struct Closed: Error {
+        let name: String
+        var error: VMMError { VMMError("the VMM closed the connection \(name)") }
+    }
+
     private let fd: Int32
     private let name: String
     private var parser = JSONStreamParser()
@@ -99,7 +105,7 @@ final class MonitorConnection {
             poll(&state, 1, -1)
             let count = read(fd, &buffer, buffer.count)
             if count < 0 && (errno == EAGAIN || errno == EINTR) { continue }
-            guard count > 0 else { throw VMMError("the VMM closed the connection \(name)") }
+            guard count > 0 else { throw Closed(name: name) }
             var failure: VMMError?
             buffer[..<count].withUnsafeBytes { bytes in
                 parser.feed(bytes) { result in

@@ -10,6 +10,7 @@ struct BatonDemo: ParsableCommand {
         subcommands: [
             RunCommand.self, PeersCommand.self, BenchCommand.self, FetchCommand.self, PeerCommand.self,
             TestsCommand.self, GuestCommand.self, FloodCommand.self, KVMCommand.self, LabCommand.self,
+            ManualCommand.self,
         ],
         defaultSubcommand: RunCommand.self)
 }

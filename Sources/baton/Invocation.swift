@@ -8,15 +8,14 @@ struct Invocation {
     private var values: [String: [String]] = [:]
 
     /// - Parameter arguments: without the program's name. Options start with
-    ///   one or two dashes; anything else is a disk image, as in QEMU.
+    ///   one or two dashes, `@FILE` stands for those in a file; anything else is a disk image, as in QEMU.
     init(_ arguments: [String]) throws(VMMError) {
-        var rest = arguments[...]
+        var rest = try OptionFile.expand(arguments)[...]
         while let argument = rest.popFirst() {
-            guard argument.hasPrefix("-") else {
+            guard let name = OptionTable.name(argument) else {
                 add("drive", "file=\(Invocation.escaped(argument)),if=virtio")
                 continue
             }
-            let name = String(argument.dropFirst(argument.hasPrefix("--") ? 2 : 1))
             guard let spec = OptionTable.find(name) else {
                 throw VMMError("\(argument): invalid option", hint: "Use -help for the list of options.")
             }

@@ -46,7 +46,7 @@ final class Launcher {
         let pidFile = try openPidFile()
         // Before a chardev changes the terminal's mode, or waits for a client.
         try Signals.install(vm)
-        ServiceManager.register(cpr)
+        ServiceManager.register(vm, cpr)
         let backends = try Backends(invocation, vm: vm, loader: loader)
         let board = try BoardBuilder.build(
             invocation, machine: machine, backends: backends, vm: vm, memory: memory, loader: loader)
@@ -76,6 +76,7 @@ final class Launcher {
         try loader.registry.installCommands(vm.commands)
         if cpr.inherited == nil { try board.prepareImages() }
         // Last: a monitor that waits for a client finds the machine complete.
+        try MonitorOptions.startMetrics(invocation, vm: vm)
         try MonitorOptions.start(invocation, backends: backends, vm: vm)
         try ChardevUpdate.register(vm: vm, cpr: cpr)
         MonitorUpdate.register(vm: vm, cpr: cpr)
@@ -96,7 +97,7 @@ final class Launcher {
         if cpr.inherited != nil { MonitorUpdate.machineStands(vm: vm) }
         if let daemonPipe { cbaton_daemon_ready(daemonPipe, 0) }
         daemonPipe = nil
-        if cpr.inherited == nil { ServiceManager.machineStands() }
+        if cpr.inherited == nil { ServiceManager.machineStands() } else { ServiceManager.showStatus() }
         // A process that took over a guest waits for cpr-load.
         if vm.autostart && cpr.inherited == nil && incoming == nil { try vm.start() }
         let status = vm.run()

@@ -1,9 +1,10 @@
 import BatonRuntime
 
-/// `-d`, `-trace` and `-D`.
+/// `-msg`, `-d`, `-trace` and `-D`.
 enum LogOptions {
     /// - Parameter isTrial: the log goes to standard error, as the file is not a trial's to make or write.
     static func apply(_ invocation: Invocation, isTrial: Bool) throws(VMMError) {
+        try applyPrefix(invocation)
         // Asking for the items or events makes no log.
         if Help.isWanted(invocation, "d") || Help.isWanted(invocation, "trace") { return }
         func open(_ path: String) throws(VMMError) { if !isTrial { try Log.open(file: path) } }
@@ -13,6 +14,20 @@ enum LogOptions {
             let options = try KeyValueOptions(text, impliedKey: "enable")
             if let pattern = try options.string("enable") { Log.enableTrace(pattern) }
             if let path = try options.string("file") { try open(path) }
+            try options.finish()
+        }
+    }
+
+    private static func applyPrefix(_ invocation: Invocation) throws(VMMError) {
+        if Help.isWanted(invocation, "msg") { return }
+        for text in invocation.all("msg") {
+            let options = try KeyValueOptions(text)
+            if let wanted = try options.bool("timestamp") { LogPrefix.hasTimestamp = wanted }
+            if let wanted = try options.bool("guest-name") {
+                // Whatever is wrong with -name is said where it is used.
+                let name = invocation.last("name").flatMap { try? KeyValueOptions($0, impliedKey: "guest") }
+                LogPrefix.guestName = wanted ? name.flatMap { try? $0.string("guest") } : nil
+            }
             try options.finish()
         }
     }

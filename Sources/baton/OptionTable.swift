@@ -193,6 +193,18 @@ enum OptionTable {
             name: "module", argument: "path", help: "load a module; '-module help' lists those found",
             on: .word),
         OptionSpec(
+            name: "metrics", argument: "dev",
+            help: "where Prometheus finds figures: unix:PATH or tcp:HOST:PORT, on which HTTP is served"),
+        OptionSpec(
+            name: "msg", argument: "[timestamp=on|off][,guest-name=on|off]",
+            help: "what messages and the log begin with: the time in UTC, the name of -name",
+            on: .keys(
+                implied: nil,
+                [
+                    DeviceProperty("timestamp", "bool", "whether each line has the time"),
+                    DeviceProperty("guest-name", "bool", "whether each line has the guest's name"),
+                ])),
+        OptionSpec(
             name: "d", argument: "item1,...", help: "log what happens; '-d help' lists the items",
             on: .word),
         OptionSpec(name: "D", argument: "file", help: "where the log goes (default: standard error)"),
@@ -210,9 +222,17 @@ enum OptionTable {
 
     static func find(_ name: String) -> OptionSpec? { byName[name] }
 
+    /// The option's name, if a word of the command line is written as one: with one or two dashes before it.
+    static func name(_ word: String) -> String? {
+        word.hasPrefix("-") ? String(word.dropFirst(word.hasPrefix("--") ? 2 : 1)) : nil
+    }
+
+    /// Whether the word after this one of the command line is its argument.
+    static func takesArgument(_ word: String) -> Bool { name(word).flatMap(find)?.argument != nil }
+
     /// The text of `-help`.
     static var help: String {
-        var text = "usage: baton [options]\n\n"
+        var text = "usage: baton [options] [@file]\n\n"
         for option in all {
             let head = "-\(option.name)" + (option.argument.map { " \($0)" } ?? "")
             text +=
@@ -220,6 +240,6 @@ enum OptionTable {
                 ? head + String(repeating: " ", count: 24 - head.utf8.count) + option.summary + "\n"
                 : head + "\n" + String(repeating: " ", count: 24) + option.summary + "\n"
         }
-        return text
+        return text + "\n@file stands for the options in a file: words as a shell has them, '#' begins a comment.\n"
     }
 }

@@ -4,31 +4,97 @@ import Glibc
 
 /// Tells the service manager that started the VMM how it is, as sd_notify(3)
 /// does: that the machine stands, that the VMM ends, and that another process
-/// has become the main one, which happens when an update fails.
+/// has become the main one, which happens when an update fails. In between it
+/// gets a line about the guest's state (STATUS), and a sign of life from the
+/// event loop as often as it wants one (WATCHDOG).
 ///
 /// Its socket is in NOTIFY_SOCKET. That is taken out of the environment, so that
-/// it reaches no child but a new VMM.
+/// it reaches no child but a new VMM; and so is the watchdog's time.
 enum ServiceManager {
     private static let variable = "NOTIFY_SOCKET"
+    private static let watchdogVariable = "WATCHDOG_USEC"
     /// Milliseconds that it may take to hear of a new main process, for which
     /// the guest waits.
     private static let barrierLimit: Int32 = 2000
     private nonisolated(unsafe) static var path: String?
+    /// Nanoseconds within which the manager wants a sign of life; nil when it wants none.
+    private nonisolated(unsafe) static var watchdog: Int64?
 
-    /// Takes the socket's address from the environment.
+    private nonisolated(unsafe) static var vm: VirtualMachine?
+    /// How the last update ended; empty before there was one.
+    private nonisolated(unsafe) static var updateNote = ""
+    private nonisolated(unsafe) static var shownStatus = ""
+    private nonisolated(unsafe) static var statusIsDue = false
+
+    /// Takes the socket's address, and what else the manager has said, from the environment.
     static func find() {
         path = getenv(variable).map { String(cString: $0) }
-        unsetenv(variable)
+        let limit = getenv(watchdogVariable).flatMap { Int64(String(cString: $0)) }
+        // It may be the watchdog of a process before this one (sd_watchdog_enabled(3)).
+        let isOurs = getenv("WATCHDOG_PID").map { String(cString: $0) == String(getpid()) } ?? true
+        if path != nil, let limit, (1...Int64.max / 1000).contains(limit), isOurs { watchdog = limit * 1000 }
+        for name in [variable, watchdogVariable, "WATCHDOG_PID"] { unsetenv(name) }
     }
 
     /// Takes part in the updates of the VM.
-    static func register(_ cpr: CprController) {
+    static func register(_ vm: VirtualMachine, _ cpr: CprController) {
         guard let path else { return }
+        self.vm = vm
         cpr.successorEnvironment.append((variable, path))
+        if let watchdog { cpr.successorEnvironment.append((watchdogVariable, String(watchdog / 1000))) }
         CprController.whenTakenBack { mainProcessChanged() }
+        vm.onRunStateChange { _ in statusChanged() }
+        vm.onEvent { name, data in noteUpdate(name, data) }
+        if cpr.isTrial { return }
+        vm.loop.later { keepAlive() }
     }
 
-    static func machineStands() { send("READY=1") }
+    static func machineStands() {
+        send("READY=1")
+        showStatus()
+    }
+
+    /// From the event loop: as often as the manager recommends, which is half of its limit. Over an update the old VMM
+    /// goes on with it until the new one does.
+    private static func keepAlive() {
+        guard let watchdog, let vm else { return }
+        send("WATCHDOG=1", Int32(MSG_DONTWAIT))
+        vm.loop.schedule(at: EventLoop.now + watchdog / 2) { keepAlive() }
+    }
+
+    // MARK: Status
+
+    private static func noteUpdate(_ name: String, _ data: JSONObject) {
+        switch name {
+        case "CPR_UPDATED":
+            let pause = data["pause-us"]?.intValue ?? 0
+            updateNote = "; updated to \(BatonVersion.text), the guest paused for \(pause) us"
+        case "CPR_ROLLED_BACK":
+            updateNote = "; an update was taken back: \(data["reason"]?.stringValue ?? "")"
+        default: return
+        }
+        statusChanged()
+    }
+
+    /// Says so when the loop comes round: what changes the state may be what the guest waits for.
+    private static func statusChanged() {
+        guard path != nil, !statusIsDue, let vm else { return }
+        statusIsDue = true
+        vm.loop.later {
+            statusIsDue = false
+            showStatus()
+        }
+    }
+
+    /// A state in which the guest is on its way between two VMMs is not worth a word, and time is short then.
+    static func showStatus() {
+        guard path != nil, let vm, ![.saveVM, .restoreVM, .finishMigrate].contains(vm.runState) else { return }
+        let status = TerminalText.escaped(vm.runState.rawValue + updateNote)
+        guard status != shownStatus else { return }
+        shownStatus = status
+        send("STATUS=\(status)", Int32(MSG_DONTWAIT))
+    }
+
     static func ending() { send("STOPPING=1") }
 
     /// Comes before the end of the process that was the main one: the service
@@ -50,7 +116,7 @@ enum ServiceManager {
     }
 
     @discardableResult
-    private static func send(_ text: String, descriptor: Int32? = nil) -> Bool {
+    private static func send(_ text: String, _ flags: Int32 = 0, descriptor: Int32? = nil) -> Bool {
         guard let path, var address = address(path) else { return false }
         let fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard fd >= 0 else { return false }
@@ -63,7 +129,8 @@ enum ServiceManager {
         }
         let bytes = Array(text.utf8)
         let descriptors = descriptor.map { [$0] } ?? []
-        return connected && cbaton_send_fds(fd, bytes, bytes.count, descriptors, descriptors.count, 0) == bytes.count
+        return connected
+            && cbaton_send_fds(fd, bytes, bytes.count, descriptors, descriptors.count, flags) == bytes.count
     }
 
     /// - Returns: nil when it is no address of a unix socket, such as `vsock:2:1`.

@@ -16,6 +16,7 @@ func say(_ text: String) -> Never {
 do throws(VMMError) {
     // First, so that whoever waits for us is told of everything that is refused.
     let inherited = try CprState.inherited()
+    LogPrefix.findJournal()
     ServiceManager.find()
     let invocation = try Invocation(Array(try ProcessArguments.all().dropFirst()))
     try LogOptions.apply(invocation, isTrial: inherited?.isTrial == true)

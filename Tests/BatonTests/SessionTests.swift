@@ -106,40 +106,10 @@ struct SessionTests {
 
     // MARK: Service managers
 
-    /// Stands for systemd: takes datagrams, with the descriptors that come along.
-    private final class Manager {
-        let path: String
-        private let fd: Int32
-
-        init(_ directory: TemporaryDirectory) throws {
-            let path = directory.file("notify")
-            self.path = path
-            fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-            let fd = fd
-            guard QMPClient.withAddress(path, { bind(fd, $0, $1) }) == 0 else { throw TestError.system("bind") }
-        }
-        deinit { close(fd) }
-
-        /// The next message, and its descriptor, which is the caller's.
-        func next() throws -> (text: String, descriptor: Int32?) {
-            var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
-            guard poll(&state, 1, 30_000) == 1 else { throw TestError("the manager is told nothing") }
-            guard let message = DescriptorPassing.receive(upTo: 256, from: fd) else {
-                throw TestError.system("recvmsg")
-            }
-            return (String(decoding: message.bytes, as: UTF8.self), message.fds.first)
-        }
-
-        var isQuiet: Bool {
-            var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
-            return poll(&state, 1, 0) == 0
-        }
-    }
-
     @Test("A service manager is told who has the guest while the process before is still there")
     func serviceManager() throws {
         let directory = try TemporaryDirectory()
-        let manager = try Manager(directory)
+        let manager = try NotifySocket(directory)
         let guest = try CountingGuest(environment: ["NOTIFY_SOCKET": manager.path])
         #expect(try manager.next().text == "READY=1")
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
@@ -167,7 +137,7 @@ struct SessionTests {
     @Test("A service manager has nothing to hear of a new VMM that refuses: its main process stays")
     func refusalForServiceManager() throws {
         let directory = try TemporaryDirectory()
-        let manager = try Manager(directory)
+        let manager = try NotifySocket(directory)
         let guest = try CountingGuest(environment: ["NOTIFY_SOCKET": manager.path])
         #expect(try manager.next().text == "READY=1")
         #expect(guest.update(guest.arguments + ["-bogus"]).contains("the new VMM refused: -bogus"))
@@ -180,10 +150,39 @@ struct SessionTests {
         #expect(manager.isQuiet)
     }
 
+    @Test("A watchdog gets its signs of life from each VMM that has the guest, over updates and rollbacks")
+    func watchdog() throws {
+        let directory = try TemporaryDirectory()
+        let manager = try NotifySocket(directory)
+        let guest = try CountingGuest(environment: ["NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "200000"])
+        #expect(try manager.next().text == "READY=1")
+        try manager.waitForStatus("running")
+        try manager.waitForPings(2)
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        try manager.waitForStatus("updated to ")
+        try manager.waitForPings(2)
+        #expect(guest.update(["false"]).contains("taken back"))
+        try manager.waitForStatus("running; an update was taken back: the new VMM ended during its start")
+        try manager.waitForPings(2)
+        try guest.qmp.execute("stop")
+        try manager.waitForStatus("paused; an update")
+        // Of a process that is not the main one the limit is nobody's.
+        let other = try CountingGuest(environment: [
+            "NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1",
+        ])
+        try guest.qmp.execute("quit")
+        while try manager.next().text != "STOPPING=1" {}
+        let before = manager.pings
+        try other.waitForProgress(past: other.count + 1000)
+        try other.qmp.execute("quit")
+        while try manager.next().text != "STOPPING=1" {}
+        #expect(manager.pings == before)
+    }
+
     @Test("No child but a new VMM is given the manager's socket")
     func environment() throws {
         let directory = try TemporaryDirectory()
-        let manager = try Manager(directory)
+        let manager = try NotifySocket(directory)
         let guest = try CountingGuest(environment: ["NOTIFY_SOCKET": manager.path])
         func told(_ command: String) throws -> String {
             let file = directory.file("environment")

@@ -34,6 +34,8 @@ public func registerCoreCommands(
     try ExaminePhysical.register(vm)
     try registerBlockQueries(vm)
     try registerDescriptorCommands(vm: vm)
+    registerMachineMetrics(vm)
+    try registerMetricsCommands(vm)
 }
 
 extension QMPCommand {

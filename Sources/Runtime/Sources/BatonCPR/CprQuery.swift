@@ -5,6 +5,7 @@ import Glibc
 /// `query-cpr` and `info cpr`.
 extension CprController {
     func registerQuery() throws(VMMError) {
+        registerMetrics()
         try vm.commands.add(
             QMPCommand("query-cpr", returns: CprController.queryType) { [unowned self] _ throws(VMMError) in
                 .object(try query())

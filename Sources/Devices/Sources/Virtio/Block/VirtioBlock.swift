@@ -49,6 +49,8 @@ public final class VirtioBlock: VirtioDevice {
     private static let discardPiece = 1 << 25
     /// Scratch for the segments of a piece.
     private let parts = UnsafeMutablePointer<iovec>.allocate(capacity: VirtQueue.maxSegments)
+    /// CLOCK_MONOTONIC in nanoseconds when the last request was taken.
+    private var begun: Int64 = 0
 
     /// - Parameter serial: what GET_ID gives; at most 20 bytes.
     public init(vm: VirtualMachine, backend: BlockBackend, serial: String) {
@@ -114,6 +116,7 @@ public final class VirtioBlock: VirtioDevice {
         let type = header.load(as: UInt32.self)
         let sector = header.load(fromByteOffset: 8, as: UInt64.self)
         let room = chain.writableBytes &- 1
+        if queue.progress == 0 { begun = EventLoop.now }
         let result: Result
         switch type {
         case Request.read: result = read(chain, queue, sector: sector, length: room)
@@ -126,8 +129,23 @@ public final class VirtioBlock: VirtioDevice {
             result = .done(Status.unsupported)
         }
         guard case .done(let status, let data) = result else { return .unfinished }
+        count(type, bytes: type == Request.read ? data : chain.readableBytes &- 16, failed: status != Status.ok)
         withUnsafeBytes(of: status) { _ = queue.copyIn(chain, offset: room, from: $0) }
         return .used(data &+ 1)
+    }
+
+    private func count(_ type: UInt32, bytes: Int, failed: Bool) {
+        let time = EventLoop.now &- begun
+        let operation: BlockStatistics.Operation
+        switch type {
+        case Request.read: operation = .read
+        case Request.write: operation = .write
+        case Request.flush: operation = .flush
+        case Request.discard, Request.writeZeroes: operation = .unmap
+        default: return
+        }
+        let hasBytes = operation == .read || operation == .write
+        backend.statistics.count(operation, bytes: hasBytes ? bytes : 0, nanoseconds: time, failed: failed)
     }
 
     /// The byte offset of a transfer that lies within the disk, else nil.

@@ -52,6 +52,13 @@ public final class VirtQueue {
     /// The device goes on with the queue in a later turn of the loop.
     var isPutOff = false
 
+    // What has gone through the queue in this process, for metrics.
+    /// Chains that were given back to the driver.
+    public private(set) var chainCount: UInt64 = 0
+    /// Bytes of the chains that were given back: for the device to read, of those that were pushed; written by it.
+    public private(set) var readBytes: UInt64 = 0
+    public private(set) var writtenBytes: UInt64 = 0
+
     // The rings' host addresses; nil unless `ready`.
     private var table: UnsafeMutableRawPointer?
     private var available: UnsafeMutableRawPointer?
@@ -295,6 +302,7 @@ public final class VirtQueue {
     /// Puts `chain` into the used ring and publishes it.
     /// - Parameter written: bytes that the device wrote.
     public func push(_ chain: VirtioChain, written: Int) {
+        readBytes &+= UInt64(truncatingIfNeeded: chain.readableBytes)
         fill(chain.head, written: written, at: 0)
         publish(1)
     }
@@ -302,6 +310,7 @@ public final class VirtQueue {
     /// Writes an element `position` places after the published ones.
     func fill(_ head: UInt16, written: Int, at position: UInt16) {
         guard let used else { return }
+        writtenBytes &+= UInt64(truncatingIfNeeded: written)
         let slot = UInt64((nextUsed &+ position) & (size &- 1))
         let element = UInt64(head) | UInt64(UInt32(truncatingIfNeeded: written)) << 32
         used.storeBytes(of: element, toByteOffset: Int(4 &+ 8 &* slot), as: UInt64.self)
@@ -311,6 +320,7 @@ public final class VirtQueue {
     /// Publishes `count` elements that were filled.
     func publish(_ count: UInt16) {
         guard let used else { return }
+        chainCount &+= UInt64(count)
         nextUsed &+= count
         cbaton_store_release16(used + 2, nextUsed)
         addressSpace.didWrite(deviceAddress &+ 2, length: 2)

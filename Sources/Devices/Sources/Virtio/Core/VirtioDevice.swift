@@ -46,6 +46,7 @@ open class VirtioDevice: Device {
         queues = queueSizes.enumerated().map { VirtQueue(index: $0.offset, maxSize: $0.element, addressSpace: space) }
         for queue in queues { queue.owner = self }
         doorbells = QueueDoorbells(self)
+        vm.metrics.add { [weak self] in self?.queueMetrics ?? [] }
     }
 
     // MARK: For subclasses

@@ -41,13 +41,13 @@ public enum Log {
     /// Logs an access by the guest that is not allowed.
     @inline(__always)
     public static func guestError(_ message: @autoclosure () -> String) {
-        if mask.contains(.guestErrors), admits("guest_errors") { writeLine(message()) }
+        if mask.contains(.guestErrors), admits("guest_errors") { writeLine(message(), .info) }
     }
 
     /// Logs a function that is not implemented.
     @inline(__always)
     public static func unimplemented(_ message: @autoclosure () -> String) {
-        if mask.contains(.unimp), admits("unimp") { writeLine(message()) }
+        if mask.contains(.unimp), admits("unimp") { writeLine(message(), .info) }
     }
 
     /// Logs a trace event that `-trace` enabled: `NAME MESSAGE`.
@@ -124,8 +124,8 @@ public enum Log {
 
     /// Writes one line, whatever its kind's number. What the guest or a file says in it cannot control a terminal.
     @inline(never)
-    private static func writeLine(_ text: String) {
-        var line = TerminalText.escaped(text) + "\n"
+    private static func writeLine(_ text: String, _ level: LogLevel = .debug) {
+        var line = LogPrefix.text(level, to: fd) + TerminalText.escaped(text) + "\n"
         line.withUTF8 { _ = Glibc.write(fd, $0.baseAddress, $0.count) }
     }
 
@@ -138,24 +138,5 @@ public enum Log {
         }
         guard let head = text.first, head == first else { return false }
         return matches(text.dropFirst(), pattern.dropFirst())
-    }
-}
-
-/// Messages to the person who started the VMM, in QEMU's format.
-public enum Report {
-    /// The program's name before each message.
-    public nonisolated(unsafe) static var program = "baton"
-
-    public static func error(_ error: VMMError) {
-        line("\(program): \(error.message)")
-        if let hint = error.hint { line(hint) }
-    }
-    public static func warning(_ message: String) { line("\(program): warning: \(message)") }
-    public static func info(_ message: String) { line("\(program): info: \(message)") }
-
-    private static func line(_ text: String) {
-        // A message may quote a file, a peer or the guest.
-        var text = TerminalText.escaped(text, keepingLines: true) + "\n"
-        text.withUTF8 { _ = Glibc.write(2, $0.baseAddress, $0.count) }
     }
 }

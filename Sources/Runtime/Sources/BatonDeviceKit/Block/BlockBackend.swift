@@ -18,6 +18,8 @@ public final class BlockBackend {
     private let fd: Int32
     /// The device that uses the back end, for `query-block`; nil when free.
     public var user: String?
+    /// What the device that uses it has had done.
+    public var statistics = BlockStatistics()
     /// Whether the guest must not make the image look like one of another format: it was taken for raw unasked.
     private let restrictsFormat: Bool
     private let isLocked: Bool

@@ -1,0 +1,62 @@
+import Foundation
+import TestSupport
+
+/// The socket on which a service manager is told of its service, as sd_notify(3) does.
+final class NotifySocket {
+    let path: String
+    private let fd: Int32
+    /// What was said of the guest's state so far, oldest first.
+    private(set) var statuses: [String] = []
+    /// Signs of life so far.
+    private(set) var pings = 0
+
+    init(_ directory: TemporaryDirectory) throws {
+        let path = directory.file("notify")
+        self.path = path
+        fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        let fd = fd
+        guard QMPClient.withAddress(path, { bind(fd, $0, $1) }) == 0 else { throw TestError.system("bind") }
+    }
+    deinit { close(fd) }
+
+    private func hasMessage(milliseconds: Int32) -> Bool {
+        var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
+        return poll(&state, 1, milliseconds) == 1
+    }
+
+    private func receive() throws -> (text: String, descriptor: Int32?) {
+        guard hasMessage(milliseconds: 30_000) else { throw TestError("the manager is told nothing") }
+        guard let message = DescriptorPassing.receive(upTo: 1024, from: fd) else { throw TestError.system("recvmsg") }
+        let text = String(decoding: message.bytes, as: UTF8.self)
+        if text.hasPrefix("STATUS=") { statuses.append(String(text.dropFirst("STATUS=".count))) }
+        if text == "WATCHDOG=1" { pings += 1 }
+        return (text, message.fds.first)
+    }
+
+    private static func isAside(_ text: String) -> Bool { text.hasPrefix("STATUS=") || text == "WATCHDOG=1" }
+
+    /// The next message about the service's processes, and its descriptor, which is the caller's.
+    func next() throws -> (text: String, descriptor: Int32?) {
+        while true {
+            let message = try receive()
+            if !Self.isAside(message.text) { return message }
+        }
+    }
+
+    /// Whether nothing was said about the service's processes.
+    var isQuiet: Bool {
+        while hasMessage(milliseconds: 0) {
+            guard let message = try? receive(), Self.isAside(message.text) else { return false }
+        }
+        return true
+    }
+
+    /// Waits for a status that contains a text, or for one more sign of life.
+    func waitForStatus(_ text: String) throws {
+        while !statuses.contains(where: { $0.contains(text) }) { _ = try receive() }
+    }
+    func waitForPings(_ count: Int) throws {
+        let end = pings + count
+        while pings < end { _ = try receive() }
+    }
+}
