@@ -245,6 +245,14 @@ public final class KVMAccelerator: X86Accelerator {
     /// The host's time-stamp counter to which a state belongs.
     var stoppedTSC: UInt64 { stopTSC ?? ckvm_rdtsc() }
 
+    var clock: GuestClock { vm.clock }
+
+    /// - Parameter kilohertz: of a guest's time-stamp counter; 0 for a kernel that did not say.
+    func ticks(of nanoseconds: Int64, kilohertz: UInt32) -> UInt64 {
+        let product = UInt64(max(0, nanoseconds)).multipliedFullWidth(by: UInt64(kilohertz))
+        return product.high < 1_000_000 ? (1_000_000 as UInt64).dividingFullWidth(product).quotient : 0
+    }
+
     /// The host's counter from which a state of another boot goes on.
     func loadTSC(_ saved: UInt64) -> UInt64 {
         if let loadedTSC, loadedTSC.saved == saved { return loadedTSC.now }

@@ -87,7 +87,8 @@ final class KVMPIT: KVMSystemDevice, Device {
 }
 
 /// KVM's clock, which it writes to guest memory. It goes on while the VM is stopped or updated, as the time-stamp
-/// counter does; when the host has been rebooted meanwhile, both go on from where they were.
+/// counter does; when the host has been rebooted meanwhile, both go on from where they were and by the time of day that
+/// has passed (`GuestClock.gap`).
 final class KVMClock: KVMSystemDevice, Device {
     let stateName = "kvmclock"
 
@@ -110,7 +111,7 @@ final class KVMClock: KVMSystemDevice, Device {
         let sameBoot = try reader.string("host-boot") == HostBoot.id && !HostBoot.id.isEmpty
         try reader.finish()
         return { [self] in
-            guard sameBoot else { return set(clock) }
+            guard sameBoot else { return set(clock &+ UInt64(max(0, accelerator.clock.gap))) }
             // A guest compares this clock with its time-stamp counter: what setting it takes is made good.
             var lead: Int64 = 0
             for _ in 0..<4 {

@@ -39,9 +39,10 @@ extension KVMVirtualCPU {
             if index == 0 { accelerator.forgetFailure() }
             if changesRate, let error = setTSCFrequency(frequency) { return accelerator.note(failure: error) }
             var state = state
-            // After a reboot the counter goes on from where it was.
+            // After a reboot the counter goes on from where it was, by as much as the guest's other clocks do.
             if !sameBoot, let offset = state.tscOffset {
-                state.tscOffset = offset &+ hostTSC &- accelerator.loadTSC(hostTSC)
+                let passed = accelerator.ticks(of: accelerator.clock.gap, kilohertz: frequency)
+                state.tscOffset = offset &+ hostTSC &+ passed &- accelerator.loadTSC(hostTSC)
             }
             if let error = set(state) { accelerator.note(failure: error) }
             takePlace()

@@ -24,6 +24,8 @@ public final class MicroVM: Machine {
     private let secondIOAPIC: SecondIOAPIC?
 
     public var pciBus: PCIBus? { pci?.bus }
+    /// Of pvpanic, if there is one.
+    var panicPort: UInt64? { isa.panicPort }
 
     /// Builds the board and adds its parts to the VM, always in the same order.
     init(
@@ -195,7 +197,7 @@ public final class MicroVM: Machine {
         configuration.hasSerial = options.hasSerial
         configuration.hasRTC = options.hasRTC
         configuration.virtioSlots = usedSlots
-        configuration.panicPort = isa.panicPort
+        configuration.panicPort = panicPort
         if pci != nil, let base = interrupts.pciBase {
             configuration.pci = ACPIConfiguration.PCI(
                 highMemory: MicroVM.highPCIMemory(accelerator, layout), interruptBase: base)

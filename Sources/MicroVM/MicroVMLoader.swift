@@ -29,7 +29,8 @@ final class MicroVMLoader: Device {
         guard !tablesAreThere, files.firmware != nil else { return }
         tablesAreThere = true
         let firmware = machine.firmware
-        try firmware.addBoardFiles(memory: machine.layout, tables: machine.tables(), bootOrder: [])
+        try firmware.addBoardFiles(
+            memory: machine.layout, tables: machine.tables(), bootOrder: [], panicPort: machine.panicPort)
         firmware.setKernel { [unowned self] in
             do throws(VMMError) {
                 return try machine.plan(files).kernelItems

@@ -72,6 +72,14 @@ struct GuestBuilder {
             [try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-o", output] + parts)
     }
 
+    /// Builds a program for the lab's Linux that executes a kernel.
+    func buildKexecProgram(to output: String) throws {
+        try Tool.require([
+            try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-o", output,
+            "\(sources)/lab/kexec.c",
+        ])
+    }
+
     /// Builds the boot sector of the lab's disk for SeaBIOS.
     func buildBootSector(to output: String) throws {
         try Tool.require([

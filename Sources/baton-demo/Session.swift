@@ -6,8 +6,9 @@ private nonisolated(unsafe) var interruption: Int32 = 0
 
 /// A VMM that runs a guest, with both of its ends: the console and QMP.
 final class Session {
-    let process: VMMProcess
-    let console: GuestConsole
+    private(set) var process: VMMProcess
+    private(set) var console: GuestConsole
+    private let consoleLog: String
     private let socketPath: String
     private(set) var qmp: QMPConnection?
 
@@ -23,7 +24,8 @@ final class Session {
         for number in [SIGINT, SIGTERM, SIGHUP] { signal(number) { interruption = $0 } }
         signal(SIGPIPE, SIG_IGN)
         process = try VMMProcess(arguments, log: "\(directory)/vmm.log")
-        console = GuestConsole(process: process, log: "\(directory)/console.log")
+        consoleLog = "\(directory)/console.log"
+        console = GuestConsole(process: process, log: consoleLog)
     }
 
     /// Reads the console until `condition` holds. `what` completes "waiting for ...".
@@ -88,6 +90,17 @@ final class Session {
             return reply != nil
         }
         return try Self.result(of: name, reply ?? [:])
+    }
+
+    /// The guest has gone to another process, which has a console of its own and listens at the same socket: waits for
+    /// the end of the one before, and connects anew.
+    func follow(_ next: VMMProcess) throws {
+        try waitForEnd()
+        console.drain()
+        let successor = GuestConsole(process: next, log: consoleLog)
+        (successor.onLine, successor.onReport, successor.onBytes) = (console.onLine, console.onReport, console.onBytes)
+        (process, console) = (next, successor)
+        try connect()
     }
 
     /// Has the VMM replace itself. The connection stays open, and the new VMM answers on it; one that

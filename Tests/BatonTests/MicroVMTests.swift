@@ -106,6 +106,43 @@ import Testing
         for (index, letter) in all.enumerated() { #expect(letter == UInt8(ascii: "a") + UInt8(index % 26)) }
     }
 
+    @Test("After an internal error of KVM's the guest runs only after a reset", .enabled(if: isUsable, usable))
+    func internalError() throws {
+        // To protected mode by a GDT at 0x50, and to an address without memory, from which nothing can be executed.
+        var code: [UInt8] = [
+            0xfa, 0x2e, 0x66, 0x0f, 0x01, 0x16, 0x40, 0x00,  // cli; lgdt cs:[0x40]
+            0x0f, 0x20, 0xc0, 0x0c, 0x01, 0x0f, 0x22, 0xc0,  // mov eax, cr0; or al, 1; mov cr0, eax
+            0x66, 0xea, 0x20, 0x00, 0x0f, 0x00, 0x08, 0x00,  // jmp 8:0xf0020
+        ]
+        code += [UInt8](repeating: 0, count: 0x20 - code.count)
+        code += [0xb8, 0x00, 0x00, 0x00, 0xd0, 0xff, 0xe0]  // mov eax, 0xd0000000; jmp eax
+        code += [UInt8](repeating: 0, count: 0x40 - code.count)
+        code += [0x0f, 0x00, 0x50, 0x00, 0x0f, 0x00]  // the GDT's limit and address
+        code += [UInt8](repeating: 0, count: 0x58 - code.count)
+        code += [0xff, 0xff, 0x00, 0x00, 0x00, 0x9a, 0xcf, 0x00]  // code of 4 GiB
+        let rom = try ROM(code)
+        let process = try ChildProcess(rom.arguments)
+        let qmp = try QMPClient(path: rom.directory.file("qmp"), of: process)
+        func expectRefusal() {
+            #expect(refusal { try qmp.execute("cont") } == "Resetting the Virtual Machine is required")
+        }
+        try eventually("KVM gives up") { try qmp.status() == "internal-error" }
+        #expect(process.errors.contains("KVM internal error"), "\(process.errors)")
+        expectRefusal()
+        try qmp.execute("cpr-update", ["argv": rom.arguments])
+        #expect(try qmp.status() == "internal-error")
+        expectRefusal()
+        try qmp.execute("cpr-save", ["filename": rom.directory.file("state"), "mode": "restart"])
+        #expect(try qmp.status() == "save-vm")
+        expectRefusal()
+        try qmp.execute("system_reset")
+        try eventually("the machine is reset") { try qmp.status() == "prelaunch" }
+        try qmp.execute("cont")
+        try eventually("KVM gives up again") { try qmp.status() == "internal-error" }
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
+    }
+
     @Test("What does not fit together is refused by name", .enabled(if: isUsable, usable))
     func refusals() throws {
         let rom = try ROM([0xf4])

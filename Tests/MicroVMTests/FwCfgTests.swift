@@ -82,15 +82,18 @@ import Testing
     @Test func theBoardsFiles() throws {
         let interrupts = InterruptLayout(acpi: true, secondIOAPIC: true)
         let tables = ACPITables(ACPIConfiguration(apicIDs: [0], interrupts: interrupts))
-        try device.addBoardFiles(memory: ram.layout, tables: tables, bootOrder: ["/a@1/disk@0,0", "/b@2"])
-        let list = item(FwCfgKey.directory, 4 + 6 * 64)
-        let names = (0..<6).map { index in
+        try device.addBoardFiles(
+            memory: ram.layout, tables: tables, bootOrder: ["/a@1/disk@0,0", "/b@2"], panicPort: 0x1505)
+        let list = item(FwCfgKey.directory, 4 + 7 * 64)
+        let names = (0..<7).map { index in
             String(decoding: list[(4 + 64 * index + 8)...].prefix { $0 != 0 }, as: UTF8.self)
         }
         #expect(
             names == [
-                "bootorder", "etc/acpi/rsdp", "etc/acpi/tables", "etc/boot-fail-wait", "etc/e820", "etc/table-loader",
+                "bootorder", "etc/acpi/rsdp", "etc/acpi/tables", "etc/boot-fail-wait", "etc/e820", "etc/pvpanic-port",
+                "etc/table-loader",
             ])
+        #expect(item(0x25, 2) == [0x05, 0x15])
         #expect(item(0x20, 19) == Array("/a@1/disk@0,0\n/b@2\0".utf8))
         #expect(item(0x21, 8) == Array("RSD PTR ".utf8))
         // 3 GiB at 0, 2 GiB at 4 GiB.

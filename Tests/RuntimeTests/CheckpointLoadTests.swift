@@ -370,6 +370,26 @@ import Testing
         #expect(last.vm.runState == .shutdown)
     }
 
+    @Test("A machine that cannot go on is not started before a reset, saved, loaded or not")
+    func brokenMachine() throws {
+        let directory = try TemporaryDirectory()
+        let file = directory.file("state"), refusal = "Resetting the Virtual Machine is required"
+        let machine = try Machine()
+        try run(machine, 7)
+        machine.vm.stop(.internalError)
+        try machine.cpr.save(to: file, mode: "test-reboot")
+        #expect(machine.vm.runState == .saveVM)
+        #expect(message { () throws(VMMError) in try machine.vm.start() } == refusal)
+
+        let new = try Machine()
+        try new.cpr.load(from: file, mode: "test-reboot")
+        #expect(new.vm.runState == .internalError)
+        #expect(message { () throws(VMMError) in try new.vm.start() } == refusal)
+        new.vm.resetDevices()
+        try new.vm.start()
+        #expect(new.vm.isRunning)
+    }
+
     @Test("A VMM that is to end saves, replaces and loads nothing", arguments: [true, false])
     func ending(_ byGuest: Bool) throws {
         let directory = try TemporaryDirectory()

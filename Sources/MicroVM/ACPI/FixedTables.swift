@@ -9,7 +9,7 @@ extension ACPIConfiguration {
     /// FADT of ACPI 5: hardware reduced, so all that there is are the registers for sleep and reset.
     var fadt: ACPITable {
         // Offsets in the table.
-        let (bootFlags, flags, resetRegister, resetValue) = (109, 112, 116, 128)
+        let (century, bootFlags, flags, resetRegister, resetValue) = (108, 109, 112, 116, 128)
         let (sleepControl, sleepStatus, size) = (244, 256, 268)
         // No VGA; no keyboard controller either, whose flag is not there. A kernel that does not know that there is
         // no clock polls its ports for seconds.
@@ -22,6 +22,8 @@ extension ACPIConfiguration {
             let start = offset - ACPITable.headerSize
             body.replaceSubrange(start..<start + bytes.count, with: bytes)
         }
+        // Where the clock has the century; without it a kernel guesses that from the year.
+        if hasRTC { put([UInt8(CMOSIndex.century)], century) }
         put(littleEndianBytes(noVGA | (hasRTC ? 0 : noRTC)), bootFlags)
         put(
             littleEndianBytes(

@@ -23,9 +23,6 @@ func registerRunControl(_ vm: VirtualMachine) throws(VMMError) {
         if vm.isRunning { vm.stop() }
     }
     try addAction(commands, "cont", "resume emulation") { [unowned vm] () throws(VMMError) in
-        if vm.runState == .shutdown || vm.runState == .internalError || vm.runState == .guestPanicked {
-            throw VMMError("Resetting the Virtual Machine is required")
-        }
         // As in QEMU: it starts when its state has come.
         if vm.runState == .inmigrate {
             vm.autostart = true

@@ -9,61 +9,109 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     case bootSMP = "boot-smp"
     /// Work on a disk, a network, timers, signals and registers, over updates.
     case mmio, pci
+    /// The same over updates of other modes.
+    case transfer, reboot
     /// SeaBIOS starts from a disk.
     case seabios
     /// Devices of the lab's behind its IOMMU, by the kernel's VFIO.
-    case vfio
+    case vfio, e1000e, iommufd
+    /// The lab's own Linux goes and comes meanwhile.
+    case hostReboot = "host-reboot"
+    case hostKexec = "host-kexec"
 
     var explanation: String {
         switch self {
         case .boot: "Debian's kernel to user space, with one vCPU, and one update"
-        case .bootSMP: "the same with two vCPUs"
+        case .bootSMP: "the same with two vCPUs, over updates"
         case .mmio: "work over updates, with one vCPU and virtio-mmio"
         case .pci: "work over updates, with two vCPUs and virtio-pci"
+        case .transfer: "work over updates in mode transfer: each to a process that is started first"
+        case .reboot: "work over updates in mode reboot: each by a file, with guest RAM in it"
         case .seabios: "SeaBIOS and a boot sector that goes on reading its disk, over updates"
         case .vfio: "an edu and an NVMe disk, passed through, at work over updates beside the rest"
+        case .e1000e: "an e1000e network card, passed through, with its driver at work over updates"
+        case .iommufd: "all three by /dev/iommu (needs a kernel that is built once: --build-kernel)"
+        case .hostReboot: "mode reboot over \(LabStorage.restarts) resets of the lab, with RAM on persistent memory"
+        case .hostKexec: "the same over \(LabStorage.restarts) kexecs of the lab's Linux"
         }
     }
+
+    /// The lab that the case needs.
+    var setup: LabHost.Setup {
+        switch self {
+        case .iommufd: .ownKernel
+        case .hostReboot, .hostKexec: .persistent
+        default: .standard
+        }
+    }
+
+    /// Why the case cannot be run here; nil if it can.
+    func obstacle(_ files: LabFiles) -> String? {
+        switch setup {
+        case .ownKernel where !files.own.isComplete:
+            "needs a kernel of our own, which baton-demo lab --build-kernel builds"
+        case .persistent where Tool.find("mkfs.ext4") == nil: "needs mkfs.ext4 (Debian's package e2fsprogs)"
+        default: nil
+        }
+    }
+
+    /// The case ends the lab's Linux, and so is the only one in its lab.
+    var isAlone: Bool { setup == .persistent }
+
+    private var guestKernel: LabMachine.Kernel { [.e1000e, .iommufd].contains(self) ? .full : .cloud }
 
     /// What a case has to work with.
     struct Context {
         let vmm: String
         let files: LabFiles
-        /// The guest's initrd.
-        let initrd: String
-        /// What SeaBIOS starts from.
-        let disk: String
-        /// How often the VMM is replaced in those that are about that.
+        /// Of initrds, SeaBIOS' disk and the rest that `prepare` has made.
+        let directory: String
+        /// How often the VMM is replaced in those cases that are about that.
         let updates: Int
+    }
+
+    /// Makes what the case needs, outside of the lab.
+    func prepare(_ files: LabFiles, _ directory: TemporaryDirectory) throws {
+        if self == .seabios { return try LabFirmware.makeDisk(directory: directory) }
+        if self == .hostKexec { try GuestBuilder().buildKexecProgram(to: directory.file(LabStorage.kexecProgram)) }
+        guard !FileManager.default.fileExists(atPath: directory.file(guestKernel.initrdName)) else { return }
+        try LabGuest.makeInitrd(guestKernel, files: files, directory: directory)
     }
 
     /// - Returns: what was seen.
     /// - Throws: what was wrong.
     func run(_ context: Context) throws -> String {
+        var machine = LabMachine()
+        machine.kernel = guestKernel
+        var updates = context.updates
         switch self {
-        case .boot: try work(context, cpus: 1, devices: .none, updates: 1)
-        case .bootSMP: try work(context, cpus: 2, devices: .none, updates: 1)
-        case .mmio: try work(context, cpus: 1, devices: .mmio, updates: context.updates)
-        case .pci: try work(context, cpus: 2, devices: .pci, updates: context.updates)
-        case .seabios: try LabFirmware.run(context)
-        case .vfio:
-            try work(context, cpus: 1, devices: .passedThrough(try LabHost.bindDevices()), updates: context.updates)
+        case .boot: updates = 1
+        case .bootSMP: machine.cpus = 2
+        case .mmio: machine.bus = .mmio
+        case .pci: (machine.cpus, machine.bus) = (2, .pci)
+        case .transfer: (machine.cpus, machine.bus, machine.mode) = (2, .pci, .transfer)
+        case .reboot: (machine.bus, machine.hasCards, machine.mode) = (.mmio, false, .reboot)
+        case .seabios: return try LabFirmware.run(context)
+        case .vfio: (machine.bus, machine.passedThrough) = (.pci, [.edu, .nvme])
+        case .e1000e: (machine.bus, machine.passedThrough) = (.pci, [.e1000e])
+        case .iommufd: (machine.bus, machine.passedThrough, machine.usesIOMMUFD) = (.pci, LabHost.Device.allCases, true)
+        case .hostReboot, .hostKexec:
+            (machine.bus, machine.hasCards, machine.mode) = (.mmio, false, .reboot)
+            return try LabStorage.run(machine, context, executesKernel: self == .hostKexec)
         }
+        for device in machine.passedThrough { try LabHost.giveToVFIO(device) }
+        return try Self.work(machine, context, updates: updates)
     }
 
-    private func work(_ context: Context, cpus: Int, devices: LabGuest.Devices, updates: Int) throws -> String {
-        let directory = try TemporaryDirectory.scratch(), start = Clock.now
-        let guest = try LabGuest(
-            vmm: context.vmm, kernel: context.files.guest.image, initrd: context.initrd, cpus: cpus, devices: devices,
-            directory: directory)
-        try guest.boot(cpus: cpus)
+    private static func work(_ machine: LabMachine, _ context: Context, updates: Int) throws -> String {
+        let start = Clock.now
+        let guest = try LabGuest(machine, context)
+        try guest.boot()
         let booted = Clock.now - start
         for number in 0..<updates {
             do { try guest.update() } catch { throw Failure("update \(number + 1): \(error)") }
         }
         try guest.finish()
-        let work = (guest.reports.last?.work ?? [:]).sorted { $0.key < $1.key }.filter { $0.value > 0 }
-        return String(format: "at work after %.0f s; ", booted) + "\(updates) updates, nothing lost: "
-            + work.map { "\($0.value) \($0.key)" }.joined(separator: ", ")
+        return String(format: "at work after %.0f s; ", booted) + "\(updates) updates, nothing lost: \(guest.summary)"
     }
 }

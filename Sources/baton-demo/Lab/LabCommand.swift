@@ -22,7 +22,10 @@ struct LabCommand: ParsableCommand {
     var cache = ".cache"
 
     @Option(help: "Seconds that all of it may take.")
-    var timeout = 1800.0
+    var timeout = 5400.0
+
+    @Flag(help: "First build the kernel that the case iommufd needs, if it is not in the cache.")
+    var buildKernel = false
 
     @Flag(help: "End with status 0 when the emulator or the kernels cannot be had.")
     var ifAvailable = false
@@ -38,6 +41,7 @@ struct LabCommand: ParsableCommand {
         let files: LabFiles
         do {
             files = try LabFiles.obtain(cache: cache) { print($0) }
+            if buildKernel { try LabKernelBuild.build(files.own) { print($0) } }
         } catch {
             guard ifAvailable else { throw error }
             let reason = "\(error)".split(separator: "\n").joined(separator: "; ")
@@ -50,22 +54,45 @@ struct LabCommand: ParsableCommand {
     private func runLab(_ files: LabFiles) throws {
         let directory = try TemporaryDirectory.scratch(), start = Clock.now
         let own = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath().path
-        try LabGuest.makeInitrd(files: files, directory: directory)
-        try LabFirmware.makeDisk(directory: directory)
-        let command =
+        let base =
             [own, "lab", "--inside", directory.path, "--vmm", try RunCommand.locate(vmm: vmm), "--cache", cache]
-            + ["--updates", "\(updates)"] + cases.flatMap { ["--only", $0.rawValue] }
-        let status = try LabHost(files: files, directory: directory).run(command, seconds: timeout) { print($0) }
-        print(String(format: "lab: %@ after %.0f s", status == 0 ? "all passed" : "FAILED", Clock.now - start))
-        if status != 0 { throw ExitCode.failure }
+            + ["--updates", "\(updates)"]
+        var failed = false
+        for (setup, group) in labs(files) {
+            for item in group { try item.prepare(files, directory) }
+            let host = LabHost(files: files, directory: directory, setup: setup)
+            let command = base + group.flatMap { ["--only", $0.rawValue] }
+            do {
+                let status = try host.run(command, seconds: start + timeout - Clock.now) { print($0) }
+                failed = failed || status != 0
+            } catch {
+                print("FAIL: lab \(group.map(\.rawValue).joined(separator: ", ")) — \(error)")
+                failed = true
+            }
+        }
+        print(String(format: "lab: %@ after %.0f s", failed ? "FAILED" : "all passed", Clock.now - start))
+        if failed { throw ExitCode.failure }
+    }
+
+    /// The labs to boot, one after the other, with the cases for each.
+    private func labs(_ files: LabFiles) -> [(LabHost.Setup, [LabCase])] {
+        LabHost.Setup.allCases.flatMap { setup -> [(LabHost.Setup, [LabCase])] in
+            let all = cases.filter { item in
+                guard item.setup == setup else { return false }
+                guard let obstacle = item.obstacle(files) else { return true }
+                print("skipped: lab \(item.rawValue) — \(obstacle)")
+                return false
+            }
+            let alone = all.filter(\.isAlone).map { (setup, [$0]) }, together = all.filter { !$0.isAlone }
+            return (together.isEmpty ? [] : [(setup, together)]) + alone
+        }
     }
 
     /// In the lab: each case, and a line for it.
     private func runInside(_ files: LabFiles, directory: String) throws {
         guard access("/dev/kvm", R_OK | W_OK) == 0 else { throw Failure.system("the lab has no /dev/kvm") }
         let context = LabCase.Context(
-            vmm: try RunCommand.locate(vmm: vmm), files: files, initrd: "\(directory)/\(LabGuest.initrdName)",
-            disk: "\(directory)/\(LabFirmware.diskName)", updates: updates)
+            vmm: try RunCommand.locate(vmm: vmm), files: files, directory: directory, updates: updates)
         var failed = false
         for item in cases {
             let start = Clock.now

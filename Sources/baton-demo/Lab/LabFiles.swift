@@ -10,6 +10,9 @@ struct LabFiles {
     let host: LinuxKernel
     /// Linux of the guests: Debian's for clouds.
     let guest: LinuxKernel
+    /// Linux of the lab where Debian's lacks something, such as iommufd. It takes minutes to build, so it may not be
+    /// there (`LabKernelBuild`).
+    let own: LinuxKernel
     let busybox: String
     /// SeaBIOS for microvm.
     let firmware: String
@@ -26,6 +29,7 @@ struct LabFiles {
         let files = LabFiles(
             emulator: command + ["-L", "\(qemu.root)/usr/share/qemu", "-L", "\(qemu.root)/usr/share/seabios"],
             host: LinuxKernel(directory: "\(linux)/amd64"), guest: LinuxKernel(directory: "\(linux)/cloud-amd64"),
+            own: LinuxKernel(directory: "\(qemu.cache)/own-linux", hasModules: false),
             busybox: "\(linux)/busybox", firmware: "\(qemu.root)/usr/share/seabios/bios-microvm.bin")
         if !files.areThere {
             progress("downloading Debian's amd64 kernels, for the lab and its guests")

@@ -6,8 +6,8 @@ import ProcessSupport
 enum LabFirmware {
     static let diskName = "bios-disk"
     private static let sectors = 0x800
-    /// What the VMM is replaced under: at other ticks, in the BIOS and out of it.
-    private static let (updates, sectorsBetween) = (10, 7)
+    /// Sectors from one update to the next: at other ticks, in the BIOS and out of it.
+    private static let sectorsBetween = 7
 
     /// The image: in each sector but the first, its number in each word.
     static func makeDisk(directory: TemporaryDirectory) throws {
@@ -24,8 +24,8 @@ enum LabFirmware {
     /// - Returns: what was seen.
     static func run(_ context: LabCase.Context) throws -> String {
         let directory = try TemporaryDirectory.scratch(), start = Clock.now
-        let disk = directory.file("disk.img"), socket = directory.file("qmp.sock")
-        try FileManager.default.copyItem(atPath: context.disk, toPath: disk)
+        let updates = context.updates, disk = directory.file("disk.img"), socket = directory.file("qmp.sock")
+        try FileManager.default.copyItem(atPath: "\(context.directory)/\(diskName)", toPath: disk)
         let arguments = [
             context.vmm, "-M", "microvm,memory-backend=ram", "-accel", "kvm", "-cpu", "host", "-m", "64M",
             "-object", "memory-backend-memfd,id=ram,size=64M,share=on", "-cpr-enable", "restart", "-only-cpr-capable",

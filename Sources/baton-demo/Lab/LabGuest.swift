@@ -3,20 +3,12 @@ import ProcessSupport
 
 /// A machine under KVM in the lab, whose Linux works on all that it has (`Tests/Guests/lab/lab.c`).
 final class LabGuest {
-    /// What the guest has: nothing, or a disk and two network cards that are joined outside, on virtio-mmio or
-    /// virtio-pci.
-    enum Devices: Equatable {
-        case none, mmio, pci
-        /// As with `pci`, and devices of the lab's by their addresses: an edu and an NVMe disk.
-        case passedThrough([String])
-    }
-
     /// What the guest's program says each second.
-    struct Report {
+    struct Report: Codable {
         let boot: String
-        /// The guest's uptime, and the lab's clock when it was read here, in seconds.
+        /// The guest's uptime, and the lab's time of day when it was read here, in seconds.
         let uptime: Double, time: Double
-        /// How often each kind of work was done.
+        /// How often each kind of work was done, and the longest that some took, in us.
         let work: [String: Int]
 
         fileprivate init?(_ line: String) {
@@ -29,84 +21,57 @@ final class LabGuest {
             guard let boot = words["boot"], let uptime = words["uptime-ms"].flatMap({ Double($0) }) else { return nil }
             self.boot = boot
             self.uptime = uptime / 1000
-            time = Clock.now
-            work = words.compactMapValues { Int($0) }.filter { LabGuest.kinds.contains($0.key) }
+            time = Date().timeIntervalSince1970
+            work = words.compactMapValues { Int($0) }.filter { $0.key != "uptime-ms" }
         }
     }
 
-    fileprivate static let kinds: Set = [
-        "blocks", "frames", "sleeps", "alarms", "signals", "rounds", "readings", "passed-blocks", "transfers",
-    ]
-
-    let session: Session
-    private let arguments: [String]
-    private(set) var reports: [Report] = []
+    /// Changes when the guest goes to another process.
+    var session: Session { didSet { listen() } }
+    let machine: LabMachine
+    let arguments: [String]
+    let directory: TemporaryDirectory
+    let socket: String
+    /// The first is the oldest.
+    private(set) var reports: [Report]
     /// What it said when its work began.
-    private(set) var introduction: String?
+    private var introduction: String?
     /// Lines of its kernel's log, of level "warning" or worse, that came since.
-    private(set) var kernelLines: [String] = []
+    private var kernelLines: [String] = []
     private var failure: String?
-    private let devices: Devices
+    /// What it took the longest to go on with after an update, and how long, in seconds.
+    private var slowest: (work: String, seconds: Double) = ("", 0)
 
-    /// - Parameter initrd: with the program and its modules, as `makeInitrd` makes it.
-    init(vmm: String, kernel: String, initrd: String, cpus: Int, devices: Devices, directory: TemporaryDirectory) throws
-    {
-        self.devices = devices
-        let socket = directory.file("qmp.sock"), isPCI = ![.none, .mmio].contains(devices)
-        var arguments = [
-            vmm, "-M", "microvm,memory-backend=ram\(isPCI ? ",pcie=on" : "")", "-accel", "kvm", "-cpu",
-            "host",
-            "-smp", "\(cpus)", "-m", "512M", "-object", "memory-backend-memfd,id=ram,size=512M,share=on",
-            "-cpr-enable", "restart", "-only-cpr-capable", "-kernel", kernel, "-initrd", initrd,
-            "-append", Self.commandLine, "-nodefaults", "-display", "none", "-serial", "stdio", "-monitor", "none",
-            "-qmp", "unix:\(socket),server=on,wait=off",
-        ]
-        if devices != .none {
-            let disk = try directory.writeSparse("disk.img", size: 8 << 20), bus = isPCI ? "pci" : "device"
-            arguments += [
-                "-drive", "file=\(disk),format=raw,if=none,id=disk", "-device", "virtio-blk-\(bus),drive=disk",
-            ]
-            for (end, other) in [("a", "b"), ("b", "a")] {
-                let addresses =
-                    "local.type=unix,local.path=\(directory.file(end)),"
-                    + "remote.type=unix,remote.path=\(directory.file(other))"
-                arguments += [
-                    "-netdev", "dgram,id=\(end),\(addresses)", "-device", "virtio-net-\(bus),netdev=\(end)",
-                ]
-            }
-        }
-        if case .passedThrough(let addresses) = devices {
-            for address in addresses { arguments += ["-device", "vfio-pci,host=\(address)"] }
-        }
-        self.arguments = arguments
-        session = try Session(arguments: arguments, socketPath: socket, directory: directory.path)
-        session.console.onLine = { [unowned self] in read($0) }
+    /// Starts a VMM with a guest that is to boot, or, with `earlier`, one that waits for a guest's state.
+    /// - Parameter earlier: what the guest has said in another process.
+    init(_ machine: LabMachine, _ context: LabCase.Context, earlier: [Report] = []) throws {
+        self.machine = machine
+        reports = earlier
+        directory = try TemporaryDirectory.scratch()
+        socket = directory.file("qmp.sock")
+        arguments = try machine.arguments(
+            vmm: context.vmm, kernel: machine.kernel.files(context.files).image,
+            initrd: "\(context.directory)/\(machine.kernel.initrdName)", directory: directory, socket: socket)
+        session = try Session(
+            arguments: arguments + (earlier.isEmpty ? [] : ["-S"]), socketPath: socket, directory: directory.path)
+        listen()
     }
-
-    /// In an emulated KVM each character on the console, and each calibration against a timer, takes a while.
-    private static let commandLine =
-        "console=ttyS0 reboot=t panic=-1 quiet init_on_alloc=0 mitigations=off random.trust_cpu=on "
-        + "cryptomgr.notests nokaslr no_timer_check net.ifnames=0"
-
-    static let initrdName = "guest-initrd"
 
     /// The guest's initrd: its program, and the modules of its devices.
-    static func makeInitrd(files: LabFiles, directory: TemporaryDirectory) throws {
+    static func makeInitrd(_ kernel: LabMachine.Kernel, files: LabFiles, directory: TemporaryDirectory) throws {
         let program = directory.file("lab-init")
         try GuestBuilder().buildLabProgram(to: program)
         var archive = CpioArchive()
         archive.addDirectory("modules")
         archive.addFile("init", mode: 0o755, contents: try Data(contentsOf: URL(fileURLWithPath: program)))
-        let modules = try files.guest.modules(
-            ["virtio_mmio", "virtio_blk", "virtio_net", "uio_pci_generic", "nvme"], busybox: files.busybox)
+        let modules = try kernel.files(files).modules(kernel.modules, busybox: files.busybox)
         for (number, module) in modules.enumerated() {
             archive.addFile("modules/\(number).ko", mode: 0o644, contents: module)
         }
-        try directory.write(initrdName, archive.finished())
+        try directory.write(kernel.initrdName, archive.finished())
     }
 
-    private var hasOwnDevices: Bool { devices != .none }
-    private var hasPassedThrough: Bool { if case .passedThrough = devices { true } else { false } }
+    private func listen() { session.console.onLine = { [unowned self] in read($0) } }
 
     private func read(_ line: String) {
         if line.contains("lab: FAIL") { failure = failure ?? line }
@@ -115,7 +80,7 @@ final class LabGuest {
         if let report = Report(line) { reports.append(report) }
     }
 
-    private func wait(for what: String, seconds: Double, until condition: () throws -> Bool) throws {
+    func wait(for what: String, seconds: Double, until condition: () throws -> Bool) throws {
         try session.wait(for: what, seconds: seconds) {
             if let failure { throw Failure(failure) }
             return try condition()
@@ -123,50 +88,35 @@ final class LabGuest {
     }
 
     /// Waits until the guest's program works, with all that it is to have.
-    func boot(cpus: Int) throws {
+    func boot() throws {
         try session.connect()
         try wait(for: "report of the guest's program", seconds: 240) { !reports.isEmpty }
-        let (own, passed) = (hasOwnDevices ? 1 : 0, hasPassedThrough ? 1 : 0)
-        let expected = "cpus=\(cpus) disk=\(own) cards=\(2 * own) edu=\(passed) clock=kvm-clock"
-        guard introduction == expected else {
-            throw Failure("the guest works with '\(introduction ?? "")', not '\(expected)'")
+        guard introduction == machine.introduction else {
+            throw Failure("the guest works with '\(introduction ?? "")', not '\(machine.introduction)'")
         }
-    }
-
-    /// Replaces the VMM, and waits until the guest has gone on with all of its work.
-    func update() throws {
-        guard let before = reports.last else { throw Failure("the guest has not begun") }
-        let process = try session.peerProcess()
-        // The limits are for machines, not for an emulator of one.
-        try session.command("cpr-update", ["argv": arguments, "timeout-ms": 100_000, "downtime-ms": 20_000])
-        guard try session.peerProcess() == process, session.process.pid == process else {
-            throw Failure("the VMM has another PID than \(process)")
-        }
-        try awaitWork(since: before)
     }
 
     /// Waits until each kind of work was done more often than in an earlier report.
     func awaitWork(since before: Report) throws {
-        let kinds = Self.kinds.filter {
-            switch $0 {
-            case "blocks", "frames": hasOwnDevices
-            case "passed-blocks", "transfers": hasPassedThrough
-            default: true
-            }
-        }
-        func idle() -> [String] {
-            kinds.filter { reports.last?.work[$0] ?? 0 <= before.work[$0] ?? 0 }.sorted()
-        }
+        let start = Clock.now
+        var idle: [String] = []
         do {
-            try wait(for: "further work of the guest", seconds: 120) { idle().isEmpty }
+            try wait(for: "further work of the guest", seconds: 120) {
+                let still = machine.work.filter { reports.last?.work[$0] ?? 0 <= before.work[$0] ?? 0 }.sorted()
+                if !still.isEmpty { idle = still }
+                return still.isEmpty
+            }
         } catch {
-            throw Failure("\(error)\nwhat stands still: \(idle().joined(separator: ", "))")
+            throw Failure("\(error)\nwhat stands still: \(idle.joined(separator: ", "))")
         }
+        let took = Clock.now - start
+        if took > slowest.seconds { slowest = (idle.joined(separator: ", "), took) }
     }
 
     /// Has the guest end, and checks that nothing was lost since it began: it never booted again, its clock goes at
     /// the pace of the lab's, and its kernel has nothing to complain about.
-    func finish() throws {
+    /// - Parameter restarts: of the lab's Linux, meanwhile.
+    func finish(restarts: Int = 0) throws {
         session.console.type("end\n".utf8)
         try session.waitForEnd()
         if let failure { throw Failure(failure) }
@@ -178,9 +128,21 @@ final class LabGuest {
             throw Failure("its uptime was \(before.uptime) s, and then \(after.uptime) s")
         }
         let apart = (last.uptime - first.uptime) - (last.time - first.time)
-        guard abs(apart) < Self.tolerance else {
+        // A Linux that starts reads its time of day from a clock of whole seconds.
+        guard abs(apart) < Self.tolerance + Double(restarts) else {
             throw Failure("its clock is \(apart) s off after \(last.time - first.time) s")
         }
+    }
+
+    /// What was done, for the case's line.
+    var summary: String {
+        guard let last = reports.last else { return "" }
+        let longest = last.work.filter { $0.key.hasPrefix("longest-") && $0.value > 0 }.sorted { $0.key < $1.key }
+        let done = last.work.filter { machine.work.contains($0.key) }.sorted { $0.key < $1.key }
+        return done.map { "\($0.value) \($0.key)" }.joined(separator: ", ") + "; "
+            + longest.map { "\($0.key.dropLast(3).replacingOccurrences(of: "-", with: " ")) \($0.value / 1000) ms" }
+            .joined(separator: ", ")
+            + String(format: "; at work again after at most %.0f s (%@)", slowest.seconds, slowest.work)
     }
 
     /// How long a report may take to come, in seconds: the console is slow, and the machine may be busy.

@@ -5,15 +5,29 @@ import ProcessSupport
 ///
 /// All is emulated by software, so it needs nothing of the machine, and everything in it takes 10 to 50 times as long.
 struct LabHost {
+    /// What kind of PC it is.
+    enum Setup: CaseIterable {
+        /// Debian's kernel, and PCI devices behind an IOMMU.
+        case standard
+        /// The same with a kernel of our own, which has what Debian's lacks.
+        case ownKernel
+        /// With persistent memory; its Linux may start anew any number of times.
+        case persistent
+    }
+
     let files: LabFiles
     let directory: TemporaryDirectory
+    let setup: Setup
 
     /// MiB, of which what is used is allocated. There is one CPU: with more, code that Linux changes while another
     /// CPU runs it makes it crash in this emulation, now and then.
     private static let memory = 4096
     private static let commandLine =
         "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 tsc=reliable no_timer_check nokaslr intel_iommu=on"
-    private static let modules = ["9pnet_virtio", "9p", "overlay", "kvm_amd", "vfio-pci", "vfio_iommu_type1"]
+    private static let modules = [
+        "9pnet_virtio", "9p", "overlay", "kvm_amd", "vfio-pci", "vfio_iommu_type1", "nfit", "nd_pmem", "ext4",
+    ]
+    static let initrdName = "lab-initrd"
     private static let statusMark = "lab: status "
 
     /// Boots the lab, runs a command in it as root, in the working directory, and switches it off.
@@ -22,17 +36,7 @@ struct LabHost {
     ///   - onLine: is called with each line of its output.
     /// - Returns: the command's status.
     func run(_ command: [String], seconds: Double, onLine: @escaping (String) -> Void) throws -> Int32 {
-        let initrd = try makeInitrd(command), disk = try directory.writeSparse("nvme.img", size: 64 << 20)
-        let arguments =
-            files.emulator + [
-                "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35",
-                "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off", "-m", "\(Self.memory)",
-                "-kernel", files.host.image, "-initrd", initrd, "-append", Self.commandLine,
-                "-serial", "file:\(consoleLog)", "-serial", "stdio",
-                "-virtfs", "local,path=/,mount_tag=below,security_model=none,readonly=on,multidevs=remap",
-                "-device", "intel-iommu,intremap=on,caching-mode=on", "-device", "edu,addr=10,dma_mask=0xffffffff",
-                "-drive", "file=\(disk),format=raw,if=none,id=nvme", "-device", "nvme,drive=nvme,serial=lab,addr=11",
-            ]
+        let arguments = files.emulator + (try options(initrd: try makeInitrd(command)))
         let emulator = try VMMProcess(
             [try Self.path(of: arguments[0])] + arguments.dropFirst(), log: directory.file("emulator.log"))
         let output = GuestConsole(process: emulator, log: directory.file("output.log"))
@@ -54,30 +58,34 @@ struct LabHost {
         throw Failure("the lab \(late): \(emulator.epitaph())\n\(consoleTail)")
     }
 
-    /// In the lab: gives its edu and its NVMe disk to vfio-pci.
-    /// - Returns: their addresses.
-    static func bindDevices() throws -> [String] {
-        let bus = "/sys/bus/pci"
-        func write(_ text: String, to file: String) throws {
-            guard let handle = FileHandle(forWritingAtPath: file) else { throw Failure("\(file) is missing") }
-            try handle.write(contentsOf: Data(text.utf8))
-        }
-        for address in addresses {
-            let device = "\(bus)/devices/\(address)"
-            if FileManager.default.fileExists(atPath: "\(device)/driver") {
-                try write(address, to: "\(device)/driver/unbind")
-            }
-            try write("vfio-pci", to: "\(device)/driver_override")
-            try write(address, to: "\(bus)/drivers_probe")
-            guard FileManager.default.fileExists(atPath: "\(bus)/drivers/vfio-pci/\(address)") else {
-                throw Failure("vfio-pci did not take \(address)")
-            }
-        }
-        return addresses
-    }
+    private var kernel: LinuxKernel { setup == .ownKernel ? files.own : files.host }
 
-    /// Of edu and the NVMe disk.
-    private static let addresses = ["0000:00:10.0", "0000:00:11.0"]
+    /// The emulator's.
+    private func options(initrd: String) throws -> [String] {
+        let disk = try directory.writeSparse("nvme.img", size: 64 << 20), loop = directory.file("loop")
+        let options = [
+            "-nodefaults", "-no-user-config", "-display", "none",
+            "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off",
+            "-kernel", kernel.image, "-initrd", initrd, "-append", Self.commandLine,
+            "-serial", "file:\(consoleLog)", "-serial", "stdio",
+            "-virtfs", "local,path=/,mount_tag=below,security_model=none,readonly=on,multidevs=remap",
+            "-device", "intel-iommu,intremap=on,caching-mode=on", "-device", "edu,addr=10,dma_mask=0xffffffff",
+            "-drive", "file=\(disk),format=raw,if=none,id=nvme", "-device", "nvme,drive=nvme,serial=lab,addr=11",
+            // What the card sends comes back to it.
+            "-netdev", "dgram,id=loop,local.type=unix,local.path=\(loop),remote.type=unix,remote.path=\(loop)",
+            "-device", "e1000e,netdev=loop,addr=12",
+        ]
+        guard setup == .persistent else {
+            return options + ["-no-reboot", "-machine", "q35", "-m", "\(Self.memory)"]
+        }
+        try? FileManager.default.removeItem(atPath: directory.file("pmem.img"))
+        let pmem = try directory.writeSparse("pmem.img", size: LabStorage.memorySize)
+        return options + [
+            "-machine", "q35,nvdimm=on", "-m", "\(Self.memory),slots=2,maxmem=16G", "-device", "nvdimm,memdev=pmem",
+            "-object",
+            "memory-backend-file,id=pmem,share=on,align=2M,mem-path=\(pmem),size=\(LabStorage.memorySize)",
+        ]
+    }
 
     private var consoleLog: String { directory.file("console.log") }
 
@@ -98,11 +106,11 @@ struct LabHost {
         for name in ["bin", "modules"] { archive.addDirectory(name) }
         archive.addFile("bin/busybox", mode: 0o755, contents: try contents(files.busybox))
         archive.addFile("init", mode: 0o755, contents: try contents("\(try GuestBuilder().sources)/lab/host.sh"))
-        for (number, module) in try files.host.modules(Self.modules, busybox: files.busybox).enumerated() {
+        for (number, module) in try kernel.modules(Self.modules, busybox: files.busybox).enumerated() {
             archive.addFile("modules/\(number).ko", mode: 0o644, contents: module)
         }
         archive.addFile("command", mode: 0o644, contents: Data(script(command).utf8))
-        return try directory.write("lab-initrd", archive.finished())
+        return try directory.write(Self.initrdName, archive.finished())
     }
 
     private func script(_ command: [String]) -> String {

@@ -1,15 +1,18 @@
 import Foundation
 import ProcessSupport
 
-/// One of Debian's kernels in the cache, as its packages have it: nothing was configured for it.
+/// A kernel in the cache: one of Debian's, as its packages have it, or one of our own without modules.
 struct LinuxKernel {
     /// Of `vmlinuz` and `modules`.
     let directory: String
+    var hasModules = true
 
     /// The compressed kernel, as boot loaders take it.
     var image: String { "\(directory)/vmlinuz" }
     private var modules: String { "\(directory)/modules" }
-    var isComplete: Bool { [image, modules].allSatisfy { FileManager.default.fileExists(atPath: $0) } }
+    var isComplete: Bool {
+        (hasModules ? [image, modules] : [image]).allSatisfy { FileManager.default.fileExists(atPath: $0) }
+    }
 
     /// Unpacks the packages of one kernel.
     /// - Parameter scratch: a directory of the caller's, which is left with what is not needed.
@@ -34,6 +37,7 @@ struct LinuxKernel {
     /// kernel is left out.
     /// - Parameter names: as in `virtio_blk`.
     func modules(_ names: [String], busybox: String) throws -> [Data] {
+        guard hasModules else { return [] }
         var paths: [String: String] = [:]
         let all = FileManager.default.enumerator(atPath: modules)
         while let path = all?.nextObject() as? String {

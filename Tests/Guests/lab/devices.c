@@ -57,11 +57,12 @@ void passed_disk_work(int disk) { work_on(disk, &shared->passed_blocks); }
 
 enum { frame_type = 0x88b5, frame_length = 512 };
 
-int open_card(int number)
+static int open_card(const char *name)
 {
     struct ifreq request = {0};
-    snprintf(request.ifr_name, IFNAMSIZ, "eth%d", number);
-    int card = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, htons(frame_type));
+    snprintf(request.ifr_name, IFNAMSIZ, "%s", name);
+    // Of no protocol until it is bound: it would get the frames of all cards.
+    int card = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
     if (card < 0 || ioctl(card, SIOCGIFFLAGS, &request))
         return -1;
     request.ifr_flags |= IFF_UP | IFF_PROMISC;
@@ -75,6 +76,26 @@ int open_card(int number)
         FAIL("%s: %s", request.ifr_name, strerror(errno));
     return card;
 }
+
+// By their driver, as the kernel numbers cards in the order in which they come.
+static int open_card_of(const char *driver, int number)
+{
+    for (int i = 0; i < 8; i++) {
+        char name[IFNAMSIZ], path[64], target[128];
+        snprintf(name, sizeof name, "eth%d", i);
+        snprintf(path, sizeof path, "/sys/class/net/%s/device/driver", name);
+        ssize_t length = readlink(path, target, sizeof target - 1);
+        target[length > 0 ? length : 0] = 0;
+        const char *found = strrchr(target, '/');
+        if (found && !strcmp(found + 1, driver) && number-- == 0)
+            return open_card(name);
+    }
+    return -1;
+}
+
+int open_virtio_card(int number) { return open_card_of("virtio_net", number); }
+
+int find_passed_card(void) { return open_card_of("e1000e", 0); }
 
 void return_frames(int card)
 {
@@ -99,7 +120,7 @@ static void make_frame(uint64_t *frame, uint64_t number)
     frame[2] = number;
 }
 
-void send_frames(int card)
+static void circulate(int card, uint64_t *counter, uint64_t *longest)
 {
     uint64_t sent[frame_length / 8] = {0}, received[256];
     for (uint64_t number = 0;; number++) {
@@ -114,9 +135,36 @@ void send_frames(int card)
         if (count != frame_length || memcmp(received, sent, frame_length))
             FAIL("in place of frame %lu came %lu, of %zd bytes", number, received[2], count);
         uint64_t took = now(CLOCK_MONOTONIC) - begun;
-        if (took > shared->longest_frame)
-            shared->longest_frame = took;
-        add(&shared->frames);
+        if (took > *longest)
+            *longest = took;
+        add(counter);
         usleep(1000);
     }
+}
+
+void send_frames(int card) { circulate(card, &shared->frames, &shared->longest_frame); }
+
+// A real card's link takes a while to come up, and drops what is sent before.
+static void await_link(int card)
+{
+    for (int i = 0; i < 600; i++) {
+        struct sockaddr_ll address;
+        socklen_t size = sizeof address;
+        struct ifreq request = {0};
+        if (getsockname(card, (struct sockaddr *)&address, &size))
+            break;
+        request.ifr_ifindex = address.sll_ifindex;
+        if (ioctl(card, SIOCGIFNAME, &request) || ioctl(card, SIOCGIFFLAGS, &request))
+            break;
+        if (request.ifr_flags & IFF_RUNNING)
+            return;
+        usleep(100000);
+    }
+    FAIL("the passed-through card has no link");
+}
+
+void passed_card_work(int card)
+{
+    await_link(card);
+    circulate(card, &shared->passed_frames, &shared->longest_passed_frame);
 }

@@ -1,15 +1,17 @@
 // The first process of an x86-64 Linux guest in the lab: works on disk, network, timers, signals and
 // registers at once, and says on the console what of it went wrong.
 //
-//   lab: works NAME=VALUE...      once, when all of it has begun: boot id, CPUs, disk, cards
+//   lab: works NAME=VALUE...      once, when all of it has begun: CPUs, devices, clock
 //   lab: report NAME=VALUE...     each second, and once more for the word "end" on the console
 //   lab: FAIL REASON              at once
 //   lab: kernel TEXT              a line of the kernel's log, of level "warning" or worse since the work began
 //   lab: end                      the last; the machine is switched off
 //
-// Two network cards, if there are any, are joined outside: what one sends, the other returns.
+// Two network cards, if there are any, are joined outside: what one sends, the other returns. One that was passed
+// through is joined with itself: what it sends comes back.
 
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -64,14 +66,34 @@ void read_line(const char *path, char *line, int size)
         close(file);
 }
 
+int find_device(const char *device, char *address)
+{
+    DIR *devices = opendir("/sys/bus/pci/devices");
+    struct dirent *entry;
+    int found = 0;
+    while (devices && !found && (entry = readdir(devices))) {
+        char path[300], id[16];
+        snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/device", entry->d_name);
+        read_line(path, id, sizeof id);
+        found = !strcmp(id, device);
+        if (found && address)
+            snprintf(address, address_size, "%.31s", entry->d_name);
+    }
+    if (devices)
+        closedir(devices);
+    return found;
+}
+
 static void report(const char *word)
 {
     char boot[64];
     read_line("/proc/sys/kernel/random/boot_id", boot, sizeof boot);
     say("lab: %s uptime-ms=%lu boot=%s blocks=%lu frames=%lu sleeps=%lu alarms=%lu signals=%lu rounds=%lu readings=%lu passed-blocks=%lu transfers=%lu "
-        "longest-sleep-us=%lu longest-frame-us=%lu", word,
+        "passed-frames=%lu longest-sleep-us=%lu longest-frame-us=%lu longest-passed-frame-us=%lu", word,
         now(CLOCK_BOOTTIME) / 1000000, boot, shared->blocks, shared->frames, shared->sleeps, shared->alarms,
-        shared->signals, shared->rounds, shared->readings, shared->passed_blocks, shared->transfers, shared->longest_sleep / 1000, shared->longest_frame / 1000);
+        shared->signals, shared->rounds, shared->readings, shared->passed_blocks, shared->transfers,
+        shared->passed_frames, shared->longest_sleep / 1000, shared->longest_frame / 1000,
+        shared->longest_passed_frame / 1000);
 }
 
 // The kernel's log from where `log` stands.
@@ -132,7 +154,7 @@ int main(void)
     load_modules();
     int log = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC), cpus = sysconf(_SC_NPROCESSORS_ONLN);
     // Disks and cards are there when their driver's module is.
-    int disk = open("/dev/vda", O_RDWR | O_DIRECT | O_CLOEXEC), first = open_card(0), second = open_card(1);
+    int disk = open("/dev/vda", O_RDWR | O_DIRECT | O_CLOEXEC), first = open_virtio_card(0), second = open_virtio_card(1);
     lseek(log, 0, SEEK_END);
     char clock[32];
     read_line("/sys/devices/system/clocksource/clocksource0/current_clocksource", clock, sizeof clock);
@@ -150,12 +172,15 @@ int main(void)
         start(return_frames, second);
         start(send_frames, first);
     }
-    int edu = find_edu(), nvme = edu ? await_disk("/dev/nvme0n1") : -1;
-    if (edu) {
+    int edu = find_device("0x11e8", NULL), nvme = find_device("0x0010", NULL), card = find_passed_card();
+    if (edu)
         start(edu_work, 0);
-        start(passed_disk_work, nvme);
-    }
-    say("lab: works cpus=%d disk=%d cards=%d edu=%d clock=%s", cpus, disk >= 0, (first >= 0) + (second >= 0), edu, clock);
+    if (nvme)
+        start(passed_disk_work, await_disk("/dev/nvme0n1"));
+    if (card >= 0)
+        start(passed_card_work, card);
+    say("lab: works cpus=%d disk=%d cards=%d edu=%d nvme=%d e1000e=%d clock=%s", cpus, disk >= 0,
+        (first >= 0) + (second >= 0), edu, nvme, card >= 0, clock);
 
     char line[64] = "";
     size_t length = 0;

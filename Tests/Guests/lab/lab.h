@@ -10,11 +10,11 @@
 
 // What the processes have done, in memory of all of them.
 struct shared {
-    uint64_t blocks, frames, returned, sleeps, alarms, signals, rounds, readings, passed_blocks, transfers;
+    uint64_t blocks, frames, returned, sleeps, alarms, signals, rounds, readings, passed_blocks, passed_frames, transfers;
     // The latest time that any CPU has read, in ns.
     uint64_t latest;
-    // The longest that a sleep of 10 ms, or the answer to a frame, took, in ns.
-    uint64_t longest_sleep, longest_frame;
+    // The longest that a sleep of 10 ms, or a frame's way back, took, in ns.
+    uint64_t longest_sleep, longest_frame, longest_passed_frame;
 };
 extern struct shared *shared;
 
@@ -50,17 +50,22 @@ static inline uint64_t mix(uint64_t a, uint64_t b)
 // The first line of a file, empty if it cannot be read.
 void read_line(const char *path, char *line, int size);
 
+// Whether there is a PCI device of this id, as in "0x11e8", and where: `address`, of address_size bytes, may be NULL.
+enum { address_size = 32 };
+int find_device(const char *device, char *address);
+
 // Kinds of work, each of which never ends. The argument is a descriptor, a CPU, or nothing.
 void disk_work(int disk);
 void passed_disk_work(int disk);
-int open_card(int number);
+int open_virtio_card(int number);
 void send_frames(int card);
 void return_frames(int card);
+// With a card that was passed through, which is joined with itself outside.
+int find_passed_card(void);
+void passed_card_work(int card);
 void clock_work(int cpu);
 void sleep_work(int unused);
 void alarm_work(int unused);
 void signal_work(int unused);
 void register_work(int which);
-// Whether there is an edu.
-int find_edu(void);
 void edu_work(int unused);

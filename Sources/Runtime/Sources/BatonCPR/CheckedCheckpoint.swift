@@ -228,12 +228,10 @@ struct CheckedCheckpoint {
     func apply() {
         if !clock.boot.isEmpty && clock.boot == HostBoot.id && !vm.clock.stopsWithVM {
             vm.clock.restore(monotonicOffset: clock.offset)
-        } else if vm.clock.stopsWithVM {
-            vm.clock.restore(now: clock.now, wallClock: clock.realtime)
         } else {
             // Another boot of the host: the wall clock says how long it took.
             let passed = max(0, cbaton_realtime_ns().subtractingReportingOverflow(clock.realtime).partialValue)
-            vm.clock.restore(now: clock.now &+ passed, wallClock: clock.realtime)
+            vm.clock.restore(now: clock.now, wallClock: clock.realtime, passed: passed)
         }
         for load in devices { load() }
     }

@@ -42,13 +42,23 @@ public final class GuestClock {
     /// The offset to CLOCK_MONOTONIC, valid on this host until it reboots.
     public var monotonicOffset: Int64 { offset }
 
+    /// Nanoseconds that the clock was put forward when a checkpoint of another boot of the host was loaded: as long as
+    /// the guest was away. Other clocks of the guest's, which follow one of the host's that has begun anew, go on by as
+    /// much from where they were.
+    public private(set) var gap: Int64 = 0
+
     /// Makes the clock go on from a checkpoint of the same boot of this host.
-    public func restore(monotonicOffset: Int64) { offset = monotonicOffset }
-    /// Makes the clock go on from `now`: at once, or with `stopsWithVM` when
-    /// the VM is started.
+    public func restore(monotonicOffset: Int64) {
+        offset = monotonicOffset
+        gap = 0
+    }
+
+    /// Makes the clock go on from a checkpoint of another boot: from `now`, when the VM is started, with `stopsWithVM`;
+    /// else at once, and by `passed` nanoseconds later.
     /// - Parameter wallClock: what that was then.
-    public func restore(now: Int64, wallClock: Int64) {
-        offset = now &- cbaton_monotonic_ns()
+    public func restore(now: Int64, wallClock: Int64, passed: Int64) {
+        gap = stopsWithVM ? 0 : passed
+        offset = now &+ gap &- cbaton_monotonic_ns()
         guard stopsWithVM else { return }
         stoppedAt = now
         wallOffset = wallClock &- now

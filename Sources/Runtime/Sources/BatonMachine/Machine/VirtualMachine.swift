@@ -73,6 +73,9 @@ public final class VirtualMachine: GuestRequests {
     private var runStateObservers: [(RunState) -> Void] = []
     private var needsReset = true
     private var isNew = true
+    /// The machine has ended or cannot go on: until its next reset the guest must not run, whatever state the VM is
+    /// in meanwhile. A save, for one, is a state of its own.
+    private var requiresReset = false
 
     /// Calls `observer` after every change of the run state.
     public func onRunStateChange(_ observer: @escaping (RunState) -> Void) { runStateObservers.append(observer) }
@@ -86,12 +89,14 @@ public final class VirtualMachine: GuestRequests {
     private func change(to state: RunState) {
         guard state != runState else { return }
         runState = state
+        if state == .internalError || state == .shutdown { requiresReset = true }
         for observer in runStateObservers { observer(state) }
     }
 
     /// Resets every device to power-on state, in order.
     public func resetDevices() {
         needsReset = false
+        requiresReset = false
         isNew = false
         for device in devices { device.reset() }
     }
@@ -122,6 +127,7 @@ public final class VirtualMachine: GuestRequests {
     /// first reset.
     public func tookOverState() {
         needsReset = false
+        requiresReset = false
         isNew = false
     }
 
@@ -134,6 +140,7 @@ public final class VirtualMachine: GuestRequests {
     /// - Throws: why the guest must not run now.
     public func start() throws(VMMError) {
         guard !isRunning else { return }
+        if requiresReset { throw VMMError("Resetting the Virtual Machine is required") }
         if let blocker = startBlocker() { throw blocker }
         try beforeMemoryChanges()
         try accelerator?.makeThreads()
@@ -213,7 +220,7 @@ public final class VirtualMachine: GuestRequests {
     // MARK: Requests, carried out between slices
 
     private var resetRequested: String?
-    private var shutdownRequested: (cause: String, guest: Bool, status: Int32)?
+    private var shutdownRequested: (cause: String, status: Int32)?
     private var powerdownHandlers: [() -> Void] = []
     /// `-no-reboot`: a guest's reset ends the VMM.
     public var noReboot = false
@@ -223,13 +230,13 @@ public final class VirtualMachine: GuestRequests {
     public private(set) var exitStatus: Int32?
 
     public func guestRequestedShutdown(status: Int32) {
-        shutdownRequested = ("guest-shutdown", true, status)
+        shutdownRequested = ("guest-shutdown", status)
         accelerator?.yield()
     }
 
     public func guestRequestedReset() {
         if noReboot {
-            shutdownRequested = ("guest-reset", true, 0)
+            shutdownRequested = ("guest-reset", 0)
         } else {
             resetRequested = "guest-reset"
         }
@@ -272,11 +279,15 @@ public final class VirtualMachine: GuestRequests {
     /// ended.
     package func end() { exitStatus = 0 }
 
-    /// QMP `quit` and signals.
+    /// QMP `quit`, signals, and whatever else ends the VMM.
+    /// - Parameter cause: of QEMU's `ShutdownCause`.
     public func requestQuit(cause: String = "host-qmp-quit", status: Int32 = 0) {
-        shutdownRequested = (cause, false, status)
+        shutdownRequested = (cause, status)
         accelerator?.yield()
     }
+
+    /// As QEMU's `shutdown_caused_by_guest`.
+    private static func isGuests(_ cause: String) -> Bool { cause.hasPrefix("guest-") }
 
     /// QMP `system_powerdown`: tells every device that can tell the guest.
     public func requestPowerdown() {
@@ -289,10 +300,11 @@ public final class VirtualMachine: GuestRequests {
         if let request = shutdownRequested {
             shutdownRequested = nil
             var data = JSONObject()
-            data["guest"] = .bool(request.guest)
+            let isGuests = VirtualMachine.isGuests(request.cause)
+            data["guest"] = .bool(isGuests)
             data["reason"] = .string(request.cause)
             emit("SHUTDOWN", data)
-            if request.guest && noShutdown {
+            if isGuests && noShutdown {
                 stop(.shutdown)
                 needsReset = true
             } else {
@@ -307,7 +319,7 @@ public final class VirtualMachine: GuestRequests {
             // As in QEMU: a machine that had ended can be started again.
             if !isRunning { change(to: .prelaunch) }
             var data = JSONObject()
-            data["guest"] = .bool(cause == "guest-reset")
+            data["guest"] = .bool(VirtualMachine.isGuests(cause))
             data["reason"] = .string(cause)
             emit("RESET", data)
         }

@@ -1,0 +1,114 @@
+import Foundation
+import ProcessSupport
+
+/// What a guest of the lab is made of: the VMM's command line, and what its program must find.
+struct LabMachine {
+    /// How virtio devices are reached; the value is the end of their types' names.
+    enum Bus: String { case mmio = "device", pci }
+
+    /// How the VMM is replaced under the guest.
+    enum Mode: String { case restart, transfer, reboot }
+
+    /// Debian's kernel that runs in the guest.
+    enum Kernel: String {
+        /// That for clouds, which has few drivers.
+        case cloud
+        /// That for all machines.
+        case full
+
+        func files(_ files: LabFiles) -> LinuxKernel { self == .cloud ? files.guest : files.host }
+
+        /// The guest's initrd, in the directory of the lab's host.
+        var initrdName: String { "\(rawValue)-initrd" }
+
+        /// Drivers that are no part of the kernel's image.
+        var modules: [String] {
+            ["virtio_mmio", "virtio_blk", "virtio_net", "uio_pci_generic", "nvme"] + (self == .full ? ["e1000e"] : [])
+        }
+    }
+
+    var kernel = Kernel.cloud
+    var cpus = 1
+    /// Of a virtio disk, and of two network cards that are joined outside. Nil: there are none.
+    var bus: Bus?
+    /// Frames on their way are lost with the VMM's process.
+    var hasCards = true
+    /// Devices of the lab's, which have their driver in the guest.
+    var passedThrough: [LabHost.Device] = []
+    /// They are opened by `/dev/iommu`, and not by their groups.
+    var usesIOMMUFD = false
+    var mode = Mode.restart
+    /// A directory of files that are to survive the VMM, and the lab's Linux: RAM and the disk. Nil: RAM is a memfd.
+    var storage: String?
+
+    private var isPCI: Bool { bus == .pci || !passedThrough.isEmpty }
+
+    /// - Parameters:
+    ///   - initrd: as `LabGuest.makeInitrd` makes it.
+    ///   - directory: of sockets, and of a disk that nobody needs afterwards.
+    func arguments(vmm: String, kernel: String, initrd: String, directory: TemporaryDirectory, socket: String) throws
+        -> [String]
+    {
+        let memory =
+            storage.map { "memory-backend-file,id=ram,size=512M,share=on,mem-path=\($0)/ram" }
+            ?? "memory-backend-memfd,id=ram,size=512M,share=on"
+        var arguments = [
+            vmm, "-M", "microvm,memory-backend=ram\(isPCI ? ",pcie=on" : "")", "-accel", "kvm", "-cpu", "host",
+            "-smp", "\(cpus)", "-m", "512M", "-object", memory, "-cpr-enable", mode.rawValue, "-only-cpr-capable",
+            "-kernel", kernel, "-initrd", initrd, "-append", Self.commandLine, "-nodefaults", "-display", "none",
+            "-serial", "stdio", "-monitor", "none", "-qmp", "unix:\(socket),server=on,wait=off",
+        ]
+        if let bus {
+            let disk = "\(storage ?? directory.path)/disk.img"
+            if !FileManager.default.fileExists(atPath: disk) {
+                let file = open(disk, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
+                guard file >= 0, ftruncate(file, 8 << 20) == 0 else { throw Failure.system(disk) }
+                close(file)
+            }
+            arguments += [
+                "-drive", "file=\(disk),format=raw,if=none,id=disk", "-device", "virtio-blk-\(bus.rawValue),drive=disk",
+            ]
+            if hasCards { arguments += Self.cards(bus, directory) }
+        }
+        if usesIOMMUFD { arguments += ["-object", "iommufd,id=iommufd0"] }
+        for device in passedThrough {
+            arguments += ["-device", "vfio-pci,host=\(device.address)" + (usesIOMMUFD ? ",iommufd=iommufd0" : "")]
+        }
+        return arguments
+    }
+
+    private static func cards(_ bus: Bus, _ directory: TemporaryDirectory) -> [String] {
+        [("a", "b"), ("b", "a")].flatMap { end, other in
+            let addresses =
+                "local.type=unix,local.path=\(directory.file(end)),"
+                + "remote.type=unix,remote.path=\(directory.file(other))"
+            return [
+                "-netdev", "dgram,id=\(end),\(addresses)", "-device", "virtio-net-\(bus.rawValue),netdev=\(end)",
+            ]
+        }
+    }
+
+    /// In an emulated KVM each character on the console, and each calibration against a timer, takes a while.
+    private static let commandLine =
+        "console=ttyS0 reboot=t panic=-1 quiet init_on_alloc=0 mitigations=off random.trust_cpu=on "
+        + "cryptomgr.notests nokaslr no_timer_check net.ifnames=0"
+
+    // MARK: What its program says
+
+    private func number(_ device: LabHost.Device) -> Int { passedThrough.contains(device) ? 1 : 0 }
+
+    /// What the guest's program must say that it works with.
+    var introduction: String {
+        "cpus=\(cpus) disk=\(bus == nil ? 0 : 1) cards=\(bus != nil && hasCards ? 2 : 0) edu=\(number(.edu)) "
+            + "nvme=\(number(.nvme)) e1000e=\(number(.e1000e)) clock=kvm-clock"
+    }
+
+    /// Kinds of work, by their names in a report.
+    var work: Set<String> {
+        var kinds: Set = ["sleeps", "alarms", "signals", "rounds", "readings"]
+        if bus != nil { kinds.insert("blocks") }
+        if bus != nil, hasCards { kinds.insert("frames") }
+        for device in passedThrough { kinds.insert(device.work) }
+        return kinds
+    }
+}
