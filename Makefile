@@ -28,7 +28,7 @@ SWIFT_LIBS = $(abspath $(dir $(realpath $(SWIFT)))../lib/swift/linux)
 
 # What a Debian 12 with a Swift toolchain may lack: the toolchain's own libraries, what it links
 # with, git and certificates for SwiftPM's dependencies.
-PACKAGES := libcurl4 libncurses6 libsqlite3-0 libxml2 binutils libc6-dev libstdc++-12-dev libffi-dev git ca-certificates
+PACKAGES := libcurl4 libncurses6 libsqlite3-0 libxml2 binutils libc6-dev libstdc++-12-dev libffi-dev liburing-dev git ca-certificates
 OPENSBI := /usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin
 
 # The peers of demo-peers and of tests; Debian 13 has some of them in packages of their own.
@@ -52,7 +52,7 @@ INSTALLED := $(DESTDIR)$(PREFIX)
 # What a module in Swift is compiled with: the targets of runtime and devices.
 RUNTIME_MODULES := BatonRuntime BatonModules BatonCPR BatonDeviceKit BatonMachine BatonQMP BatonBase \
     BatonDevices InstructionSets PCI Serial Virtio
-MODULE_KINDS := mode memory-backend preserver foreign machine device accel
+MODULE_KINDS := mode memory-backend preserver foreign machine device accel block
 
 .PHONY: all build packages run-packages test-packages run demo-peers test test-lab model lint format bench manual deb \
     install clean

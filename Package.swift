@@ -1,4 +1,5 @@
 // swift-tools-version:6.1
+import Glibc
 import PackageDescription
 
 // Everything that the VMM process loads is compiled without the implicit
@@ -74,6 +75,15 @@ let modules = [
     Module(file: "foreign-ffi", target: "ForeignFFI", path: "Foreign/Bridge", dependencies: ["CForeign"]),
 ]
 
+// What wants liburing is built where that is.
+let hasLiburing = access("/usr/include/liburing.h", R_OK) == 0
+let uringModules =
+    hasLiburing
+    ? [Module(file: "block-io_uring", target: "BlockIOUring", path: "Block/IOUring", dependencies: ["CIOUring"])] : []
+let uringTargets: [Target] =
+    hasLiburing
+    ? [.target(name: "CIOUring", path: "Plugins/Block/CIOUring", linkerSettings: [.linkedLibrary("uring")])] : []
+
 // KVM's CPUs are the host's.
 #if arch(x86_64)
 let hostModules = [
@@ -101,7 +111,7 @@ let package = Package(
         .executable(name: "baton-harness", targets: ["baton-harness"]),
         // The tests' own, broken on purpose: named so that nothing finds, loads or installs it.
         .library(name: "broken-mode", type: .dynamic, targets: ["BrokenMode"]),
-    ] + (modules + hostModules).map(\.product),
+    ] + (modules + uringModules + hostModules).map(\.product),
     dependencies: [
         .package(path: "Sources/Runtime"),
         .package(path: "Sources/Devices"),
@@ -184,6 +194,6 @@ let package = Package(
             name: "VFIOUserTests", dependencies: ["TestSupport", "vfio-user-server"], path: "Tests/VFIOUserTests",
             exclude: ["Library"]),
         .testTarget(name: "VhostUserTests", dependencies: ["TestSupport"], path: "Tests/VhostUserTests"),
-    ] + hostTargets + (modules + hostModules).map(\.declaration),
+    ] + hostTargets + uringTargets + (modules + uringModules + hostModules).map(\.declaration),
     swiftLanguageModes: [.v5]
 )

@@ -13,8 +13,11 @@ struct Backends {
     /// `-device` options that short forms stand for (`-drive if=virtio`).
     private(set) var impliedDevices: [String] = []
     private(set) var net: [NetBackend] = []
+    /// What makes disks, with the nodes that there are.
+    private(set) var blocks: BlockOptions
 
     init(_ invocation: Invocation, vm: VirtualMachine, loader: ModuleLoader) throws(VMMError) {
+        blocks = BlockOptions(vm: vm, loader: loader)
         for text in invocation.all("chardev") { _ = try ChardevFactory.make(text, vm: vm) }
         try makeSerial(invocation, vm)
         try makeDisks(invocation, vm)
@@ -39,11 +42,12 @@ struct Backends {
     }
 
     private mutating func makeDisks(_ invocation: Invocation, _ vm: VirtualMachine) throws(VMMError) {
-        var nodes = BlockOptions.Nodes()
-        for text in invocation.all("blockdev") { try nodes.add(text, vm: vm) }
+        for text in invocation.all("blockdev") {
+            try blocks.add(try KeyValueOptions(text, impliedKey: "driver", style: .keyval))
+        }
         var flashUnits: [Int: BlockBackend] = [:]
         for (index, text) in invocation.all("drive").enumerated() {
-            switch try BlockOptions.drive(text, index: index, vm: vm) {
+            switch try blocks.drive(text, index: index) {
             case .none: break
             case .virtio(let id): impliedDevices.append("virtio-blk-device,drive=\(id)")
             case .flash(let unit, let id):

@@ -1,7 +1,27 @@
 import BatonRuntime
 
-/// `-drive` and `-blockdev`.
-enum BlockOptions {
+/// `-drive`, `-blockdev` and `blockdev-add`.
+struct BlockOptions {
+    private let vm: VirtualMachine
+    private let loader: ModuleLoader
+    /// File nodes that `driver=raw,file=NODE` may refer to.
+    private var files: [String: FileNode] = [:]
+
+    init(vm: VirtualMachine, loader: ModuleLoader) {
+        self.vm = vm
+        self.loader = loader
+    }
+
+    /// What `driver=file` says, of which `driver=raw` makes use.
+    private struct FileNode {
+        var path: String
+        var locks: Bool
+        var aio: String?
+        var cache: BlockCache
+    }
+
+    // MARK: -drive
+
     /// What a `-drive` asks for beside its back end.
     enum Use {
         case none
@@ -11,7 +31,7 @@ enum BlockOptions {
         case flash(unit: Int, driveID: String)
     }
 
-    static func drive(_ text: String, index: Int, vm: VirtualMachine) throws(VMMError) -> Use {
+    func drive(_ text: String, index: Int) throws(VMMError) -> Use {
         let options = try KeyValueOptions(text)
         let interface = try options.string("if") ?? "virtio"
         guard ["none", "virtio", "pflash"].contains(interface) else {
@@ -20,17 +40,24 @@ enum BlockOptions {
         let unit = try options.number("unit", in: 0...1)
         _ = try options.number("index")
         _ = try options.enumeration("media", ["disk"])
-        _ = try options.enumeration("cache", ["none", "writeback", "writethrough", "directsync", "unsafe"])
-        try skipAIO(options)
         if try options.bool("snapshot") == true {
             throw VMMError("snapshot=on is not supported; use a copy of the image")
         }
         let id = try options.identifier("id") ?? "\(interface)\(index)"
-        let file = try options.requiredString("file")
+        let path = try options.requiredString("file")
         let locks = try locking(options, "file.locking")
+        let aio = try aio(options)
         let format = try options.string("format")
+        var settings = BlockSettings()
+        settings.cache = try cache(options, mode: true)
+        if let policy = try options.enumeration("werror", BlockErrorPolicy.self) { settings.onWriteError = policy }
+        if let policy = try options.enumeration("rerror", BlockErrorPolicy.self) {
+            guard policy != .enospc else { throw VMMError("'enospc' is invalid for rerror") }
+            settings.onReadError = policy
+        }
+        let file = FileNode(path: path, locks: locks, aio: aio, cache: settings.cache)
         let backend = try open(
-            options, id: id, file: file, readOnlyKey: "readonly", format: format, locks: locks, vm: vm)
+            options, id: id, file: file, readOnlyKey: "readonly", format: format, settings: settings)
         try options.finish()
         try vm.add(backend)
         switch interface {
@@ -40,73 +67,133 @@ enum BlockOptions {
         }
     }
 
+    // MARK: Nodes
+
+    /// Makes what one `-blockdev` describes.
+    mutating func add(_ options: KeyValueOptions) throws(VMMError) {
+        let driver = try options.requiredString("driver")
+        let name = try options.requiredIdentifier("node-name")
+        guard vm.blockBackend(name) == nil else { throw VMMError("Duplicate nodes with node-name='\(name)'") }
+        var file: FileNode
+        let isFile = driver == "file" || driver == "host_device"
+        switch driver {
+        case "file", "host_device": file = try fileNode(options)
+        case "raw":
+            if let nested = options.under("file") {
+                guard let kind = try nested.string("driver"), kind == "file" || kind == "host_device" else {
+                    throw VMMError("Parameter 'file.driver' must be 'file' or 'host_device'")
+                }
+                file = try fileNode(nested)
+                _ = try nested.string("node-name")
+                _ = try nested.bool("read-only")
+                _ = try nested.bool("auto-read-only")
+                _ = try nested.enumeration("discard", ["unmap", "ignore", "on", "off"])
+                try nested.finish()
+            } else {
+                let node = try options.requiredString("file")
+                guard let known = files[node] else {
+                    throw VMMError("Cannot find device='' nor node-name='\(node)'")
+                }
+                file = known
+            }
+            let own = try cache(options, mode: false)
+            file.cache.isDirect = file.cache.isDirect || own.isDirect
+            file.cache.ignoresFlush = file.cache.ignoresFlush || own.ignoresFlush
+        default:
+            throw VMMError("Unknown driver '\(driver)'", hint: "Drivers: file, host_device, raw.")
+        }
+        var settings = BlockSettings()
+        settings.cache = file.cache
+        // A node's driver says what the bytes are.
+        let backend = try open(
+            options, id: name, file: file, readOnlyKey: "read-only", format: "raw", settings: settings)
+        try options.finish()
+        try vm.add(backend)
+        if isFile { files[name] = file }
+    }
+
+    /// Takes a node away (`blockdev-del`).
+    mutating func remove(_ name: String) throws(VMMError) {
+        try vm.removeBlockBackend(name)
+        files[name] = nil
+    }
+
+    private func fileNode(_ options: KeyValueOptions) throws(VMMError) -> FileNode {
+        FileNode(
+            path: try options.requiredString("filename"), locks: try locking(options, "locking"),
+            aio: try aio(options), cache: try cache(options, mode: false))
+    }
+
+    // MARK: Keys that they share
+
     /// - Parameter format: as the command line says; nil to look at the image.
-    private static func open(
-        _ options: KeyValueOptions, id: String, file: String, readOnlyKey: String, format: String?, locks: Bool,
-        vm: VirtualMachine
+    private func open(
+        _ options: KeyValueOptions, id: String, file: FileNode, readOnlyKey: String, format: String?,
+        settings given: BlockSettings
     ) throws(VMMError) -> BlockBackend {
         guard format == nil || format == "raw" else {
             throw VMMError(
                 "Unknown driver '\(format ?? "")'", hint: "Only raw images are supported: convert it with qemu-img.")
         }
+        var settings = given
         let discard = try options.enumeration("discard", ["unmap", "ignore", "on", "off"]) ?? "unmap"
+        settings.discards = discard == "unmap" || discard == "on"
+        settings.detectZeroes = try options.enumeration("detect-zeroes", DetectZeroes.self) ?? .off
+        if settings.detectZeroes == .unmap, !settings.discards {
+            throw VMMError(
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
+        }
+        settings.formatIsKnown = format != nil
+        settings.isLocked = file.locks
+        if file.aio == "native", !file.cache.isDirect {
+            throw VMMError(
+                "aio=native was specified, but it requires cache.direct=on, which was not specified.")
+        }
+        let isReadOnly = try options.bool(readOnlyKey) ?? false
+        _ = try options.bool("auto-read-only")
+        settings.engine = engine(file.aio)
         return try BlockBackend(
-            id: id, filename: file, readOnly: try options.bool(readOnlyKey) ?? false,
-            discardEnabled: discard == "unmap" || discard == "on", formatIsKnown: format != nil, isLocked: locks,
-            handover: vm.handover)
+            id: id, filename: file.path, readOnly: isReadOnly, settings: settings, handover: vm.handover)
     }
 
     /// `locking=`: `auto`, as there are locks on every Linux that this runs on, is `on`.
-    private static func locking(_ options: KeyValueOptions, _ key: String) throws(VMMError) -> Bool {
+    private func locking(_ options: KeyValueOptions, _ key: String) throws(VMMError) -> Bool {
         try options.enumeration(key, ["on", "off", "auto"]) != "off"
     }
 
-    /// `aio=`: requests are carried out in the call whatever it says.
-    private static func skipAIO(_ options: KeyValueOptions) throws(VMMError) {
-        _ = try options.enumeration("aio", ["threads", "native", "io_uring"])
+    private func aio(_ options: KeyValueOptions) throws(VMMError) -> String? {
+        try options.enumeration("aio", ["threads", "native", "io_uring"])
     }
 
-    /// File nodes that `-blockdev driver=raw,file=NODE` may refer to.
-    struct Nodes {
-        private var files: [String: (path: String, locks: Bool)] = [:]
-
-        mutating func add(_ text: String, vm: VirtualMachine) throws(VMMError) {
-            let options = try KeyValueOptions(text, impliedKey: "driver", style: .keyval)
-            let driver = try options.requiredString("driver")
-            let name = try options.requiredIdentifier("node-name")
-            _ = options.under("cache")
-            let file: (path: String, locks: Bool)
-            switch driver {
-            case "file", "host_device":
-                file = (try options.requiredString("filename"), try locking(options, "locking"))
-                try skipAIO(options)
-                files[name] = file
-            case "raw":
-                if let nested = options.under("file") {
-                    guard let kind = try nested.string("driver"), kind == "file" || kind == "host_device" else {
-                        throw VMMError("Parameter 'file.driver' must be 'file' or 'host_device'")
-                    }
-                    file = (try nested.requiredString("filename"), try locking(nested, "locking"))
-                    try skipAIO(nested)
-                    _ = try nested.string("node-name")
-                    _ = try nested.bool("read-only")
-                    _ = nested.under("cache")
-                    try nested.finish()
-                } else {
-                    let node = try options.requiredString("file")
-                    guard let known = files[node] else {
-                        throw VMMError("Cannot find device='' nor node-name='\(node)'")
-                    }
-                    file = known
-                }
-            default:
-                throw VMMError("Unknown driver '\(driver)'", hint: "Drivers: file, host_device, raw.")
+    /// `cache=`, and the parts of it by themselves.
+    /// - Parameter mode: whether the names of combinations are taken.
+    private func cache(_ options: KeyValueOptions, mode: Bool) throws(VMMError) -> BlockCache {
+        var cache = BlockCache()
+        if mode, let name = try options.string("cache") {
+            guard let known = BlockCache.modes.first(where: { $0.name == (name == "off" ? "none" : name) }) else {
+                throw VMMError("invalid cache option")
             }
-            // A node's driver says what the bytes are.
-            let backend = try open(
-                options, id: name, file: file.path, readOnlyKey: "read-only", format: "raw", locks: file.locks, vm: vm)
-            try options.finish()
-            try vm.add(backend)
+            cache = known.cache
+        }
+        if let isDirect = try options.bool("cache.direct") { cache.isDirect = isDirect }
+        if let ignoresFlush = try options.bool("cache.no-flush") { cache.ignoresFlush = ignoresFlush }
+        if mode, let isWriteback = try options.bool("cache.writeback") { cache.isWriteback = isWriteback }
+        return cache
+    }
+
+    // MARK: Engines
+
+    /// What is used unless `aio=` says otherwise, where there is its module and the kernel lets it.
+    private static let preferredEngine = "io_uring"
+
+    /// The engine for `aio=`; nil for threads. `native` asks for requests that the kernel carries out, as that one's are.
+    private func engine(_ aio: String?) -> BlockEngine? {
+        guard aio != "threads" else { return nil }
+        do throws(VMMError) {
+            return try vm.blockEngines.engine(of: try loader.blockEngineType(BlockOptions.preferredEngine))
+        } catch {
+            if let aio { Report.warning("aio=\(aio): \(error.description); threads are used in its place") }
+            return nil
         }
     }
 }

@@ -23,6 +23,7 @@ final class Launcher {
         self.invocation = invocation
         vm = try VirtualMachine()
         loader.registry.addBuiltIn(RAMMemoryBackend())
+        loader.registry.addBuiltIn(IOThreadType())
         cpr = CprController(
             vm: vm, memory: memory, registry: loader.registry, inherited: inherited, startedAt: startedAt)
         loader.registry.cpr = cpr
@@ -69,6 +70,7 @@ final class Launcher {
             })
         try registerChardevCommands(vm: vm)
         try registerNetCommands(vm: vm) { backends.net }
+        try registerBlockCommands(vm: vm, cpr: cpr, options: backends.blocks)
         try registerPCICommands(vm: vm) { board.pciBus }
         try cpr.registerCommands()
         let migration = Migration(cpr: cpr)

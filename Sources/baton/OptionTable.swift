@@ -98,7 +98,7 @@ enum OptionTable {
         OptionSpec(name: "dtb", argument: "file", help: "a device tree to use instead of the machine's own"),
         OptionSpec(
             name: "drive", argument: "[file=file][,if=type][,...]",
-            help: "a disk: file, format=raw, if=none|virtio|pflash, id, readonly, discard",
+            help: "a disk: file, format=raw, if=none|virtio|pflash, id, readonly, cache, aio, discard, werror, rerror",
             on: .keys(
                 implied: nil,
                 [
@@ -112,8 +112,14 @@ enum OptionTable {
                     DeviceProperty("unit", "uint32", "of pflash: 0 or 1"),
                     DeviceProperty("index", "uint32", "accepted for QEMU's sake"),
                     DeviceProperty("media", "str", "disk"),
-                    DeviceProperty("cache", "str", "accepted for QEMU's sake"),
-                    DeviceProperty("aio", "str", "accepted for QEMU's sake"),
+                    DeviceProperty("cache", "str", "writeback (default), none, writethrough, directsync or unsafe"),
+                    DeviceProperty("cache.writeback", "bool", "whether a flush is what makes data durable"),
+                    DeviceProperty("cache.direct", "bool", "whether the host's page cache is passed by"),
+                    DeviceProperty("cache.no-flush", "bool", "whether flushes are ignored"),
+                    DeviceProperty("aio", "str", "threads, native or io_uring (default where the kernel lets it)"),
+                    DeviceProperty("detect-zeroes", "str", "off, on or unmap"),
+                    DeviceProperty("werror", "str", "report, ignore, enospc (default) or stop"),
+                    DeviceProperty("rerror", "str", "report (default), ignore or stop"),
                     DeviceProperty("snapshot", "bool", "off"),
                 ])),
         OptionSpec(
@@ -129,8 +135,11 @@ enum OptionTable {
                     DeviceProperty("read-only", "bool", "whether it is only read"),
                     DeviceProperty("discard", "str", "unmap or ignore"),
                     DeviceProperty("locking", "str", "on, off or auto: whether others are kept off the image"),
-                    DeviceProperty("aio", "str", "accepted for QEMU's sake"),
-                    DeviceProperty("cache", "str", "accepted for QEMU's sake"),
+                    DeviceProperty("aio", "str", "threads, native or io_uring (default where the kernel lets it)"),
+                    DeviceProperty("cache.direct", "bool", "whether the host's page cache is passed by"),
+                    DeviceProperty("cache.no-flush", "bool", "whether flushes are ignored"),
+                    DeviceProperty("detect-zeroes", "str", "off, on or unmap"),
+                    DeviceProperty("auto-read-only", "bool", "accepted for QEMU's sake"),
                 ])),
         OptionSpec(
             name: "device", argument: "driver[,prop=value...]", help: "a device; '-device help' lists them",

@@ -79,7 +79,8 @@ import Testing
         (["-monitor", "help"], "not a valid char driver"), (["-serial", "null,help"], "there is no help"),
         (["-incoming", "help"], "unknown migration protocol"), (["-kernel", "help"], "Could not open 'help'"),
         (["-m", "foo=1"], "Invalid parameter 'foo'"), (["-m", "maxmem=1G"], "maxmem= is not supported"),
-        (["-display", "gtk"], "does not accept value 'gtk'"), (["-drive", "file=/dev/null,cache=x"], "'cache'"),
+        (["-display", "gtk"], "does not accept value 'gtk'"),
+        (["-drive", "file=/dev/null,cache=x"], "invalid cache option"),
         (["-drive", "file=/dev/null,file.locking=maybe"], "'file.locking'"),
     ]
 

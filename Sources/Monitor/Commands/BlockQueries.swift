@@ -24,38 +24,76 @@ func registerBlockQueries(_ vm: VirtualMachine) throws(VMMError) {
         members: [
             QMPMember("device", .string), QMPMember("qdev", .string, optional: true), QMPMember("type", .string),
             QMPMember("removable", .bool), QMPMember("locked", .bool), QMPMember("inserted", inserted, optional: true),
+            QMPMember(
+                "io-status",
+                .enumeration(name: "BlockDeviceIoStatus", values: BlockIOStatus.allCases.map(\.rawValue)),
+                optional: true),
         ])
     try vm.commands.add(
         QMPCommand.query("query-block", returns: .array(info)) { [unowned vm] in
             .array(vm.blockBackends.map { describe($0, limits) })
         })
     try vm.commands.add(
+        QMPCommand(
+            "query-named-block-nodes", arguments: [QMPMember("flat", .bool, optional: true)], returns: .array(inserted)
+        ) { [unowned vm] (_: JSONObject) throws(VMMError) -> JSON in
+            .array(vm.blockBackends.map { .object(describeNode($0, limits)) })
+        })
+    vm.commands.addEvent(
+        "BLOCK_IO_ERROR",
+        data: .object(
+            name: "q_obj_BLOCK_IO_ERROR-arg",
+            members: [
+                QMPMember("device", .string), QMPMember("node-name", .string, optional: true),
+                QMPMember("operation", .enumeration(name: "IoOperationType", values: ["read", "write"])),
+                QMPMember("action", .enumeration(name: "BlockErrorAction", values: ["ignore", "report", "stop"])),
+                QMPMember("nospace", .bool, optional: true), QMPMember("reason", .string),
+            ]))
+    try vm.commands.add(
         HMPCommand.info("block", "show info of one block device or all block devices") { [unowned vm] in
             vm.blockBackends.map {
                 "\($0.id): \($0.filename) (raw\($0.readOnly ? ", read-only" : ""))\n"
                     + ($0.user.map { "    Attached to:      \($0)\n" } ?? "")
-                    + "    Cache mode:       writeback\n"
+                    + "    Cache mode:       \(cache(of: $0).description)\n"
+                    + ($0.settings.detectZeroes == .off
+                        ? "" : "    Detect zeroes:    \($0.settings.detectZeroes.rawValue)\n")
             }.joined(separator: "\n")
         })
 }
 
-private func describe(_ backend: BlockBackend, _ limits: [String]) -> JSON {
+/// As it is now: the guest may have changed it.
+private func cache(of backend: BlockBackend) -> BlockCache {
+    var cache = backend.settings.cache
+    cache.isWriteback = backend.isWriteback
+    return cache
+}
+
+private func describeNode(_ backend: BlockBackend, _ limits: [String]) -> JSONObject {
+    let cache = cache(of: backend)
     var inserted: JSONObject = [
         "file": .string(backend.filename), "node-name": .string(backend.id), "ro": .bool(backend.readOnly),
-        "drv": "raw", "backing_file_depth": 0, "encrypted": false, "detect_zeroes": "off",
+        "drv": "raw", "backing_file_depth": 0, "encrypted": false,
+        "detect_zeroes": .string(backend.settings.detectZeroes.rawValue),
     ]
     for limit in limits { inserted[limit] = 0 }
     inserted["image"] = [
         "filename": .string(backend.filename), "format": "raw", "virtual-size": JSON(backend.size),
     ]
-    inserted["cache"] = ["writeback": true, "direct": false, "no-flush": false]
+    inserted["cache"] = [
+        "writeback": .bool(cache.isWriteback), "direct": .bool(cache.isDirect),
+        "no-flush": .bool(cache.ignoresFlush),
+    ]
     inserted["write_threshold"] = 0
+    return inserted
+}
 
+private func describe(_ backend: BlockBackend, _ limits: [String]) -> JSON {
     var info: JSONObject = ["device": .string(backend.id)]
     if let user = backend.user { info["qdev"] = .string(user) }
     info["type"] = "unknown"
     info["removable"] = false
     info["locked"] = false
-    info["inserted"] = .object(inserted)
+    info["io-status"] = .string(backend.ioStatus.rawValue)
+    info["inserted"] = .object(describeNode(backend, limits))
     return .object(info)
 }

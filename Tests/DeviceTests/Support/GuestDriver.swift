@@ -143,10 +143,12 @@ final class GuestQueue {
         if kick { self.kick() }
     }
 
-    /// Notifies, and turns the loop until nothing is put off.
+    /// Notifies, and turns the loop until nothing is put off or in hand.
     func kick() {
         ring()
-        while machine.vm.loop.hasPostponed { machine.vm.loop.poll(timeout: 0) }
+        while machine.vm.loop.hasPostponed || machine.vm.devices.contains(where: { $0.isBusy }) {
+            machine.vm.loop.poll(timeout: 1_000_000)
+        }
     }
 
     /// Notifies, and no more.

@@ -24,6 +24,13 @@ final class TestMachine {
         try vm.addressSpace.map(ram, at: TestMachine.ramBase, size: UInt64(TestMachine.ramSize))
     }
 
+    /// Another VM, with the same RAM: what a process that takes over has.
+    init(sharing other: TestMachine) throws {
+        vm = try VirtualMachine()
+        ram = other.ram
+        try vm.addressSpace.map(ram, at: TestMachine.ramBase, size: UInt64(TestMachine.ramSize))
+    }
+
     static func block(_ name: String, _ size: Int) throws(VMMError) -> RAMBlock {
         let host = try Mapping.map(length: size, alignment: 4096, fd: -1, shared: false, name: name)
         return RAMBlock(

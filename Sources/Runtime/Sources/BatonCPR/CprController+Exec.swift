@@ -150,8 +150,15 @@ extension CprController {
             try cancellable(by: successor.cancel) { () throws(VMMError) in
                 try successor.awaitReady(vm.loop, limit: options.limit) { vm.run(until: $0) }
             }
+            do throws(VMMError) {
+                if !isSaved { try vm.drain(limit: options.limit) }
+            } catch {
+                if let error = successor.takeBack(error.message) { throw error }
+                return leaveGuest(to: successor)
+            }
             // What came meanwhile and was answered must not be lost with this process.
             vm.takeSignals()
+            vm.settleStop()
             if vm.isEnding {
                 successor.leave()
                 throw VMMError("the VMM is ending")
@@ -183,7 +190,7 @@ extension CprController {
             step = .idle
             successorAnswered = standing?.hasWaited == true
             announce(.saveFailed)
-            if let before { giveBack(before) }
+            if let before { giveBack(before) } else { vm.release() }
             if isChild || standing?.isAnothers == true {
                 Report.warning(error.message)
                 history.append(mode: mode.name, failure: error.message)
@@ -205,6 +212,9 @@ extension CprController {
         self.successor = successor
         defer { self.successor = nil }
         if !mayWait { times = UpdateTimes(generation: times.generation) }
+        // What a device has in hand of the kernel would end with the exec.
+        try drain(limit: updateLimit)
+        defer { if !mayWait { vm.release() } }
         let start = EventLoop.now
         try vm.resetIfNew()
         var handed: HandedState?

@@ -17,6 +17,7 @@ extension CprController {
         try checkIdle()
         if let blocker = blockers(mode).first { throw blocker }
         try WholeFile.check(path)
+        try beside("cpr-save is under way") { () throws(VMMError) in try drain(limit: updateLimit) }
         let stateBefore = vm.runState
         do throws(VMMError) {
             let (container, contents) = try stopAndCollect(mode)
@@ -49,7 +50,21 @@ extension CprController {
         if let refusal = step.refusal { throw refusal }
     }
 
-    /// Stops the guest and collects the state of everything.
+    /// Has devices finish what they have in hand, with the guest running on, so that it need not stand still for that.
+    /// They take nothing new in hand until the guest is resumed, or `vm.release` is called.
+    /// - Throws: what does not end, or that the VMM does.
+    func drain(limit: Int64) throws(VMMError) {
+        try vm.drain(limit: limit)
+        do throws(VMMError) {
+            // The guest has run meanwhile.
+            try vm.settleRequests()
+        } catch {
+            vm.release()
+            throw error
+        }
+    }
+
+    /// Stops the guest and collects the state of everything. Nothing is in hand of its devices (`drain`).
     /// - Returns: the sections, and the blocks whose contents are to follow.
     func stopAndCollect(_ mode: any CprMode) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
         let stateBefore = vm.runState
@@ -93,6 +108,7 @@ extension CprController {
                 vm.setStoppedState(memory.loss == nil ? .paused : .internalError)
             }
         } else {
+            vm.release()
             vm.setStoppedState(stateBefore)
         }
     }

@@ -47,6 +47,9 @@ extension CprController {
         if case .handedOver = step { true } else { false }
     }
 
+    /// Why the machine's configuration must not be changed now, as a guest is on its way; nil when it may.
+    public var refusal: VMMError? { step.refusal }
+
     /// Refuses another step for the time of `body`.
     func beside<Result>(_ what: String, _ body: () throws(VMMError) -> Result) throws(VMMError) -> Result {
         step = .busy(what, cancel: nil)

@@ -35,9 +35,12 @@ extension CprController {
         _ argv: [String], _ options: UpdateOptions, _ mode: any CprMode
     ) throws(VMMError) -> PreflightReport {
         let memfd = OwnedFD(adopting: cbaton_memfd_create("cpr-preflight", 0))
+        try drain(limit: options.limit)
+        defer { vm.release() }
         try vm.resetIfNew()
         let checkpoint = try collect(mode, stateBefore: vm.runState)
         try Checkpoint.write(checkpoint.0, contents: checkpoint.1, toMemfd: memfd.raw)
+        vm.release()
 
         let run = try survey { () throws(VMMError) in
             var state = stateForExec(mode: mode)

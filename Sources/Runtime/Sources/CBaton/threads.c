@@ -8,6 +8,7 @@
 #include <semaphore.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -28,6 +29,29 @@ static int start_thread(
     code = pthread_create(thread, &attributes, body, argument);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
+    return code;
+}
+
+/* ---- For as long as its body takes. */
+
+struct work {
+    void (*body)(void *);
+    void *context;
+};
+
+static void *run_work(void *argument) {
+    struct work work = *(struct work *)argument;
+    free(argument);
+    work.body(work.context);
+    return NULL;
+}
+
+int cbaton_start_thread(pthread_t *thread, void (*body)(void *), void *context) {
+    struct work *work = malloc(sizeof *work);
+    if (!work) return ENOMEM;
+    *work = (struct work){body, context};
+    int code = start_thread(thread, PTHREAD_CREATE_JOINABLE, NULL, run_work, work);
+    if (code) free(work);
     return code;
 }
 

@@ -18,7 +18,8 @@ extension VirtQueue {
 
     /// Reads the queue's state and translates its addresses anew, without a
     /// change to the queue or to guest RAM.
-    func loaded(from reader: StateReader, status: UInt8) throws(VMMError) -> Loaded {
+    /// - Parameter unfinished: chains that were taken and not given back.
+    func loaded(from reader: StateReader, status: UInt8, unfinished: Int) throws(VMMError) -> Loaded {
         let name = "queue\(index)"
         let fields = try reader.array(name, count: 9...9)
         func refuse(_ what: String) -> VMMError {
@@ -27,10 +28,14 @@ extension VirtQueue {
         guard fields[0] <= 0xffff, fields[1] <= 1, fields[8] <= 1, fields[5...7].allSatisfy({ $0 <= 0xffff }) else {
             throw refuse("a value is out of range")
         }
-        // Devices hold no chains while the VM is paused, so what was taken
-        // was given back.
-        guard fields[5] == fields[6] else {
-            throw refuse("available index \(fields[5]) does not match used index \(fields[6])")
+        // What was taken was given back, or the device knows it.
+        guard unfinished <= Int(fields[0]), (fields[5] &- fields[6]) & 0xffff == UInt64(unfinished) else {
+            throw refuse(
+                "available index \(fields[5]) does not match used index \(fields[6])"
+                    + (unfinished > 0 ? " and \(unfinished) unfinished requests" : ""))
+        }
+        guard fields[1] == 1 || unfinished == 0 else {
+            throw refuse("unfinished requests of a queue that is not in use")
         }
         guard fields[1] == 1 else { return Loaded(fields: fields, rings: nil) }
         guard status & VirtioStatus.featuresOK != 0 else { throw refuse("ready before FEATURES_OK") }

@@ -46,9 +46,6 @@ public final class VirtQueue {
     /// `nextUsed` when the driver was last told of.
     var signalledUsed: UInt16 = 0
     var signalledIsValid = false
-    /// Bytes of the chain that `next()` gives with which the device is done
-    /// already. Not in a checkpoint: the request begins anew then.
-    public internal(set) var progress = 0
     /// The device goes on with the queue in a later turn of the loop.
     var isPutOff = false
 
@@ -119,7 +116,6 @@ public final class VirtQueue {
         nextUsed = 0
         signalledUsed = 0
         signalledIsValid = false
-        progress = 0
     }
 
     /// The rings' host addresses for a set-up, or why it is not valid
@@ -202,7 +198,13 @@ public final class VirtQueue {
     @inline(__always)
     public func consume() {
         nextAvailable &+= 1
-        progress = 0
+    }
+
+    /// The chain that begins with a descriptor, as `next()` gives one: for a chain that was consumed before, and that
+    /// the driver has not got back. What it is now is checked anew.
+    func chain(at head: UInt16) -> VirtioChain? {
+        guard ready, let owner, owner.isOperating else { return nil }
+        return walk(head, owner)
     }
 
     /// Gives `count` chains back that were consumed and not pushed.
@@ -302,8 +304,14 @@ public final class VirtQueue {
     /// Puts `chain` into the used ring and publishes it.
     /// - Parameter written: bytes that the device wrote.
     public func push(_ chain: VirtioChain, written: Int) {
-        readBytes &+= UInt64(truncatingIfNeeded: chain.readableBytes)
-        fill(chain.head, written: written, at: 0)
+        push(head: chain.head, readable: chain.readableBytes, written: written)
+    }
+
+    /// As above, for a chain of which only this is known.
+    /// - Parameter readable: bytes of it that the device may read.
+    func push(head: UInt16, readable: Int, written: Int) {
+        readBytes &+= UInt64(truncatingIfNeeded: readable)
+        fill(head, written: written, at: 0)
         publish(1)
     }
 

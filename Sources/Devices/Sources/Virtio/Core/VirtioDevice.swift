@@ -59,6 +59,12 @@ open class VirtioDevice: Device {
     /// For a queue that is not served here: an eventfd that tells whoever serves it of a notification; nil when `handle`
     /// must see each. Borrowed for the device's life.
     open func kickEvent(_ queue: VirtQueue) -> Int32? { nil }
+    /// The driver takes a queue, or the device's right to access memory, back: what is in hand of it ends before this
+    /// returns.
+    open func finish(_ queue: VirtQueue) {}
+    /// By queue, how many chains a saved state has that were taken and not given back. They are read and checked in
+    /// `loadDevice`.
+    open func unfinished(in reader: StateReader) throws(VMMError) -> [Int] { queues.map { _ in 0 } }
     /// The driver has written the last of the initialisation's status bits.
     open func driverReady() {}
     /// Back to power-on state; status, features and queues are done already.
@@ -111,6 +117,7 @@ open class VirtioDevice: Device {
     func setBusMaster(_ allowed: Bool) {
         guard allowed != isBusMaster else { return }
         let was = isOperating
+        if !allowed { for queue in queues { finish(queue) } }
         restoreBusMaster(allowed)
         if isOperating && !was { becameReady() }
         doorbells.update()
@@ -173,7 +180,10 @@ open class VirtioDevice: Device {
     /// The driver says that a queue is set up, or takes it back.
     func setReady(_ queue: VirtQueue, _ ready: Bool) {
         defer { if isOperating { doorbells.update() } }
-        if !ready { return queue.disable() }
+        if !ready {
+            finish(queue)
+            return queue.disable()
+        }
         guard !queue.ready else { return }
         guard status & VirtioStatus.featuresOK != 0 else {
             return Log.guestError("\(stateName): queue \(queue.index) enabled before FEATURES_OK")
@@ -213,6 +223,7 @@ open class VirtioDevice: Device {
     func notificationsMoved() { doorbells.update() }
 
     private func resetAll() {
+        for queue in queues { finish(queue) }
         setStatus(0)
         doorbells.update()
         driverFeatures = 0
@@ -225,6 +236,11 @@ open class VirtioDevice: Device {
     public var stateVersion: UInt32 { 1 }
 
     public func reset() { resetAll() }
+
+    open func hold() {}
+    open var isBusy: Bool { false }
+    open var workInHand: String { "work of '\(stateName)'" }
+    open func release() {}
 
     public func pause() {
         guard isRunning else { return }
@@ -275,7 +291,10 @@ open class VirtioDevice: Device {
                 hint: "Give the device the properties that it had (a network card mq= and ctrl_vq=).")
         }
         var states: [VirtQueue.Loaded] = []
-        for queue in queues { states.append(try queue.loaded(from: reader, status: newStatus)) }
+        let unfinished = try unfinished(in: reader)
+        for (queue, count) in zip(queues, unfinished) {
+            states.append(try queue.loaded(from: reader, status: newStatus, unfinished: count))
+        }
         let apply = try loadDevice(from: reader)
         try reader.finish()
 

@@ -83,11 +83,34 @@ public final class DeviceFactory: DeviceContext {
         guard let drive = try options.text("drive") else { throw VMMError("drive property not set") }
         guard let backend = vm.blockBackend(drive) else { throw options.notFound("drive", drive) }
         let sharesWrites = try options.options.bool("share-rw") ?? false
+        let properties = try blockProperties(options)
         let place = try place(options, busType)
         try backend.lock(for: .disk(sharesWrites: sharesWrites))
-        let device = VirtioBlock(vm: vm, backend: backend, serial: try options.text("serial") ?? "")
+        let device = VirtioBlock(vm: vm, backend: backend, properties: properties)
         try plug(device, place, options)
         backend.user = options.id ?? device.stateName
+    }
+
+    private func blockProperties(_ options: DeviceOptions) throws(VMMError) -> VirtioBlock.Properties {
+        var properties = VirtioBlock.Properties()
+        properties.serial = try options.text("serial") ?? ""
+        properties.queueCount = Int(try options.options.number("num-queues", in: 1...64) ?? 1)
+        let size = try options.options.number("queue-size") ?? UInt64(properties.queueSize)
+        guard 4...1024 ~= size, size & (size - 1) == 0 else {
+            throw VMMError("invalid queue-size property, must be a power of 2 (4 to 1024)")
+        }
+        properties.queueSize = UInt16(size)
+        properties.writeCache = try options.options.onOffAuto("write-cache")
+        properties.configuresWriteCache = try options.options.bool("config-wce") ?? true
+        func policy(_ key: String, _ values: [String]) throws(VMMError) -> BlockErrorPolicy? {
+            guard let text = try options.options.enumeration(key, values + ["auto"]) else { return nil }
+            return BlockErrorPolicy(rawValue: text)
+        }
+        properties.onWriteError = try policy("werror", ["report", "ignore", "enospc", "stop"])
+        properties.onReadError = try policy("rerror", ["report", "ignore", "enospc", "stop"])
+        // The loop serves the queues; engines carry the requests out.
+        if let id = try options.text("iothread"), !vm.hasIOThread(id) { throw options.notFound("iothread", id) }
+        return properties
     }
 
     public override func plug(

@@ -53,6 +53,13 @@ public final class DeviceModel: DeviceType {
         DeviceProperty("drive", "str", "id of the -drive or -blockdev behind it"),
         DeviceProperty("serial", "str", "serial number, at most 20 bytes of which the guest sees"),
         DeviceProperty("share-rw", "bool", "whether others may write to the image at the same time"),
+        DeviceProperty("num-queues", "uint16", "queues, 1 to 64 (default 1)"),
+        DeviceProperty("queue-size", "uint16", "requests in a queue: a power of 2 from 4 to 1024 (default 256)"),
+        DeviceProperty("write-cache", "OnOffAuto", "whether a flush is what makes data durable"),
+        DeviceProperty("config-wce", "bool", "whether the guest may change that (default on)"),
+        DeviceProperty("werror", "BlockdevOnError", "report, ignore, enospc (default) or stop"),
+        DeviceProperty("rerror", "BlockdevOnError", "report (default), ignore, enospc or stop"),
+        DeviceProperty("iothread", "str", "id of an -object iothread"),
     ]
     private static let card =
         [

@@ -24,6 +24,15 @@ public protocol Device: AnyObject {
     var isAsAtPowerOn: Bool? { get }
     /// Puts the device into its power-on state.
     func reset()
+    /// Takes nothing new in hand until `release` or `resume`, while CPUs run on: the device's state is about to be saved,
+    /// or the process to be replaced.
+    func hold()
+    /// Whether anything is in hand that goes on beside the guest.
+    var isBusy: Bool { get }
+    /// What is in hand, as a message has it: `3 requests of drive 'hd'`.
+    var workInHand: String { get }
+    /// Ends `hold`.
+    func release()
     /// `pause` follows at once. CPUs may still run: what takes long and need not wait for them, such as letting go of
     /// eventfds, is no part of the guest's pause here.
     func prepareToPause()
@@ -47,6 +56,10 @@ extension Device {
     /// Takes over a state of this device alone.
     /// - Throws: why not; nothing has changed.
     public func load(from reader: StateReader) throws(VMMError) { try loader(of: reader)() }
+    public func hold() {}
+    public var isBusy: Bool { false }
+    public var workInHand: String { "work of '\(stateName)'" }
+    public func release() {}
     public func prepareToPause() {}
     public func pause() {}
     public func resume() {}

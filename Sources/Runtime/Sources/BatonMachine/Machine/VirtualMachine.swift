@@ -177,6 +177,7 @@ public final class VirtualMachine: GuestRequests {
     /// Calls `body` while no thread but the main one is left, for which the guest stands still. Afterwards, which may
     /// be in a child with the same memory, the guest goes on.
     package func withoutThreads(_ body: () throws(VMMError) -> Void) throws(VMMError) {
+        for end in threadEnders { end() }
         guard let accelerator, accelerator.hasThreads else { return try body() }
         let ran = threadsRun
         stopCPUs()
@@ -193,6 +194,40 @@ public final class VirtualMachine: GuestRequests {
         }
         if let failure { throw failure }
     }
+
+    private var threadEnders: [() -> Void] = []
+
+    /// Has `body` called before the process becomes two, of which the one that goes on with the guest has nothing that
+    /// the kernel keeps for a process but its memory and descriptors: threads beside the accelerator's end, and what
+    /// they did begins anew when it is needed.
+    public func whenThreadsEnd(_ body: @escaping () -> Void) { threadEnders.append(body) }
+
+    // MARK: Draining
+
+    /// Has every device take nothing new in hand, and waits until nothing is, with the guest and the loop running on.
+    /// The devices stay so until the guest is resumed, or until `release`.
+    /// - Parameter limit: nanoseconds.
+    /// - Throws: what is still in hand then; the devices go on.
+    public func drain(limit: Int64) throws(VMMError) {
+        for device in devices { device.hold() }
+        var busy = devices.filter { $0.isBusy }
+        guard !busy.isEmpty else { return }
+        let deadline = EventLoop.now + limit
+        let timer = loop.schedule(at: deadline) {}
+        run {
+            busy.removeAll { !$0.isBusy }
+            return busy.isEmpty || EventLoop.now >= deadline
+        }
+        timer.cancel()
+        guard let first = busy.first(where: { $0.isBusy }) else { return }
+        release()
+        throw VMMError(
+            "\(first.workInHand) did not end within \(limit / 1_000_000) ms", hint: "Look at what is behind the device."
+        )
+    }
+
+    /// Lets devices go on that `drain` has held.
+    public func release() { for device in devices { device.release() } }
 
     private func resumeCPUs() {
         threadsRun = true
@@ -220,6 +255,7 @@ public final class VirtualMachine: GuestRequests {
     // MARK: Requests, carried out between slices
 
     private var resetRequested: String?
+    private var stopRequested: RunState?
     private var shutdownRequested: (cause: String, status: Int32)?
     private var powerdownHandlers: [() -> Void] = []
     /// `-no-reboot`: a guest's reset ends the VMM.
@@ -228,6 +264,13 @@ public final class VirtualMachine: GuestRequests {
     public var noShutdown = false
     /// The process' exit status, once the loop has ended.
     public private(set) var exitStatus: Int32?
+
+    /// Stops the guest soon, between slices: for a device that has a reason.
+    public func requestStop(_ state: RunState) {
+        stopRequested = state
+        accelerator?.yield()
+        loop.wake()
+    }
 
     public func guestRequestedShutdown(status: Int32) {
         shutdownRequested = ("guest-shutdown", status)
@@ -296,7 +339,19 @@ public final class VirtualMachine: GuestRequests {
     }
     public func onPowerdown(_ handler: @escaping () -> Void) { powerdownHandlers.append(handler) }
 
+    private var isAskedForSomething: Bool {
+        shutdownRequested != nil || resetRequested != nil || stopRequested != nil
+    }
+
+    /// Stops the guest if a device has asked for that.
+    package func settleStop() {
+        guard let state = stopRequested else { return }
+        stopRequested = nil
+        if isRunning { stop(state) }
+    }
+
     private func carryOutRequests() {
+        settleStop()
         if let request = shutdownRequested {
             shutdownRequested = nil
             var data = JSONObject()
@@ -379,9 +434,9 @@ public final class VirtualMachine: GuestRequests {
                 }
             } else {
                 doWhatWaits()
-                loop.poll(timeout: shutdownRequested == nil && resetRequested == nil ? -1 : 0)
+                loop.poll(timeout: isAskedForSomething ? 0 : -1)
             }
-            if shutdownRequested != nil || resetRequested != nil { carryOutRequests() }
+            if isAskedForSomething { carryOutRequests() }
         }
     }
 
@@ -398,7 +453,7 @@ public final class VirtualMachine: GuestRequests {
             return lock.acquire()
         }
         let end = EventLoop.now + VirtualMachine.brief
-        while isRunning, EventLoop.now < end, shutdownRequested == nil, resetRequested == nil {
+        while isRunning, EventLoop.now < end, !isAskedForSomething {
             guard case .busy = accelerator.runSlice() else { return }
         }
     }
@@ -406,7 +461,7 @@ public final class VirtualMachine: GuestRequests {
     /// CPUs run on threads: the loop waits as long as it likes.
     private func runBeside() -> SliceResult {
         if !threadsRun { resumeCPUs() }
-        return shutdownRequested == nil && resetRequested == nil ? .idle(until: nil) : .busy
+        return isAskedForSomething ? .busy : .idle(until: nil)
     }
 
     private func doWhatWaits() {

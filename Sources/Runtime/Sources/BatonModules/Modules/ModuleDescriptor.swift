@@ -60,6 +60,7 @@ public final class ModuleRegistrar {
     private(set) var objectTypes: [any ObjectType] = []
     private(set) var acceleratorTypes: [any AcceleratorType] = []
     private(set) var machineTypes: [any MachineType] = []
+    private(set) var blockEngineTypes: [any BlockEngineType] = []
     private(set) var commands: [QMPCommand] = []
     private(set) var events: [(name: String, data: QMPType)] = []
     private(set) var bridge: (any ForeignBridge)?
@@ -130,6 +131,11 @@ public final class ModuleRegistrar {
     /// Registers a machine, for `-machine`.
     public func add(_ machineType: any MachineType) throws(VMMError) {
         try stage(machineType, "machine", in: &machineTypes) { $0.name }
+    }
+
+    /// Registers what carries out requests to disks, for `aio=`.
+    public func add(_ blockEngineType: any BlockEngineType) throws(VMMError) {
+        try stage(blockEngineType, "block engine", in: &blockEngineTypes) { $0.name }
     }
 
     /// Adds a hook that is offered every RAM block without a backend of its own.

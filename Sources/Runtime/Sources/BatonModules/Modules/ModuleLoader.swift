@@ -8,11 +8,11 @@ import Glibc
 ///
 /// A module's file name says what it provides: `libmode-NAME.so`,
 /// `libmemory-backend-NAME.so`, `libpreserver-NAME.so`, `libdevice-NAME.so`,
-/// `libaccel-NAME.so`, `libmachine-NAME.so` (the `lib` may be missing). Files are looked for beside the executable and
+/// `libaccel-NAME.so`, `libmachine-NAME.so`, `libblock-NAME.so` (the `lib` may be missing). Files are looked for beside the executable and
 /// in the installed module directory; nothing is loaded that was not asked for.
 public final class ModuleLoader {
     /// What kinds of module there are, longest prefix first.
-    public static let kinds = ["memory-backend", "preserver", "foreign", "machine", "device", "accel", "mode"]
+    public static let kinds = ["memory-backend", "preserver", "foreign", "machine", "device", "accel", "block", "mode"]
 
     /// A module's file that has been found but not necessarily loaded.
     public struct Candidate {
@@ -166,6 +166,17 @@ public final class ModuleLoader {
             throw VMMError(
                 "unsupported machine type: \"\(name)\"",
                 hint: ModuleLoader.hint("Use -machine help to list supported machines"))
+        }
+        return found
+    }
+
+    /// The block engine of that name, whose module is loaded if it is not yet.
+    /// - Throws: why its module cannot be loaded.
+    public func blockEngineType(_ name: String) throws(VMMError) -> any BlockEngineType {
+        if let found = registry.blockEngineType(name) { return found }
+        try require(kind: "block", name: name)
+        guard let found = registry.blockEngineType(name) else {
+            throw VMMError("the module 'block-\(name)' does not provide what it is named for")
         }
         return found
     }

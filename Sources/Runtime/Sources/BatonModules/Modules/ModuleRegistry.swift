@@ -16,6 +16,7 @@ public final class ModuleRegistry: PreserverRegistry {
     public private(set) var objectTypes: [any ObjectType] = []
     public private(set) var acceleratorTypes: [any AcceleratorType] = []
     public private(set) var machineTypes: [any MachineType] = []
+    public private(set) var blockEngineTypes: [any BlockEngineType] = []
     /// QMP commands and events of modules, with the module's name.
     private var commands: [(module: String, command: QMPCommand)] = []
     private var events: [(module: String, name: String, data: QMPType)] = []
@@ -36,12 +37,16 @@ public final class ModuleRegistry: PreserverRegistry {
     public func netBackendType(_ name: String) -> (any NetBackendType)? { netBackendTypes.first { $0.name == name } }
     public func acceleratorType(_ name: String) -> (any AcceleratorType)? { acceleratorTypes.first { $0.name == name } }
     public func machineType(_ name: String) -> (any MachineType)? { machineTypes.first { $0.name == name } }
+    public func blockEngineType(_ name: String) -> (any BlockEngineType)? {
+        blockEngineTypes.first { $0.name == name }
+    }
     public func objectType(_ name: String) -> (any ObjectType)? { objectTypes.first { $0.name == name } }
     public func origin(kind: String, name: String) -> String { origins["\(kind)-\(name)"] ?? "built in" }
 
     /// Adds a part of the core.
     public func addBuiltIn(_ backend: any MemoryBackendType) { memoryBackends.append(backend) }
     public func addBuiltIn(_ type: any DeviceType) { deviceTypes.append(type) }
+    public func addBuiltIn(_ type: any ObjectType) { objectTypes.append(type) }
 
     /// Gives the monitors the commands and events of modules, once the core has
     /// registered its own.
@@ -78,6 +83,7 @@ public final class ModuleRegistry: PreserverRegistry {
         try check("object type", registrar.objectTypes, objectTypes) { $0.name }
         try check("accelerator", registrar.acceleratorTypes, acceleratorTypes) { $0.name }
         try check("machine", registrar.machineTypes, machineTypes) { $0.name }
+        try check("block engine", registrar.blockEngineTypes, blockEngineTypes) { $0.name }
         for command in registrar.commands {
             guard let other = commands.first(where: { $0.command.name == command.name }) else { continue }
             throw VMMError(
@@ -100,6 +106,7 @@ public final class ModuleRegistry: PreserverRegistry {
         take("object type", registrar.objectTypes, into: &objectTypes) { $0.name }
         take("accelerator", registrar.acceleratorTypes, into: &acceleratorTypes) { $0.name }
         take("machine", registrar.machineTypes, into: &machineTypes) { $0.name }
+        take("block engine", registrar.blockEngineTypes, into: &blockEngineTypes) { $0.name }
         hooks += registrar.hooks
         commands += registrar.commands.map { (registrar.module, $0) }
         events += registrar.events.map { (registrar.module, $0.name, $0.data) }

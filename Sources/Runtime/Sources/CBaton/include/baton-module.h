@@ -98,7 +98,8 @@ struct baton_module_descriptor {
     uint64_t magic;          /* BATON_MODULE_MAGIC */
     uint32_t size;           /* sizeof of this structure as the module knows it */
     uint32_t abi;            /* BATON_MODULE_ABI */
-    const char *kind;        /* "mode", "memory-backend", "preserver"; native only: "accel", "device", "foreign" */
+    const char *kind;        /* "mode", "memory-backend", "preserver"; native only: "accel", "block", "device",
+                                "foreign", "machine" */
     const char *name;        /* as on the command line; the file is libKIND-NAME.so */
     const char *version;     /* for people */
     const char *fingerprint; /* native: of the runtime that the module was built against; foreign: NULL */

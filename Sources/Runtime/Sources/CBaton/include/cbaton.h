@@ -6,9 +6,11 @@
 #include <stdint.h>
 #include "baton-module.h"
 #include <signal.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <sys/epoll.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 /* memfd_create(2). Returns an fd with FD_CLOEXEC, or -1 and errno. */
 int cbaton_memfd_create(const char *name, unsigned extra_flags);
@@ -113,6 +115,14 @@ int cbaton_remove_attribute(int fd, const char *name);
  * Return 0, or -1 and errno. */
 int cbaton_punch_hole(int fd, off_t offset, off_t length);
 int cbaton_zero_range(int fd, off_t offset, off_t length);
+/* pwritev2(2); with DURABLE the data is durable when it returns (RWF_DSYNC). */
+ssize_t cbaton_pwritev(int fd, const struct iovec *vectors, int count, off_t offset, int durable);
+/* Sets or clears O_DIRECT of an open file, which all its descriptors share; sets it only if it is not as wanted. Returns 0,
+ * or -1 and errno. */
+int cbaton_set_direct(int fd, int is_direct);
+/* What O_DIRECT asks of an open file: the alignment in bytes of memory, and of offsets and lengths. Returns 0, or -1
+ * when nothing tells. */
+int cbaton_direct_alignment(int fd, uint32_t *memory, uint32_t *offset);
 
 /* Locks a range of a file for this open file description, with whatever shares it (F_OFD_SETLK): KIND is F_RDLCK,
  * F_WRLCK or F_UNLCK. Returns 0, or -1 and errno, EAGAIN when another has a lock in the way. */
@@ -214,6 +224,9 @@ int cbaton_spawn(char *const argv[], const int *fds, size_t count, int standard_
  * it. From 3 up all of its own have FD_CLOEXEC. Every signal is blocked there. Returns
  * when the copy is made: 0, or an errno value, and BODY is not called. */
 int cbaton_run_apart(void (*body)(void *context), void *context);
+
+/* Starts a thread in which every signal is blocked, to be joined with pthread_join(3). Returns 0 or an errno value. */
+int cbaton_start_thread(pthread_t *thread, void (*body)(void *context), void *context);
 
 /* Calls BODY with CONTEXT at a nice value that is INCREMENT higher than the caller's, in a
  * thread that has ended when this returns; or in the caller, where there can be no thread.

@@ -1,0 +1,232 @@
+import BatonRuntime
+import Glibc
+
+/// From chains to requests.
+extension VirtioBlock {
+    private enum Request {
+        static let read: UInt32 = 0
+        static let write: UInt32 = 1
+        static let flush: UInt32 = 4
+        static let getID: UInt32 = 8
+        static let discard: UInt32 = 11
+        static let writeZeroes: UInt32 = 13
+    }
+
+    enum Status {
+        static let ok: UInt8 = 0
+        static let ioError: UInt8 = 1
+        static let unsupported: UInt8 = 2
+    }
+
+    /// Bytes of a request at most, as QEMU's BDRV_REQUEST_MAX_BYTES.
+    private static let maxRequest = 0x7fff_fe00
+    /// What a request costs of the device's share of a turn, see `EventLoop.mayGoOn`, beside its descriptors.
+    private static let requestWork = 1 << 13
+
+    /// Takes the chains of a queue, as far as the device's share of a turn goes.
+    func serve(_ queue: VirtQueue) {
+        guard !isHeld else { return }
+        let loop = vm.loop
+        let index = queue.index
+        var mayGoOn = true
+        repeat {
+            while mayGoOn, !isHeld, let chain = queue.next() {
+                guard inHand[index] < Int(queue.size) else {
+                    // A driver that makes more available than there can be. What ends makes room.
+                    isFull[index] = true
+                    return endTurn()
+                }
+                queue.consume()
+                inHand[index] &+= 1
+                guard start(chain, queue) else {
+                    queue.unconsume(1)
+                    inHand[index] &-= 1
+                    return endTurn()
+                }
+                mayGoOn = loop.mayGoOn(
+                    after: VirtioBlock.requestWork &+ (chain.readableCount &+ chain.writableCount) &* 128)
+            }
+        } while mayGoOn && !isHeld && queue.enableNotifications()
+        endTurn()
+        if !mayGoOn, !isHeld { putOff(queue) }
+    }
+
+    private func endTurn() {
+        backend.submit()
+        signalAnswers()
+    }
+
+    /// Carries out what was taken before and is to be carried out now.
+    func goOn() {
+        guard !unfinished.isEmpty, isOperating else { return }
+        let chains = unfinished
+        unfinished = []
+        for (index, kept) in chains.enumerated() {
+            let queue = queues[kept.queue]
+            guard let chain = queue.chain(at: kept.head), start(chain, queue) else {
+                // The driver has spoiled it meanwhile, and the device has failed.
+                unfinished += chains[index...]
+                break
+            }
+        }
+        backend.submit()
+        signalAnswers()
+    }
+
+    /// Starts the request of a chain that was consumed, or answers it.
+    /// - Returns: false when it is no request: the device has failed.
+    private func start(_ chain: VirtioChain, _ queue: VirtQueue) -> Bool {
+        let header = UnsafeMutableRawBufferPointer(rebasing: scratch[0..<16])
+        guard chain.writableBytes > 0, queue.copyOut(chain, offset: 0, to: header) == 16 else {
+            fail("request without a header or a status byte")
+            return false
+        }
+        let type = header.load(as: UInt32.self)
+        let sector = header.load(fromByteOffset: 8, as: UInt64.self)
+        switch type {
+        case Request.read: read(chain, queue, sector)
+        case Request.write: write(chain, queue, sector)
+        case Request.flush: begin(.flush, chain, queue) { _ in }
+        case Request.getID: getID(chain, queue)
+        case Request.discard, Request.writeZeroes: range(chain, queue, zeroes: type == Request.writeZeroes)
+        default:
+            Log.unimplemented("\(stateName): request of type \(type)")
+            answer(chain, queue, Status.unsupported)
+        }
+        return true
+    }
+
+    /// Answers a chain that has no slot.
+    private func answer(_ chain: VirtioChain, _ queue: VirtQueue, _ status: UInt8, written: Int = 0) {
+        withUnsafeBytes(of: status) { _ = queue.copyIn(chain, offset: chain.writableBytes &- 1, from: $0) }
+        push(queue, chain.head, readable: chain.readableBytes, written: written &+ 1)
+    }
+
+    /// Starts a request.
+    private func begin(
+        _ kind: BlockRequest.Kind, _ chain: VirtioChain, _ queue: VirtQueue,
+        _ set: (UnsafeMutablePointer<BlockSlot>) -> Void
+    ) {
+        // There are as many as can be in hand.
+        guard let slot = slots.take() else { return answer(chain, queue, Status.ioError) }
+        let last = chain.readableCount &+ chain.writableCount &- 1
+        let vector = queue.segments[last]
+        slot.pointee.head = chain.head
+        slot.pointee.queue = queue.index
+        slot.pointee.status = vector.iov_base.map { $0 + (vector.iov_len &- 1) }
+        slot.pointee.statusAddress = queue.addresses[last] &+ UInt64(vector.iov_len &- 1)
+        slot.pointee.length = 0
+        slot.pointee.readable = chain.readableBytes
+        slot.pointee.begun = EventLoop.now
+        slot.pointee.rangeCount = 0
+        slot.pointee.request.kind = kind
+        slot.pointee.request.length = 0
+        slot.pointee.request.vectorCount = 0
+        slot.pointee.request.mayUnmap = false
+        set(slot)
+        backend.start(BlockSlots.request(of: slot))
+    }
+
+    /// The byte offset of a transfer that lies within the disk, else nil.
+    private func place(_ sector: UInt64, _ length: Int) -> UInt64? {
+        let (offset, overflow) = sector.multipliedReportingOverflow(by: 512)
+        guard length % 512 == 0, length <= VirtioBlock.maxRequest, !overflow,
+            backend.contains(offset: offset, length: UInt64(length))
+        else {
+            Log.guestError("\(stateName): \(length) bytes at sector \(sector) are not within the disk, or too many")
+            return nil
+        }
+        return offset
+    }
+
+    private func read(_ chain: VirtioChain, _ queue: VirtQueue, _ sector: UInt64) {
+        let length = chain.writableBytes &- 1
+        guard let offset = place(sector, length) else { return answer(chain, queue, Status.ioError) }
+        guard length > 0 else { return answer(chain, queue, Status.ok) }
+        begin(.read, chain, queue) { slot in
+            slot.pointee.reserve(chain.writableCount)
+            guard let storage = slot.pointee.storage, let ranges = slot.pointee.ranges else { return }
+            // All but the last byte, which is the status.
+            var (left, count) = (length, 0)
+            while left > 0 {
+                let place = chain.readableCount &+ count
+                let part = min(queue.segments[place].iov_len, left)
+                storage[count] = iovec(iov_base: queue.segments[place].iov_base, iov_len: part)
+                ranges[count] = BlockSlot.Range(address: queue.addresses[place], length: UInt64(part))
+                left &-= part
+                count &+= 1
+            }
+            slot.pointee.rangeCount = count
+            use(slot, offset: offset, length: length, vectors: count)
+        }
+    }
+
+    private func write(_ chain: VirtioChain, _ queue: VirtQueue, _ sector: UInt64) {
+        let length = chain.readableBytes &- 16
+        guard !backend.readOnly, let offset = place(sector, length) else {
+            return answer(chain, queue, Status.ioError)
+        }
+        guard length > 0 else { return answer(chain, queue, Status.ok) }
+        begin(.write, chain, queue) { slot in
+            slot.pointee.reserve(chain.readableCount)
+            guard let storage = slot.pointee.storage else { return }
+            var (skip, count) = (16, 0)
+            for place in 0..<chain.readableCount {
+                let segment = queue.segments[place]
+                if segment.iov_len <= skip {
+                    skip &-= segment.iov_len
+                    continue
+                }
+                storage[count] = iovec(
+                    iov_base: segment.iov_base.map { $0 + skip }, iov_len: segment.iov_len &- skip)
+                skip = 0
+                count &+= 1
+            }
+            use(slot, offset: offset, length: length, vectors: count)
+        }
+    }
+
+    private func use(_ slot: UnsafeMutablePointer<BlockSlot>, offset: UInt64, length: Int, vectors: Int) {
+        slot.pointee.length = length
+        slot.pointee.request.offset = offset
+        slot.pointee.request.length = UInt64(length)
+        slot.pointee.request.vectors = slot.pointee.storage
+        slot.pointee.request.vectorCount = vectors
+    }
+
+    private func getID(_ chain: VirtioChain, _ queue: VirtQueue) {
+        let count = min(chain.writableBytes &- 1, 20)
+        let id = UnsafeMutableRawBufferPointer(rebasing: scratch[16..<36])
+        id.initializeMemory(as: UInt8.self, repeating: 0)
+        id.copyBytes(from: serial)
+        let copied = queue.copyIn(chain, offset: 0, from: UnsafeRawBufferPointer(rebasing: id[..<count]))
+        answer(chain, queue, Status.ok, written: copied)
+    }
+
+    /// DISCARD and WRITE ZEROES: one range (virtio 1.3, 5.2.6).
+    private func range(_ chain: VirtioChain, _ queue: VirtQueue, zeroes: Bool) {
+        let segment = UnsafeMutableRawBufferPointer(rebasing: scratch[16..<32])
+        guard !backend.readOnly, zeroes || backend.settings.discards else {
+            return answer(chain, queue, Status.unsupported)
+        }
+        guard chain.readableBytes == 32, queue.copyOut(chain, offset: 16, to: segment) == 16 else {
+            Log.guestError("\(stateName): \(chain.readableBytes - 16) bytes of ranges to discard or zero")
+            return answer(chain, queue, Status.unsupported)
+        }
+        let sector = segment.load(as: UInt64.self)
+        let count = segment.load(fromByteOffset: 8, as: UInt32.self)
+        let flags = segment.load(fromByteOffset: 12, as: UInt32.self)
+        guard flags & ~(zeroes ? 1 : 0) == 0, count <= VirtioBlock.maxSectors else {
+            Log.guestError("\(stateName): \(count) sectors to discard or zero, flags \(Hex(UInt64(flags)))")
+            return answer(chain, queue, Status.unsupported)
+        }
+        let length = Int(count) * 512
+        guard let offset = place(sector, length) else { return answer(chain, queue, Status.ioError) }
+        guard count > 0 else { return answer(chain, queue, Status.ok) }
+        begin(zeroes ? .writeZeroes : .discard, chain, queue) { slot in
+            slot.pointee.request.offset = offset
+            slot.pointee.request.length = UInt64(length)
+            slot.pointee.request.mayUnmap = flags & 1 != 0 && backend.settings.discards
+        }
+    }
+}
