@@ -51,14 +51,18 @@ func registerBlockQueries(_ vm: VirtualMachine) throws(VMMError) {
             ]))
     try vm.commands.add(
         HMPCommand.info("block", "show info of one block device or all block devices") { [unowned vm] in
-            vm.blockBackends.map {
-                "\($0.id): \($0.filename) (raw\($0.readOnly ? ", read-only" : ""))\n"
-                    + ($0.user.map { "    Attached to:      \($0)\n" } ?? "")
-                    + "    Cache mode:       \(cache(of: $0).description)\n"
-                    + ($0.settings.detectZeroes == .off
-                        ? "" : "    Detect zeroes:    \($0.settings.detectZeroes.rawValue)\n")
-            }.joined(separator: "\n")
+            vm.blockBackends.map(text).joined(separator: "\n")
         })
+}
+
+/// What `info block` says of one.
+private func text(_ backend: BlockBackend) -> String {
+    var text = "\(backend.id): \(backend.filename) (raw\(backend.readOnly ? ", read-only" : ""))\n"
+    if let user = backend.user { text += "    Attached to:      \(user)\n" }
+    text += "    Cache mode:       \(cache(of: backend).description)\n"
+    let detection = backend.settings.detectZeroes
+    if detection != .off { text += "    Detect zeroes:    \(detection.rawValue)\n" }
+    return text
 }
 
 /// As it is now: the guest may have changed it.
