@@ -18,7 +18,7 @@ final class DiskGuest {
     ///   - device: keys of the device.
     init(
         in directory: TemporaryDirectory, disk: String? = nil, drive: String = "", device: String = "",
-        queues: Int = 1, extra: [String] = []
+        queues: Int = 1, guest: String = "vhost/blk.c"
     ) throws {
         self.directory = directory
         let image = try disk ?? directory.writeSparse("disk", size: Self.size)
@@ -26,12 +26,12 @@ final class DiskGuest {
             [
                 Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
                 "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none",
-                "-kernel", try GuestBuilder.flat("vhost/blk.c", flags: ["-DQUEUES=\(queues)"]),
+                "-kernel", try GuestBuilder.flat(guest, flags: ["-DQUEUES=\(queues)"]),
                 "-drive", "if=none,id=d,file=\(image),format=raw\(drive)",
                 "-device", "virtio-blk-device,drive=d,num-queues=\(queues)\(device)",
                 "-nodefaults", "-nographic", "-d", "guest_errors", "-serial", "file:\(directory.file("serial"))",
                 "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
-            ] + extra
+            ]
         process = try ChildProcess(arguments)
         qmp = try QMPClient(path: directory.file("qmp"), of: process)
     }
@@ -101,13 +101,14 @@ struct DiskTests {
     func failures() throws {
         let guest = try DiskGuest(in: directory)
         try guest.waitForProgress()
-        for argv in [["/bin/false"], ["/nonexistent"], guest.arguments + ["-device", "virtio-rng-device"]] {
+        for argv in [["/nonexistent"], guest.arguments + ["-device", "virtio-rng-device"], ["/bin/false"]] {
             #expect(throws: QMPClient.Refusal.self) { try guest.update(argv) }
             try guest.waitForProgress()
         }
         try guest.update()
         try guest.waitForProgress()
-        try guest.end()
+        // The process that was started ended as the command of the last failure.
+        try guest.qmp.execute("quit")
     }
 
     @Test("a save and what follows it go on where the guest stood, and stop and cont too")
@@ -175,14 +176,24 @@ struct DiskTests {
     @Test(
         "an image that has become shorter is an error, which the policy decides about", arguments: ["stop", "report"])
     func shrinks(_ policy: String) throws {
-        let guest = try DiskGuest(in: directory, device: ",rerror=\(policy),werror=report")
-        try guest.waitForProgress()
-        #expect(truncate(directory.file("disk"), 0) == 0)
+        // The guest only reads: a write would make the file longer again.
+        let size = 2000 << 20
+        let disk = try directory.writeSparse("large", size: size)
+        let guest = try DiskGuest(
+            in: directory, disk: disk, device: ",rerror=\(policy)", guest: "flood/flood.c")
+        try eventually("the guest reads; \(guest.process.report)") { guest.serial.contains("flood: asked\n") }
+        #expect(truncate(disk, 0) == 0)
         let data = try guest.qmp.waitForEvent("BLOCK_IO_ERROR")["data"] as? [String: Any]
         #expect(data?["operation"] as? String == "read" && data?["action"] as? String == policy)
         if policy == "stop" {
             _ = try guest.qmp.waitForEvent("STOP")
             #expect(try guest.qmp.status() == "io-error")
+            #expect(try guest.block()["io-status"] as? String == "failed")
+            try guest.update()
+            #expect(truncate(disk, off_t(size)) == 0)
+            try guest.qmp.execute("cont")
+            try eventually("a request is done; \(guest.serial.suffix(200))") { guest.serial.contains("flood: 1\n") }
+            #expect(!guest.serial.contains("FAIL"))
         } else {
             try eventually("the guest has the error") { guest.serial.contains("FAIL") }
             #expect(try guest.qmp.status() == "running")
