@@ -192,7 +192,7 @@ struct BlockOptions {
         do throws(VMMError) {
             return try vm.blockEngines.engine(of: try loader.blockEngineType(BlockOptions.preferredEngine))
         } catch {
-            if let aio { Report.warning("aio=\(aio): \(error.description); threads are used in its place") }
+            if let aio { Report.warning("aio=\(aio): \(error.message); threads are used in its place") }
             return nil
         }
     }

@@ -105,6 +105,7 @@ enum Help {
     private static func moduleLoader(_ invocation: Invocation) throws(VMMError) -> ModuleLoader {
         let loader = ModuleLoader(registry: ModuleRegistry())
         loader.registry.addBuiltIn(RAMMemoryBackend())
+        loader.registry.addBuiltIn(IOThreadType())
         for path in invocation.all("module") where path != "help" && path != "?" { try loader.load(path: path) }
         return loader
     }

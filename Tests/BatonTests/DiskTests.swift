@@ -201,6 +201,34 @@ struct DiskTests {
         try guest.end()
     }
 
+    @Test(
+        "a disk that hangs holds up neither monitors nor the guest's other work, and an update is refused",
+        .enabled(if: HeldFile.isAvailable, "needs root, and a kernel with permission events of fanotify"))
+    func hangs() throws {
+        let disk = try directory.writeSparse("slow", size: DiskGuest.size)
+        let file = try HeldFile(disk)
+        let guest = try DiskGuest(in: directory, disk: disk, drive: ",aio=threads")
+        try guest.waitForProgress()
+        file.hold()
+        defer { file.release() }
+        try eventually("all requests wait") { file.count == 16 }
+        #expect(try guest.qmp.status() == "running")
+        for preflight in [true, false] {
+            let answer = refusal {
+                try guest.qmp.execute(
+                    "cpr-update", ["argv": guest.arguments, "timeout-ms": 300, "preflight": preflight])
+            }
+            #expect(answer.contains("16 requests of drive 'd' did not end within 300 ms"), "\(answer)")
+            #expect(try guest.qmp.status() == "running")
+        }
+        let before = try guest.count()
+        file.release()
+        try eventually("the guest goes on; \(guest.process.report)") { try guest.count() > before }
+        try guest.update()
+        try guest.waitForProgress()
+        try guest.end()
+    }
+
     @Test("a disk is resized under the guest, which is told")
     func resize() throws {
         let guest = try DiskGuest(in: directory)

@@ -111,7 +111,7 @@ public final class BlockEngines: MachineParts {
             do throws(VMMError) {
                 try start(engine)
             } catch {
-                Report.warning("aio=\(engine.name): \(error.description); threads go on in its place")
+                Report.warning("aio=\(engine.name): \(error.message); threads go on in its place")
                 engine = workers
                 startWorkers()
             }
@@ -124,7 +124,7 @@ public final class BlockEngines: MachineParts {
     /// Without an event the workers do what they are given at once.
     private func startWorkers() {
         guard !workers.isStarted else { return }
-        do throws(VMMError) { try start(workers) } catch { Report.warning("aio=threads: \(error.description)") }
+        do throws(VMMError) { try start(workers) } catch { Report.warning("aio=threads: \(error.message)") }
     }
 
     /// Sends on its way what was added, and takes what has ended at once.
