@@ -36,15 +36,19 @@ public final class HeldFile: @unchecked Sendable {
                 let count = read(made, &buffer, buffer.count)
                 guard count > 0, let self else { return }
                 // Length, version, metadata, mask, descriptor, PID.
-                let fds = stride(from: 0, to: count, by: 24).map { place in
-                    buffer.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: place + 16, as: Int32.self) }
-                }
-                lock.withLock {
-                    waiting += fds
-                    if !isHeld { allow() }
-                }
+                take(
+                    stride(from: 0, to: count, by: 24).map { place in
+                        buffer.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: place + 16, as: Int32.self) }
+                    })
             }
         }.start()
+    }
+
+    private func take(_ fds: [Int32]) {
+        lock.lock()
+        defer { lock.unlock() }
+        waiting += fds
+        if !isHeld { allow() }
     }
 
     deinit { close(fd) }
