@@ -13,6 +13,7 @@
 #   make test-lab          Linux guests on a real KVM in an emulated PC (QEMU and kernels are downloaded once)
 #     LABFLAGS=...         more options for baton-demo lab, such as --only boot
 #   make model             all orders of steps of the handover's protocol (spin): some minutes, see Tests/HandoverModel
+#   make faults            an update with each of its system calls made to fail once (strace); some minutes
 #   make lint              the formatter's findings (.swift-format); make format mends them
 #   make bench             how fast it is, and the pause of a restart beside QEMU's cpr-exec (downloaded once)
 #   make manual            manual pages and shell completions, in .build/manual
@@ -54,8 +55,8 @@ RUNTIME_MODULES := BatonRuntime BatonModules BatonCPR BatonDeviceKit BatonMachin
     BatonDevices InstructionSets PCI Serial Virtio
 MODULE_KINDS := mode memory-backend preserver foreign machine device accel block
 
-.PHONY: all build packages run-packages test-packages run demo-peers test test-lab model lint format bench manual deb \
-    install clean
+.PHONY: all build packages run-packages test-packages run demo-peers test test-lab model faults lint format bench manual \
+    deb install clean
 
 all: build
 
@@ -106,6 +107,9 @@ test: build test-packages
 
 test-lab: build
 	@.build/release/baton-demo lab $(LABFLAGS)
+
+faults: build test-packages
+	BATON_EVERY_CALL=1 $(SWIFT) test -c release --disable-testable-imports --filter FailedCallTests
 
 # Nothing of it needs a build.
 model:

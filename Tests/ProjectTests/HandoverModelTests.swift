@@ -33,7 +33,8 @@ struct HandoverModelTests {
     @Test(
         "It holds, and each fault that is put into it is found", .serialized,
         .enabled(if: Products.find("spin") != nil, "needs Debian's spin"),
-        .enabled(if: Products.find("clang") != nil, "needs clang of the Swift toolchain"), arguments: searches)
+        .enabled(if: Products.find("clang") != nil, "needs clang of the Swift toolchain"),
+        arguments: HandoverModelTests.searches)
     func search(_ search: Search) throws {
         let script = "\(Products.repository)/\(Self.directory)/search.sh"
         let compiler = try #require(Products.find("clang"))

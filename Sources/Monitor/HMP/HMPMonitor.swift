@@ -177,6 +177,8 @@ public final class HMPMonitor: ResumableMonitor {
             // On a multiplexer the focus comes, or goes, right after this.
             if hasFocus, chardev.backend != "mux" { greet() }
         case .closed:
+            // A session that is taken over ends with its own state, and not as its chardev gets another descriptor.
+            if isResuming { return }
             output.removeAll()
             owesPrompt = false
             editor.clear()

@@ -89,7 +89,8 @@ public final class QMPMonitor: ResumableMonitor {
             if isResuming { return }
             restart()
             send(["QMP": ["version": MonitorVersion.json, "capabilities": []]])
-        case .closed: restart()
+        // A session that is taken over ends with its own state, and not as its chardev gets another descriptor.
+        case .closed where !isResuming: restart()
         default: break
         }
     }
