@@ -112,5 +112,8 @@ struct MetricsTests {
         let values = try scrape()
         #expect(values["baton_block_requests_total{disk=\"hd\",operation=\"read\"}"] == 0)
         #expect(values.keys.contains { $0.hasPrefix("baton_virtio_requests_total{") && $0.contains("virtio-blk") })
+        let stats = try #require(try guest.qmp.execute("query-blockstats") as? [[String: Any]])
+        #expect(stats.count == 1 && stats[0]["device"] as? String == "hd")
+        #expect((stats[0]["stats"] as? [String: Any])?["failed_wr_operations"] as? Int == 0)
     }
 }

@@ -19,6 +19,7 @@ struct OptionFileTests {
     @Test("A file's words are a shell's, and stand where it is named")
     func words() throws {
         try directory.write("more", "-uuid 'not one'\n")
+        let kernel = try directory.write("kernel", "a flat image")
         let file = try directory.write(
             "vm",
             """
@@ -28,7 +29,7 @@ struct OptionFileTests {
               -append 'root=#1 "quoted"' \\
             -append console=ttyS0#2\\ x\r
             @\(directory.file("more"))
-            -machine virt,dumpdtb=\(directory.file("dtb"))
+            -machine virt,dumpdtb=\(directory.file("dtb")) -kernel \(kernel)
             """)
         #expect(try complaint(["@\(file)"]).contains("failed to parse UUID string"))
         try directory.write("more", "")

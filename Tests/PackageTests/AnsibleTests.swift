@@ -30,7 +30,7 @@ extension PackageTests {
                 "ANSIBLE_LOCAL_TEMP": directory.file("local"), "ANSIBLE_SSH_ARGS": "", "HOME": directory.path,
                 "ANSIBLE_FORCE_COLOR": "0", "LC_ALL": "C.UTF-8",
             ])
-        let exit = try process.waitForExit(by: .seconds(300))
+        let exit = try process.waitForExit(by: .seconds(600))
         return (exit == .status(0), process.output + process.errors)
     }
 

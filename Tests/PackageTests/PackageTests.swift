@@ -14,7 +14,7 @@ struct PackageTests {
             let repository = Products.repository
             _ = try ChildProcess.run(
                 ["make", "-s", "-C", repository, "deb", "DEBVERSION=1.0", "LINTIAN=true"],
-                environment: ["DPKG_DEB_COMPRESSOR_TYPE": "none"], by: .seconds(300))
+                environment: ["DPKG_DEB_COMPRESSOR_TYPE": "gzip", "DPKG_DEB_COMPRESSOR_LEVEL": "1"], by: .seconds(300))
             let packages = "\(repository)/.build/packages"
             let names = try FileManager.default.contentsOfDirectory(atPath: packages)
             guard let first = names.first(where: { $0.hasPrefix("baton_1.0_") && $0.hasSuffix(".deb") }) else {
@@ -73,7 +73,7 @@ struct PackageTests {
 
     func wait(_ root: SystemdRoot, _ memory: SharedMemory) throws {
         let before = memory.load(UInt64.self, at: Self.page + 8)
-        try eventually("the guest counts; \(try root.run("systemctl status \(Self.unit) || true"))") {
+        try eventually("the guest counts; \((try? root.run("systemctl status \(Self.unit) || true")) ?? "")") {
             memory.load(UInt64.self, at: Self.page + 8) > before
         }
     }
@@ -97,7 +97,7 @@ struct PackageTests {
 
         // A newer package leaves the VM alone, and says how to update it.
         let said = try root.run("dpkg -i /shared/baton_2.0.deb", by: .seconds(120))
-        #expect(said.contains("1 VMs go on") && said.contains("baton-ctl update --all"), "\(said)")
+        #expect(said.contains("VMs that run (1) go on") && said.contains("baton-ctl update --all"), "\(said)")
         #expect(try root.property("MainPID", of: Self.unit) == pid)
         #expect(try root.run("baton-ctl list").contains("*"))
         try root.run("systemctl reload \(Self.unit)")

@@ -51,7 +51,7 @@ final class SystemdRoot {
         mount -t cgroup2 cgroup2 sys/fs/cgroup
         mkdir shared
         mount --bind "$1/shared" shared
-        rm -rf etc/systemd/system/*.wants etc/systemd/system/*.requires
+        rm -rf etc/systemd/system/*.wants etc/systemd/system/*.requires usr/sbin/policy-rc.d
         for unit in systemd-udevd systemd-networkd systemd-resolved systemd-timesyncd getty@ console-getty; do
             ln -sf /dev/null etc/systemd/system/$unit.service
         done

@@ -33,6 +33,7 @@ public func registerCoreCommands(
     try registerMemoryQueries(vm, memory)
     try ExaminePhysical.register(vm)
     try registerBlockQueries(vm)
+    try registerBlockStatisticsQueries(vm)
     try registerDescriptorCommands(vm: vm)
     registerMachineMetrics(vm)
     try registerMetricsCommands(vm)

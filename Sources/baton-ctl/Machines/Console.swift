@@ -11,7 +11,7 @@ struct Console: ReportingCommand {
             or a pseudo-terminal. It stays connected while the VMM is updated.
             """)
 
-    @Argument(help: "The VM.")
+    @Argument(help: "The VM.", completion: MachineDirectory.names)
     var name: String?
 
     @OptionGroup var choice: MachineChoice

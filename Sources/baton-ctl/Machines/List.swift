@@ -11,7 +11,7 @@ struct List: ReportingCommand {
             is 1 if a VM did not answer.
             """)
 
-    @Argument(help: "VMs. (default: all)")
+    @Argument(help: "VMs. (default: all)", completion: MachineDirectory.names)
     var name: [String] = []
 
     @OptionGroup var choices: MachineChoices

@@ -29,6 +29,8 @@ struct MachineDirectory: ParsableArguments {
     var directory: String?
 
     private static let socket = "qmp"
+    /// For a shell: the services' VMs.
+    static let names = CompletionKind.shellCommand("ls /run/baton 2>/dev/null")
 
     private var path: String {
         if let directory { return directory }

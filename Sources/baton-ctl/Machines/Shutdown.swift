@@ -8,7 +8,7 @@ struct Shutdown: ReportingCommand {
         abstract: "Presses a VM's power button, waits for the guest, and ends the VM when that takes too long.",
         discussion: "A guest that is paused cannot see the button: its VM is ended at once.")
 
-    @Argument(help: "The VM.")
+    @Argument(help: "The VM.", completion: MachineDirectory.names)
     var name: String?
 
     @OptionGroup var choice: MachineChoice

@@ -12,7 +12,7 @@ struct Top: ReportingCommand {
             that the VMM serves itself; READ and WRITE are its disks. All but MEMORY are rates since the last time.
             """)
 
-    @Argument(help: "VMs. (default: all)")
+    @Argument(help: "VMs. (default: all)", completion: MachineDirectory.names)
     var name: [String] = []
 
     @OptionGroup var choices: MachineChoices

@@ -15,7 +15,7 @@ struct Update: ReportingCommand {
             With --all every VM is updated that 'baton-ctl list' shows, --jobs at a time, until one update has failed.
             """)
 
-    @Argument(help: "The VM.")
+    @Argument(help: "The VM.", completion: MachineDirectory.names)
     var name: String?
 
     @Flag(help: "All VMs.")

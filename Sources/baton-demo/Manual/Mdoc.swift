@@ -2,12 +2,13 @@ import Foundation
 
 /// The macro language of manual pages, mdoc(7).
 enum Mdoc {
-    /// Text on lines of its own: nothing of it is a macro or an escape.
+    /// Text on lines of its own, a sentence each: nothing of it is a macro or an escape.
     static func text(_ text: String) -> String {
-        text.split(separator: "\n", omittingEmptySubsequences: false).map { line in
-            let escaped = escape(line.trimmingCharacters(in: .whitespaces))
-            return escaped.hasPrefix(".") || escaped.hasPrefix("'") ? "\\&\(escaped)" : escaped
-        }.map { $0.isEmpty ? ".Pp\n" : "\($0)\n" }.joined()
+        text.replacing(/([.!?]) (?=[A-Z('\-])/) { "\($0.1)\n" }.split(separator: "\n", omittingEmptySubsequences: false)
+            .map { line in
+                let escaped = escape(line.trimmingCharacters(in: .whitespaces))
+                return escaped.hasPrefix(".") || escaped.hasPrefix("'") ? "\\&\(escaped)" : escaped
+            }.map { $0.isEmpty ? ".Pp\n" : "\($0)\n" }.joined()
     }
 
     /// An argument of a macro: one word, and not a macro itself.

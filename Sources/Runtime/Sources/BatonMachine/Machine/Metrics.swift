@@ -10,7 +10,7 @@ public struct MetricFamily {
         public var value: Double
     }
 
-    /// Prometheus' form: `baton_virtio_chains_total`. The base unit is part of it (`_bytes`, `_seconds`).
+    /// Prometheus' form: `baton_updates_total`. The base unit is part of it (`_bytes`, `_seconds`).
     public let name: String
     public let kind: Kind
     /// One sentence for people.
