@@ -70,6 +70,10 @@ package struct CPUModel {
             modelID = value
             return
         }
+        let properties = ["check", "enforce", "migratable", "kvm", "pmu", "host-phys-bits"]
+        guard properties.contains(key) || !FeatureWord.bits(named: key).isEmpty else {
+            throw VMMError("Property '\(property)' not found")
+        }
         let isOn: Bool
         switch value {
         case "on", "yes", "true", "y": isOn = true
@@ -83,9 +87,9 @@ package struct CPUModel {
         case "migratable": migratable = isOn
         case "kvm": kvm = isOn
         case "pmu" where !isOn, "host-phys-bits" where isOn: break
-        default:
-            guard !FeatureWord.bits(named: key).isEmpty else { throw VMMError("Property '\(property)' not found") }
-            flags.append((key, isOn))
+        case "pmu", "host-phys-bits":
+            throw VMMError("'\(property)=\(value)' is not supported: it is always \(isOn ? "off" : "on")")
+        default: flags.append((key, isOn))
         }
     }
 }

@@ -170,7 +170,7 @@ public final class KVMAccelerator: X86Accelerator {
     /// The first counts.
     func note(failure: VMMError) { noted = noted ?? failure }
     /// All state is set anew.
-    func forgetFailure() { noted = nil }
+    public func forgetFailure() { noted = nil }
 
     // MARK: Threads
 

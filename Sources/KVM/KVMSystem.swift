@@ -76,10 +76,11 @@ final class KVMSystem {
         guard fd >= 0 else { throw KVMSystem.openError(-fd) }
         system = KVMDescriptor(fd)
         let version = system.call(CKVM_GET_API_VERSION)
+        guard version >= 0 else { throw .system("\(KVMSystem.path) is not KVM", errno: -version) }
         guard version == KVM_API_VERSION else {
             throw VMMError(
                 "kvm version \(version < KVM_API_VERSION ? "too old" : "not supported") (\(version), not 12)",
-                hint: "Use -accel tcg on this host.")
+                hint: KVMSystem.otherMachine)
         }
         for (name, number) in KVMSystem.required where system.capability(number) == 0 {
             throw VMMError(
@@ -107,13 +108,16 @@ final class KVMSystem {
         hasAnyLengthDoorbells = vm.capability(KVM_CAP_IOEVENTFD_ANY_LENGTH) != 0
     }
 
+    /// x86-64 CPUs are KVM's alone.
+    private static let otherMachine = "Without KVM there is the riscv64 machine: -machine virt -accel tcg."
+
     private static func openError(_ code: Int32) -> VMMError {
         let hint =
             switch code {
             case ENOENT, ENODEV, ENXIO:
-                "Load the module kvm_intel or kvm_amd, enable virtualization in the host's firmware, or use -accel tcg."
-            case EACCES, EPERM: "Add the user to the group that \(path) belongs to, or use -accel tcg."
-            default: "Use -accel tcg to run without KVM."
+                "Load the module kvm_intel or kvm_amd, and enable virtualization in the host's firmware. \(otherMachine)"
+            case EACCES, EPERM: "Add the user to the group that \(path) belongs to. \(otherMachine)"
+            default: otherMachine
             }
         return .system("Could not access KVM kernel module", errno: code, hint: hint)
     }

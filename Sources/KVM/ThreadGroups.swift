@@ -23,15 +23,22 @@ enum ThreadGroups {
         let current = self.text(thread).split(separator: "\n")
         for line in text.split(separator: "\n") where !current.contains(line) {
             let parts = line.split(separator: ":", maxSplits: 2, omittingEmptySubsequences: false)
-            guard parts.count == 3, parts[2].hasPrefix("/"), !parts[2].split(separator: "/").contains("..") else {
-                continue
-            }
+            guard isGroup(line) else { continue }
             var code: Int32 = ENOENT
             for file in files(controllers: parts[1], path: parts[2]) where code != 0 {
                 code = ckvm_write_text(file, "\(thread)")
             }
             guard code == 0 else { throw .system("Could not move a CPU's thread to the cgroup '\(line)'", errno: code) }
         }
+    }
+
+    /// Whether all lines of a text from elsewhere name groups, and nothing outside of the file systems of groups.
+    static func areGroups(_ text: String) -> Bool { text.split(separator: "\n").allSatisfy(isGroup) }
+
+    private static func isGroup(_ line: Substring) -> Bool {
+        let parts = line.split(separator: ":", maxSplits: 2, omittingEmptySubsequences: false)
+        return parts.count == 3 && !parts[1].contains("/") && parts[1] != "." && parts[1] != ".."
+            && parts[2].hasPrefix("/") && !parts[2].split(separator: "/").contains("..")
     }
 
     /// Where a thread's id is to be written to, by the places at which distributions mount cgroups.

@@ -72,6 +72,10 @@ final class ThreadPlace {
             throw VMMError("field '\(ThreadPlace.values)' of section '\(reader.section)' is out of range")
         }
         let groups = reader.has(ThreadPlace.cgroup) ? try reader.string(ThreadPlace.cgroup) : nil
+        guard groups.map(ThreadGroups.areGroups) ?? true else {
+            throw VMMError(
+                "field '\(ThreadPlace.cgroup)' of section '\(reader.section)' has a line that is no control group")
+        }
         return { [self] in
             var new = ckvm_scheduling()
             (new.policy, new.priority, new.nice) = (values[0], values[1], values[2])

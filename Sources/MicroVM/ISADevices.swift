@@ -8,6 +8,8 @@ final class ISABus: DeviceBus {
     let portSpace: AddressSpace
     /// Of a pvpanic device, for the tables by which a guest finds it; nil when there is none.
     fileprivate(set) var panicPort: UInt64?
+    /// What the guest knows of the devices, which their states do not have: name, ports and more.
+    fileprivate(set) var devices: [String] = []
 
     init(portSpace: AddressSpace) { self.portSpace = portSpace }
 }
@@ -37,6 +39,7 @@ final class ISADevice: DeviceType {
         guard port + size <= 0x1_0000 else { throw VMMError("\(device.stateName): there is no port \(Hex(port))") }
         try bus.portSpace.map(device, at: port, size: size, name: device.stateName)
         try context.vm.add(device)
+        bus.devices.append("\(device.stateName)=port \(Hex(port)), \(size) of them")
     }
 
     static let all: [any DeviceType] = [
@@ -82,6 +85,7 @@ final class ISADevice: DeviceType {
             let device = PVPanic(vm: context.vm, events: PVPanic.Events(rawValue: UInt8(events)))
             try add(device, at: port, size: 1, context, bus)
             bus.panicPort = port
+            bus.devices.append("events of pvpanic=\(events)")
         },
     ]
 }

@@ -26,6 +26,12 @@ public final class MicroVM: Machine {
     public var pciBus: PCIBus? { pci?.bus }
     /// Of pvpanic, if there is one.
     var panicPort: UInt64? { isa.panicPort }
+    /// Names of `-fw_cfg`.
+    private let firmwareFiles: [String]
+    /// What the command line says of the machine and a guest sees, but no device has in its state: as `NAME=VALUE`.
+    var description: [String] {
+        options.texts + isa.devices.sorted() + ["fw_cfg=\(firmwareFiles.sorted().joined(separator: " "))"]
+    }
 
     /// Builds the board and adds its parts to the VM, always in the same order.
     init(
@@ -58,11 +64,14 @@ public final class MicroVM: Machine {
         firmware = FwCfg(
             space: vm.addressSpace, layout: .ports, memorySize: layout.size, cpuCount: configuration.cpuCount)
         loader = MicroVMLoader(files: files)
+        var names: [String] = []
         for text in configuration.firmwareFiles {
             let option = try FwCfgOption(try KeyValueOptions(text, impliedKey: "name"))
             if let warning = option.warning { Report.warning(warning) }
             try firmware.add(try option.file())
+            names.append(option.name)
         }
+        firmwareFiles = names
         let second =
             options.hasSecondIOAPIC
             ? SecondIOAPIC { [unowned accelerator] in _ = accelerator.send(address: $0, data: $1) } : nil

@@ -56,11 +56,30 @@ final class MicroVMLoader: Device {
         }
     }
 
-    func save(to writer: inout StateWriter) {}
+    func save(to writer: inout StateWriter) { writer.put("machine", machine.description, optional: true) }
 
     func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
+        if reader.has("machine") { try compare(try reader.strings("machine", count: 0...1000)) }
         try reader.finish()
         try addFirmwareFiles()
         return {}
+    }
+
+    /// Refuses the state of a machine that the guest would see is another.
+    private func compare(_ saved: [String]) throws(VMMError) {
+        let ours = machine.description
+        func value(_ name: Substring, in texts: [String]) -> Substring {
+            texts.first { $0.prefix { $0 != "=" } == name }?.dropFirst(name.count + 1) ?? "absent"
+        }
+        for text in saved + ours {
+            let name = text.prefix { $0 != "=" }
+            let (before, now) = (value(name, in: saved), value(name, in: ours))
+            guard before == now else {
+                throw VMMError(
+                    "of the machine that was saved, \(name) is \(before.isEmpty ? "empty" : before), and here it is "
+                        + "\(now.isEmpty ? "empty" : now)",
+                    hint: "Give -machine, -device and -fw_cfg as they were.")
+            }
+        }
     }
 }

@@ -30,6 +30,14 @@ struct MicroVMOptions {
         DeviceProperty("auto-kernel-cmdline", "bool", "tell a kernel without ACPI of virtio-mmio devices (on)"),
     ]
 
+    /// What a guest sees of them, as `NAME=VALUE`.
+    var texts: [String] {
+        [
+            ("pcie", hasPCI), ("acpi", hasACPI), ("rtc", hasRTC), ("pit", hasPIT), ("pic", hasPIC),
+            ("isa-serial", hasSerial), ("ioapic2", hasSecondIOAPIC),
+        ].map { "\($0)=\($1 ? "on" : "off")" }
+    }
+
     init(_ machine: MachineConfiguration) throws(VMMError) {
         hasPCI = try machine.onOffAuto("pcie") ?? false
         hasACPI = try machine.onOffAuto("acpi") ?? true

@@ -7,7 +7,8 @@ public final class MicroVMType: MachineType {
     public let summary = "microvm (i386)"
     public let architecture = "x86_64"
     public let ramName = "microvm.ram"
-    public let maximumCPUs = 288
+    /// Their APIC ids have 8 bits, of which 255 means all.
+    public let maximumCPUs = 255
     public let cpuModels = ["host", "max", "x86-64-v1", "x86-64-v2", "x86-64-v3", "x86-64-v4"]
     public let accelerators = ["kvm"]
     public let properties = MicroVMOptions.properties

@@ -128,7 +128,9 @@ struct MachineOptions {
                         + "cores (\(self.cores)) * threads (\(self.threads)) != maxcpus (\(wanted))")
             }
             guard maximum == nil || maximum == wanted else {
-                throw VMMError("maxcpus must be equal to or greater than smp", hint: "CPUs cannot be plugged later.")
+                throw VMMError(
+                    "Invalid SMP CPUs \(wanted): maxcpus must be the same",
+                    hint: "CPUs cannot be plugged later: leave maxcpus= out.")
             }
             guard wanted <= machine.maximumCPUs else {
                 throw VMMError(

@@ -69,14 +69,15 @@ int ckvm_read_text(const char *path, char *text, size_t size) {
 }
 
 int ckvm_write_text(const char *path, const char *text) {
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0) return errno;
     int code = write(fd, text, strlen(text)) < 0 ? errno : 0;
     close(fd);
     return code;
 }
 
-int ckvm_kick_signal(void) { return SIGRTMIN + 3; }
+/* Not a real-time signal: these are queued, and refused when the user has queued too many anywhere (RLIMIT_SIGPENDING). */
+int ckvm_kick_signal(void) { return SIGUSR1; }
 
 static void ignore(int signal) { (void)signal; }
 
@@ -105,8 +106,9 @@ int ckvm_enter_and_leave(int fd, struct kvm_run *run) {
     pthread_sigmask(SIG_BLOCK, &kick, &old);
     memcpy(during.mask.sigset, &old, sizeof during.signals);
     result = ckvm_ioctl(fd, KVM_SET_SIGNAL_MASK, &during);
+    /* Without the signal the guest would run. */
+    if (result == 0) result = -pthread_kill(pthread_self(), ckvm_kick_signal());
     if (result == 0) {
-        pthread_kill(pthread_self(), ckvm_kick_signal());
         ckvm_set_immediate_exit(run, 0);
         result = ckvm_run(fd);
         ckvm_set_immediate_exit(run, 1);

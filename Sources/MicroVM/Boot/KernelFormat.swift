@@ -28,7 +28,9 @@ enum KernelFormat: Equatable {
                 hint: "Unpack it first, or use the distribution's bzImage (/boot/vmlinuz-*).")
         }
         if file.has(Array("MZ".utf8), at: 0) {
-            throw VMMError("the file is an EFI program without Linux' setup header", hint: KernelFormat.hint)
+            throw VMMError(
+                "the file is an EFI program without the setup header of Linux for x86: cut short, or for another machine",
+                hint: KernelFormat.hint)
         }
         throw VMMError("the file is neither a bzImage nor an ELF file", hint: KernelFormat.hint)
     }
@@ -37,12 +39,11 @@ enum KernelFormat: Equatable {
     static let hint = "The board starts a bzImage for x86-64, as distributions have it, or an ELF file with a PVH note."
 
     /// Kernels for other machines, by their headers (Documentation/arch/riscv/boot-image-header.rst,
-    /// arm64/booting.rst, loongarch/booting.rst; arch/arm/boot/compressed/head.S).
+    /// arm64/booting.rst; arch/arm/boot/compressed/head.S).
     private static let foreignImages: [(Int, [UInt8], String)] = [
         (4, Array("zimg".utf8), "a kernel for EFI that unpacks itself (zboot)"),
         (56, Array("RSC\u{5}".utf8), "a RISC-V kernel"), (56, Array("ARM\u{64}".utf8), "an arm64 kernel"),
         (36, [0x18, 0x28, 0x6f, 0x01], "an arm kernel (zImage)"),
-        (56, [0xcd, 0x23, 0x82, 0x81], "a LoongArch kernel"),
         (0, [0x27, 0x05, 0x19, 0x56], "a U-Boot image (uImage)"),
         (0, [0xd0, 0x0d, 0xfe, 0xed], "a device tree or a FIT image"),
     ]

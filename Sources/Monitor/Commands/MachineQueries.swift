@@ -93,7 +93,11 @@ private func registerCPUs(_ vm: VirtualMachine) throws(VMMError) {
             guard let accelerator = vm.accelerator else { throw VMMError("No CPU available") }
             let indexes = accelerator.cpus.map(\.index)
             if line == "-a" {
-                return indexes.map { "\nCPU#\($0)\n" + accelerator.registers(ofCPU: $0) }.joined()
+                var text = ""
+                vm.whileCPUsStand {
+                    for index in indexes { text += "\nCPU#\(index)\n" + accelerator.registers(ofCPU: index) }
+                }
+                return text
             }
             guard let index = line.isEmpty ? 0 : Int(line), indexes.contains(index) else {
                 throw VMMError("CPU index '\(line)' is not a CPU of this machine")

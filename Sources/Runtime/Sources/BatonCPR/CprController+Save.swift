@@ -67,7 +67,7 @@ extension CprController {
     /// Stops the guest and collects the state of everything. Nothing is in hand of its devices (`drain`).
     /// - Returns: the sections, and the blocks whose contents are to follow.
     func stopAndCollect(_ mode: any CprMode) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
-        let stateBefore = vm.runState
+        let stateBefore = vm.runStateToKeep
         let before = times
         times = UpdateTimes(generation: before.generation)
         (times.requested, times.exec, times.execPause) = (EventLoop.now, before.exec, before.execPause)
@@ -86,6 +86,11 @@ extension CprController {
     /// instructions now.
     func collect(_ mode: any CprMode, stateBefore: RunState) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
         let common = Checkpoint.collect(vm, memory: memory, runState: stateBefore, mode: mode.name)
+        if let failure = vm.accelerator?.failure {
+            // The guest can go on: what could not be read is as it was.
+            vm.accelerator?.forgetFailure()
+            throw failure
+        }
         func complete() throws(VMMError) -> (SectionContainer, [RAMBlock]) {
             var container = common
             let contents = mode.volatileBlocks(cpr: self)

@@ -66,6 +66,8 @@ public protocol Accelerator: AnyObject {
     func endThreads()
     /// What keeps the CPUs from running: a state that the kernel did not take. Looked at before a guest is taken over.
     var failure: VMMError? { get }
+    /// Forgets a failure: all state is to be set anew, or it was only to be read.
+    func forgetFailure()
 
     // MARK: Events without a hop through the loop
 
@@ -87,6 +89,7 @@ extension Accelerator {
     public func pauseCPUs() {}
     public func endThreads() {}
     public var failure: VMMError? { nil }
+    public func forgetFailure() {}
     public var takesDoorbells: Bool { false }
     public func add(_ doorbell: Doorbell) -> Bool { false }
     public func remove(_ doorbell: Doorbell) {}

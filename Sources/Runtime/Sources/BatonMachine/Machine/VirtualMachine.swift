@@ -144,7 +144,12 @@ public final class VirtualMachine: GuestRequests {
         if let blocker = startBlocker() { throw blocker }
         try beforeMemoryChanges()
         try accelerator?.makeThreads()
-        if needsReset { resetDevices() }
+        lacksThreads = false
+        if needsReset {
+            accelerator?.forgetFailure()
+            resetDevices()
+            if let failure = accelerator?.failure { throw failure }
+        }
         if let body = beforeDevicesResume {
             beforeDevicesResume = nil
             body()
@@ -188,12 +193,30 @@ public final class VirtualMachine: GuestRequests {
             try accelerator.makeThreads()
             if ran { resumeCPUs() }
         } catch {
-            // There is nobody who could run it.
-            Report.error(error)
-            stop(.internalError)
+            // There is nobody who could run it, for now: where others have taken what threads need.
+            Report.error(error.prefixed("the guest stands still until its CPUs have threads"))
+            if isRunning {
+                stop(.paused)
+                lacksThreads = true
+                tryAgain()
+            }
         }
         if let failure { throw failure }
     }
+
+    /// Whether the guest stands still for want of threads alone.
+    private var lacksThreads = false
+    private static let threadRetry: Int64 = 100_000_000
+
+    private func tryAgain() {
+        _ = loop.schedule(at: EventLoop.now + VirtualMachine.threadRetry) { [weak self] in
+            guard let self, lacksThreads, runState == .paused else { return }
+            do throws(VMMError) { try start() } catch { tryAgain() }
+        }
+    }
+
+    /// The run state that the guest is to have in another process.
+    public var runStateToKeep: RunState { lacksThreads && runState == .paused ? .running : runState }
 
     private var threadEnders: [() -> Void] = []
 
@@ -238,7 +261,10 @@ public final class VirtualMachine: GuestRequests {
     /// `stop`). Emits STOP when the guest ran; else only changes the state.
     /// From a CPU's thread, by a device: soon.
     public func stop(_ state: RunState = .paused) {
-        guard isRunning else { return change(to: state) }
+        guard isRunning else {
+            if state == .paused { lacksThreads = false }
+            return change(to: state)
+        }
         guard pthread_equal(pthread_self(), mainThread) != 0 else {
             return loop.later { [weak self] in self?.stop(state) }
         }
@@ -370,9 +396,14 @@ public final class VirtualMachine: GuestRequests {
         if let cause = resetRequested {
             resetRequested = nil
             stopCPUs()
+            accelerator?.forgetFailure()
             resetDevices()
             // As in QEMU: a machine that had ended can be started again.
             if !isRunning { change(to: .prelaunch) }
+            if let failure = accelerator?.failure {
+                Report.error(failure.prefixed("machine reset"))
+                stop(.internalError)
+            }
             var data = JSONObject()
             data["guest"] = .bool(VirtualMachine.isGuests(cause))
             data["reason"] = .string(cause)
