@@ -12,19 +12,25 @@ struct Backends {
     private(set) var flash: [BlockBackend] = []
     /// `-device` options that short forms stand for (`-drive if=virtio`).
     private(set) var impliedDevices: [String] = []
+    /// Network cards that `-nic` and `-net nic` stand for.
+    private(set) var cards: [NetOptions.Card] = []
     private(set) var net: [NetBackend] = []
 
     init(_ invocation: Invocation, vm: VirtualMachine, loader: ModuleLoader) throws(VMMError) {
         for text in invocation.all("chardev") { _ = try ChardevFactory.make(text, vm: vm) }
         try makeSerial(invocation, vm)
         try makeDisks(invocation, vm)
-        for text in invocation.all("netdev") {
+        let network = try NetOptions(invocation)
+        cards = network.cards
+        for options in network.backends {
             net.append(
-                try NetBackendFactory.make(
-                    try KeyValueOptions(text, impliedKey: "type", style: .keyval), vm: vm
-                ) { name throws(VMMError) in try loader.netBackendType(name) })
+                try NetBackendFactory.make(options, vm: vm) { name throws(VMMError) in try loader.netBackendType(name) }
+            )
         }
     }
+
+    /// Whether other processes serve the guest out of its RAM, which must be shared with them.
+    static func needSharedRAM(_ vm: VirtualMachine) -> Bool { !vm.servedDisks.isEmpty }
 
     private mutating func makeSerial(_ invocation: Invocation, _ vm: VirtualMachine) throws(VMMError) {
         let given = invocation.all("serial")
@@ -39,11 +45,18 @@ struct Backends {
     }
 
     private mutating func makeDisks(_ invocation: Invocation, _ vm: VirtualMachine) throws(VMMError) {
+        let given = try BlockNodes(invocation.all("blockdev"))
         var nodes = BlockOptions.Nodes()
-        for text in invocation.all("blockdev") { try nodes.add(text, vm: vm) }
+        for text in given.own { try nodes.add(text, vm: vm) }
+        for disk in given.served { try StorageDaemon.serve(disk, vm: vm) }
         var flashUnits: [Int: BlockBackend] = [:]
+        let snapshot = invocation.has("snapshot")
         for (index, text) in invocation.all("drive").enumerated() {
-            switch try BlockOptions.drive(text, index: index, vm: vm) {
+            let use =
+                try ServedDrive.isWanted(text, snapshot: snapshot)
+                ? ServedDrive.make(text, index: index, snapshot: snapshot, vm: vm)
+                : BlockOptions.drive(text, index: index, vm: vm)
+            switch use {
             case .none: break
             case .virtio(let id): impliedDevices.append("virtio-blk-device,drive=\(id)")
             case .flash(let unit, let id):

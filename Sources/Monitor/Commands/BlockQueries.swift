@@ -27,16 +27,26 @@ func registerBlockQueries(_ vm: VirtualMachine) throws(VMMError) {
         ])
     try vm.commands.add(
         QMPCommand.query("query-block", returns: .array(info)) { [unowned vm] in
-            .array(vm.blockBackends.map { describe($0, limits) })
+            .array(vm.blockBackends.map { describe($0, limits) } + vm.servedDisks.map(describe))
         })
     try vm.commands.add(
         HMPCommand.info("block", "show info of one block device or all block devices") { [unowned vm] in
-            vm.blockBackends.map {
+            let served = vm.servedDisks.map {
+                "\($0.id): \($0.filename) (\($0.format)\($0.readOnly ? ", read-only" : ""))\n"
+                    + "    Served by:        \($0.chardev)\n"
+            }
+            let own = vm.blockBackends.map {
                 "\($0.id): \($0.filename) (raw\($0.readOnly ? ", read-only" : ""))\n"
                     + ($0.user.map { "    Attached to:      \($0)\n" } ?? "")
                     + "    Cache mode:       writeback\n"
-            }.joined(separator: "\n")
+            }
+            return (own + served).joined(separator: "\n")
         })
+}
+
+/// What another process serves, which alone knows the image.
+private func describe(_ disk: ServedDisk) -> JSON {
+    ["device": .string(disk.id), "type": "unknown", "removable": false, "locked": false]
 }
 
 private func describe(_ backend: BlockBackend, _ limits: [String]) -> JSON {

@@ -42,6 +42,7 @@ public final class ModuleRegistry: PreserverRegistry {
     /// Adds a part of the core.
     public func addBuiltIn(_ backend: any MemoryBackendType) { memoryBackends.append(backend) }
     public func addBuiltIn(_ type: any DeviceType) { deviceTypes.append(type) }
+    public func addBuiltIn(_ type: any ObjectType) { objectTypes.append(type) }
 
     /// Gives the monitors the commands and events of modules, once the core has
     /// registered its own.
