@@ -4,7 +4,9 @@ import Glibc
 /// Makes chardevs from the command line and adds them to the VM.
 public enum ChardevFactory {
     /// The back ends, for `-chardev help` and `query-chardev-backends`.
-    public static let backends = ["file", "mux", "null", "pty", "ringbuf", "socket", "stdio"]
+    public static let backends = [
+        "file", "mux", "null", "pipe", "pty", "ringbuf", "socket", "stdio", "udp",
+    ]
 
     /// The text of `-chardev help`.
     public static var help: String {
@@ -26,6 +28,12 @@ public enum ChardevFactory {
                 DeviceProperty("append", "bool", "whether what is there stays"),
             ]
         case "ringbuf": own = [DeviceProperty("size", "size", "bytes that are kept; a power of two")]
+        case "pipe": own = [DeviceProperty("path", "str", "FIFOs PATH.in and PATH.out, or one file for both ways")]
+        case "udp":
+            own = [
+                DeviceProperty("host", "str", "who is sent to"), DeviceProperty("port", "str", "at which port"),
+                DeviceProperty("localaddr", "str", "where from"), DeviceProperty("localport", "str", "from which port"),
+            ]
         case "stdio": own = [DeviceProperty("signal", "bool", "whether Ctrl-C ends the VMM")]
         case "socket":
             own = [
@@ -34,6 +42,7 @@ public enum ChardevFactory {
                 DeviceProperty("server", "bool", "whether it listens"),
                 DeviceProperty("wait", "bool", "whether the start waits for a client"),
                 DeviceProperty("nodelay", "bool", "whether TCP sends at once"),
+                DeviceProperty("telnet", "bool", "of a TCP server: whether clients speak telnet"),
                 DeviceProperty("reconnect", "uint32", "seconds until a client connects again"),
                 DeviceProperty("reconnect-ms", "uint32", "the same in milliseconds"),
             ]
@@ -130,6 +139,7 @@ public enum ChardevFactory {
             let pty = try PTYChardev(id: id, loop: vm.loop, held: held)
             announce("char device redirected to \(pty.slavePath) (label \(id))\n")
             return pty
+        case "pipe", "udp": return try makeKept(backend, id: id, options, vm: vm, heritage: heritage, held: held)
         case "ringbuf":
             let size = try options.size("size") ?? 65536
             try options.finish()
@@ -147,68 +157,45 @@ public enum ChardevFactory {
         }
     }
 
+    /// One whose descriptors stay what they are from the start on.
+    private static func makeKept(
+        _ backend: String, id: String, _ options: KeyValueOptions, vm: VirtualMachine, heritage: ChardevHeritage?,
+        held: Bool
+    ) throws(VMMError) -> Chardev {
+        let chardev: KeptStreamChardev
+        let open: () throws(VMMError) -> Void
+        if backend == "pipe" {
+            guard let path = try options.string("path") else { throw VMMError("chardev: pipe: no device path given") }
+            let pipe = PipeChardev(id: id, path: path, loop: vm.loop, held: held)
+            open = { () throws(VMMError) in try pipe.open() }
+            chardev = pipe
+        } else {
+            guard let port = try options.string("port") else {
+                throw VMMError("chardev: udp: remote port not specified")
+            }
+            let remote = SocketAddress.tcp(host: try options.string("host") ?? "localhost", port: port)
+            let (host, from) = (try options.string("localaddr"), try options.string("localport"))
+            let local = host == nil && from == nil ? nil : SocketAddress.tcp(host: host ?? "", port: from ?? "0")
+            let udp = UDPChardev(id: id, remote: remote, local: local, loop: vm.loop, held: held)
+            open = { () throws(VMMError) in try udp.open() }
+            chardev = udp
+        }
+        try options.finish()
+        if let heritage {
+            try chardev.inherit(heritage)
+        } else if isTrial(vm) {
+            return UnopenedChardev(id: id, backend: backend)
+        } else if held, let handover = vm.handover {
+            try handover.whenHandedOver(open)
+        } else {
+            try open()
+        }
+        return chardev
+    }
+
     private static func announce(_ text: String) {
         var text = text
         text.withUTF8 { _ = Glibc.write(1, $0.baseAddress, $0.count) }
-    }
-
-    // MARK: Short forms
-
-    /// What `-serial`, `-monitor` or `-qmp` stands for.
-    public struct ShortForm {
-        /// nil for `none`.
-        public var chardev: Chardev?
-        /// `mon:`: a monitor is to share the chardev.
-        public var wantsMonitor = false
-    }
-
-    /// Carries out the argument of `-serial`, `-monitor` or `-qmp`: `none`,
-    /// `null`, `stdio`, `pty`, `file:PATH`, `unix:PATH,…`, `tcp:HOST:PORT,…`,
-    /// `ringbuf`, `mon:…`, `chardev:ID`.
-    /// - Parameter id: of the new chardev: `serial0`, `compat_monitor0`.
-    public static func makeShortForm(_ text: String, id: String, vm: VirtualMachine) throws(VMMError) -> ShortForm {
-        if text == "none" { return ShortForm(chardev: nil) }
-        if text.hasPrefix("chardev:") {
-            let name = String(text.dropFirst(8))
-            guard let chardev = vm.chardev(name) else { throw VMMError("chardev \"\(name)\" not found") }
-            return ShortForm(chardev: chardev)
-        }
-        let monitor = text.hasPrefix("mon:")
-        let rest = monitor ? String(text.dropFirst(4)) : text
-        let options = try shortFormOptions(rest)
-        options.set("id", id)
-        if monitor {
-            options.set("mux", "on")
-            // Ctrl-C belongs to the guest; the monitor has Ctrl-A x.
-            if rest == "stdio" { options.set("signal", "off") }
-        }
-        return ShortForm(chardev: try make(options, vm: vm), wantsMonitor: monitor)
-    }
-
-    private static func shortFormOptions(_ text: String) throws(VMMError) -> KeyValueOptions {
-        let options: KeyValueOptions
-        if text.hasPrefix("file:") {
-            options = try KeyValueOptions("")
-            options.set("backend", "file")
-            options.set("path", String(text.dropFirst(5)))
-        } else if text.hasPrefix("unix:") {
-            options = try KeyValueOptions(String(text.dropFirst(5)), impliedKey: "path")
-            options.set("backend", "socket")
-        } else if text.hasPrefix("tcp:") {
-            options = try KeyValueOptions(String(text.dropFirst(4)), impliedKey: "address")
-            let address = try options.requiredString("address")
-            guard let colon = address.lastIndex(of: ":") else {
-                throw VMMError("tcp:\(address): expected HOST:PORT")
-            }
-            var host = String(address[..<colon])
-            if host.hasPrefix("["), host.hasSuffix("]") { host = String(host.dropFirst().dropLast()) }
-            options.set("host", host)
-            options.set("port", String(address[address.index(after: colon)...]))
-            options.set("backend", "socket")
-        } else {
-            options = try KeyValueOptions(text, impliedKey: "backend")
-        }
-        return options
     }
 }
 
@@ -225,6 +212,7 @@ enum SocketOptions {
         let wait = try options.bool("wait")
         let delay = try options.bool("delay")
         let noDelay = try options.bool("nodelay") ?? (delay == false)
+        let isTelnet = try options.bool("telnet") ?? false
         let seconds = try options.number("reconnect", in: 0...UInt64(1 << 30))
         let milliseconds = try options.number("reconnect-ms", in: 0...UInt64(1 << 40))
         try options.finish()
@@ -240,6 +228,10 @@ enum SocketOptions {
         }
         if seconds != nil, milliseconds != nil {
             throw VMMError("'reconnect' and 'reconnect-ms' are mutually exclusive")
+        }
+
+        if isTelnet, !server || host == nil && port == nil {
+            throw VMMError("'telnet' option is for a TCP server", hint: "Add server=on, or leave telnet out.")
         }
 
         let address: SocketAddress
@@ -259,6 +251,7 @@ enum SocketOptions {
         configuration.reconnectDelay =
             Int64(milliseconds ?? 0) * 1_000_000 + Int64(seconds ?? 0) * 1_000_000_000
         configuration.noDelay = noDelay
+        configuration.isTelnet = isTelnet
         let chardev = SocketChardev(id: id, loop: vm.loop, configuration: configuration, held: held)
         if let heritage {
             guard heritage.mayStartAnew, server, !heritage.isServer(at: address) else {

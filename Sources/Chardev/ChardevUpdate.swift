@@ -121,7 +121,7 @@ struct ChardevHeritage {
 
     /// Closes what was handed over.
     func discard() {
-        for what in ["listener", "connection", "master", "file"] {
+        for what in ["listener", "connection", "master", "file", "input", "output"] {
             if let fd = claim(what) { close(fd) }
         }
     }

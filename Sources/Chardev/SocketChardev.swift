@@ -14,6 +14,8 @@ public final class SocketChardev: StreamChardev {
         public var reconnectDelay: Int64 = 0
         /// Server: whether to give up waiting for a client; asked after every event.
         public var isCancelled: () -> Bool = { false }
+        /// Server: clients speak telnet.
+        public var isTelnet = false
         /// TCP: send small writes at once.
         public var noDelay = false
         public init(address: SocketAddress) { self.address = address }
@@ -29,6 +31,7 @@ public final class SocketChardev: StreamChardev {
     private var peer: SocketAddress?
     private var connecting: Int32 = -1
     private var reconnectTimer: EventLoop.Timer?
+    private var telnet = TelnetFilter()
     /// `reopen-on-cpr=on`, and an exec is under way.
     private var isClosedForExec = false
     /// The socket file that this chardev made, for its removal.
@@ -93,7 +96,9 @@ public final class SocketChardev: StreamChardev {
             setsockopt(fd, Int32(IPPROTO_TCP), TCP_NODELAY, &on, socklen_t(MemoryLayout<Int32>.size))
         }
         if listenerFD >= 0 { loop.unwatch(listenerFD) }
-        try connect(input: fd, output: fd, unsent: unsent, inherited: inherited)
+        telnet = TelnetFilter()
+        let first = configuration.isTelnet && !inherited ? TelnetFilter.greeting + unsent : unsent
+        try connect(input: fd, output: fd, unsent: first, inherited: inherited)
     }
 
     // MARK: Update
@@ -326,7 +331,7 @@ public final class SocketChardev: StreamChardev {
 
     public override func receive(_ fd: Int32, into buffer: UnsafeMutableRawBufferPointer) -> Int {
         // What is sent to a device is discarded by the kernel.
-        guard frontend?.isMonitor == true, peer == nil else { return super.receive(fd, into: buffer) }
+        guard frontend?.isMonitor == true, peer == nil else { return receiveText(fd, into: buffer) }
         let limit = Int(CBATON_MESSAGE_FDS)
         var descriptors = [Int32](repeating: -1, count: limit)
         var count: Int32 = 0
@@ -334,6 +339,14 @@ public final class SocketChardev: StreamChardev {
         received += descriptors.prefix(max(0, Int(count)))
         while received.count > limit { close(received.removeFirst()) }
         return length
+    }
+
+    private func receiveText(_ fd: Int32, into buffer: UnsafeMutableRawBufferPointer) -> Int {
+        let count = super.receive(fd, into: buffer)
+        guard configuration.isTelnet, count > 0 else { return count }
+        let kept = telnet.filter(UnsafeMutableRawBufferPointer(rebasing: buffer[..<count]))
+        if kept == 0 { errno = EAGAIN }
+        return kept > 0 ? kept : -1
     }
 
     public override func takeDescriptor() -> Int32? { received.isEmpty ? nil : received.removeFirst() }

@@ -12,6 +12,8 @@ struct Backends {
     private(set) var flash: [BlockBackend] = []
     /// `-device` options that short forms stand for (`-drive if=virtio`).
     private(set) var impliedDevices: [String] = []
+    /// Network cards that `-nic` and `-net nic` stand for.
+    private(set) var cards: [NetOptions.Card] = []
     private(set) var net: [NetBackend] = []
     /// What makes disks, with the nodes that there are.
     private(set) var blocks: BlockOptions
@@ -21,13 +23,17 @@ struct Backends {
         for text in invocation.all("chardev") { _ = try ChardevFactory.make(text, vm: vm) }
         try makeSerial(invocation, vm)
         try makeDisks(invocation, vm)
-        for text in invocation.all("netdev") {
+        let network = try NetOptions(invocation)
+        cards = network.cards
+        for options in network.backends {
             net.append(
-                try NetBackendFactory.make(
-                    try KeyValueOptions(text, impliedKey: "type", style: .keyval), vm: vm
-                ) { name throws(VMMError) in try loader.netBackendType(name) })
+                try NetBackendFactory.make(options, vm: vm) { name throws(VMMError) in try loader.netBackendType(name) }
+            )
         }
     }
+
+    /// Whether other processes serve the guest out of its RAM, which must be shared with them.
+    static func needSharedRAM(_ vm: VirtualMachine) -> Bool { !vm.servedDisks.isEmpty }
 
     private mutating func makeSerial(_ invocation: Invocation, _ vm: VirtualMachine) throws(VMMError) {
         let given = invocation.all("serial")
@@ -42,12 +48,19 @@ struct Backends {
     }
 
     private mutating func makeDisks(_ invocation: Invocation, _ vm: VirtualMachine) throws(VMMError) {
-        for text in invocation.all("blockdev") {
+        let given = try BlockNodes(invocation.all("blockdev"))
+        for text in given.own {
             try blocks.add(try KeyValueOptions(text, impliedKey: "driver", style: .keyval))
         }
+        for disk in given.served { try StorageDaemon.serve(disk, vm: vm) }
         var flashUnits: [Int: BlockBackend] = [:]
+        let snapshot = invocation.has("snapshot")
         for (index, text) in invocation.all("drive").enumerated() {
-            switch try blocks.drive(text, index: index) {
+            let use =
+                try ServedDrive.isWanted(text, snapshot: snapshot)
+                ? ServedDrive.make(text, index: index, snapshot: snapshot, vm: vm)
+                : blocks.drive(text, index: index)
+            switch use {
             case .none: break
             case .virtio(let id): impliedDevices.append("virtio-blk-device,drive=\(id)")
             case .flash(let unit, let id):

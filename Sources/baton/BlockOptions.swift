@@ -39,10 +39,11 @@ struct BlockOptions {
         }
         let unit = try options.number("unit", in: 0...1)
         _ = try options.number("index")
-        _ = try options.enumeration("media", ["disk"])
-        if try options.bool("snapshot") == true {
-            throw VMMError("snapshot=on is not supported; use a copy of the image")
+        if try options.enumeration("media", ["disk", "cdrom"]) == "cdrom", !options.has("readonly") {
+            options.set("readonly", "on")
         }
+        // snapshot=on, and any other format, are a storage daemon's (ServedDrive).
+        _ = try options.bool("snapshot")
         let id = try options.identifier("id") ?? "\(interface)\(index)"
         let path = try options.requiredString("file")
         let locks = try locking(options, "file.locking")
@@ -133,7 +134,8 @@ struct BlockOptions {
     ) throws(VMMError) -> BlockBackend {
         guard format == nil || format == "raw" else {
             throw VMMError(
-                "Unknown driver '\(format ?? "")'", hint: "Only raw images are supported: convert it with qemu-img.")
+                "Unknown driver '\(format ?? "")'",
+                hint: "Only raw images are supported there: convert it with qemu-img.")
         }
         var settings = given
         let discard = try options.enumeration("discard", ["unmap", "ignore", "on", "off"]) ?? "unmap"

@@ -7,9 +7,12 @@ enum BoardBuilder {
         _ invocation: Invocation, machine: MachineOptions, backends: Backends, vm: VirtualMachine, memory: GuestMemory,
         loader: ModuleLoader
     ) throws(VMMError) -> any Machine {
+        // Memory that no option names is what the VMM likes, and so what the processes that it has started need.
+        if Backends.needSharedRAM(vm) { memory.addHook(MemfdAllocator(hookName: "vhost-user")) }
         let ram = try MemoryOptions.mainMemory(
-            name: machine.type.ramName,
-            backend: machine.memoryBackend, size: try MemoryOptions.size(invocation), memory: memory)
+            name: machine.type.ramName, backend: machine.memoryBackend, size: try MemoryOptions.size(invocation),
+            path: invocation.last("mem-path"), preallocates: invocation.has("mem-prealloc"), memory: memory,
+            loader: loader)
         let accelerator = try machine.makeAccelerator(vm, loader: loader)
         try vm.setAccelerator(accelerator)
         let devices = DeviceFactory(vm: vm, memory: memory)
@@ -20,7 +23,7 @@ enum BoardBuilder {
         configuration.threads = machine.topology.threads
         configuration.cpu = machine.cpu
         configuration.options = machine.options
-        configuration.firmware = invocation.last("bios")
+        configuration.firmware = invocation.last("bios").map { SmallOptions.firmware($0, invocation.all("L")) }
         configuration.kernel = invocation.last("kernel")
         configuration.initrd = invocation.last("initrd")
         configuration.commandLine = invocation.last("append")
@@ -37,14 +40,26 @@ enum BoardBuilder {
         try machine.finish()
         devices.findType = { name throws(VMMError) in try loader.deviceType(name) }
         for backend in backends.net { try devices.add(backend) }
-        for text in backends.impliedDevices + invocation.all("device") {
+        let globals = try GlobalProperties(invocation)
+        let hasPCI = devices.buses.contains { $0 is PCIBus }
+        let cards = backends.cards.map { $0.device(onPCI: hasPCI) }
+        for text in backends.impliedDevices + cards + invocation.all("device") {
             do throws(VMMError) {
-                try devices.add(try KeyValueOptions(text, impliedKey: "driver"))
+                let options = try KeyValueOptions(text, impliedKey: "driver")
+                try globals.apply(to: options)
+                try devices.add(options)
             } catch {
-                throw error.prefixed("-device \(text)")
+                throw try refusal(error, text).prefixed("-device \(text)")
             }
         }
         for id in devices.unusedNetBackends { Report.warning("netdev \(id) has no peer") }
         return board
+    }
+
+    /// With the nearest device, for one of QEMU's that there is not.
+    private static func refusal(_ error: VMMError, _ text: String) throws(VMMError) -> VMMError {
+        guard error.message.hasSuffix("is not a valid device model name") else { return error }
+        let model = try KeyValueOptions(text, impliedKey: "driver").string("driver") ?? ""
+        return VMMError(error.message, hint: RefusedOptions.hint(forDevice: model) ?? error.hint)
     }
 }

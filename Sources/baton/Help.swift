@@ -74,6 +74,7 @@ enum Help {
             let type = try MachineOptions(invocation, loader: try moduleLoader(invocation)).type
             guard type.cpuModels.contains(model) else { throw VMMError("unable to find CPU model '\(model)'") }
             return "There are no options for \(model).\n"
+        case ("vga", _): return "none                 no graphic card (default)\n"
         case ("display", _): return "Available display backend types:\nnone\n"
         case ("d", _): return LogOptions.help
         case ("trace", _): return LogOptions.traceHelp
@@ -84,8 +85,9 @@ enum Help {
                     "'\(name)' is not a valid char driver name", hint: "Use -chardev help to list the back ends.")
             }
             return text
-        case ("netdev", .all): return ModuleOptions.netHelp(loader: try moduleLoader(invocation))
-        case ("netdev", .one(let type)):
+        case ("netdev", .all), ("nic", .all), ("net", .all):
+            return ModuleOptions.netHelp(loader: try moduleLoader(invocation))
+        case ("netdev", .one(let type)), ("nic", .one(let type)), ("net", .one(let type)):
             return try ModuleOptions.netHelp(type, loader: try moduleLoader(invocation))
         case ("device", .all): return try ModuleOptions.deviceHelp(.all, loader: try moduleLoader(invocation))
         case ("device", .one(let name)):
@@ -106,6 +108,7 @@ enum Help {
         let loader = ModuleLoader(registry: ModuleRegistry())
         loader.registry.addBuiltIn(RAMMemoryBackend())
         loader.registry.addBuiltIn(IOThreadType())
+        for type in EntropySource.all { loader.registry.addBuiltIn(type) }
         for path in invocation.all("module") where path != "help" && path != "?" { try loader.load(path: path) }
         return loader
     }

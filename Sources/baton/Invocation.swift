@@ -17,6 +17,7 @@ struct Invocation {
                 continue
             }
             guard let spec = OptionTable.find(name) else {
+                if let refusal = RefusedOptions.error(for: name) { throw refusal }
                 throw VMMError("\(argument): invalid option", hint: "Use -help for the list of options.")
             }
             var value = ""
@@ -24,7 +25,11 @@ struct Invocation {
                 guard let next = rest.popFirst() else { throw VMMError("\(argument): requires an argument") }
                 value = next
             }
-            add(name == "M" ? "machine" : name == "help" ? "h" : name, value)
+            if let drive = OptionTable.shortDrives[name] {
+                add("drive", "file=\(Invocation.escaped(value)),\(drive)")
+            } else {
+                add(name == "M" ? "machine" : name == "help" ? "h" : name, value)
+            }
         }
     }
 

@@ -24,6 +24,7 @@ final class Launcher {
         vm = try VirtualMachine()
         loader.registry.addBuiltIn(RAMMemoryBackend())
         loader.registry.addBuiltIn(IOThreadType())
+        for type in EntropySource.all { loader.registry.addBuiltIn(type) }
         cpr = CprController(
             vm: vm, memory: memory, registry: loader.registry, inherited: inherited, startedAt: startedAt)
         loader.registry.cpr = cpr
@@ -56,6 +57,7 @@ final class Launcher {
                 throw VMMError("dumpdtb= ends the VMM, which is to take over a guest", hint: "Leave dumpdtb= out.")
             }
             try board.dumpDeviceTree(to: file)
+            vm.endHelpers()
             return 0
         }
         let registry = loader.registry
@@ -86,6 +88,7 @@ final class Launcher {
         NetBackendUpdate.register(backends.net, cpr: cpr)
         BlockUpdate.register(vm: vm)
         BlockUpdate.closeUnclaimed(cpr)
+        vm.closeUnclaimedHelpers()
         if invocation.has("only-cpr-capable") { try cpr.requireCapable() }
         if let incoming, !incoming.isChannel {
             do throws(VMMError) {
@@ -108,6 +111,7 @@ final class Launcher {
         cpr.ending()
         for chardev in vm.chardevs { chardev.shutDown() }
         for backend in backends.net { backend.shutDown() }
+        vm.endHelpers()
         pidFile?.remove()
         Log.finish()
         return status
@@ -163,13 +167,12 @@ final class Launcher {
         }
         if let text = invocation.last("rtc") {
             let options = try KeyValueOptions(text)
-            if let base = try options.string("base"), base != "utc" {
-                throw VMMError("-rtc base=\(base) is not supported", hint: "The guest's clock is the host's, in UTC.")
-            }
+            vm.clock.zone = try SmallOptions.zone(try options.string("base"))
             vm.clock.stopsWithVM = try options.enumeration("clock", ["host", "vm"]) == "vm"
             _ = try options.string("driftfix")
             try options.finish()
         }
+        try SmallOptions.apply(invocation, vm: vm)
         if let display = invocation.last("display"), display != "none" {
             throw VMMError("Parameter 'type' does not accept value '\(display)'", hint: "There is no display but none.")
         }

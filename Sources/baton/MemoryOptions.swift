@@ -7,11 +7,16 @@ enum MemoryOptions {
         guard let text = invocation.last("m") else { return nil }
         let options = try KeyValueOptions(text, impliedKey: "size")
         let given = try options.size("size", defaultUnit: 1 << 20)
-        for key in ["slots", "maxmem"] where options.has(key) {
-            throw VMMError("-m \(key)= is not supported: memory cannot be added to a running machine")
-        }
+        // Room for memory that is plugged later, of which there is no kind: it changes nothing for the guest.
+        _ = try options.number("slots", in: 0...256)
+        let maximum = try options.size("maxmem")
         try options.finish()
         guard let size = given else { return nil }
+        if let maximum, maximum < size {
+            throw VMMError(
+                "invalid value of maxmem: maximum memory size (\(Hex(maximum))) must be at least the initial "
+                    + "memory size (\(Hex(size)))")
+        }
         guard size >= 4096, size <= 1 << 46 else {
             throw VMMError("ram size \(size) is out of range", hint: "Use 4K to 64T, such as -m 512M.")
         }
@@ -68,11 +73,16 @@ enum MemoryOptions {
 
     /// The machine's main memory: the backend that `-machine memory-backend=`
     /// names, or a block of its own.
-    /// - Parameter name: of that block.
-    static func mainMemory(name: String, backend: String?, size: UInt64?, memory: GuestMemory) throws(VMMError)
-        -> RAMBlock
-    {
+    /// - Parameters:
+    ///   - name: of that block.
+    ///   - path: `-mem-path`: the block is in a file there.
+    ///   - preallocates: `-mem-prealloc`: all of the block's pages are there at once.
+    static func mainMemory(
+        name: String, backend: String?, size: UInt64?, path: String?, preallocates: Bool, memory: GuestMemory,
+        loader: ModuleLoader
+    ) throws(VMMError) -> RAMBlock {
         if let backend {
+            if path != nil { throw VMMError("'-mem-path' can't be used together with '-machine memory-backend'") }
             let block = try memory.claimBackend(backend)
             if let size, UInt64(block.usedLength) != size {
                 throw VMMError(
@@ -82,6 +92,15 @@ enum MemoryOptions {
             return block
         }
         let bytes = size ?? 128 << 20
+        if path != nil || preallocates {
+            let options = try KeyValueOptions("")
+            options.set("id", name)
+            options.set("size", "\(bytes)")
+            if let path { options.set("mem-path", path) }
+            if preallocates { options.set("prealloc", "on") }
+            try create(prefix + (path == nil ? "memfd" : "file"), options, memory: memory, loader: loader)
+            return try memory.claimBackend(name)
+        }
         guard let length = Mapping.roundedToPages(Int(bytes)) else { throw VMMError("ram size \(bytes) is too large") }
         return try memory.allocate(RAMRequest(name: name, usedLength: length))
     }

@@ -70,7 +70,15 @@ enum OptionTable {
                 ])),
         OptionSpec(
             name: "m", argument: "[size=]megs", help: "guest memory, in MiB or with a unit (default 128M)",
-            on: .keys(implied: "size", [DeviceProperty("size", "size", "guest memory")])),
+            on: .keys(
+                implied: "size",
+                [
+                    DeviceProperty("size", "size", "guest memory"),
+                    DeviceProperty("slots", "uint64", "accepted for QEMU's sake"),
+                    DeviceProperty("maxmem", "size", "accepted for QEMU's sake"),
+                ])),
+        OptionSpec(name: "mem-path", argument: "path", help: "guest memory in a file there, or in a directory"),
+        OptionSpec(name: "mem-prealloc", argument: nil, help: "all of guest memory's pages at once"),
         OptionSpec(
             name: "name", argument: "string", help: "the name of the guest",
             on: .keys(
@@ -98,12 +106,12 @@ enum OptionTable {
         OptionSpec(name: "dtb", argument: "file", help: "a device tree to use instead of the machine's own"),
         OptionSpec(
             name: "drive", argument: "[file=file][,if=type][,...]",
-            help: "a disk: file, format=raw, if=none|virtio|pflash, id, readonly, cache, aio, discard, werror, rerror",
+            help: "a disk: file, format=raw|qcow2|..., if=none|virtio|pflash, id, readonly, cache, aio, werror, rerror",
             on: .keys(
                 implied: nil,
                 [
                     DeviceProperty("file", "str", "the image: a regular file or a block device"),
-                    DeviceProperty("format", "str", "raw; else the image is looked at"),
+                    DeviceProperty("format", "str", "raw, or one that qemu-storage-daemon knows; else found"),
                     DeviceProperty("if", "str", "none, virtio or pflash"),
                     DeviceProperty("id", "str", "its name"),
                     DeviceProperty("readonly", "bool", "whether it is only read"),
@@ -111,7 +119,7 @@ enum OptionTable {
                     DeviceProperty("file.locking", "str", "on, off or auto: whether others are kept off the image"),
                     DeviceProperty("unit", "uint32", "of pflash: 0 or 1"),
                     DeviceProperty("index", "uint32", "accepted for QEMU's sake"),
-                    DeviceProperty("media", "str", "disk"),
+                    DeviceProperty("media", "str", "disk, or cdrom: a disk that is only read"),
                     DeviceProperty("cache", "str", "writeback (default), none, writethrough, directsync or unsafe"),
                     DeviceProperty("cache.writeback", "bool", "whether a flush is what makes data durable"),
                     DeviceProperty("cache.direct", "bool", "whether the host's page cache is passed by"),
@@ -120,15 +128,22 @@ enum OptionTable {
                     DeviceProperty("detect-zeroes", "str", "off, on or unmap"),
                     DeviceProperty("werror", "str", "report, ignore, enospc (default) or stop"),
                     DeviceProperty("rerror", "str", "report (default), ignore or stop"),
-                    DeviceProperty("snapshot", "bool", "off"),
+                    DeviceProperty("snapshot", "bool", "whether what is written goes with the VM"),
                 ])),
+        OptionSpec(name: "hda", argument: "file", help: "a disk, as -drive file=FILE,index=0"),
+        OptionSpec(name: "hdb", argument: "file", help: "a disk, as -drive file=FILE,index=1"),
+        OptionSpec(name: "hdc", argument: "file", help: "a disk, as -drive file=FILE,index=2"),
+        OptionSpec(name: "hdd", argument: "file", help: "a disk, as -drive file=FILE,index=3"),
+        OptionSpec(name: "cdrom", argument: "file", help: "a disk that is only read, as -drive file=FILE,media=cdrom"),
+        OptionSpec(
+            name: "snapshot", argument: nil, help: "what is written to the disks of -drive goes with the VM"),
         OptionSpec(
             name: "blockdev", argument: "[driver=]driver[,node-name=N][,...]",
-            help: "a block node: driver=file|host_device|raw",
+            help: "a block node: driver=file|host_device|raw, or one that qemu-storage-daemon knows",
             on: .keys(
                 implied: "driver",
                 [
-                    DeviceProperty("driver", "str", "file, host_device or raw"),
+                    DeviceProperty("driver", "str", "file, host_device, raw, qcow2 and so on"),
                     DeviceProperty("node-name", "str", "its name"),
                     DeviceProperty("filename", "str", "of file and host_device: the image"),
                     DeviceProperty("file", "str", "of raw: a node's name, or file.driver, file.filename and so on"),
@@ -145,8 +160,16 @@ enum OptionTable {
             name: "device", argument: "driver[,prop=value...]", help: "a device; '-device help' lists them",
             on: .keys(implied: "driver", [])),
         OptionSpec(
-            name: "netdev", argument: "type,id=str[,...]", help: "a network back end: socket, stream, dgram, tap",
+            name: "netdev", argument: "type,id=str[,...]",
+            help: "a network back end: user, tap, passt, stream, dgram, socket, vhost-user",
             on: .keys(implied: "type", [])),
+        OptionSpec(
+            name: "nic", argument: "type[,model=virtio][,mac=addr][,...]",
+            help: "a network card with its back end, as -netdev type; none (the default) makes nothing",
+            on: .keys(implied: "type", [])),
+        OptionSpec(
+            name: "net", argument: "nic[,model=virtio][,macaddr=addr] | type[,...]",
+            help: "the older form of -nic: a card, and a back end for it", on: .keys(implied: "type", [])),
         OptionSpec(
             name: "object", argument: "type,id=str[,prop=value...]", help: "an object; '-object help' lists them",
             on: .keys(implied: "qom-type", [])),
@@ -173,6 +196,24 @@ enum OptionTable {
         OptionSpec(
             name: "display", argument: "none", help: "accepted for QEMU's sake; there is no display",
             on: .word),
+        OptionSpec(name: "vga", argument: "none", help: "accepted for QEMU's sake; there is no display", on: .word),
+        OptionSpec(
+            name: "boot", argument: "[order=drives][,menu=off][,strict=on|off]",
+            help: "accepted for QEMU's sake: firmware looks at the disks itself",
+            on: .keys(
+                implied: "order",
+                [
+                    DeviceProperty("order", "str", "letters of drives"), DeviceProperty("once", "str", "the same"),
+                    DeviceProperty("menu", "bool", "off"), DeviceProperty("strict", "bool", "on or off"),
+                ])),
+        OptionSpec(
+            name: "global", argument: "driver.property=value",
+            help: "a property of every device of a model that does not say otherwise"),
+        OptionSpec(
+            name: "overcommit", argument: "[mem-lock=off][,cpu-pm=off]", help: "what is so anyway",
+            on: .keys(
+                implied: nil, [DeviceProperty("mem-lock", "str", "off"), DeviceProperty("cpu-pm", "bool", "off")])),
+        OptionSpec(name: "L", argument: "path", help: "a directory where -bios finds firmware by its name"),
         OptionSpec(name: "nodefaults", argument: nil, help: "do not make default devices"),
         OptionSpec(name: "no-user-config", argument: nil, help: "accepted for QEMU's sake"),
         OptionSpec(name: "S", argument: nil, help: "do not start the guest; use 'cont'"),
@@ -182,11 +223,11 @@ enum OptionTable {
         OptionSpec(name: "no-reboot", argument: nil, help: "exit instead of rebooting"),
         OptionSpec(name: "no-shutdown", argument: nil, help: "stop instead of exiting when the guest powers off"),
         OptionSpec(
-            name: "rtc", argument: "[base=utc][,clock=host|vm]", help: "the guest's clock",
+            name: "rtc", argument: "[base=utc|localtime][,clock=host|vm]", help: "the guest's clock",
             on: .keys(
                 implied: nil,
                 [
-                    DeviceProperty("base", "str", "utc"),
+                    DeviceProperty("base", "str", "utc or localtime"),
                     DeviceProperty("clock", "str", "host or vm"),
                     DeviceProperty("driftfix", "str", "accepted for QEMU's sake"),
                 ])),
@@ -225,6 +266,12 @@ enum OptionTable {
                     DeviceProperty("enable", "str", "a pattern"),
                     DeviceProperty("file", "str", "where the log goes"),
                 ])),
+    ]
+
+    /// Options that stand for a `-drive`, with what goes behind the file.
+    static let shortDrives = [
+        "hda": "index=0,media=disk", "hdb": "index=1,media=disk", "hdc": "index=2,media=disk",
+        "hdd": "index=3,media=disk", "cdrom": "index=2,media=cdrom",
     ]
 
     private static let byName = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })

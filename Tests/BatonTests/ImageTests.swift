@@ -25,19 +25,20 @@ import Testing
         ("cloop", 0, Array("#!/bin/sh\n#V2.0 Format\n".utf8)), ("dmg", (1 << 20) - 512, Array("koly".utf8)),
     ]
 
-    @Test("An image of another format is refused by its name unless the command line says raw", arguments: formats)
+    @Test(
+        "An image of another format is given to a storage daemon unless the command line says raw", arguments: formats)
     func otherFormats(format: (name: String, offset: Int, magic: [UInt8])) throws {
         let directory = try TemporaryDirectory()
         var contents = Data(count: 1 << 20)
         contents.replaceSubrange(format.offset..<format.offset + format.magic.count, with: format.magic)
         let image = try directory.write("image", contents)
         for words in [[image], ["-drive", "file=\(image)"], ["-drive", "file=\(image),readonly=on,if=none,id=d"]] {
+            // There is nothing behind the magic.
             let process = try start(directory, words)
             #expect(try process.waitForExit() == .status(1))
             #expect(
-                process.errors.contains("'\(image)': it is a \(format.name) image, and only raw images are supported"),
-                "\(process.errors)")
-            #expect(process.errors.contains("qemu-img convert") && process.errors.contains("format=raw"))
+                process.errors.contains("looks like an image of the format \(format.name); format=raw uses it as it is")
+                    || process.errors.contains("cannot execute 'qemu-storage-daemon'"), "\(process.errors)")
         }
         let raw = try start(directory, ["-drive", "file=\(image),format=raw"])
         #expect(try raw.waitForExit() == .status(0))
@@ -49,6 +50,7 @@ import Testing
 
     @Test(
         "What qemu-img makes is known", .enabled(if: Products.find("qemu-img") != nil, "needs qemu-img"),
+        .enabled(if: Products.find("qemu-storage-daemon") != nil, "needs qemu-storage-daemon"),
         arguments: ["qcow2", "qcow", "qed", "vmdk", "vhdx", "vpc", "vdi", "parallels", "luks"])
     func imagesOfQEMU(format: String) throws {
         let directory = try TemporaryDirectory()
@@ -59,8 +61,14 @@ import Testing
             (try? ChildProcess.run(["qemu-img", "create", "-q"] + secret + ["-f", format, image, "4M"])) != nil
         }
         let process = try start(directory, [image])
+        guard format == "luks" else {
+            #expect(try process.waitForExit() == .status(0), "\(process.errors)")
+            #expect(process.errors == "")
+            return
+        }
+        // It needs a key.
         #expect(try process.waitForExit() == .status(1))
-        #expect(process.errors.contains("it is a \(format) image"), "\(process.errors)")
+        #expect(process.errors.contains("looks like an image of the format luks"), "\(process.errors)")
     }
 
     @Test("An image that looks raw is taken, with a warning that says what is restricted")

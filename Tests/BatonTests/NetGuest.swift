@@ -10,6 +10,8 @@ final class NetGuest {
     let process: ChildProcess
     let qmp: QMPClient
     let arguments: [String]
+    /// Of this machine, that leads to the guest; 0 for none.
+    var port: UInt16 = 0
 
     static func image() throws -> String { try GuestBuilder.flat("net/net.c") }
 

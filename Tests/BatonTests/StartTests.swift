@@ -78,7 +78,7 @@ import Testing
         (["-chardev", "x,help"], "not a valid char driver"), (["-serial", "help"], "not a valid char driver"),
         (["-monitor", "help"], "not a valid char driver"), (["-serial", "null,help"], "there is no help"),
         (["-incoming", "help"], "unknown migration protocol"), (["-kernel", "help"], "Could not open 'help'"),
-        (["-m", "foo=1"], "Invalid parameter 'foo'"), (["-m", "maxmem=1G"], "maxmem= is not supported"),
+        (["-m", "foo=1"], "Invalid parameter 'foo'"), (["-m", "2G,maxmem=1G"], "invalid value of maxmem"),
         (["-display", "gtk"], "does not accept value 'gtk'"),
         (["-drive", "file=/dev/null,cache=x"], "invalid cache option"),
         (["-drive", "file=/dev/null,file.locking=maybe"], "'file.locking'"),

@@ -204,6 +204,6 @@ struct TapTests {
     @Test("the list of back ends names it, and the core does not")
     func help() throws {
         let text = try ChildProcess.run([Products.baton, "-netdev", "help"])
-        #expect(text == "Available netdev backend types:\ndgram\nsocket\nstream\ntap\nvhost-user\n")
+        #expect(text == "Available netdev backend types:\ndgram\npasst\nsocket\nstream\ntap\nuser\nvhost-user\n")
     }
 }

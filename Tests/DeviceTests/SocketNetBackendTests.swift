@@ -252,7 +252,7 @@ import Virtio
         ("socket,id=a", "exactly one of listen=, connect= or fd= is required"),
         ("stream,id=a", "Parameter 'addr' is missing"),
         ("foo,id=a", "Parameter 'type' does not accept value 'foo'"),
-        ("user", "Parameter 'type' does not accept value 'user'"),
+        ("l2tpv3", "Parameter 'type' does not accept value 'l2tpv3'"),
         ("socket", "Parameter 'id' is missing"),
         ("socket,id=a,connect=nocolon", "host address 'nocolon' doesn't contain ':'"),
         ("socket,id=a,connect=h:99999", "port number '99999' is invalid"),

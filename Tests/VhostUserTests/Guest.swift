@@ -41,15 +41,27 @@ final class VhostUserGuest {
     /// - Parameters:
     ///   - name: `blk`, `fs` or `net`.
     ///   - queues: of a disk; of a network card, pairs.
-    init(
+    convenience init(
         _ name: String, socket: String, in directory: TemporaryDirectory, queues: Int = 1, chardev: String = "",
         memory: String = "memory-backend-memfd", extra: [String] = ["-cpr-enable", "restart"]
     ) throws {
+        try self.init(
+            name, in: directory,
+            arguments: try Self.arguments(
+                name, socket: socket, in: directory, queues: queues, chardev: chardev, memory: memory, extra: extra))
+    }
+
+    /// - Parameters:
+    ///   - arguments: of the VMM, with its name.
+    ///   - prefix: a command that executes the VMM.
+    init(
+        _ name: String, in directory: TemporaryDirectory, arguments: [String], prefix: [String] = [],
+        environment: [String: String] = [:]
+    ) throws {
         self.directory = directory
         word = "\(name): "
-        arguments = try Self.arguments(
-            name, socket: socket, in: directory, queues: queues, chardev: chardev, memory: memory, extra: extra)
-        process = try ChildProcess(arguments)
+        self.arguments = arguments
+        process = try ChildProcess(prefix + arguments, environment: environment)
         qmp = try QMPClient(path: directory.file("qmp"), of: process)
     }
 

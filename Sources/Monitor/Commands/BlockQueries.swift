@@ -31,7 +31,7 @@ func registerBlockQueries(_ vm: VirtualMachine) throws(VMMError) {
         ])
     try vm.commands.add(
         QMPCommand.query("query-block", returns: .array(info)) { [unowned vm] in
-            .array(vm.blockBackends.map { describe($0, limits) })
+            .array(vm.blockBackends.map { describe($0, limits) } + vm.servedDisks.map(describe))
         })
     try vm.commands.add(
         QMPCommand(
@@ -51,7 +51,7 @@ func registerBlockQueries(_ vm: VirtualMachine) throws(VMMError) {
             ]))
     try vm.commands.add(
         HMPCommand.info("block", "show info of one block device or all block devices") { [unowned vm] in
-            vm.blockBackends.map(text).joined(separator: "\n")
+            (vm.blockBackends.map(text) + vm.servedDisks.map(text)).joined(separator: "\n")
         })
 }
 
@@ -63,6 +63,16 @@ private func text(_ backend: BlockBackend) -> String {
     let detection = backend.settings.detectZeroes
     if detection != .off { text += "    Detect zeroes:    \(detection.rawValue)\n" }
     return text
+}
+
+private func text(_ disk: ServedDisk) -> String {
+    "\(disk.id): \(disk.filename) (\(disk.format)\(disk.readOnly ? ", read-only" : ""))\n"
+        + "    Served by:        \(disk.chardev)\n"
+}
+
+/// What another process serves, which alone knows the image.
+private func describe(_ disk: ServedDisk) -> JSON {
+    ["device": .string(disk.id), "type": "unknown", "removable": false, "locked": false]
 }
 
 /// As it is now: the guest may have changed it.

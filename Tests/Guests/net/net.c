@@ -1,6 +1,6 @@
 // A bare-metal guest that answers what comes to 10.77.0.2 to 10.77.0.9 on its
 // virtio network card: ARP, ICMP echo, and UDP to any port (sent back as it
-// came). It tells of itself with one gratuitous ARP, and prints
+// came), and one TCP connection to any port (tcp.h). It tells of itself with one gratuitous ARP, and prints
 //   net: ANSWERS
 // every 256 answers. Where the card has several pairs of queues it uses up to
 // four, answers a frame by the pair that it came in, and prints the answers of
@@ -39,6 +39,8 @@ static void swap(u8 *a, u8 *b, u32 count) {
         b[place] = byte;
     }
 }
+
+#include "tcp.h"
 
 static int is_own(const u8 *ip) { return equal(ip, address, 3) && ip[3] >= address[3] && ip[3] < 10; }
 
@@ -101,6 +103,13 @@ static int answer(struct pair *p, u8 *f, u32 length) {
         data[3] = (u8)sum;
     } else if (body[9] == 17) {
         swap(data, data + 2, 2);
+    } else if (body[9] == 6) {
+        u32 count = answer_tcp(body, length - ETHERNET);
+        if (!count) return 0;
+        swap(f, f + 6, 6);
+        copy(frame(p), f, ETHERNET + count);
+        send(p, ETHERNET + count);
+        return 1;
     } else {
         return 0;
     }

@@ -258,7 +258,7 @@ extension CprController {
             throw error
         }
         fds.snapshot = fdsBefore
-        if !successor.isAnothers { helpers.forget() }
+        if !successor.isAnothers { endingChildren.forget() }
         times.execPause = max(times.execPause, EventLoop.now - times.exec)
         guard let handed else { throw VMMError("nothing was handed over") }
         return (successor, handed)
@@ -301,7 +301,7 @@ extension CprController {
     /// it, as a child of the new VMM.
     private func stateOfNow(_ mode: any CprMode, for successor: Successor) -> CprState {
         var state = stateForExec(mode: mode)
-        state.helpers = successor.isAnothers ? [] : [getpid()]
+        state.endingChildren = successor.isAnothers ? [] : [getpid()]
         return state
     }
 

@@ -82,7 +82,7 @@ extension CprController {
         vm.beforeDevicesResume = nil
         letOldVMMGo()
         times.resumed = EventLoop.now
-        helpers.reap(on: vm.loop)
+        endingChildren.reap(on: vm.loop)
         let tell = { [unowned self] in
             fds.forgetAsked()
             if let report = times.report?.objectValue {

@@ -47,7 +47,7 @@ public final class CprController {
     /// Who takes over what has changed in the old VMM since this process was executed.
     let changes = ChangeTakers()
     /// What earlier updates of this process have left.
-    let helpers: HelperProcesses
+    let endingChildren: EndingChildren
     /// What successors find in their environment, beside the rest of it: for
     /// what this process was told by its own and keeps from other children.
     public var successorEnvironment: [(name: String, value: String)] = []
@@ -80,7 +80,7 @@ public final class CprController {
         times = inherited?.times ?? UpdateTimes()
         times.started = startedAt
         history = inherited?.history ?? UpdateHistory()
-        helpers = HelperProcesses(inherited?.helpers ?? [])
+        endingChildren = EndingChildren(inherited?.endingChildren ?? [])
         step = inherited == nil ? .idle : .awaitingState
         if let inherited { takeOver(inherited) }
         Placeholder.isToEnd = { [weak vm] in
@@ -248,7 +248,7 @@ public final class CprController {
         updateLimit = state.callLimit ?? updateLimit
         times.take(from: state.times)
         // The old VMM is a child of this process, as are those of before that the state of the exec names.
-        for pid in state.helpers { helpers.add(pid) }
+        for pid in state.endingChildren { endingChildren.add(pid) }
         memory.identity = nil
         let unasked = try changes.apply(
             state, fds: handed.fds, askedParts: inherited?.asked.parts ?? [], askedFDs: fds.asked ?? [])
@@ -427,8 +427,8 @@ public final class CprController {
         state.checkpointFollows = successor?.mayWait == false
         // One update may follow the other too soon for any to have been waited for. A few wait for the next one:
         // the kernel takes its time for each, and the guest waits.
-        if helpers.pids.count > HelperProcesses.few { helpers.collect() }
-        state.helpers = helpers.pids
+        if endingChildren.pids.count > EndingChildren.few { endingChildren.collect() }
+        state.endingChildren = endingChildren.pids
         state.placeholder = Placeholder.current
         state.environment = successorEnvironment
         state.callLimit = successorsCallLimit

@@ -43,8 +43,8 @@ public struct CprState {
     /// To the old VMM, which runs the guest until this process has it; in a
     /// trial, to the VMM that tries.
     var link: HandoverLink?
-    /// Children of the process that end by themselves, see `HelperProcesses`.
-    var helpers: [pid_t] = []
+    /// Children of the process that end by themselves, see `EndingChildren`.
+    var endingChildren: [pid_t] = []
     /// The parent of both VMMs, if that is one, see `Placeholder`.
     var placeholder: pid_t?
     /// What the successor finds in its environment, beside the rest of it; not
@@ -247,7 +247,7 @@ public struct CprState {
             general.put("channel-fd", UInt64(link.channel))
             general.put("secret", link.secret)
         }
-        if !helpers.isEmpty { general.put("helper-pids", helpers.map { UInt64($0) }, optional: true) }
+        if !endingChildren.isEmpty { general.put("helper-pids", endingChildren.map { UInt64($0) }, optional: true) }
         if let placeholder { general.put("placeholder-pid", UInt64(placeholder), optional: true) }
         if let callLimit { general.put("call-limit-ns", UInt64(bitPattern: callLimit), optional: true) }
         if let checkpointFD { general.put("checkpoint-fd", UInt64(checkpointFD)) }
@@ -349,7 +349,7 @@ public struct CprState {
                 secret: try general.unsigned("secret"))
         }
         if general.has("helper-pids") {
-            helpers = try general.array("helper-pids", count: 0...HelperProcesses.limit)
+            endingChildren = try general.array("helper-pids", count: 0...EndingChildren.limit)
                 .filter { (2...UInt64(Int32.max)).contains($0) }.map { pid_t($0) }
         }
         if general.has("placeholder-pid") {

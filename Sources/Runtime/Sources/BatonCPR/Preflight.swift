@@ -51,8 +51,8 @@ extension CprController {
         }
         defer {
             run.close()
-            if let pid = run.ending { helpers.add(pid) }
-            helpers.reap(on: vm.loop)
+            if let pid = run.ending { endingChildren.add(pid) }
+            endingChildren.reap(on: vm.loop)
         }
         try run.watch(vm.loop, limit: options.limit)
         try cancellable(by: run.cancel) { () throws(VMMError) in vm.run(until: { run.isDecided }) }

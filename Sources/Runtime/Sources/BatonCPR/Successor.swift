@@ -123,7 +123,7 @@ final class Successor {
             guard process >= 0 else { throw .system("cannot watch the new VMM, process \(pid)") }
         }
         var state = state
-        (state.link, state.mark, state.timerSlack, state.helpers, state.placeholder) = (nil, nil, nil, [], nil)
+        (state.link, state.mark, state.timerSlack, state.endingChildren, state.placeholder) = (nil, nil, nil, [], nil)
         let fds = state.passAll()
         let memfd = try state.writeMemfd().release()
         sent = [memfd]

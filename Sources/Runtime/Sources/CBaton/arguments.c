@@ -11,7 +11,9 @@ __attribute__((constructor)) static void keep(int argc, char **argv, char **envi
     count = argc;
     arguments = argv;
     cbaton_be_placeholder_if_asked();
+    cbaton_be_helper_guard_if_asked();
 }
 
 int cbaton_argument_count(void) { return count; }
 const char *cbaton_argument(int index) { return index >= 0 && index < count ? arguments[index] : NULL; }
+char *const *cbaton_arguments(void) { return arguments; }

@@ -9,6 +9,7 @@ public final class DeviceFactory: DeviceContext {
     /// Where each back end is, by its id.
     private var backendPlaces: [String: Int] = [:]
     private var networkCards: UInt8 = 0
+    private var bootIndexes: Set<UInt64> = []
     /// Finds the device types of modules; set by the command line.
     public var findType: (String) throws(VMMError) -> (any DeviceType)? = { _ in nil }
 
@@ -81,6 +82,8 @@ public final class DeviceFactory: DeviceContext {
 
     func addBlock(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
         guard let drive = try options.text("drive") else { throw VMMError("drive property not set") }
+        try takeBootIndex(options)
+        if let served = vm.servedDisk(drive) { return try addServed(served, options, busType) }
         guard let backend = vm.blockBackend(drive) else { throw options.notFound("drive", drive) }
         let sharesWrites = try options.options.bool("share-rw") ?? false
         let properties = try blockProperties(options)
@@ -113,6 +116,38 @@ public final class DeviceFactory: DeviceContext {
         return properties
     }
 
+    /// `bootindex=`: firmware that could read it finds its disk by itself.
+    private func takeBootIndex(_ options: DeviceOptions) throws(VMMError) {
+        guard let index = try options.options.number("bootindex", in: 0...UInt64(Int32.max)) else { return }
+        guard bootIndexes.insert(index).inserted else {
+            throw VMMError("The bootindex \(index) has already been used")
+        }
+    }
+
+    /// A disk that another process serves is a device of a module: vhost-user-blk, which the guest cannot tell from
+    /// virtio-blk.
+    private func addServed(_ disk: ServedDisk, _ options: DeviceOptions, _ busType: String) throws(VMMError) {
+        let name = "vhost-user-blk-\(busType == PCIBus.busType ? "pci" : "device")"
+        guard let type = try findType(name) else {
+            throw VMMError(
+                "drive '\(disk.id)' is of the format '\(disk.format)', whose device is missing: \(name)",
+                hint: "It is in the module preserver-vhost-user, which belongs beside the executable.")
+        }
+        let properties = try KeyValueOptions("")
+        properties.set("chardev", disk.chardev)
+        for key in options.options.untakenKeys {
+            guard type.accepts(key) else {
+                throw VMMError(
+                    "Property '\(options.model).\(key)' is not available for drive '\(disk.id)', whose format is "
+                        + "'\(disk.format)'",
+                    hint: "Leave it out, or convert the image with 'qemu-img convert -O raw'.")
+            }
+            options.options.move(key, to: properties)
+        }
+        try type.make(
+            DeviceOptions(model: type.name, id: options.id, bus: options.bus, options: properties), context: self)
+    }
+
     public override func plug(
         _ offload: any VirtioOffload, busType: String, options: DeviceOptions
     ) throws(VMMError) {
@@ -121,6 +156,9 @@ public final class DeviceFactory: DeviceContext {
     }
 
     func addEntropy(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
+        if let source = try options.text("rng"), !EntropySource.exists(source, vm) {
+            throw options.notFound("rng", source)
+        }
         let place = try place(options, busType)
         try plug(VirtioEntropy(vm: vm), place, options)
     }
@@ -153,6 +191,7 @@ public final class DeviceFactory: DeviceContext {
 
     func addNet(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
         guard let name = try options.text("netdev") else { throw VMMError("netdev property not set") }
+        try takeBootIndex(options)
         guard let index = backendPlaces[name] else { throw options.notFound("netdev", name) }
         guard !backends[index].isUsed else { throw options.inUse("netdev", name) }
         // QEMU's default addresses, counted up.

@@ -42,7 +42,8 @@ public final class DeviceModel: DeviceType {
         + onBothBuses("virtio-net", .network, card) { factory, options, bus throws(VMMError) in
             try factory.addNet(options, bus)
         }
-        + onBothBuses("virtio-rng", .misc, []) { factory, options, bus throws(VMMError) in
+        + onBothBuses("virtio-rng", .misc, [DeviceProperty("rng", "str", "id of the -object behind it")]) {
+            factory, options, bus throws(VMMError) in
             try factory.addEntropy(options, bus)
         }
         + onBothBuses("virtio-serial", .input, []) { factory, options, bus throws(VMMError) in
@@ -60,11 +61,13 @@ public final class DeviceModel: DeviceType {
         DeviceProperty("werror", "BlockdevOnError", "report, ignore, enospc (default) or stop"),
         DeviceProperty("rerror", "BlockdevOnError", "report (default), ignore, enospc or stop"),
         DeviceProperty("iothread", "str", "id of an -object iothread"),
+        DeviceProperty("bootindex", "int32", "accepted for QEMU's sake"),
     ]
     private static let card =
         [
             DeviceProperty("netdev", "str", "id of the -netdev behind it"),
             DeviceProperty("mac", "str", "Ethernet address, as 52:54:00:12:34:56"),
+            DeviceProperty("bootindex", "int32", "accepted for QEMU's sake"),
         ] + VirtioNetFeature.properties
 
     /// `NAME-device` for virtio-mmio and `NAME-pci`.

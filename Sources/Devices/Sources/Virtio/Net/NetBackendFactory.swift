@@ -3,7 +3,7 @@ import BatonRuntime
 /// Makes the back ends of `-netdev`.
 public enum NetBackendFactory {
     /// The names that need no module.
-    public static let types = ["dgram", "socket", "stream"]
+    public static let types = ["dgram", "passt", "socket", "stream", "user"]
 
     /// The text of `-netdev TYPE,help`; nil for a type that is not one of `types`.
     public static func help(_ type: String) -> String? {
@@ -18,6 +18,8 @@ public enum NetBackendFactory {
         }
         switch type {
         case "dgram": return DeviceProperty.help(address("local") + address("remote"), of: type)
+        case "passt": return DeviceProperty.help(PasstOptions.properties, of: type)
+        case "user": return DeviceProperty.help(UserNetOptions.properties, of: type)
         case "socket":
             return DeviceProperty.help(
                 [
@@ -59,6 +61,11 @@ public enum NetBackendFactory {
             let heritage = try NetHeritage.find(id, backend: type, vm: vm)
             if heritage == nil, vm.cpr?.isTrial == true { return NetBackend(id: id, backend: type) }
             return try DgramNetBackend(id: id, ends, vm: vm, heritage: heritage)
+        case "passt", "user":
+            let id = try options.requiredIdentifier()
+            let command = try type == "user" ? UserNetOptions.parse(options) : PasstOptions.parse(options)
+            try options.finish()
+            return try command.makeBackend(id: id, type: type, vm: vm)
         default:
             guard let found = try findType(type) else {
                 throw VMMError(

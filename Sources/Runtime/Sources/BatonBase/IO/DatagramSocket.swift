@@ -21,6 +21,25 @@ public struct DatagramPeer {
 }
 
 extension SocketAddress {
+    /// Makes a datagram socket that sends to this address, and receives from it only.
+    /// - Parameter local: where it sends from; nil for wherever the system says.
+    /// - Returns: a non-blocking socket.
+    public func connectDatagrams(from local: SocketAddress?) throws(VMMError) -> OwnedFD {
+        guard var raw = try resolve(passive: false).first else {
+            throw VMMError("address resolution failed for \(name)")
+        }
+        let number: Int32
+        if let local {
+            number = try local.bindDatagram()
+        } else {
+            number = socket(raw.family, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
+        }
+        guard number >= 0 else { throw .system("can't create datagram socket") }
+        let fd = OwnedFD(adopting: number)
+        guard raw.withPointer({ connect(fd.raw, $0, $1) }) == 0 else { throw .system("can't send to '\(name)'") }
+        return fd
+    }
+
     /// Makes a datagram socket with this address; the file of one that nobody
     /// owns any more is replaced.
     /// - Returns: a non-blocking socket, owned by the caller.

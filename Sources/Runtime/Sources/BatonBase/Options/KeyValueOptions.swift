@@ -156,6 +156,14 @@ public final class KeyValueOptions {
     /// Sets a value, as if it had been given last.
     public func set(_ key: String, _ value: String) { entries.append(Entry(key: key, value: .text(value))) }
 
+    /// Takes a key, with every value that it was given, and sets it in other options.
+    public func move(_ key: String, to other: KeyValueOptions) {
+        for index in entries.indices where entries[index].key == key {
+            entries[index].taken = true
+            other.entries.append(Entry(key: key, value: entries[index].value))
+        }
+    }
+
     /// The options under a dotted prefix, as options of their own
     /// (`addr.path` of `addr` becomes `path`); takes them here. An array's
     /// elements are `under("list.0")` and so on.

@@ -36,6 +36,7 @@ public enum Log {
     nonisolated(unsafe) private static var budgets = [
         "guest_errors": LineBudget(burst: 1000, perSecond: 100), "unimp": LineBudget(burst: 1000, perSecond: 100),
         "int": LineBudget(burst: 100_000, perSecond: 10_000), "trace": LineBudget(burst: 100_000, perSecond: 10_000),
+        "helper": LineBudget(burst: 200, perSecond: 20),
     ]
 
     /// Logs an access by the guest that is not allowed.
@@ -48,6 +49,11 @@ public enum Log {
     @inline(__always)
     public static func unimplemented(_ message: @autoclosure () -> String) {
         if mask.contains(.unimp), admits("unimp") { writeLine(message(), .info) }
+    }
+
+    /// Logs a line that a program which the VMM has started wrote to its standard error.
+    public static func helper(_ name: String, _ line: String) {
+        if admits("helper") { writeLine("\(name): \(line)") }
     }
 
     /// Logs a trace event that `-trace` enabled: `NAME MESSAGE`.

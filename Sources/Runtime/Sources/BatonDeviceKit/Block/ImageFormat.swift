@@ -3,10 +3,10 @@ import Glibc
 
 /// Formats of disk images that are no raw bytes, told by their magic, as QEMU's probing does.
 ///
-/// The VMM knows raw images only. One that is taken for raw by mistake has its header, and with it all of it,
+/// The VMM itself knows raw images only, and leaves others to a storage daemon. One that is taken for raw by mistake has its header, and with it all of it,
 /// overwritten by the guest; and a raw image that a guest has made look like another format would be opened as that
 /// by the next program that probes it, with whatever file of the host's its header names.
-enum ImageFormat {
+public enum ImageFormat {
     /// All magic is in the first or the last sector.
     static let sectorSize = 512
 
@@ -14,6 +14,16 @@ enum ImageFormat {
     static func find(in fd: Int32, length: Int) -> String? {
         let tailStart = max(0, length - sectorSize)
         return find(head: read(fd, at: 0)) ?? find(tail: read(fd, at: tailStart))
+    }
+
+    /// The format that a file has, by its magic; nil for one that can only be raw, or cannot be read.
+    public static func probe(_ path: String) -> String? {
+        do throws(VMMError) {
+            let file = try FD.openFile(path, O_RDONLY, kinds: [.regular, .blockDevice])
+            return find(in: file.raw, length: max(0, Int(lseek(file.raw, 0, SEEK_END))))
+        } catch {
+            return nil
+        }
     }
 
     private static func read(_ fd: Int32, at offset: Int) -> [UInt8] {

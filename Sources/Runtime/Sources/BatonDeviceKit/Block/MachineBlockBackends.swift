@@ -12,9 +12,7 @@ extension VirtualMachine {
 
     /// - Throws: QEMU's error when the id is taken.
     public func add(_ backend: BlockBackend) throws(VMMError) {
-        guard blockBackend(backend.id) == nil else {
-            throw VMMError("Duplicate nodes with node-name='\(backend.id)'")
-        }
+        try requireFreeDisk(backend.id)
         parts(BlockBackends.self).inOrder.append(backend)
     }
 

@@ -18,6 +18,9 @@ public final class GuestClock {
         }
     }
 
+    /// `-rtc base=localtime`: nanoseconds that the guest's time of day is ahead of UTC. To be set before the VM runs.
+    public var zone: Int64 = 0
+
     /// Starts at 0.
     public init() { offset = -cbaton_monotonic_ns() }
 
@@ -26,8 +29,8 @@ public final class GuestClock {
     public var now: Int64 { stoppedAt ?? (cbaton_monotonic_ns() &+ offset) }
 
     /// The time of day, for the guest's real-time clock, in nanoseconds since
-    /// 1970: the host's, or with `stopsWithVM` one that stands still with the VM.
-    public var wallClock: Int64 { stopsWithVM ? now &+ wallOffset : cbaton_realtime_ns() }
+    /// 1970: the host's (in its `zone`), or with `stopsWithVM` one that stands still with the VM.
+    public var wallClock: Int64 { (stopsWithVM ? now &+ wallOffset : cbaton_realtime_ns()) &+ zone }
 
     /// The host's CLOCK_MONOTONIC when the guest's clock will show `guestTime`.
     public func hostTime(of guestTime: Int64) -> Int64 { guestTime &- offset }
@@ -61,6 +64,6 @@ public final class GuestClock {
         offset = now &+ gap &- cbaton_monotonic_ns()
         guard stopsWithVM else { return }
         stoppedAt = now
-        wallOffset = wallClock &- now
+        wallOffset = wallClock &- zone &- now
     }
 }

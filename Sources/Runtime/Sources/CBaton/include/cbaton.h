@@ -66,6 +66,25 @@ void cbaton_be_placeholder_if_asked(void);
  * that it knows, or that it has not. Signals are for the first as long as that lives. */
 void cbaton_tell_placeholder(pid_t placeholder, pid_t vmm, int may_have_guest);
 
+/* A helper: a program that the VMM has started, and that is to end with it however that ends. See helper_guard.c. */
+#define CBATON_HELPER_SOCKET "socket" /* in its directory: where it serves */
+#define CBATON_HELPER_PID "pid"       /* in its directory: what it writes when it serves */
+#define CBATON_HELPER_LINE 1024       /* the most bytes of one line that it says */
+/* What the guard of a helper sends, one a message: the kind in a byte, and what goes with it. */
+#define CBATON_HELPER_STARTED 1 /* its PID, an int */
+#define CBATON_HELPER_READY 2
+#define CBATON_HELPER_SAYS 3 /* a line of its standard error */
+#define CBATON_HELPER_ENDED 4 /* its wait status, an int; nothing comes behind it */
+/* What the VMM sends: the helper is to end, and its directory to be removed. The end of the socket says the same. */
+#define CBATON_HELPER_END 5
+/* Starts a helper: argv[0] is searched in PATH. It gets an empty standard input and output. DIRECTORY is the caller's to
+ * make, and for this helper only; the guard removes it when the helper is not to be started again. Returns a
+ * SOCK_SEQPACKET socket to the guard, with O_NONBLOCK and FD_CLOEXEC, whose last copy's end ends the helper, and the PID
+ * of the guard, a child to be waited for; or a negative errno value. */
+int cbaton_start_helper(const char *directory, char *const argv[], pid_t *guard);
+/* In a process that was executed as a guard: is one. Returns in any other. The library calls it when it is loaded. */
+void cbaton_be_helper_guard_if_asked(void);
+
 /* A 64-bit word that processes share. */
 static inline uint64_t cbaton_load64(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_SEQ_CST); }
 static inline void cbaton_store64(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, __ATOMIC_SEQ_CST); }
@@ -133,6 +152,7 @@ int cbaton_is_range_locked(int fd, off_t start, off_t length);
 /* The arguments of main, which neither /proc nor anybody's good will is needed for. Valid as long as the process. */
 int cbaton_argument_count(void);
 const char *cbaton_argument(int index);
+char *const *cbaton_arguments(void); /* all, NULL behind the last */
 
 /* Opens PATH refusing symbolic links in any component (openat2(2) with
  * RESOLVE_NO_SYMLINKS). Returns an O_CLOEXEC fd or -1 and errno. */

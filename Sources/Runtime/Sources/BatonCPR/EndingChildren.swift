@@ -1,13 +1,13 @@
 import BatonBase
 import CBaton
 
-/// Children that updates have made, and that end by themselves: the old VMM of
-/// each, which frees its memory at its end, and a trial's supervisor. They outlive the next exec, so their PIDs
+/// Children that end by themselves: the old VMM of each update, which frees its memory at its end, a trial's
+/// supervisor, and the guard of a helper that has ended. They outlive the next exec, so their PIDs
 /// are handed over. Each is waited for by its PID, and no other child is: the end of
 /// a module's or a script's child is for whoever started that.
 ///
 /// Main thread only.
-final class HelperProcesses {
+final class EndingChildren {
     /// The most that a CPR state may name.
     static let limit = 1024
     /// As many may wait while the guest does.
@@ -20,7 +20,7 @@ final class HelperProcesses {
     init(_ pids: [pid_t]) { self.pids = pids }
 
     func add(_ pid: pid_t) {
-        if pids.count == HelperProcesses.limit { pids.removeFirst() }
+        if pids.count == EndingChildren.limit { pids.removeFirst() }
         pids.append(pid)
     }
 
@@ -36,7 +36,7 @@ final class HelperProcesses {
     /// descriptor more.
     func reap(on loop: EventLoop) {
         guard !isScheduled, !pids.isEmpty else { return }
-        reap(on: loop, after: HelperProcesses.firstDelay)
+        reap(on: loop, after: EndingChildren.firstDelay)
     }
 
     private func reap(on loop: EventLoop, after delay: Int64) {
@@ -45,7 +45,7 @@ final class HelperProcesses {
             guard let self else { return }
             isScheduled = false
             collect()
-            if !pids.isEmpty { reap(on: loop, after: min(2 * delay, HelperProcesses.lastDelay)) }
+            if !pids.isEmpty { reap(on: loop, after: min(2 * delay, EndingChildren.lastDelay)) }
         }
     }
 }
