@@ -4,11 +4,14 @@ import Foundation
 enum Mdoc {
     /// Text on lines of its own, a sentence each: nothing of it is a macro or an escape.
     static func text(_ text: String) -> String {
-        text.replacing(/([.!?]) (?=[A-Z('\-])/) { "\($0.1)\n" }.split(separator: "\n", omittingEmptySubsequences: false)
-            .map { line in
-                let escaped = escape(line.trimmingCharacters(in: .whitespaces))
-                return escaped.hasPrefix(".") || escaped.hasPrefix("'") ? "\\&\(escaped)" : escaped
-            }.map { $0.isEmpty ? ".Pp\n" : "\($0)\n" }.joined()
+        text.replacingOccurrences(
+            of: #"([.!?]) (?=[A-Z('-])"#, with: "$1\n", options: .regularExpression
+        )
+        .split(separator: "\n", omittingEmptySubsequences: false)
+        .map { line in
+            let escaped = escape(line.trimmingCharacters(in: .whitespaces))
+            return escaped.hasPrefix(".") || escaped.hasPrefix("'") ? "\\&\(escaped)" : escaped
+        }.map { $0.isEmpty ? ".Pp\n" : "\($0)\n" }.joined()
     }
 
     /// An argument of a macro: one word, and not a macro itself.
