@@ -36,7 +36,7 @@ extension HelperProcess {
         try state.finish()
         guard let fd = vm.handover?.fds.find(fdName) else { return }
         vm.handover?.fds.delete(fdName)
-        guard DescriptorKind.isSocket(fd, listening: false) else {
+        guard DescriptorKind.isPacketConnection(fd) else {
             throw VMMError("\(program.purpose): what was inherited of '\(name)' is not a socket")
         }
         socket = fd
