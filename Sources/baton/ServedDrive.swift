@@ -56,6 +56,9 @@ enum ServedDrive {
             id: id, filename: file, format: format, readOnly: readOnly,
             nodes: { directory in
                 guard isTemporary else { return [base.text()] }
+                // It does not outlive the host, so it need not be on its disk.
+                var settings = settings
+                settings.isUnsafe = true
                 var overlay = settings.node(
                     driver: "qcow2", file: StorageDaemon.overlay(directory), name: StorageDaemon.root,
                     readOnly: readOnly)

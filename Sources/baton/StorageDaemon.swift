@@ -59,7 +59,10 @@ enum StorageDaemon {
         let export: JSON = [
             "type": "vhost-user-blk", "id": "export", "node-name": .string(disk.root),
             "writable": .bool(!disk.readOnly),
-            "num-queues": JSON(queues), "addr": ["type": "unix", "path": .string("\(directory)/socket")],
+            // What is answered outlives the daemon: its own cache of a format's tables would be lost with it, while the
+            // guest goes on and believes in it.
+            "writethrough": true, "num-queues": JSON(queues),
+            "addr": ["type": "unix", "path": .string("\(directory)/socket")],
         ]
         return export.text()
     }

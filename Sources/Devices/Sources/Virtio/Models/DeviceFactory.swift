@@ -135,6 +135,8 @@ public final class DeviceFactory: DeviceContext {
         }
         let properties = try KeyValueOptions("")
         properties.set("chardev", disk.chardev)
+        // How writes are cached is settled with the process that serves it.
+        properties.set("config-wce", "off")
         for key in options.options.untakenKeys {
             guard type.accepts(key) else {
                 throw VMMError(

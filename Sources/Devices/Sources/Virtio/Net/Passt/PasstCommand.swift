@@ -30,7 +30,9 @@ struct PasstCommand {
             remedy: "Install it (Debian's package passt), or use another back end, such as -netdev tap."
         ) { [self] directory in arguments(directory) }
         // It logs to syslog as well, of which there may be none.
-        program.omitted = ["Failed to send "]
+        program.omitted = [
+            "Failed to send ", "UNIX domain socket bound", "You can now start", "    kvm ", "or qrap", "    ./qrap ",
+        ]
         let helper = try HelperProcess("netdev-\(id)", program, vm: vm) { directory throws(VMMError) in
             try choosePorts(directory, id)
             try letNobodyIn(directory)
