@@ -4,7 +4,8 @@ import Foundation
 enum Mdoc {
     /// Text on lines of its own, a sentence each: nothing of it is a macro or an escape.
     static func text(_ text: String) -> String {
-        text.replacing(/([.!?]) (?=[A-Z('\-])/) { "\($0.1)\n" }.split(separator: "\n", omittingEmptySubsequences: false)
+        text.replacing(#/([.!?]) (?=[A-Z('\-])/#) { "\($0.1)\n" }
+            .split(separator: "\n", omittingEmptySubsequences: false)
             .map { line in
                 let escaped = escape(line.trimmingCharacters(in: .whitespaces))
                 return escaped.hasPrefix(".") || escaped.hasPrefix("'") ? "\\&\(escaped)" : escaped
