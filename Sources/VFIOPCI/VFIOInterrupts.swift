@@ -168,7 +168,10 @@ public final class VFIOInterrupts {
         guard timer?.deadline ?? 0 <= EventLoop.now else { return }
         timer = device.vm.loop.schedule(at: EventLoop.now + VFIOInterrupts.trapTime) { [unowned self] in
             timer = nil
-            if isPending { trap() } else { device.setDirectAccess(true) }
+            guard !isPending else { return trap() }
+            // A CPU whose access KVM is about to hand to us would have KVM carry it out by what is mapped now, byte by
+            // byte, which a device's registers do not take.
+            device.vm.whileCPUsStand { device.setDirectAccess(true) }
         }
     }
 
