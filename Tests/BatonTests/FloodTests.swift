@@ -22,7 +22,8 @@ struct FloodTests {
             Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
             "-object", "memory-backend-memfd,id=ram,size=16M,share=on",
             "-bios", "none", "-kernel", try GuestBuilder.flat("flood/flood.c"),
-            "-drive", "if=none,id=d,file=\(disk),format=raw", "-device", "virtio-blk-device,drive=d",
+            // By threads, whose system calls show what is carried out.
+            "-drive", "if=none,id=d,file=\(disk),format=raw,aio=threads", "-device", "virtio-blk-device,drive=d",
             "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
         ]

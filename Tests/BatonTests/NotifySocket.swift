@@ -53,10 +53,19 @@ final class NotifySocket {
 
     /// Waits for a status that contains a text, or for one more sign of life.
     func waitForStatus(_ text: String) throws {
-        while !statuses.contains(where: { $0.contains(text) }) { _ = try receive() }
+        // Signs of life come all the time.
+        let deadline = Deadline.patient
+        while !statuses.contains(where: { $0.contains(text) }) {
+            guard !deadline.hasPassed else { throw TestError("the status never was '\(text)', but \(statuses)") }
+            _ = try receive()
+        }
     }
     func waitForPings(_ count: Int) throws {
         let end = pings + count
-        while pings < end { _ = try receive() }
+        let deadline = Deadline.patient
+        while pings < end {
+            guard !deadline.hasPassed else { throw TestError("\(pings) signs of life instead of \(end)") }
+            _ = try receive()
+        }
     }
 }

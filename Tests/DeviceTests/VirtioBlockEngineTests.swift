@@ -88,7 +88,7 @@ import Virtio
         driver.queues[0].ring()
         driver.queues[1].ring()
         let heads = (0..<2).map { queue in driver.queues[queue].reap() }
-        #expect(heads.allSatisfy(\.isEmpty))
+        #expect(heads.allSatisfy { $0.isEmpty })
         // 0, 2 of the first queue, then 1, 3 of the second.
         engine.end(3)
         engine.end(1)

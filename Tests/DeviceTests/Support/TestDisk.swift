@@ -1,4 +1,5 @@
 import BatonRuntime
+import CBaton
 import Glibc
 import Virtio
 
@@ -36,7 +37,7 @@ final class HeldEngine: BlockEngine, BlockEngineType {
 
     func make() -> BlockEngine { self }
 
-    override func start() throws(VMMError) { eventFD = eventfd(0, 0) }
+    override func start() throws(VMMError) { eventFD = cbaton_eventfd() }
     override var event: Int32 { eventFD }
     override func add(_ request: UnsafeMutablePointer<BlockRequest>) { held.append(request) }
     override func submit() -> Bool {

@@ -95,7 +95,24 @@ public final class SocketNetBackend: KeptNetBackend {
 
     private func tryToConnect() {
         guard connection < 0, case .connect(let address, let delay) = peer, delay > 0 else { return }
+        owesAnnouncement = true
         do throws(VMMError) { try connect(to: address) } catch { connectLater(delay) }
+    }
+
+    /// A peer that was connected to again may be another process, which learns by the guest's first frame where that
+    /// is: passt, and a switch. A guest that only answers would wait for it for ever.
+    private var owesAnnouncement = false
+
+    /// Sends what QEMU's `announce_self` sends: a RARP request for the card's own address (RFC 903).
+    private func announce() {
+        guard owesAnnouncement, connection >= 0, !isConnecting, cardAddress.count == 6 else { return }
+        owesAnnouncement = false
+        let (broadcast, unknown) = ([UInt8](repeating: 0xff, count: 6), [UInt8](repeating: 0, count: 4))
+        // Ethernet and IPv4, whose addresses have 6 and 4 bytes; 3 is a request.
+        let request: [UInt8] = [0, 1, 8, 0, 6, 4, 0, 3] + cardAddress + unknown + cardAddress + unknown
+        var frame = broadcast + cardAddress + [0x80, 0x35] + request
+        frame += [UInt8](repeating: 0, count: 60 - frame.count)
+        frame.withUnsafeBytes { bytes in withUnsafePointer(to: bytes) { send(UnsafeBufferPointer(start: $0, count: 1)) } }
     }
 
     private func adopt(_ fd: Int32, connecting: Bool) throws(VMMError) {
@@ -103,6 +120,7 @@ public final class SocketNetBackend: KeptNetBackend {
         isConnecting = connecting
         stream.clear()
         try updateWatch()
+        announce()
     }
 
     private var wantedEvents: IOEvents {
@@ -143,6 +161,7 @@ public final class SocketNetBackend: KeptNetBackend {
                 return disconnect(VMMError.system("connection failed", errno: code).message)
             }
             isConnecting = false
+            announce()
         }
         if events.contains(.writable) { finish(stream.flush(connection)) }
         if connection >= 0, isStarted, !stream.isBlocked { finish(stream.read(connection) { deliver($0) }) }

@@ -42,6 +42,7 @@ public final class VirtioNet: VirtioDevice {
         var sizes = [UInt16](repeating: 256, count: 2 * pairCount)
         if features & VirtioNetFeature.controlQueue != 0 { sizes.append(64) }
         super.init(model: "virtio-net", deviceID: 1, vm: vm, features: features, queueSizes: sizes, config: config)
+        backend.cardAddress = Array(mac.prefix(6))
         backend.receiver = { [unowned self] frame, header, pair in receive(frame, header, pair) }
         backend.linkChanged = { [unowned self] up in linkChanged(up) }
     }

@@ -27,6 +27,8 @@ open class NetBackend {
     /// The back end's name as in `-netdev`.
     public let backend: String
     public var receiver: Receiver?
+    /// The card's address, six bytes; empty without a card.
+    public var cardAddress: [UInt8] = []
     /// Whether the host side is connected, and a callback for its changes.
     open var linkUp: Bool { true }
     public var linkChanged: ((Bool) -> Void)?
