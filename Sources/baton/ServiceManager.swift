@@ -70,7 +70,7 @@ enum ServiceManager {
             let pause = data["pause-us"]?.intValue ?? 0
             updateNote = "; updated to \(BatonVersion.text), the guest paused for \(pause) us"
         case "CPR_ROLLED_BACK":
-            updateNote = "; an update was taken back: \(data["reason"]?.stringValue ?? "")"
+            updateNote = "; \(data["reason"]?.stringValue ?? "an update was taken back")"
         default: return
         }
         statusChanged()

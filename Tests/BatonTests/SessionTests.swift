@@ -162,10 +162,10 @@ struct SessionTests {
         try manager.waitForStatus("updated to ")
         try manager.waitForPings(2)
         #expect(guest.update(["false"]).contains("taken back"))
-        try manager.waitForStatus("running; an update was taken back: the new VMM ended during its start")
+        try manager.waitForStatus("running; the update failed and the guest was taken back: the new VMM ended")
         try manager.waitForPings(2)
         try guest.qmp.execute("stop")
-        try manager.waitForStatus("paused; an update")
+        try manager.waitForStatus("paused; the update failed")
         // Of a process that is not the main one the limit is nobody's.
         let other = try CountingGuest(environment: [
             "NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1",
