@@ -34,7 +34,9 @@ struct ManualCommand: ParsableCommand {
             text = text.replacingOccurrences(of: "@VERSION@", with: Self.number(version))
             text = text.replacingOccurrences(of: "@DATE@", with: Self.date)
             if text.contains("\n@MODES@\n") {
+                // Without the files of the modules, which are the build tree's.
                 let modes = try ChildProcess.run(["\(programs)/baton", "-cpr-enable", "help"])
+                    .replacingOccurrences(of: " \\(/[^)]*\\)", with: "", options: .regularExpression)
                 text = text.replacingOccurrences(of: "@MODES@\n", with: Mdoc.list(of: modes))
             }
             if text.contains("\n@OPTIONS@\n"), program == "baton" {

@@ -95,12 +95,13 @@ public final class SocketNetBackend: KeptNetBackend {
 
     private func tryToConnect() {
         guard connection < 0, case .connect(let address, let delay) = peer, delay > 0 else { return }
-        owesAnnouncement = true
+        owesAnnouncement = announcesGuest
         do throws(VMMError) { try connect(to: address) } catch { connectLater(delay) }
     }
 
-    /// A peer that was connected to again may be another process, which learns by the guest's first frame where that
-    /// is: passt, and a switch. A guest that only answers would wait for it for ever.
+    /// For a peer that may be another process when it is connected to again, and learns by the guest's first frame
+    /// where that is, as passt does: a guest that only answers would wait for it for ever.
+    public var announcesGuest = false
     private var owesAnnouncement = false
 
     /// Sends what QEMU's `announce_self` sends: a RARP request for the card's own address (RFC 903).

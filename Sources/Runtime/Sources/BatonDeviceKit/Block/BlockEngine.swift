@@ -92,13 +92,16 @@ public final class BlockEngines: MachineParts {
         engine.isStarted = true
     }
 
-    /// Nothing of an engine may stay when the process becomes two. They start again when they are needed.
+    /// Nothing of an engine may stay when the process becomes two. In the one that goes on with the guest they start
+    /// again when the loop comes round, or are needed.
     fileprivate func stopAll() {
         for engine in engines where engine.isStarted {
             while engine.inHand > 0 { waitForAny(limit: nil) }
             vm?.loop.unwatch(engine.event)
             engine.stop()
             engine.isStarted = false
+            // What cannot be started now is tried again by the next request, which tells of it.
+            vm?.loop.later { [weak self, unowned engine] in try? self?.start(engine) }
         }
     }
 

@@ -39,10 +39,12 @@ struct PasstCommand {
         }
         let heritage = try NetHeritage.find(id, backend: type, vm: vm)
         if heritage == nil, vm.cpr?.isTrial == true { return NetBackend(id: id, backend: type) }
-        return try SocketNetBackend(
+        let backend = try SocketNetBackend(
             id: id, backend: type,
             peer: .connect(.unix(path: helper.socketPath), reconnectDelay: PasstCommand.reconnectDelay), vm: vm,
             heritage: heritage)
+        backend.announcesGuest = true
+        return backend
     }
 
     private func arguments(_ directory: String) -> [String] {
