@@ -211,7 +211,8 @@ struct PasstTests {
         for (netdev, text, hint) in cases {
             let vmm = try ChildProcess([Products.baton, "-nodefaults", "-S", "-bios", "none", "-netdev", netdev])
             #expect(try vmm.waitForExit() == .status(1), "\(netdev)")
-            #expect(vmm.errors.contains(text) && (hint.isEmpty || vmm.errors.contains(hint)), "\(netdev): \(vmm.errors)")
+            #expect(
+                vmm.errors.contains(text) && (hint.isEmpty || vmm.errors.contains(hint)), "\(netdev): \(vmm.errors)")
         }
     }
 

@@ -113,7 +113,8 @@ public final class SocketNetBackend: KeptNetBackend {
         let request: [UInt8] = [0, 1, 8, 0, 6, 4, 0, 3] + cardAddress + unknown + cardAddress + unknown
         var frame = broadcast + cardAddress + [0x80, 0x35] + request
         frame += [UInt8](repeating: 0, count: 60 - frame.count)
-        frame.withUnsafeBytes { bytes in withUnsafePointer(to: bytes) { send(UnsafeBufferPointer(start: $0, count: 1)) } }
+        frame.withUnsafeBytes { bytes in withUnsafePointer(to: bytes) { send(UnsafeBufferPointer(start: $0, count: 1)) }
+        }
     }
 
     private func adopt(_ fd: Int32, connecting: Bool) throws(VMMError) {
