@@ -49,7 +49,7 @@ import VirtBoard
             names == [
                 "loader", "cpu0", "cpu1", "test", "rtc", "serial0", "virtio-mmio.0", "virtio-mmio.1", "virtio-mmio.2",
                 "virtio-mmio.3", "virtio-mmio.4", "virtio-mmio.5", "virtio-mmio.6", "virtio-mmio.7", "pcie.0",
-                "pcie.0/00.0/gpex-root", "clint", "plic",
+                "pcie.0/00.0/gpex-root", "clint", "plic", "virt.flash0", "virt.flash1", "fw_cfg",
             ])
     }
 }

@@ -37,18 +37,21 @@ struct ServedDiskTests {
         ["-drive", "if=none,id=hd,\(options)", "-device", "virtio-blk-device,drive=hd"]
     }
 
-    private func check(_ image: String, _ format: String) throws {
-        #expect(try ChildProcess.run(["qemu-img", "check", "-f", format, image]).contains("No errors were found"))
+    /// - Parameter mayLeak: a daemon was killed, which may have taken clusters that nothing refers to yet: status 3.
+    private func check(_ image: String, _ format: String, mayLeak: Bool = false) throws {
+        let check = try ChildProcess(["qemu-img", "check", "-f", format, image])
+        let status = try check.waitForExit()
+        #expect(status == .status(0) || mayLeak && status == .status(3), "\(check.report) \(check.output)")
     }
 
     /// Has the VMM end, and looks whether nothing of the daemon is left and the image is whole.
-    private func end(_ guest: VhostUserGuest, _ image: String, _ format: String) throws {
+    private func end(_ guest: VhostUserGuest, _ image: String, _ format: String, mayLeak: Bool = false) throws {
         let daemon = try StartedDaemon.one(image), directory = try StartedDaemon.directory(daemon)
         try guest.end()
         // The VMM has waited for it.
         #expect(try StartedDaemon.storage(image) == [])
         #expect(!FileManager.default.fileExists(atPath: directory))
-        try check(image, format)
+        try check(image, format, mayLeak: mayLeak)
     }
 
     @Test("in qcow2 goes on over ten updates, with one daemon, and is whole at the end")
@@ -162,7 +165,7 @@ struct ServedDiskTests {
             try guest.waitForProgress()
         }
         #expect(guest.process.errors.contains("drive 'hd': 'qemu-storage-daemon' was ended by signal 9"))
-        try end(guest, image, "qcow2")
+        try end(guest, image, "qcow2", mayLeak: true)
     }
 
     @Test("whose daemon hangs holds neither monitors, nor updates, nor the end up")

@@ -92,7 +92,7 @@ extension BlockBackend {
         while !isExclusive, let next = waiting.first {
             if next.pointee.isUnaligned && issued > 0 { return }
             _ = waiting.removeFirst()
-            restart(next)
+            startAnew(next)
         }
         while !isExclusive, waiting.isEmpty, largeIssued < BlockBackend.mostLarge,
             let next = largeWaiting.removeFirst()
@@ -103,7 +103,7 @@ extension BlockBackend {
         }
     }
 
-    private func restart(_ request: UnsafeMutablePointer<BlockRequest>) {
+    private func startAnew(_ request: UnsafeMutablePointer<BlockRequest>) {
         if request.pointee.isLarge {
             guard largeIssued < BlockBackend.mostLarge else { return largeWaiting.append(request) }
             largeIssued &+= 1

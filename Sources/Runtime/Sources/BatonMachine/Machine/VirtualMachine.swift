@@ -140,8 +140,9 @@ public final class VirtualMachine: GuestRequests {
     /// - Throws: why the guest must not run now.
     public func start() throws(VMMError) {
         guard !isRunning else { return }
-        if requiresReset { throw VMMError("Resetting the Virtual Machine is required") }
+        // Why it ended comes before what to do.
         if let blocker = startBlocker() { throw blocker }
+        if requiresReset { throw VMMError("Resetting the Virtual Machine is required") }
         try beforeMemoryChanges()
         try accelerator?.makeThreads()
         lacksThreads = false
