@@ -151,11 +151,10 @@ struct DiskTests {
         #expect(
             FileManager.default.createFile(atPath: disk, contents: nil) && truncate(disk, off_t(DiskGuest.size)) == 0)
         let guest = try DiskGuest(in: directory, disk: disk)
-        let event = try guest.qmp.waitForEvent("BLOCK_IO_ERROR")
-        let data = event["data"] as? [String: Any]
-        #expect(data?["action"] as? String == "stop" && data?["nospace"] as? Bool == true)
-        #expect(data?["operation"] as? String == "write" && data?["device"] as? String == "d")
-        #expect(data?["reason"] as? String == "No space left on device")
+        let data = try guest.qmp.waitForEvent("BLOCK_IO_ERROR")
+        #expect(data["action"] as? String == "stop" && data["nospace"] as? Bool == true)
+        #expect(data["operation"] as? String == "write" && data["device"] as? String == "d")
+        #expect(data["reason"] as? String == "No space left on device")
         _ = try guest.qmp.waitForEvent("STOP")
         #expect(try guest.qmp.status() == "io-error")
         #expect(try guest.block()["io-status"] as? String == "nospace")
@@ -183,8 +182,8 @@ struct DiskTests {
             in: directory, disk: disk, device: ",rerror=\(policy)", guest: "flood/flood.c")
         try eventually("the guest reads; \(guest.process.report)") { guest.serial.contains("flood: asked\n") }
         #expect(truncate(disk, 0) == 0)
-        let data = try guest.qmp.waitForEvent("BLOCK_IO_ERROR")["data"] as? [String: Any]
-        #expect(data?["operation"] as? String == "read" && data?["action"] as? String == policy)
+        let data = try guest.qmp.waitForEvent("BLOCK_IO_ERROR")
+        #expect(data["operation"] as? String == "read" && data["action"] as? String == policy)
         if policy == "stop" {
             _ = try guest.qmp.waitForEvent("STOP")
             #expect(try guest.qmp.status() == "io-error")
