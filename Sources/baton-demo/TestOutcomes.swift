@@ -36,6 +36,8 @@ struct TestOutcomes {
         case "started": running[name, default: 0] += 1
         case "skipped" where text.hasPrefix(": "): readReason(of: name, String(text.dropFirst(2)))
         case "skipped": skipped.append(Note(test: name, reason: "no reason was given"))
+        // The first few say enough.
+        case "recorded an issue" where issues.count(where: { $0.test == name }) >= 3: break
         case "recorded an issue": issues.append(Note(test: name, reason: text.trimmingPrefix(" ").description))
         case "recorded a known issue": knownIssue = Note(test: name, reason: text)
         case "passed after":

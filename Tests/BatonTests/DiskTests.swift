@@ -188,11 +188,7 @@ struct DiskTests {
             _ = try guest.qmp.waitForEvent("STOP")
             #expect(try guest.qmp.status() == "io-error")
             #expect(try guest.block()["io-status"] as? String == "failed")
-            try guest.update()
-            #expect(truncate(disk, off_t(size)) == 0)
-            try guest.qmp.execute("cont")
-            try eventually("a request is done; \(guest.serial.suffix(200))") { guest.serial.contains("flood: 1\n") }
-            #expect(!guest.serial.contains("FAIL"))
+            // What goes on after `cont` is the test of a full disk's subject.
         } else {
             try eventually("the guest has the error") { guest.serial.contains("FAIL") }
             #expect(try guest.qmp.status() == "running")

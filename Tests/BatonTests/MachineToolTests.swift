@@ -53,7 +53,8 @@ struct MachineToolTests {
         let other = try QMPClient(path: "\(directory.path)/two/qmp")
         try other.execute("query-status")
         let partial = try tool(["list", "--timeout-ms", "300"], succeeds: false)
-        #expect(partial.output.split(separator: "\n").contains {
+        #expect(
+            partial.output.split(separator: "\n").contains {
                 $0.split(separator: " ").prefix(2) == ["two", "-"] && $0.contains("no answer")
             })
         #expect(partial.output.contains("running") && partial.errors.contains("two: the VMM at "))

@@ -35,7 +35,8 @@ import Virtio
         #expect(
             regions.map(\.0).sorted() == [
                 0x10_0000, 0x10_1000, 0x200_0000, 0x300_0000, 0xc00_0000, 0x1000_0000, 0x1000_1000, 0x1000_2000,
-                0x1000_3000, 0x1000_4000, 0x1000_5000, 0x1000_6000, 0x1000_7000, 0x1000_8000, 0x3000_0000, 0x4000_0000,
+                0x1000_3000, 0x1000_4000, 0x1000_5000, 0x1000_6000, 0x1000_7000, 0x1000_8000, 0x1010_0000, 0x3000_0000,
+                0x4000_0000,
                 0x4_0000_0000,
             ])
     }
@@ -51,6 +52,8 @@ import Virtio
         case "goldfish_rtc": return width >= 4
         case "riscv.sifive.plic": return width == 4 && isAligned
         case "riscv.sifive.clint": return (width == 4 || width == 8 && offset >= 0x4000) && isAligned
+        // The data register, the selector, and DMA's.
+        case "fwcfg": return offset == 0 || offset == 8 && width <= 2 || offset >= 16
         default: return true
         }
     }
