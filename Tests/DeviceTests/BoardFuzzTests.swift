@@ -171,8 +171,11 @@ import Virtio
                 #expect(savedState(device) == taken, "\(device.stateName): what was taken cannot be loaded again")
                 return true
             }
-            for length in 0..<min(state.count, 400) {
-                #expect(try !offer(Array(state[..<length])), "\(device.stateName): the first \(length) bytes")
+            // A disk's last two fields are optional: without them its state is one of an older version.
+            var whole = device is VirtioBlock || device.stateName.contains("blk") ? 2 : 0
+            for length in 0..<min(state.count, 400) where try offer(Array(state[..<length])) {
+                whole -= 1
+                #expect(whole >= 0, "\(device.stateName): the first \(length) bytes")
             }
             guard !state.isEmpty else { continue }
             for _ in 0..<400 {
