@@ -11,9 +11,15 @@ package struct ELFImage {
         package var memorySize: UInt64
 
         /// It does not wrap: see `ELFImage.init`.
+        package init(address: UInt64, content: Range<Int>, memorySize: UInt64) {
+            (self.address, self.content, self.memorySize) = (address, content, memorySize)
+        }
+
         package var range: Range<UInt64> { address..<address + memorySize }
     }
 
+    /// A file's first bytes.
+    package static let magic: [UInt8] = [0x7f, 0x45, 0x4c, 0x46]
     /// Machines (e_machine).
     package static let x86: UInt16 = 3
     package static let x86_64: UInt16 = 62

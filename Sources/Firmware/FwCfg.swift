@@ -35,7 +35,7 @@ package final class FwCfg: MMIODevice, Device {
     private var items: [UInt16: [UInt8]] = [:]
     private(set) var files: [FwCfgFile] = []
     /// Gives the kernel's items; see `setKernel`.
-    private var kernelSource: (() -> KernelItems)?
+    private var kernelSource: (() throws(VMMError) -> KernelItems)?
     private var kernelFiles: [FwCfgFile] = []
     private var hasKernel = false
 
@@ -87,10 +87,24 @@ package final class FwCfg: MMIODevice, Device {
         files.append(file)
     }
 
+    /// Adds what `-fw_cfg` gives.
+    /// - Parameter arguments: one for each.
+    /// - Returns: the names.
+    package func add(arguments: [String]) throws(VMMError) -> [String] {
+        var names: [String] = []
+        for text in arguments {
+            let option = try FwCfgOption(try KeyValueOptions(text, impliedKey: "name"))
+            if let warning = option.warning { Report.warning(warning) }
+            try add(try option.file())
+            names.append(option.name)
+        }
+        return names
+    }
+
     /// Says where the kernel for the firmware comes from: its files are read only when the guest asks for them, which
     /// it seldom does after it has started.
-    /// - Parameter source: called once. It reports what goes wrong, and gives no items then.
-    package func setKernel(_ source: @escaping () -> KernelItems) { kernelSource = source }
+    /// - Parameter source: called once. What it throws is reported, and there are no items then.
+    package func setKernel(_ source: @escaping () throws(VMMError) -> KernelItems) { kernelSource = source }
 
     /// The kernel as `BootPlan` has just read it, for a reset.
     package func setKernel(_ kernel: KernelItems) {
@@ -101,7 +115,13 @@ package final class FwCfg: MMIODevice, Device {
     }
 
     private func loadKernel() {
-        if !hasKernel, let kernelSource { setKernel(kernelSource()) }
+        guard !hasKernel, let kernelSource else { return }
+        do throws(VMMError) {
+            setKernel(try kernelSource())
+        } catch {
+            Report.error(error)
+            setKernel(KernelItems())
+        }
     }
 
     /// The files by name: the first has the selector `FwCfgKey.files`, the next the next one.

@@ -70,26 +70,28 @@ package struct CPUModel {
             modelID = value
             return
         }
-        let properties = ["check", "enforce", "migratable", "kvm", "pmu", "host-phys-bits"]
-        guard properties.contains(key) || !FeatureWord.bits(named: key).isEmpty else {
-            throw VMMError("Property '\(property)' not found")
+        func isOn() throws(VMMError) -> Bool {
+            switch value {
+            case "on", "yes", "true", "y": return true
+            case "off", "no", "false", "n": return false
+            default:
+                throw VMMError("can't apply global \(property)=\(value): Parameter '\(key)' expects 'on' or 'off'")
+            }
         }
-        let isOn: Bool
-        switch value {
-        case "on", "yes", "true", "y": isOn = true
-        case "off", "no", "false", "n": isOn = false
-        default:
-            throw VMMError("can't apply global \(property)=\(value): Parameter '\(key)' expects 'on' or 'off'")
+        func require(_ wanted: Bool) throws(VMMError) {
+            guard try isOn() != wanted else { return }
+            throw VMMError("'\(property)=\(value)' is not supported: it is always \(wanted ? "on" : "off")")
         }
         switch key {
-        case "check": check = isOn
-        case "enforce": enforce = isOn
-        case "migratable": migratable = isOn
-        case "kvm": kvm = isOn
-        case "pmu" where !isOn, "host-phys-bits" where isOn: break
-        case "pmu", "host-phys-bits":
-            throw VMMError("'\(property)=\(value)' is not supported: it is always \(isOn ? "off" : "on")")
-        default: flags.append((key, isOn))
+        case "check": check = try isOn()
+        case "enforce": enforce = try isOn()
+        case "migratable": migratable = try isOn()
+        case "kvm": kvm = try isOn()
+        case "pmu": try require(false)
+        case "host-phys-bits": try require(true)
+        default:
+            guard !FeatureWord.bits(named: key).isEmpty else { throw VMMError("Property '\(property)' not found") }
+            flags.append((key, try isOn()))
         }
     }
 }

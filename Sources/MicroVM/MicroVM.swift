@@ -64,14 +64,7 @@ public final class MicroVM: Machine {
         firmware = FwCfg(
             space: vm.addressSpace, layout: .ports, memorySize: layout.size, cpuCount: configuration.cpuCount)
         loader = MicroVMLoader(files: files)
-        var names: [String] = []
-        for text in configuration.firmwareFiles {
-            let option = try FwCfgOption(try KeyValueOptions(text, impliedKey: "name"))
-            if let warning = option.warning { Report.warning(warning) }
-            try firmware.add(try option.file())
-            names.append(option.name)
-        }
-        firmwareFiles = names
+        firmwareFiles = try firmware.add(arguments: configuration.firmwareFiles)
         let second =
             options.hasSecondIOAPIC
             ? SecondIOAPIC { [unowned accelerator] in _ = accelerator.send(address: $0, data: $1) } : nil

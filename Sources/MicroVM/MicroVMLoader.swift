@@ -31,14 +31,7 @@ final class MicroVMLoader: Device {
         let firmware = machine.firmware
         try firmware.addBoardFiles(
             memory: machine.layout, tables: machine.tables(), bootOrder: [], panicPort: machine.panicPort)
-        firmware.setKernel { [unowned self] in
-            do throws(VMMError) {
-                return try machine.plan(files).kernelItems
-            } catch {
-                Report.error(error)
-                return KernelItems()
-            }
-        }
+        firmware.setKernel { [unowned self] () throws(VMMError) in try machine.plan(files).kernelItems }
     }
 
     func reset() {

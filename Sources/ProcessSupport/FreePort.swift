@@ -7,21 +7,18 @@ public enum FreePort {
         var fds: [Int32] = []
         defer { for fd in fds { close(fd) } }
         return try (0..<count).map { _ in
-            let fd = socket(AF_INET, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-            guard fd >= 0 else { throw Failure.system("socket") }
+            let fd = try Loopback.socket(SOCK_DGRAM)
             // Open to the end: two of them are different.
             fds.append(fd)
-            var address = sockaddr_in()
-            address.sin_family = sa_family_t(AF_INET)
-            inet_pton(AF_INET, "127.0.0.1", &address.sin_addr)
-            var size = socklen_t(MemoryLayout<sockaddr_in>.size)
-            let result = withUnsafeMutablePointer(to: &address) {
-                $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                    bind(fd, $0, size) == 0 && getsockname(fd, $0, &size) == 0
+            return try Loopback.withAddress(0) { address, size in
+                var size = size
+                guard bind(fd, address, size) == 0, getsockname(fd, address, &size) == 0 else {
+                    throw Failure.system("bind to a free port")
+                }
+                return address.withMemoryRebound(to: sockaddr_in.self, capacity: 1) {
+                    UInt16(bigEndian: $0.pointee.sin_port)
                 }
             }
-            guard result else { throw Failure.system("bind to a free port") }
-            return UInt16(bigEndian: address.sin_port)
         }
     }
 }

@@ -203,6 +203,14 @@ public final class QMPClient {
     /// Forgets the events that have come so far.
     public func discardEvents() { events = [] }
 
+    /// Has no VMM outlive a test or a measurement, even one that ends in the middle of an update: kills the process that
+    /// was started, and ends a VMM that took its guest back, which is no child of ours.
+    public func endVMM(startedAs process: ChildProcess) {
+        process.signal(SIGKILL)
+        for _ in 0..<1000 where process.isRunning { usleep(1000) }
+        try? executeWithoutAnswer("quit")
+    }
+
     /// `query-status`.
     public func status() throws -> String {
         (try execute("query-status") as? [String: Any])?["status"] as? String ?? ""

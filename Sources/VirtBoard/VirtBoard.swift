@@ -72,11 +72,7 @@ public final class VirtBoard: Machine {
 
         let firmware = FwCfg(
             space: vm.addressSpace, layout: .memory, memorySize: memorySize, cpuCount: configuration.hartCount)
-        for text in configuration.firmwareFiles {
-            let option = try FwCfgOption(try KeyValueOptions(text, impliedKey: "name"))
-            if let warning = option.warning { Report.warning(warning) }
-            try firmware.add(try option.file())
-        }
+        _ = try firmware.add(arguments: configuration.firmwareFiles)
 
         let wiring = HartWiring(accelerator.riscvHarts)
         let interrupts = InterruptControllers(

@@ -62,26 +62,11 @@ struct ConsoleKindTests {
 
     @Test func udp() throws {
         let directory = try TemporaryDirectory(), ports = try FreePort.udp(2)
-        func address(_ port: UInt16) -> sockaddr_in {
-            var address = sockaddr_in()
-            address.sin_family = sa_family_t(AF_INET)
-            address.sin_port = port.bigEndian
-            inet_pton(AF_INET, "127.0.0.1", &address.sin_addr)
-            return address
-        }
-        func call(_ port: UInt16, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32) -> Int32 {
-            var address = address(port)
-            return withUnsafePointer(to: &address) {
-                $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                    body($0, socklen_t(MemoryLayout<sockaddr_in>.size))
-                }
-            }
-        }
-        let fd = socket(AF_INET, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        let fd = try Loopback.socket(SOCK_DGRAM)
         defer { close(fd) }
-        try #require(call(ports[0]) { bind(fd, $0, $1) } == 0)
+        try #require(Loopback.withAddress(ports[0]) { bind(fd, $0, $1) } == 0)
         try echoes("udp:127.0.0.1:\(ports[0])@127.0.0.1:\(ports[1])", in: directory) { _ in
-            try #require(call(ports[1]) { connect(fd, $0, $1) } == 0)
+            try #require(Loopback.withAddress(ports[1]) { connect(fd, $0, $1) } == 0)
             return { text in
                 try #require(text.isEmpty || send(fd, text, text.utf8.count, 0) == text.utf8.count)
                 // Each byte may be a datagram.
@@ -104,17 +89,7 @@ struct ConsoleKindTests {
         var fd: Int32 = -1
         defer { close(fd) }
         try echoes("telnet:127.0.0.1:\(port),server=on,wait=off", in: directory) { _ in
-            fd = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-            var address = sockaddr_in()
-            address.sin_family = sa_family_t(AF_INET)
-            address.sin_port = port.bigEndian
-            inet_pton(AF_INET, "127.0.0.1", &address.sin_addr)
-            let isConnected = withUnsafePointer(to: &address) {
-                $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                    connect(fd, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) == 0
-                }
-            }
-            try #require(isConnected)
+            fd = try Loopback.connect(SOCK_STREAM, to: port)
             var greeting: [UInt8] = []
             while greeting.count < 12 {
                 var byte: UInt8 = 0

@@ -49,13 +49,7 @@ final class CountingGuest {
         }
     }
 
-    deinit {
-        // A VMM that took its guest back is no child of ours: it must not
-        // outlive a test, even one that failed in the middle of an update.
-        process.signal(SIGKILL)
-        for _ in 0..<1000 where process.isRunning { usleep(1000) }
-        try? qmp.executeWithoutAnswer("quit")
-    }
+    deinit { qmp.endVMM(startedAs: process) }
 
     /// Connects to whoever listens at the QMP socket now, as a new client.
     func reconnect() throws {

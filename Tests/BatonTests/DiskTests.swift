@@ -36,11 +36,7 @@ final class DiskGuest {
         qmp = try QMPClient(path: directory.file("qmp"), of: process)
     }
 
-    deinit {
-        process.signal(SIGKILL)
-        for _ in 0..<1000 where process.isRunning { usleep(1000) }
-        try? qmp.executeWithoutAnswer("quit")
-    }
+    deinit { qmp.endVMM(startedAs: process) }
 
     var serial: String { (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "" }
 

@@ -40,12 +40,7 @@ final class NetGuest {
         try eventually("the guest is ready; \(serial)") { serial.contains("net: ready\n") }
     }
 
-    deinit {
-        // One that took its guest back is no child of ours.
-        process.signal(SIGKILL)
-        for _ in 0..<1000 where process.isRunning { usleep(1000) }
-        try? qmp.executeWithoutAnswer("quit")
-    }
+    deinit { qmp.endVMM(startedAs: process) }
 
     /// What the guest has printed.
     var serial: String { (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "" }

@@ -123,22 +123,6 @@ struct PasstTests {
         }
     }
 
-    /// A TCP connection of this machine's to a port of its own.
-    private func connectTCP(_ port: UInt16) throws -> Int32 {
-        let fd = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-        var address = sockaddr_in()
-        address.sin_family = sa_family_t(AF_INET)
-        address.sin_port = port.bigEndian
-        inet_pton(AF_INET, "127.0.0.1", &address.sin_addr)
-        let isConnected = withUnsafePointer(to: &address) {
-            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                connect(fd, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) == 0
-            }
-        }
-        guard isConnected else { throw TestError.system("connect to port \(port)") }
-        return fd
-    }
-
     @Test("A TCP connection by hostfwd stays over twenty updates", .enabled(if: installed != nil, "needs passt"))
     func connection() throws {
         let forward = { (port: UInt16) in
@@ -147,7 +131,7 @@ struct PasstTests {
         try withUserNetwork(forward) { guest in
             // Once passt has seen the guest's first frame.
             try exchange(guest, port: guest.port, updates: 0) { guest.process.report }
-            let fd = try connectTCP(guest.port)
+            let fd = try Loopback.connect(SOCK_STREAM, to: guest.port)
             defer { close(fd) }
             for round in 0..<20 {
                 let text = "line \(round) of the session\n"
@@ -232,18 +216,8 @@ struct PasstTests {
     private func exchange(
         _ guest: NetGuest, port: UInt16, updates: UInt32, report: () -> String
     ) throws {
-        let fd = socket(AF_INET, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        let fd = try Loopback.connect(SOCK_DGRAM, to: port)
         defer { close(fd) }
-        var address = sockaddr_in()
-        address.sin_family = sa_family_t(AF_INET)
-        address.sin_port = port.bigEndian
-        inet_pton(AF_INET, "127.0.0.1", &address.sin_addr)
-        let isConnected = withUnsafePointer(to: &address) {
-            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                connect(fd, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) == 0
-            }
-        }
-        try #require(isConnected)
         func transmit(_ number: UInt32) throws {
             let bytes = EchoFrame.bigEndian(number)
             try #require(send(fd, bytes, bytes.count, 0) == bytes.count)

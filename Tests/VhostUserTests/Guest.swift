@@ -65,11 +65,7 @@ final class VhostUserGuest {
         qmp = try QMPClient(path: directory.file("qmp"), of: process)
     }
 
-    deinit {
-        process.signal(SIGKILL)
-        for _ in 0..<1000 where process.isRunning { usleep(1000) }
-        try? qmp.executeWithoutAnswer("quit")
-    }
+    deinit { qmp.endVMM(startedAs: process) }
 
     /// What the guest has printed.
     var serial: String { (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "" }

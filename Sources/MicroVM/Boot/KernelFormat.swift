@@ -10,7 +10,7 @@ enum KernelFormat: Equatable {
     /// - Throws: what the file is instead, and what to do.
     init(_ file: FileBytes) throws(VMMError) {
         if file.count == 0 { throw VMMError("the file is empty") }
-        if file.has(KernelFormat.elfMagic, at: 0) {
+        if file.has(ELFImage.magic, at: 0) {
             try KernelFormat.checkMachine(file)
             self = .elf
             return
@@ -35,7 +35,6 @@ enum KernelFormat: Equatable {
         throw VMMError("the file is neither a bzImage nor an ELF file", hint: KernelFormat.hint)
     }
 
-    static let elfMagic: [UInt8] = [0x7f, 0x45, 0x4c, 0x46]
     static let hint = "The board starts a bzImage for x86-64, as distributions have it, or an ELF file with a PVH note."
 
     /// Kernels for other machines, by their headers (Documentation/arch/riscv/boot-image-header.rst,

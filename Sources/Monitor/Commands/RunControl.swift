@@ -27,6 +27,8 @@ func registerRunControl(_ vm: VirtualMachine) throws(VMMError) {
         if vm.runState == .inmigrate {
             vm.autostart = true
         } else {
+            // What to do, before what `start` says of why.
+            if let refusal = vm.resetRefusal { throw refusal }
             try vm.start()
         }
     }

@@ -65,9 +65,9 @@ struct BootPlan {
 
         if case .file(let path) = files.firmware {
             let what = "Unable to load the RISC-V firmware \"\(path)\""
-            let bytes = try BootPlan.read(path, limit: limit, what: what)
+            let file = try BootPlan.read(path, limit: limit, what: what)
             let image = try attempt(what) { () throws(VMMError) in
-                try GuestImage(bytes, base: MemoryMap.ram, memory: memory)
+                try GuestImage(file, base: MemoryMap.ram, memory: memory)
             }
             firmware = image
             start = image.entry
@@ -89,9 +89,9 @@ struct BootPlan {
             case .builtin: base = MemoryMap.ram + BootPlan.alignment
             case .file: base = max(BootPlan.up(firmwareEnd), MemoryMap.ram + BootPlan.alignment)
             }
-            let bytes = try BootPlan.read(path, limit: limit, what: what)
+            let file = try BootPlan.read(path, limit: limit, what: what)
             let image = try attempt(what) { () throws(VMMError) in
-                try GuestImage(bytes, base: base, memory: memory)
+                try GuestImage(file, base: base, memory: memory)
             }
             kernel = image
             kernelEntry = image.entry
@@ -121,7 +121,7 @@ struct BootPlan {
     private static func items(_ files: BootFiles, limit: Int) throws(VMMError) -> KernelItems {
         var items = KernelItems()
         guard let path = files.kernel else { return items }
-        let kernel = try read(path, limit: limit, what: "could not load kernel '\(path)'")
+        let kernel = try read(path, limit: limit, what: "could not load kernel '\(path)'").bytes
         guard !kernel.isEmpty else { throw VMMError("could not load kernel '\(path)': the file is empty") }
         items.add(FwCfgKey.kernelSize, UInt32(truncatingIfNeeded: kernel.count))
         items.add(FwCfgKey.kernelData, kernel)
@@ -136,7 +136,7 @@ struct BootPlan {
 
     private static func readInitrd(_ path: String, limit: Int) throws(VMMError) -> [UInt8] {
         let what = "could not load ramdisk '\(path)'"
-        let initrd = try read(path, limit: limit, what: what)
+        let initrd = try read(path, limit: limit, what: what).bytes
         guard !initrd.isEmpty else { throw VMMError("\(what): the file is empty") }
         return initrd
     }
@@ -230,16 +230,15 @@ struct BootPlan {
 
     private static func up(_ address: UInt64) -> UInt64 { (address + alignment - 1) & ~(alignment - 1) }
 
-    private static func read(_ path: String, limit: Int, what: String) throws(VMMError) -> [UInt8] {
+    private static func read(_ path: String, limit: Int, what: String) throws(VMMError) -> FileBytes {
         try attempt(what) { () throws(VMMError) in
-            let fd = try FD.openFile(path, O_RDONLY)
-            return try FD.readAll(fd.raw, limit: min(limit, sizeLimit), from: "'\(path)'")
+            try FileBytes.read(path, limit: UInt64(min(limit, sizeLimit)))
         }
     }
 
     private static func readTree(_ path: String) throws(VMMError) -> DeviceTree {
         let what = "could not load device tree '\(path)'"
-        let blob = try read(path, limit: DeviceTree.maxSize, what: what)
+        let blob = try read(path, limit: DeviceTree.maxSize, what: what).bytes
         return try attempt(what) { () throws(VMMError) in try DeviceTree(flattened: blob) }
     }
 }

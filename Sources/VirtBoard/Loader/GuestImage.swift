@@ -4,17 +4,11 @@ import Firmware
 /// A kernel or firmware file: what of it goes where.
 struct GuestImage {
     /// Bytes of the file for one address, followed by zeroes.
-    struct Piece {
-        /// Guest-physical address.
-        var address: UInt64
-        var content: Range<Int>
-        /// Bytes in memory; at least `content.count`.
-        var memorySize: UInt64
-    }
+    typealias Piece = ELFImage.Segment
 
     enum Format: Equatable { case elf, linuxImage, flat }
 
-    let bytes: [UInt8]
+    private let file: FileBytes
     let format: Format
     private(set) var pieces: [Piece] = []
     private(set) var entry: UInt64 = 0
@@ -26,21 +20,21 @@ struct GuestImage {
     /// - Parameters:
     ///   - base: where a file without addresses of its own goes.
     ///   - memory: guest RAM; every piece must lie in it.
-    init(_ bytes: [UInt8], base: UInt64, memory: Range<UInt64>) throws(VMMError) {
-        self.bytes = bytes
-        guard !bytes.isEmpty else { throw VMMError("the file is empty") }
-        if bytes.starts(with: [0x7f, 0x45, 0x4c, 0x46]) {
+    init(_ file: FileBytes, base: UInt64, memory: Range<UInt64>) throws(VMMError) {
+        self.file = file
+        guard file.count > 0 else { throw VMMError("the file is empty") }
+        if file.has(ELFImage.magic, at: 0) {
             format = .elf
             try placeELF()
         } else {
-            var memorySize = UInt64(bytes.count)
-            if GuestImage.integer(bytes, 56, UInt32.self) == 0x0543_5352 {
+            var memorySize = UInt64(file.count)
+            if file.fieldIfAny(56, UInt32.self) == 0x0543_5352 {
                 format = .linuxImage
                 memorySize = max(memorySize, try linuxImageSize())
             } else {
                 format = .flat
             }
-            pieces = [Piece(address: base, content: 0..<bytes.count, memorySize: memorySize)]
+            pieces = [Piece(address: base, content: 0..<file.count, memorySize: memorySize)]
             entry = base
         }
         for piece in pieces {
@@ -53,16 +47,11 @@ struct GuestImage {
         }
     }
 
-    private static func integer<T: FixedWidthInteger>(_ bytes: [UInt8], _ offset: Int, _ type: T.Type) -> T? {
-        guard offset >= 0, offset <= bytes.count - MemoryLayout<T>.size else { return nil }
-        return bytes.withUnsafeBytes { T(littleEndian: $0.loadUnaligned(fromByteOffset: offset, as: T.self)) }
-    }
-
     /// The memory that a Linux `Image` needs, bss included
     /// (Documentation/arch/riscv/boot-image-header.rst).
     private func linuxImageSize() throws(VMMError) -> UInt64 {
-        guard let size = GuestImage.integer(bytes, 16, UInt64.self),
-            let flags = GuestImage.integer(bytes, 24, UInt64.self)
+        guard let size = file.fieldIfAny(16, UInt64.self),
+            let flags = file.fieldIfAny(24, UInt64.self)
         else { throw VMMError("the Image header is truncated") }
         guard flags & 1 == 0 else { throw VMMError("big-endian kernels are not supported") }
         return size
@@ -70,7 +59,6 @@ struct GuestImage {
 
     /// ELF-64 for RISC-V: its segments go to their physical addresses.
     private mutating func placeELF() throws(VMMError) {
-        let file = FileBytes(bytes: bytes)
         func field<T: FixedWidthInteger>(_ offset: Int, _ type: T.Type) throws(VMMError) -> T {
             try file.field(offset, type, of: "the ELF file")
         }
@@ -83,16 +71,14 @@ struct GuestImage {
         // All pieces are compared with memory below.
         let elf = try ELFImage(file) { _, _ in true }
         entry = elf.entry
-        pieces = elf.segments.map {
-            Piece(address: $0.address, content: $0.content, memorySize: $0.memorySize)
-        }
+        pieces = elf.segments
     }
 
     /// Stores the image.
     func load(into space: AddressSpace, what: String) throws(VMMError) {
         for piece in pieces {
             var failure: VMMError?
-            bytes.withUnsafeBytes {
+            file.bytes.withUnsafeBytes {
                 do throws(VMMError) {
                     try space.write(UnsafeRawBufferPointer(rebasing: $0[piece.content]), at: piece.address, what: what)
                 } catch {

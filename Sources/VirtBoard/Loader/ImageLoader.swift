@@ -36,14 +36,7 @@ final class ImageLoader: Device {
         self.flash = flash
         self.flashIsFilled = flashIsFilled
         self.firmware = firmware
-        firmware.setKernel { [unowned self] in
-            do throws(VMMError) {
-                return try plan().kernelItems
-            } catch {
-                Report.error(error)
-                return KernelItems()
-            }
-        }
+        firmware.setKernel { [unowned self] () throws(VMMError) in try plan().kernelItems }
     }
 
     /// Reads and places the files, without a change to guest memory.

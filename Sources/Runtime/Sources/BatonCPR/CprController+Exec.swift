@@ -179,7 +179,7 @@ extension CprController {
                 if let error = successor.takeBack(error.message) { throw error }
                 return leaveGuest(to: successor)
             }
-            let failure = successor.awaitCommit(limit: options.downtime, since: stopped) { [vm] in
+            let failure = successor.awaitCommit(limit: options.downtime, since: stopped) {
                 guard monitorSockets == .ended else { return }
                 for chardev in monitorChardevs { chardev.endConnection() }
             }

@@ -48,6 +48,11 @@ extension BlockBackend {
         if isExclusive || !waiting.isEmpty || request.pointee.isUnaligned && issued > 0 {
             return waiting.append(request)
         }
+        begin(request)
+    }
+
+    /// Starts a request that nothing before it keeps waiting.
+    private func begin(_ request: UnsafeMutablePointer<BlockRequest>) {
         if request.pointee.isLarge {
             guard largeIssued < BlockBackend.mostLarge else { return largeWaiting.append(request) }
             largeIssued &+= 1
@@ -92,7 +97,7 @@ extension BlockBackend {
         while !isExclusive, let next = waiting.first {
             if next.pointee.isUnaligned && issued > 0 { return }
             _ = waiting.removeFirst()
-            startAnew(next)
+            begin(next)
         }
         while !isExclusive, waiting.isEmpty, largeIssued < BlockBackend.mostLarge,
             let next = largeWaiting.removeFirst()
@@ -101,16 +106,6 @@ extension BlockBackend {
             issued &+= 1
             issue(next)
         }
-    }
-
-    private func startAnew(_ request: UnsafeMutablePointer<BlockRequest>) {
-        if request.pointee.isLarge {
-            guard largeIssued < BlockBackend.mostLarge else { return largeWaiting.append(request) }
-            largeIssued &+= 1
-        }
-        issued &+= 1
-        isExclusive = request.pointee.isUnaligned
-        issue(request)
     }
 
     private func giveBack(_ request: UnsafeMutablePointer<BlockRequest>) { end(request, ECANCELED) }

@@ -64,9 +64,10 @@ public protocol Accelerator: AnyObject {
     func pauseCPUs()
     /// Joins the threads, which wait: nothing but the main thread is left of the process.
     func endThreads()
-    /// What keeps the CPUs from running: a state that the kernel did not take. Looked at before a guest is taken over.
+    /// What keeps the CPUs from running: a state that the kernel did not take, since a reset or load began; or did not
+    /// give, in a save. Looked at after each of these.
     var failure: VMMError? { get }
-    /// Forgets a failure: all state is to be set anew, or it was only to be read.
+    /// Forgets a failure: nothing was to be set, only read.
     func forgetFailure()
 
     // MARK: Events without a hop through the loop

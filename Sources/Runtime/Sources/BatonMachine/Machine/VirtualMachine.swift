@@ -76,6 +76,10 @@ public final class VirtualMachine: GuestRequests {
     /// The machine has ended or cannot go on: until its next reset the guest must not run, whatever state the VM is
     /// in meanwhile. A save, for one, is a state of its own.
     private var requiresReset = false
+    /// Why the guest must not run before a reset, in QEMU's words; nil when it may.
+    public var resetRefusal: VMMError? {
+        requiresReset ? VMMError("Resetting the Virtual Machine is required") : nil
+    }
 
     /// Calls `observer` after every change of the run state.
     public func onRunStateChange(_ observer: @escaping (RunState) -> Void) { runStateObservers.append(observer) }
@@ -142,12 +146,11 @@ public final class VirtualMachine: GuestRequests {
         guard !isRunning else { return }
         // Why it ended comes before what to do.
         if let blocker = startBlocker() { throw blocker }
-        if requiresReset { throw VMMError("Resetting the Virtual Machine is required") }
+        if let refusal = resetRefusal { throw refusal }
         try beforeMemoryChanges()
         try accelerator?.makeThreads()
         lacksThreads = false
         if needsReset {
-            accelerator?.forgetFailure()
             resetDevices()
             if let failure = accelerator?.failure { throw failure }
         }
@@ -397,7 +400,6 @@ public final class VirtualMachine: GuestRequests {
         if let cause = resetRequested {
             resetRequested = nil
             stopCPUs()
-            accelerator?.forgetFailure()
             resetDevices()
             // As in QEMU: a machine that had ended can be started again.
             if !isRunning { change(to: .prelaunch) }

@@ -52,7 +52,7 @@ public protocol MemoryListener: AnyObject {
     /// A range of RAM was mapped. It stays.
     func mapped(_ range: RAMRange)
     /// Device memory was mapped or unmapped (`AddressSpace.deviceMemory`), or who answers loads from memory with a
-    /// device has changed (`AddressSpace.isSwitchedAway`): CPUs forget where it was.
+    /// device has changed (`AddressSpace.deviceAnswersLoads`): CPUs forget where it was.
     func deviceMemoryChanged()
     /// Anything but a CPU has stored to RAM (a device's DMA, a loader): CPUs drop what they decoded from it.
     func externalWrite(_ address: UInt64, length: UInt64)
@@ -162,13 +162,10 @@ public final class AddressSpace {
         for listener in listeners { listener.deviceMemoryChanged() }
     }
 
-    /// Whether loads from `range` go to its device.
-    public func isSwitchedAway(_ range: RAMRange) -> Bool { range.hasDevice && switchedAway.contains(range.start) }
-
     /// Whether the device behind the memory at `address` answers loads.
     public func deviceAnswersLoads(at address: UInt64) -> Bool {
         guard !switchedAway.isEmpty, let range = ramRange(containing: address) else { return false }
-        return isSwitchedAway(range)
+        return switchedAway.contains(range.start)
     }
 
     // MARK: Device memory
