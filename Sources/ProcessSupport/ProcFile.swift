@@ -17,4 +17,9 @@ public enum ProcFile {
             result += buffer[..<count]
         }
     }
+
+    /// The children of a process, those that have ended and are not waited for among them.
+    public static func children(of pid: pid_t) throws -> [pid_t] {
+        try text("/proc/\(pid)/task/\(pid)/children").split(separator: " ").compactMap { pid_t($0) }
+    }
 }

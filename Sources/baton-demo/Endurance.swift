@@ -86,8 +86,7 @@ struct Endurance {
         init(_ pid: pid_t) throws {
             descriptors = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/fd").count
             threads = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/task").count
-            children = try String(contentsOfFile: "/proc/\(pid)/task/\(pid)/children", encoding: .utf8)
-                .split(separator: " ").count
+            children = try ProcFile.children(of: pid).count
             let status = try String(contentsOfFile: "/proc/\(pid)/status", encoding: .utf8)
             let line = status.split(separator: "\n").first { $0.hasPrefix("RssAnon:") }
             kilobytes = line.flatMap { Int($0.split(separator: " ").dropFirst().first ?? "") } ?? 0

@@ -105,6 +105,7 @@ final class PauseProbe {
     ///   - event: that comes after the last one's answer, and before the guest goes on.
     /// - Returns: the longest time, in ms, that the counter stood still.
     func pause(_ commands: [Data], replaces: Bool = false, until event: String? = nil) throws -> Double {
+        try awaitOldVMM()
         try awaitRounds(2)
         let rate = rate()
         var hasCome = false
@@ -164,6 +165,7 @@ final class PauseProbe {
     /// - Parameter isRefused: the last one's answer is an error.
     /// - Returns: the longest gap, in ms.
     func gap(_ commands: [Data], isRefused: Bool = false) throws -> Double {
+        try awaitOldVMM()
         try awaitRounds(2)
         page.measuresGaps = true
         defer { page.measuresGaps = false }
@@ -204,6 +206,12 @@ final class PauseProbe {
         try command("cont")
         try goOn()
         return Double(last &- both.ticks) / page.ticksPerMillisecond - (sent - both.time) * 1000
+    }
+
+    /// Waits for the end of the VMM before, which gives its memory back beside the guest. Else an update that follows at
+    /// once is measured with what the last one has left to do.
+    private func awaitOldVMM() throws {
+        try wait("the end of the VMM before") { try ProcFile.children(of: process.pid).isEmpty }
     }
 
     /// Waits until the guest has used its memory so often, if it is to use any.
