@@ -43,6 +43,8 @@ static struct {
     unsigned long timer_slack;
     sigset_t mask;
     struct thread_state thread;
+    int processor;  /* where the process calls; -1 when that is not known */
+    cpu_set_t cpus; /* those that the process may use */
 } call;
 
 enum { OPEN, FAILED, LATE };
@@ -104,6 +106,18 @@ static void set_thread_state(const struct thread_state *state) {
  * exec then moves the process; and both share it for a tick or two of the kernel's, while another is idle. */
 static const int64_t awake_time = 2000000;
 
+/* Leaves the process its processor, when the child may use another one. The exec waits for the process's other threads to
+ * end. When the child has taken the processor meanwhile, both share it until a tick of the kernel's finds that another is
+ * idle: 4 ms. Returns whether `stay_anywhere` has to follow. */
+static int stay_away(void) {
+    cpu_set_t others = call.cpus;
+    if (!call.awake_until || call.processor < 0) return 0;
+    CPU_CLR(call.processor, &others);
+    return CPU_COUNT(&others) > 0 && syscall(SYS_sched_setaffinity, 0, sizeof others, &others) == 0;
+}
+
+static void stay_anywhere(void) { syscall(SYS_sched_setaffinity, 0, sizeof call.cpus, &call.cpus); }
+
 /* Returns what ppoll(2) does.
  * limit: in nanoseconds; 0 for none. */
 static long await_exec(int64_t nanoseconds) {
@@ -119,6 +133,7 @@ static int wait_for_exec(void *unused) {
     (void)unused;
     /* errno is shared, and nobody's now: the process reads what it needs at once. */
     syscall(SYS_close, call.executed[1]);
+    int is_away = stay_away();
     if (await_exec(call.limit) <= 0) {
         if (decide(LATE)) {
             /* Also one that cannot be interrupted runs no more of its program. */
@@ -128,6 +143,7 @@ static int wait_for_exec(void *unused) {
             await_exec(0);
         }
     }
+    if (is_away) stay_anywhere();
     __builtin_longjmp(call.registers, 1);
 }
 
@@ -190,6 +206,7 @@ int cbaton_execute_beside(const struct cbaton_execution *what, int64_t limit, in
     call.outcome = OPEN;
     call.awake_until = cbaton_processors() > 1 ? cbaton_monotonic_ns() + awake_time : 0;
     call.timer_slack = cbaton_timer_slack();
+    call.processor = sched_getaffinity(0, sizeof call.cpus, &call.cpus) == 0 ? sched_getcpu() : -1;
     call.process = cbaton_pidfd_open(getpid());
     if (call.process < 0) return -1;
     if (pipe2(call.executed, O_CLOEXEC) != 0) {
