@@ -26,6 +26,8 @@ public final class VirtBoard: Machine {
         public var files = BootFiles()
         /// `-smp`
         public var hartCount = 1
+        /// `-cpu`
+        public var processor = RISCVProcessor.standard
         /// What makes devices; nil for one of the board's own.
         public var devices: DeviceFactory?
         /// `-machine aia=`
@@ -66,7 +68,7 @@ public final class VirtBoard: Machine {
         vm.machineType = "virt"
         vm.ramSize = memorySize
         vm.architecture = "riscv64"
-        try accelerator.makeHarts(configuration.hartCount)
+        try accelerator.makeHarts(configuration.hartCount, configuration.processor)
         let flash = try VirtBoard.mapMemory(vm.addressSpace, configuration)
         try accelerator.prepareMemory()
 

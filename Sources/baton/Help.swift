@@ -73,7 +73,7 @@ enum Help {
         case ("cpu", .one(let model)):
             let type = try MachineOptions(invocation, loader: try moduleLoader(invocation)).type
             guard type.cpuModels.contains(model) else { throw VMMError("unable to find CPU model '\(model)'") }
-            return "There are no options for \(model).\n"
+            return DeviceProperty.help(type.cpuProperties(of: model), of: model)
         case ("vga", _): return "none                 no graphic card (default)\n"
         case ("display", _): return "Available display backend types:\nnone\n"
         case ("d", _): return LogOptions.help

@@ -84,10 +84,15 @@ struct CommandLineTests {
 
     static let processors = [
         Line("rv64", "-cpu rv64"), Line("max", "-cpu max"),
-        Line("rva22s64", "-cpu rva22s64", .refused("unable to find CPU model 'rva22s64'", "rv64")),
+        Line("rva22u64", "-cpu rva22u64"), Line("rva22s64", "-cpu rva22s64"),
         Line("rva23s64", "-cpu rva23s64", .refused("unable to find CPU model 'rva23s64'", "rv64")),
-        Line("flags off", "-cpu rv64,sv57=off,v=off,h=off", .refused("unable to find CPU model", "rv64")),
-        Line("zba off", "-cpu rv64,zba=off,zbb=off", .refused("unable to find CPU model", "rv64")),
+        Line("flags off", "-cpu rv64,sv57=off,v=off,h=off"),
+        Line("zba off", "-cpu rv64,zba=off,zbb=off"),
+        Line("flags on", "-cpu rv64,zicond=true,zacas=on,svpbmt=on,zfhmin=on"),
+        Line("sv39 only", "-cpu rv64,sv48=off"),
+        Line("v on", "-cpu rv64,v=on", .refused("'rv64-riscv-cpu.v=on' is not supported", "rva22s64")),
+        Line("h on", "-cpu max,h=true", .refused("'max-riscv-cpu.h=on' is not supported", "software emulator")),
+        Line("no such flag", "-cpu rv64,zzz=on", .refused("Property 'rv64-riscv-cpu.zzz' not found", "")),
         Line("4 harts", "-smp 4"), Line("16 harts", "-smp 16"),
         Line("topology", "-smp cpus=4,sockets=1,cores=2,threads=2"),
         Line("icount", "-icount shift=auto", .refused("-icount is not supported", "-rtc clock=vm")),

@@ -44,7 +44,7 @@ final class ImageLoader: Device {
         try BootPlan(files: files, memorySize: memorySize, flashIsFilled: flashIsFilled) {
             BoardTree(
                 hartCount: accelerator.riscvHarts.count, memorySize: memorySize, aia: aia,
-                hasFirmware: files.firmware != .builtin
+                extensions: accelerator.processor.extensions, hasFirmware: files.firmware != .builtin
             ).make()
         }
     }
