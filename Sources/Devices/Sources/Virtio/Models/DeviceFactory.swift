@@ -4,7 +4,9 @@ import BatonRuntime
 /// free, as QEMU does on this board, so that the same command line gives the
 /// same machine.
 public final class DeviceFactory: DeviceContext {
-    private var serials: [(id: String?, device: VirtioConsole)] = []
+    private var serials: [VirtioSerial] = []
+    /// Whether virtio-serial devices without `max_ports=` have more ports than one.
+    private var wantsMultiport = false
     private var backends: [(backend: NetBackend, isUsed: Bool)] = []
     /// Where each back end is, by its id.
     private var backendPlaces: [String: Int] = [:]
@@ -54,7 +56,10 @@ public final class DeviceFactory: DeviceContext {
     }
 
     /// Finds the place that `-device` asks for. Changes nothing.
-    private func place(_ options: DeviceOptions, _ busType: String) throws(VMMError) -> Place {
+    /// - Parameter vectors: MSI-X vectors where `vectors=` does not say; nil for one a queue and one more.
+    private func place(
+        _ options: DeviceOptions, _ busType: String, vectors usual: Int? = nil
+    ) throws(VMMError) -> Place {
         guard busType == PCIBus.busType else { return .mmio(try bus(VirtioMMIO.self, for: options)) }
         let bus = try bus(PCIBus.self, for: options)
         if try options.options.onOffAuto("disable-legacy") == false {
@@ -64,7 +69,7 @@ public final class DeviceFactory: DeviceContext {
             throw VMMError("device cannot work as neither modern nor legacy mode is enabled")
         }
         let vectors = try options.options.number("vectors", in: 0...2048)
-        return .pci(bus, try bus.place(options), vectors: vectors.map { Int($0) })
+        return .pci(bus, try bus.place(options), vectors: vectors.map { Int($0) } ?? usual)
     }
 
     private func plug(_ device: VirtioDevice, _ place: Place, _ options: DeviceOptions) throws(VMMError) {
@@ -165,30 +170,61 @@ public final class DeviceFactory: DeviceContext {
         try plug(VirtioEntropy(vm: vm), place, options)
     }
 
-    func addSerial(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
-        let place = try place(options, busType)
-        let device = VirtioConsole(vm: vm)
-        try plug(device, place, options)
-        serials.append((options.id, device))
+    /// Looks at all of the command line's devices before the first is made. A virtio-serial device with nothing but its
+    /// first console is what it was before it could have more ports, so that its guest can be taken over.
+    public func lookAhead(_ all: [KeyValueOptions]) throws(VMMError) {
+        var (devices, consoles) = (0, 0)
+        for options in all {
+            switch try options.string("driver") {
+            case "virtio-serial-pci", "virtio-serial-device": devices += 1
+            case "virtconsole":
+                consoles += 1
+                // A number that makes no sense is refused when the port is made.
+                if let number = try? options.number("nr"), number > 0 { wantsMultiport = true }
+            case "virtserialport": wantsMultiport = true
+            default: break
+            }
+        }
+        if consoles > devices { wantsMultiport = true }
     }
 
-    func addConsolePort(_ options: DeviceOptions) throws(VMMError) {
-        var chardev: Chardev?
+    func addSerial(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
+        let asked = try options.options.number("max_ports")
+        if asked == 0 { throw VMMError("Maximum number of serial ports not specified") }
+        if let asked, asked > UInt64(VirtioSerial.portLimit) {
+            throw VMMError("maximum ports supported: \(VirtioSerial.portLimit)")
+        }
+        let ports = asked.map { Int($0) } ?? (wantsMultiport ? VirtioSerial.defaultPorts : 1)
+        // As in QEMU, whose guests then share one among all queues.
+        let place = try place(options, busType, vectors: ports > 1 ? ports + 1 : nil)
+        let device = VirtioSerial(
+            vm: vm, maxPorts: ports, busName: "\(options.id ?? "virtio-serial\(serials.count)").0")
+        try plug(device, place, options)
+        serials.append(device)
+        add(device)
+    }
+
+    func addSerialPort(_ options: DeviceOptions, isConsole: Bool) throws(VMMError) {
+        var port = VirtioSerialPort.Options(isConsole: isConsole)
         if let name = try options.text("chardev") {
-            chardev = vm.chardev(name)
-            if chardev == nil { throw options.notFound("chardev", name) }
+            port.chardev = vm.chardev(name)
+            if port.chardev == nil { throw options.notFound("chardev", name) }
         }
-        var candidates = serials
-        if let bus = options.bus {
-            candidates = serials.enumerated().filter { index, serial in
-                bus == "\(serial.id ?? "virtio-serial\(index)").0"
-            }.map(\.element)
-            guard !candidates.isEmpty else { throw VMMError("Bus '\(bus)' not found") }
+        port.id = options.id
+        port.name = try options.text("name")
+        port.number = try options.options.number("nr", in: 0...UInt64(UInt32.max)).map { Int($0) }
+        let serial: VirtioSerial? =
+            if options.bus != nil {
+                try bus(VirtioSerial.self, for: options)
+            } else {
+                serials.first { $0.hasRoom(for: port) } ?? serials.first
+            }
+        guard let serial else {
+            throw VMMError(
+                "No 'virtio-serial-bus' bus found for device '\(options.model)'",
+                hint: "Put a -device virtio-serial-pci (or virtio-serial-device) before it.")
         }
-        guard let serial = candidates.first(where: { !$0.device.isConnected }) ?? candidates.first else {
-            throw VMMError("No 'virtio-serial-bus' bus found for device '\(options.model)'")
-        }
-        try serial.device.connect(chardev)
+        try serial.plug(port)
     }
 
     func addNet(_ options: DeviceOptions, _ busType: String) throws(VMMError) {

@@ -32,9 +32,11 @@ public final class DeviceModel: DeviceType {
     public static let all: [DeviceModel] =
         [
             DeviceModel(
-                name: "virtconsole", bus: "virtio-serial-bus", category: .input,
-                properties: [DeviceProperty("chardev", "str", "where the console's bytes go and come from")],
-                make: { factory, options throws(VMMError) in try factory.addConsolePort(options) })
+                name: "virtconsole", bus: VirtioSerial.busType, category: .input, properties: port,
+                make: { factory, options throws(VMMError) in try factory.addSerialPort(options, isConsole: true) }),
+            DeviceModel(
+                name: "virtserialport", bus: VirtioSerial.busType, category: .input, properties: port,
+                make: { factory, options throws(VMMError) in try factory.addSerialPort(options, isConsole: false) }),
         ]
         + onBothBuses("virtio-blk", .storage, disk) { factory, options, bus throws(VMMError) in
             try factory.addBlock(options, bus)
@@ -46,10 +48,18 @@ public final class DeviceModel: DeviceType {
             factory, options, bus throws(VMMError) in
             try factory.addEntropy(options, bus)
         }
-        + onBothBuses("virtio-serial", .input, []) { factory, options, bus throws(VMMError) in
+        + onBothBuses(
+            "virtio-serial", .input,
+            [DeviceProperty("max_ports", "uint32", "ports, 1 to 511 (default 31, or 1 with a single virtconsole)")]
+        ) { factory, options, bus throws(VMMError) in
             try factory.addSerial(options, bus)
         }
 
+    private static let port = [
+        DeviceProperty("chardev", "str", "id of the -chardev where its bytes go and come from"),
+        DeviceProperty("name", "str", "what the guest finds it by: /dev/virtio-ports/NAME"),
+        DeviceProperty("nr", "uint32", "its number; 0 is for a console (default the first free one)"),
+    ]
     private static let disk = [
         DeviceProperty("drive", "str", "id of the -drive or -blockdev behind it"),
         DeviceProperty("serial", "str", "serial number, at most 20 bytes of which the guest sees"),
