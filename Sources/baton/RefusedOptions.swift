@@ -57,7 +57,6 @@ enum RefusedOptions {
         "qemu-xhci": "virtio devices, as there is no USB", "nec-usb-xhci": "virtio devices, as there is no USB",
         "usb-": "virtio devices, as there is no USB", "e1000": "virtio-net-pci", "rtl8139": "virtio-net-pci",
         "igb": "virtio-net-pci", "vmxnet3": "virtio-net-pci", "virtio-9p": "vhost-user-fs-pci with virtiofsd",
-        "virtio-balloon": "-object memory-backend-memfd, whose pages come as the guest uses them",
         "vhost-vsock": "virtio-net-pci, or virtconsole for one connection",
         "vhost-user-vsock": "virtio-net-pci, or virtconsole for one connection",
         "pcie-root-port": "the bus pcie.0, which has 31 free slots",

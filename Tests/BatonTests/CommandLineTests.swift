@@ -152,9 +152,7 @@ struct CommandLineTests {
         Line(
             "virtfs", "-virtfs local,path=DIR,mount_tag=host0,security_model=none,id=host0",
             .refused("-virtfs is not supported", "vhost-user-fs-pci")),
-        Line(
-            "balloon", "-device virtio-balloon-pci,free-page-reporting=on",
-            .refused("'virtio-balloon-pci' is not", "memory-backend-memfd")),
+        Line("balloon", "-device virtio-balloon-pci,free-page-reporting=on,deflate-on-oom=on"),
         Line(
             "guest agent",
             "-device virtio-serial-pci -chardev socket,id=c0,path=SOCKET,server=on,wait=off "

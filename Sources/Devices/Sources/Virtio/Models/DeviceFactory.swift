@@ -170,6 +170,25 @@ public final class DeviceFactory: DeviceContext {
         try plug(VirtioEntropy(vm: vm), place, options)
     }
 
+    func addBalloon(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
+        guard !vm.devices.contains(where: { $0 is VirtioBalloon }) else {
+            throw VMMError("Only one balloon device is supported")
+        }
+        var properties = VirtioBalloon.Properties()
+        properties.deflatesOnOOM = try options.options.bool("deflate-on-oom") ?? false
+        properties.reportsFreePages = try options.options.bool("free-page-reporting") ?? false
+        properties.pagePoison = try options.options.bool("page-poison") ?? true
+        properties.pollingInterval = Int64(
+            try options.options.number("guest-stats-polling-interval", in: 0...UInt64(UInt32.max)) ?? 0)
+        if try options.options.bool("free-page-hint") == true {
+            throw VMMError(
+                "Property '\(options.model).free-page-hint' can't be on: no migration would use it",
+                hint: "free-page-reporting=on gives the memory that the guest does not use back to the host.")
+        }
+        let place = try place(options, busType)
+        try plug(VirtioBalloon(vm: vm, properties: properties), place, options)
+    }
+
     /// Looks at all of the command line's devices before the first is made. A virtio-serial device with nothing but its
     /// first console is what it was before it could have more ports, so that its guest can be taken over.
     public func lookAhead(_ all: [KeyValueOptions]) throws(VMMError) {

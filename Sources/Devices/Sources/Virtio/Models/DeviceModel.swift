@@ -48,6 +48,9 @@ public final class DeviceModel: DeviceType {
             factory, options, bus throws(VMMError) in
             try factory.addEntropy(options, bus)
         }
+        + onBothBuses("virtio-balloon", .misc, balloon) { factory, options, bus throws(VMMError) in
+            try factory.addBalloon(options, bus)
+        }
         + onBothBuses(
             "virtio-serial", .input,
             [DeviceProperty("max_ports", "uint32", "ports, 1 to 511 (default 31, or 1 with a single virtconsole)")]
@@ -55,6 +58,13 @@ public final class DeviceModel: DeviceType {
             try factory.addSerial(options, bus)
         }
 
+    private static let balloon = [
+        DeviceProperty("deflate-on-oom", "bool", "whether the guest may take pages back by itself (default off)"),
+        DeviceProperty("free-page-reporting", "bool", "whether unused pages go back to the host (default off)"),
+        DeviceProperty("page-poison", "bool", "whether the guest says what free pages are filled with (default on)"),
+        DeviceProperty("guest-stats-polling-interval", "int", "seconds between statistics; 0, the default, for none"),
+        DeviceProperty("free-page-hint", "bool", "off: no migration would use it"),
+    ]
     private static let port = [
         DeviceProperty("chardev", "str", "id of the -chardev where its bytes go and come from"),
         DeviceProperty("name", "str", "what the guest finds it by: /dev/virtio-ports/NAME"),
