@@ -57,8 +57,8 @@ enum RefusedOptions {
         "qemu-xhci": "virtio devices, as there is no USB", "nec-usb-xhci": "virtio devices, as there is no USB",
         "usb-": "virtio devices, as there is no USB", "e1000": "virtio-net-pci", "rtl8139": "virtio-net-pci",
         "igb": "virtio-net-pci", "vmxnet3": "virtio-net-pci", "virtio-9p": "vhost-user-fs-pci with virtiofsd",
-        "vhost-vsock": "virtio-net-pci, or virtconsole for one connection",
-        "vhost-user-vsock": "virtio-net-pci, or virtconsole for one connection",
+        "vhost-vsock": "vhost-user-vsock-pci with a back end such as vhost-device-vsock: "
+            + "the kernel's sockets go with the process",
         "pcie-root-port": "the bus pcie.0, which has 31 free slots",
         "pci-bridge": "the bus pcie.0, which has 31 free slots",
         "pcie-pci-bridge": "the bus pcie.0, which has 31 free slots",

@@ -157,7 +157,9 @@ struct CommandLineTests {
             "guest agent",
             "-device virtio-serial-pci -chardev socket,id=c0,path=SOCKET,server=on,wait=off "
                 + "-device virtserialport,chardev=c0,name=org.qemu.guest_agent.0"),
-        Line("vsock", "-device vhost-vsock-pci,guest-cid=3", .refused("'vhost-vsock-pci' is not", "virtconsole")),
+        Line(
+            "vsock", "-device vhost-vsock-pci,guest-cid=3", .refused("'vhost-vsock-pci' is not", "vhost-user-vsock-pci")
+        ),
         Line(
             "root port", "-device pcie-root-port,id=rp0,chassis=1 -device virtio-rng-pci,bus=rp0",
             .refused("'pcie-root-port' is not", "pcie.0")),

@@ -159,7 +159,13 @@ public final class DeviceFactory: DeviceContext {
         _ offload: any VirtioOffload, busType: String, options: DeviceOptions
     ) throws(VMMError) {
         let place = try place(options, busType)
-        try plug(VirtioOffloadDevice(vm: vm, offload: offload), place, options)
+        let device: VirtioOffloadDevice =
+            if let sockets = offload as? any VsockOffload {
+                VirtioOffloadVsock(vm: vm, offload: sockets)
+            } else {
+                VirtioOffloadDevice(vm: vm, offload: offload)
+            }
+        try plug(device, place, options)
     }
 
     func addEntropy(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
