@@ -42,7 +42,7 @@ enum RefusedOptions {
 
     /// By what names of models begin with.
     private static let devices: KeyValuePairs = [
-        "virtio-scsi": "virtio-blk-pci", "scsi-": "virtio-blk-pci",
+        "scsi-block": "scsi-hd", "scsi-generic": "scsi-hd",
         "nvme": "virtio-blk-pci, or vfio-pci for the host's",
         "ide-": "virtio-blk-pci", "ahci": "virtio-blk-pci", "usb-storage": "virtio-blk-pci",
         "sd-card": "virtio-blk-pci",

@@ -58,7 +58,7 @@ struct CommandLineTests {
         Line(
             "scsi",
             "-device virtio-scsi-pci,id=s -drive file=DISK,format=raw,if=none,id=d "
-                + "-device scsi-hd,drive=d,bus=s.0", .refused("virtio-scsi-pci", "use: virtio-blk-pci")),
+                + "-device scsi-hd,drive=d,bus=s.0"),
         Line(
             "nvme", "-drive file=DISK,format=raw,if=none,id=d -device nvme,drive=d,serial=1",
             .refused("'nvme' is not a valid device model", "use: virtio-blk-pci")),

@@ -100,25 +100,89 @@ public final class DeviceFactory: DeviceContext {
     }
 
     private func blockProperties(_ options: DeviceOptions) throws(VMMError) -> VirtioBlock.Properties {
-        var properties = VirtioBlock.Properties()
-        properties.serial = try options.text("serial") ?? ""
+        var properties = try diskProperties(options)
         properties.queueCount = Int(try options.options.number("num-queues", in: 1...64) ?? 1)
         let size = try options.options.number("queue-size") ?? UInt64(properties.queueSize)
         guard 4...1024 ~= size, size & (size - 1) == 0 else {
             throw VMMError("invalid queue-size property, must be a power of 2 (4 to 1024)")
         }
         properties.queueSize = UInt16(size)
-        properties.writeCache = try options.options.onOffAuto("write-cache")
         properties.configuresWriteCache = try options.options.bool("config-wce") ?? true
+        // The loop serves the queues; engines carry the requests out.
+        if let id = try options.text("iothread"), !vm.hasIOThread(id) { throw options.notFound("iothread", id) }
+        return properties
+    }
+
+    /// What disks of every kind have.
+    private func diskProperties(_ options: DeviceOptions) throws(VMMError) -> VirtioBlock.Properties {
+        var properties = VirtioBlock.Properties()
+        properties.serial = try options.text("serial") ?? ""
+        properties.writeCache = try options.options.onOffAuto("write-cache")
         func policy(_ key: String, _ values: [String]) throws(VMMError) -> BlockErrorPolicy? {
             guard let text = try options.options.enumeration(key, values + ["auto"]) else { return nil }
             return BlockErrorPolicy(rawValue: text)
         }
         properties.onWriteError = try policy("werror", ["report", "ignore", "enospc", "stop"])
         properties.onReadError = try policy("rerror", ["report", "ignore", "enospc", "stop"])
-        // The loop serves the queues; engines carry the requests out.
-        if let id = try options.text("iothread"), !vm.hasIOThread(id) { throw options.notFound("iothread", id) }
         return properties
+    }
+
+    func addSCSI(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
+        var properties = VirtioSCSI.Properties()
+        properties.queueCount = Int(try options.options.number("num_queues", in: 1...64) ?? 1)
+        let size = try options.options.number("virtqueue_size") ?? UInt64(properties.queueSize)
+        guard 4...1024 ~= size, size & (size - 1) == 0 else {
+            throw VMMError("invalid virtqueue_size property, must be a power of 2 (4 to 1024)")
+        }
+        properties.queueSize = UInt16(size)
+        let limit = UInt64(UInt32.max)
+        if let count = try options.options.number("cmd_per_lun", in: 1...limit) {
+            properties.commandsPerLUN = UInt32(count)
+        }
+        if let count = try options.options.number("max_sectors", in: 1...limit) {
+            properties.maxSectors = UInt32(count)
+        }
+        if let id = try options.text("iothread"), !vm.hasIOThread(id) { throw options.notFound("iothread", id) }
+        let place = try place(options, busType)
+        let number = vm.devices.count { $0 is VirtioSCSI }
+        let device = VirtioSCSI(vm: vm, properties: properties, busName: "\(options.id ?? "scsi\(number)").0")
+        try plug(device, place, options)
+        add(device)
+    }
+
+    func addSCSIDisk(_ options: DeviceOptions, isCD: Bool) throws(VMMError) {
+        guard let drive = try options.text("drive") else { throw VMMError("drive property not set") }
+        if let served = vm.servedDisk(drive) {
+            throw VMMError(
+                "drive '\(drive)' is of the format '\(served.format)', which \(options.model) cannot have",
+                hint: "Use virtio-blk-pci, or convert the image with 'qemu-img convert -O raw'.")
+        }
+        guard let backend = vm.blockBackend(drive) else { throw options.notFound("drive", drive) }
+        let bus: VirtioSCSI
+        do throws(VMMError) {
+            bus = try self.bus(VirtioSCSI.self, for: options)
+        } catch {
+            throw VMMError(error.message, hint: "Put a -device virtio-scsi-pci (or virtio-scsi-device) before it.")
+        }
+        try takeBootIndex(options)
+        var properties = SCSIDisk.Properties()
+        properties.isCD = isCD
+        let block = try diskProperties(options)
+        (properties.serial, properties.writeCache) = (block.serial, block.writeCache)
+        (properties.onWriteError, properties.onReadError) = (block.onWriteError, block.onReadError)
+        properties.vendor = try options.text("vendor") ?? properties.vendor
+        properties.product = try options.text("product")
+        properties.version = try options.text("ver") ?? properties.version
+        properties.deviceID = try options.text("device_id")
+        properties.wwn = try options.options.number("wwn") ?? 0
+        properties.rotationRate = UInt16(try options.options.number("rotation_rate", in: 0...0xffff) ?? 0)
+        let (target, lun) = try bus.place(
+            VirtioSCSI.Address(
+                channel: try options.options.number("channel"), target: try options.options.number("scsi-id"),
+                lun: try options.options.number("lun")))
+        try backend.lock(for: .disk(sharesWrites: try options.options.bool("share-rw") ?? false))
+        bus.plug(SCSIDisk(target: target, lun: lun, backend: backend, properties: properties))
+        backend.user = options.id ?? "\(bus.stateName)/\(target):\(lun)"
     }
 
     /// `bootindex=`: firmware that could read it finds its disk by itself.
