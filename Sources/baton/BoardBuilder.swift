@@ -43,17 +43,27 @@ enum BoardBuilder {
         let globals = try GlobalProperties(invocation)
         let hasPCI = devices.buses.contains { $0 is PCIBus }
         let cards = backends.cards.map { $0.device(onPCI: hasPCI) }
+        var wanted: [(text: String, options: KeyValueOptions)] = []
         for text in backends.impliedDevices + cards + invocation.all("device") {
-            do throws(VMMError) {
+            try ofDevice(text) { () throws(VMMError) in
                 let options = try KeyValueOptions(text, impliedKey: "driver")
                 try globals.apply(to: options)
-                try devices.add(options)
-            } catch {
-                throw try refusal(error, text).prefixed("-device \(text)")
+                wanted.append((text, options))
             }
         }
+        try devices.lookAhead(wanted.map { $0.options })
+        for (text, options) in wanted { try ofDevice(text) { () throws(VMMError) in try devices.add(options) } }
         for id in devices.unusedNetBackends { Report.warning("netdev \(id) has no peer") }
         return board
+    }
+
+    /// Has errors say which `-device` they are about.
+    private static func ofDevice(_ text: String, _ body: () throws(VMMError) -> Void) throws(VMMError) {
+        do throws(VMMError) {
+            try body()
+        } catch {
+            throw try refusal(error, text).prefixed("-device \(text)")
+        }
     }
 
     /// With the nearest device, for one of QEMU's that there is not.

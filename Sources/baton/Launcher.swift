@@ -73,6 +73,7 @@ final class Launcher {
         try registerChardevCommands(vm: vm)
         try registerNetCommands(vm: vm) { backends.net }
         try registerBlockCommands(vm: vm, cpr: cpr, options: backends.blocks)
+        try registerBalloonCommands(vm: vm)
         try registerPCICommands(vm: vm) { board.pciBus }
         try cpr.registerCommands()
         let migration = Migration(cpr: cpr)

@@ -42,7 +42,7 @@ enum RefusedOptions {
 
     /// By what names of models begin with.
     private static let devices: KeyValuePairs = [
-        "virtio-scsi": "virtio-blk-pci", "scsi-": "virtio-blk-pci",
+        "scsi-block": "scsi-hd", "scsi-generic": "scsi-hd",
         "nvme": "virtio-blk-pci, or vfio-pci for the host's",
         "ide-": "virtio-blk-pci", "ahci": "virtio-blk-pci", "usb-storage": "virtio-blk-pci",
         "sd-card": "virtio-blk-pci",
@@ -57,9 +57,8 @@ enum RefusedOptions {
         "qemu-xhci": "virtio devices, as there is no USB", "nec-usb-xhci": "virtio devices, as there is no USB",
         "usb-": "virtio devices, as there is no USB", "e1000": "virtio-net-pci", "rtl8139": "virtio-net-pci",
         "igb": "virtio-net-pci", "vmxnet3": "virtio-net-pci", "virtio-9p": "vhost-user-fs-pci with virtiofsd",
-        "virtio-balloon": "-object memory-backend-memfd, whose pages come as the guest uses them",
-        "virtserialport": "virtconsole", "vhost-vsock": "virtio-net-pci, or virtconsole for one connection",
-        "vhost-user-vsock": "virtio-net-pci, or virtconsole for one connection",
+        "vhost-vsock": "vhost-user-vsock-pci with a back end such as vhost-device-vsock: "
+            + "the kernel's sockets go with the process",
         "pcie-root-port": "the bus pcie.0, which has 31 free slots",
         "pci-bridge": "the bus pcie.0, which has 31 free slots",
         "pcie-pci-bridge": "the bus pcie.0, which has 31 free slots",

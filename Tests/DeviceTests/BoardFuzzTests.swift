@@ -22,6 +22,8 @@ import Virtio
         for text in [
             "virtio-blk-device,drive=d", "virtio-rng-device", "virtio-serial-device", "virtconsole,chardev=c",
             "virtio-net-device,netdev=n", "virtio-rng-pci", "virtio-serial-pci,addr=5.0",
+            "virtio-serial-pci,max_ports=3,id=vs", "virtconsole,bus=vs.0", "virtserialport,bus=vs.0,name=p,id=p",
+            "virtio-balloon-pci,free-page-reporting=on", "virtio-scsi-pci",
         ] {
             try board.board.devices.add(KeyValueOptions(text, impliedKey: "driver"))
         }
