@@ -1,5 +1,6 @@
 import BatonRuntime
 import Chardev
+import GuestHealth
 import Monitor
 import Virtio
 
@@ -109,6 +110,7 @@ enum Help {
         loader.registry.addBuiltIn(RAMMemoryBackend())
         loader.registry.addBuiltIn(IOThreadType())
         for type in EntropySource.all { loader.registry.addBuiltIn(type) }
+        for type in guestHealthDeviceTypes() { loader.registry.addBuiltIn(type) }
         for path in invocation.all("module") where path != "help" && path != "?" { try loader.load(path: path) }
         return loader
     }

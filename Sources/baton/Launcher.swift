@@ -2,6 +2,7 @@ import BatonRuntime
 import CBaton
 import Chardev
 import Glibc
+import GuestHealth
 import Monitor
 import PCI
 import Virtio
@@ -25,6 +26,7 @@ final class Launcher {
         loader.registry.addBuiltIn(RAMMemoryBackend())
         loader.registry.addBuiltIn(IOThreadType())
         for type in EntropySource.all { loader.registry.addBuiltIn(type) }
+        for type in guestHealthDeviceTypes() { loader.registry.addBuiltIn(type) }
         cpr = CprController(
             vm: vm, memory: memory, registry: loader.registry, inherited: inherited, startedAt: startedAt)
         loader.registry.cpr = cpr
@@ -70,6 +72,7 @@ final class Launcher {
                         defaultCPUType: "\($0.cpuModels.first ?? "")-\($0.architecture)-cpu")
                 }
             })
+        try ActionOptions.register(vm: vm)
         try registerChardevCommands(vm: vm)
         try registerNetCommands(vm: vm) { backends.net }
         try registerBlockCommands(vm: vm, cpr: cpr, options: backends.blocks)
@@ -177,8 +180,7 @@ final class Launcher {
             throw VMMError("Parameter 'type' does not accept value '\(display)'", hint: "There is no display but none.")
         }
         vm.autostart = !invocation.has("S")
-        vm.noReboot = invocation.has("no-reboot")
-        vm.noShutdown = invocation.has("no-shutdown")
+        try ActionOptions.apply(invocation, vm: vm)
     }
 
     /// `-incoming`, unless a checkpoint comes with the CPR state.

@@ -223,6 +223,22 @@ enum OptionTable {
         OptionSpec(name: "no-reboot", argument: nil, help: "exit instead of rebooting"),
         OptionSpec(name: "no-shutdown", argument: nil, help: "stop instead of exiting when the guest powers off"),
         OptionSpec(
+            name: "action", argument: "event=action[,event=action...]",
+            help: "what is done when the guest resets, powers off or panics, or its watchdog expires",
+            on: .keys(
+                implied: nil,
+                [
+                    DeviceProperty("reboot", "str", "reset (default), or shutdown as -no-reboot"),
+                    DeviceProperty("shutdown", "str", "poweroff (default), or pause as -no-shutdown"),
+                    DeviceProperty("panic", "str", "shutdown (default), exit-failure, pause or none"),
+                    DeviceProperty(
+                        "watchdog", "str",
+                        "reset (default), shutdown, poweroff, pause, debug, none or inject-nmi"),
+                ])),
+        OptionSpec(
+            name: "watchdog-action", argument: "reset|shutdown|poweroff|pause|debug|none|inject-nmi",
+            help: "as -action watchdog=..."),
+        OptionSpec(
             name: "rtc", argument: "[base=utc|localtime][,clock=host|vm]", help: "the guest's clock",
             on: .keys(
                 implied: nil,

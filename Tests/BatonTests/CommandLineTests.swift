@@ -162,10 +162,23 @@ struct CommandLineTests {
             .refused("'virtserialport' is not", "virtconsole")),
         Line("vsock", "-device vhost-vsock-pci,guest-cid=3", .refused("'vhost-vsock-pci' is not", "virtconsole")),
         Line(
-            "root port", "-device pcie-root-port,id=rp0,chassis=1 -device virtio-rng-pci,bus=rp0",
-            .refused("'pcie-root-port' is not", "pcie.0")),
-        Line("watchdog", "-device i6300esb -watchdog-action reset", .refused("-watchdog-action", "no watchdog")),
-        Line("pvpanic", "-device pvpanic-pci", .refused("'pvpanic-pci' is not", "console")),
+            "root port",
+            "-device pcie-root-port,id=rp0,chassis=1,slot=2,port=3,io-reserve=4096,mem-reserve=1M,bus=pcie.0,addr=3 "
+                + "-device virtio-rng-pci,bus=rp0"),
+        Line(
+            "two of a slot", "-device pcie-root-port,id=rp0 -device pcie-root-port,id=rp1",
+            .refused("Can't add chassis slot", "chassis=")),
+        Line(
+            "two in a root port",
+            "-device pcie-root-port,id=rp0 -device virtio-rng-pci,bus=rp0 -device virtio-rng-pci,bus=rp0",
+            .refused("no slot/function available", "")),
+        Line("watchdog", "-device i6300esb -watchdog-action reset"),
+        Line(
+            "actions", "-device i6300esb -action reboot=shutdown,shutdown=pause,panic=exit-failure,watchdog=inject-nmi"
+        ),
+        Line("no such action", "-action panic=run", .refused("Parameter 'panic' does not accept value 'run'", "")),
+        Line("no such watchdog", "-watchdog-action nothing", .refused("does not accept value 'nothing'", "")),
+        Line("pvpanic", "-device pvpanic-pci,events=1"),
     ]
 
     static let consoles = [
