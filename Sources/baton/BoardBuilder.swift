@@ -29,6 +29,8 @@ enum BoardBuilder {
         configuration.commandLine = invocation.last("append")
         configuration.deviceTree = invocation.last("dtb")
         configuration.firmwareFiles = invocation.all("fw_cfg")
+        configuration.smbios = invocation.all("smbios")
+        configuration.bootMenu = try SmallOptions.bootMenu(invocation)
         if configuration.kernel == nil {
             if configuration.initrd != nil { throw VMMError("-initrd only allowed with -kernel option") }
             if configuration.commandLine != nil { throw VMMError("-append only allowed with -kernel option") }
