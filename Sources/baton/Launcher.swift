@@ -26,7 +26,7 @@ final class Launcher {
         loader.registry.addBuiltIn(RAMMemoryBackend())
         loader.registry.addBuiltIn(IOThreadType())
         for type in EntropySource.all { loader.registry.addBuiltIn(type) }
-        for type in guestHealthDeviceTypes() { loader.registry.addBuiltIn(type) }
+        for type in guestHealthDeviceTypes() + pciDeviceTypes() { loader.registry.addBuiltIn(type) }
         cpr = CprController(
             vm: vm, memory: memory, registry: loader.registry, inherited: inherited, startedAt: startedAt)
         loader.registry.cpr = cpr

@@ -104,11 +104,14 @@ struct CommandLineTests {
         Line(
             "pflash", "-M virt,pflash0=p0 -blockdev node-name=p0,driver=file,read-only=on,filename=FIRMWARE"),
         Line("data directory", "-L /usr/share/qemu"), Line("name", "-name guest=vm,debug-threads=on"),
-        Line("smbios", "-smbios type=1,manufacturer=me", .refused("-smbios is not supported", "-uuid")),
+        Line("smbios", "-smbios type=1,manufacturer=me -smbios type=11,value=one,value=two"),
+        Line(
+            "smbios of no type", "-smbios type=9,slot_designation=a",
+            .refused("Don't know how to build fields for SMBIOS type 9", "file=")),
         Line("fw_cfg", "-fw_cfg name=opt/com.example/x,string=y"),
         Line("rtc", "-rtc base=utc,clock=host,driftfix=slew"), Line("local time", "-rtc base=localtime"),
         Line("boot order", "-boot order=c,menu=off,strict=on"),
-        Line("boot menu", "-boot menu=on", .refused("menu=on", "")),
+        Line("boot menu", "-boot menu=on,splash-time=1000"),
         Line("global", "-global virtio-mmio.force-legacy=false"),
         Line("global of a device", "-global virtio-rng-pci.vectors=2 -device virtio-rng-pci"),
         Line(
