@@ -4,9 +4,9 @@ import Virtio
 /// Makes the machine and its devices from the command line.
 enum BoardBuilder {
     static func build(
-        _ invocation: Invocation, machine: MachineOptions, backends: Backends, vm: VirtualMachine, memory: GuestMemory,
-        loader: ModuleLoader
-    ) throws(VMMError) -> any Machine {
+        _ invocation: Invocation, machine: MachineOptions, backends: Backends, plugged: PluggedParts,
+        vm: VirtualMachine, memory: GuestMemory, loader: ModuleLoader
+    ) throws(VMMError) -> (board: any Machine, devices: DeviceFactory) {
         // Memory that no option names is what the VMM likes, and so what the processes that it has started need.
         if Backends.needSharedRAM(vm) { memory.addHook(MemfdAllocator(hookName: "vhost-user")) }
         let ram = try MemoryOptions.mainMemory(
@@ -45,17 +45,24 @@ enum BoardBuilder {
         let globals = try GlobalProperties(invocation)
         let hasPCI = devices.buses.contains { $0 is PCIBus }
         let cards = backends.cards.map { $0.device(onPCI: hasPCI) }
-        for text in backends.impliedDevices + cards + invocation.all("device") {
+        func make(_ text: String, unlessRemoved: Bool) throws(VMMError) {
             do throws(VMMError) {
                 let options = try KeyValueOptions(text, impliedKey: "driver")
+                if unlessRemoved, plugged.wasRemoved(.device, try options.string("id")) {
+                    if try options.string("driver")?.hasPrefix("virtio-net-") == true { devices.passOverCard() }
+                    return
+                }
                 try globals.apply(to: options)
                 try devices.add(options)
             } catch {
                 throw try refusal(error, text).prefixed("-device \(text)")
             }
         }
+        let given = invocation.all("device")
+        for text in backends.impliedDevices + cards + given { try make(text, unlessRemoved: true) }
+        for text in plugged.added(.device, besides: given) { try make(text, unlessRemoved: false) }
         for id in devices.unusedNetBackends { Report.warning("netdev \(id) has no peer") }
-        return board
+        return (board, devices)
     }
 
     /// With the nearest device, for one of QEMU's that there is not.

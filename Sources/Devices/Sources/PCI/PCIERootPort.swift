@@ -21,8 +21,9 @@ public final class PCIERootPort: PCIBridge {
     public let chassis: UInt8
     /// Whether devices may come and go.
     public let isHotPlug: Bool
-    /// Called in the loop when the guest has turned the slot off with a device in it: takes that away.
-    public var onPowerOff: (() -> Void)?
+    /// Called in the loop when the guest has turned the slot off with a device in it: takes that away, and then calls
+    /// `didUnplug`. One that returns false could not yet, and is called again.
+    public var onPowerOff: (() -> Bool)?
     /// Called when the guest goes on with a device that it was asked to let go of.
     public var onUnplugRefused: (() -> Void)?
 
@@ -180,8 +181,10 @@ public final class PCIERootPort: PCIBridge {
         return nil
     }
 
-    /// A device has come while the machine exists: tells the guest, when it is all there.
-    public func didPlug() {
+    public override var hotPlugRefusal: VMMError? { refusal(toPlug: true) }
+
+    /// Tells the guest, when the device is all there: its function 0 comes last.
+    public override func didPlug() {
         guard secondaryBus.function(0) != nil else { return }
         setPresence(true)
         raise(Event.presenceChanged | Event.attentionButton)
@@ -204,6 +207,9 @@ public final class PCIERootPort: PCIBridge {
         raise(Event.presenceChanged)
     }
 
+    /// The device stays, though its power is off: it is none that comes and goes.
+    public func keepDevice() { (isAsked, isLeaving) = (false, false) }
+
     /// Takes the device away in the loop's next turn: the guest's access may be a CPU's thread, and not this one.
     private func schedule() {
         guard isLeaving, !isScheduled else { return }
@@ -213,10 +219,20 @@ public final class PCIERootPort: PCIBridge {
             isScheduled = false
             // Of a machine that stands, which may be in the hands of an update, nothing may change.
             guard isLeaving, isRunning else { return }
-            isLeaving = false
-            onPowerOff?()
+            if onPowerOff?() == false { tryAgain() }
         }
         vm.accelerator?.yield()
+    }
+
+    private static let retryDelay: Int64 = 10_000_000
+
+    private func tryAgain() {
+        isScheduled = true
+        _ = vm.loop.schedule(at: EventLoop.now + PCIERootPort.retryDelay) { [weak self] in
+            guard let self else { return }
+            isScheduled = false
+            if isRunning { schedule() }
+        }
     }
 
     // MARK: Configuration space

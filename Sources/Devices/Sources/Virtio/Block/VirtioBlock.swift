@@ -42,6 +42,7 @@ public final class VirtioBlock: VirtioDevice {
     var unfinished: [UnfinishedChain] = []
     /// Nothing new is taken, see `hold`.
     private(set) var isHeld = false
+    private var isDetached = false
     /// When an error of a kind was last told of, by kind; CLOCK_MONOTONIC in nanoseconds.
     var errorTimes: [Int: Int64] = [:]
 
@@ -118,11 +119,20 @@ public final class VirtioBlock: VirtioDevice {
         backend.onResize = { [unowned(unsafe) self] in resized() }
     }
 
-    deinit {
+    /// Gives the back end back: another device may use it. The device is reset, and is used no more.
+    func detach() {
+        guard !isDetached else { return }
+        isDetached = true
         backend.finish()
         backend.onCompletion = { _ in }
         backend.onBatchEnd = {}
         backend.onResize = {}
+        backend.release()
+        backend.user = nil
+    }
+
+    deinit {
+        detach()
         slots.free()
         scratch.deallocate()
     }

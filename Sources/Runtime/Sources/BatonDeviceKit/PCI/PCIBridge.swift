@@ -122,6 +122,13 @@ open class PCIBridge: PCIFunction {
 
     private static func address(_ register: UInt16) -> UInt64 { UInt64(register & 0xfff0) << 16 }
 
+    // MARK: Hot plug
+
+    /// Why nothing can be plugged behind the bridge while the machine exists; nil when something can.
+    open var hotPlugRefusal: VMMError? { VMMError("Bus '\(secondaryBus.busName)' does not support hotplugging") }
+    /// A function has been plugged behind the bridge while the machine exists.
+    open func didPlug() {}
+
     // MARK: Configuration space
 
     open override func writeConfig(_ offset: Int, width: Int, value: UInt32) {

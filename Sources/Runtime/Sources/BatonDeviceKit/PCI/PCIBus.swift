@@ -44,6 +44,11 @@ public final class PCIBus: DeviceBus {
     /// Never: `plug` says that no slot is left.
     public var isFull: Bool { false }
 
+    public var hotPlugRefusal: VMMError? {
+        bridge?.hotPlugRefusal ?? (bridge == nil ? VMMError("Bus '\(busName)' does not support hotplugging") : nil)
+    }
+    public func didPlug() { bridge?.didPlug() }
+
     public func function(_ devfn: Int) -> PCIFunction? { table.indices.contains(devfn) ? table[devfn] : nil }
 
     /// Every function of this bus and of all behind it: those behind a bridge come after it.
