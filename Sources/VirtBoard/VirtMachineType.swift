@@ -45,6 +45,9 @@ public final class VirtMachineType: MachineType {
         configuration.files.deviceTree = machine.deviceTree
         configuration.serial = machine.serial
         configuration.firmwareFiles = machine.firmwareFiles
+        configuration.smbios = machine.smbios
+        configuration.topology = (machine.sockets, machine.cores, machine.threads)
+        configuration.bootMenu = machine.bootMenu
         configuration.flash = try VirtMachineType.flash(machine)
         try VirtMachineType.checkFixed(machine)
         if let text = try machine.option("aia") {

@@ -18,12 +18,15 @@ struct Backends {
     /// What makes disks, with the nodes that there are.
     private(set) var blocks: BlockOptions
 
-    init(_ invocation: Invocation, vm: VirtualMachine, loader: ModuleLoader) throws(VMMError) {
+    /// - Parameter plugged: what has come and gone since the command line.
+    init(
+        _ invocation: Invocation, plugged: PluggedParts, vm: VirtualMachine, loader: ModuleLoader
+    ) throws(VMMError) {
         blocks = BlockOptions(vm: vm, loader: loader)
-        for text in invocation.all("chardev") { _ = try ChardevFactory.make(text, vm: vm) }
+        for text in plugged.settle(.chardev, invocation.all("chardev")) { _ = try ChardevFactory.make(text, vm: vm) }
         try makeSerial(invocation, vm)
-        try makeDisks(invocation, vm)
-        let network = try NetOptions(invocation)
+        try makeDisks(invocation, plugged, vm)
+        let network = try NetOptions(invocation, netdevs: plugged.settle(.netdev, invocation.all("netdev")))
         cards = network.cards
         for options in network.backends {
             net.append(
@@ -47,8 +50,10 @@ struct Backends {
         if form.wantsMonitor, let chardev = form.chardev { sharedMonitors.append(chardev) }
     }
 
-    private mutating func makeDisks(_ invocation: Invocation, _ vm: VirtualMachine) throws(VMMError) {
-        let given = try BlockNodes(invocation.all("blockdev"))
+    private mutating func makeDisks(
+        _ invocation: Invocation, _ plugged: PluggedParts, _ vm: VirtualMachine
+    ) throws(VMMError) {
+        let given = try BlockNodes(plugged.settle(.blockdev, invocation.all("blockdev")))
         for text in given.own {
             try blocks.add(try KeyValueOptions(text, impliedKey: "driver", style: .keyval))
         }

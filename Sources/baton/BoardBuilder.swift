@@ -4,9 +4,9 @@ import Virtio
 /// Makes the machine and its devices from the command line.
 enum BoardBuilder {
     static func build(
-        _ invocation: Invocation, machine: MachineOptions, backends: Backends, vm: VirtualMachine, memory: GuestMemory,
-        loader: ModuleLoader
-    ) throws(VMMError) -> any Machine {
+        _ invocation: Invocation, machine: MachineOptions, backends: Backends, plugged: PluggedParts,
+        vm: VirtualMachine, memory: GuestMemory, loader: ModuleLoader
+    ) throws(VMMError) -> (board: any Machine, devices: DeviceFactory) {
         // Memory that no option names is what the VMM likes, and so what the processes that it has started need.
         if Backends.needSharedRAM(vm) { memory.addHook(MemfdAllocator(hookName: "vhost-user")) }
         let ram = try MemoryOptions.mainMemory(
@@ -29,6 +29,8 @@ enum BoardBuilder {
         configuration.commandLine = invocation.last("append")
         configuration.deviceTree = invocation.last("dtb")
         configuration.firmwareFiles = invocation.all("fw_cfg")
+        configuration.smbios = invocation.all("smbios")
+        configuration.bootMenu = try SmallOptions.bootMenu(invocation)
         if configuration.kernel == nil {
             if configuration.initrd != nil { throw VMMError("-initrd only allowed with -kernel option") }
             if configuration.commandLine != nil { throw VMMError("-append only allowed with -kernel option") }
@@ -43,18 +45,30 @@ enum BoardBuilder {
         let globals = try GlobalProperties(invocation)
         let hasPCI = devices.buses.contains { $0 is PCIBus }
         let cards = backends.cards.map { $0.device(onPCI: hasPCI) }
-        var wanted: [(text: String, options: KeyValueOptions)] = []
-        for text in backends.impliedDevices + cards + invocation.all("device") {
-            try ofDevice(text) { () throws(VMMError) in
-                let options = try KeyValueOptions(text, impliedKey: "driver")
-                try globals.apply(to: options)
-                wanted.append((text, options))
+        func make(_ texts: [String], unlessRemoved: Bool) throws(VMMError) {
+            var wanted: [(text: String, options: KeyValueOptions)] = []
+            for text in texts {
+                try ofDevice(text) { () throws(VMMError) in
+                    let options = try KeyValueOptions(text, impliedKey: "driver")
+                    try globals.apply(to: options)
+                    wanted.append((text, options))
+                }
+            }
+            try devices.lookAhead(wanted.map { $0.options })
+            for (text, options) in wanted {
+                try ofDevice(text) { () throws(VMMError) in
+                    guard unlessRemoved, plugged.wasRemoved(.device, try options.string("id")) else {
+                        return try devices.add(options)
+                    }
+                    if try options.string("driver")?.hasPrefix("virtio-net-") == true { devices.passOverCard() }
+                }
             }
         }
-        try devices.lookAhead(wanted.map { $0.options })
-        for (text, options) in wanted { try ofDevice(text) { () throws(VMMError) in try devices.add(options) } }
+        let given = invocation.all("device")
+        try make(backends.impliedDevices + cards + given, unlessRemoved: true)
+        try make(plugged.added(.device, besides: given), unlessRemoved: false)
         for id in devices.unusedNetBackends { Report.warning("netdev \(id) has no peer") }
-        return board
+        return (board, devices)
     }
 
     /// Has errors say which `-device` they are about.

@@ -1,6 +1,8 @@
 import BatonRuntime
 import Chardev
+import GuestHealth
 import Monitor
+import PCI
 import Virtio
 
 /// Options that only print something: `-help`, `-version`, and `help` or `?` as, or in, the argument of others.
@@ -109,6 +111,7 @@ enum Help {
         loader.registry.addBuiltIn(RAMMemoryBackend())
         loader.registry.addBuiltIn(IOThreadType())
         for type in EntropySource.all { loader.registry.addBuiltIn(type) }
+        for type in guestHealthDeviceTypes() + pciDeviceTypes() { loader.registry.addBuiltIn(type) }
         for path in invocation.all("module") where path != "help" && path != "?" { try loader.load(path: path) }
         return loader
     }

@@ -25,8 +25,9 @@ struct NetOptions {
 
     private static let models = ["virtio-net-pci", "virtio-net-device"]
 
-    init(_ invocation: Invocation) throws(VMMError) {
-        for text in invocation.all("netdev") {
+    /// - Parameter netdevs: arguments of `-netdev`.
+    init(_ invocation: Invocation, netdevs: [String]) throws(VMMError) {
+        for text in netdevs {
             backends.append(try KeyValueOptions(text, impliedKey: "type", style: .keyval))
         }
         for (index, text) in invocation.all("nic").enumerated() {

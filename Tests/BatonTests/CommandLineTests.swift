@@ -109,11 +109,14 @@ struct CommandLineTests {
         Line(
             "pflash", "-M virt,pflash0=p0 -blockdev node-name=p0,driver=file,read-only=on,filename=FIRMWARE"),
         Line("data directory", "-L /usr/share/qemu"), Line("name", "-name guest=vm,debug-threads=on"),
-        Line("smbios", "-smbios type=1,manufacturer=me", .refused("-smbios is not supported", "-uuid")),
+        Line("smbios", "-smbios type=1,manufacturer=me -smbios type=11,value=one,value=two"),
+        Line(
+            "smbios of no type", "-smbios type=9,slot_designation=a",
+            .refused("Don't know how to build fields for SMBIOS type 9", "file=")),
         Line("fw_cfg", "-fw_cfg name=opt/com.example/x,string=y"),
         Line("rtc", "-rtc base=utc,clock=host,driftfix=slew"), Line("local time", "-rtc base=localtime"),
         Line("boot order", "-boot order=c,menu=off,strict=on"),
-        Line("boot menu", "-boot menu=on", .refused("menu=on", "")),
+        Line("boot menu", "-boot menu=on,splash-time=1000"),
         Line("global", "-global virtio-mmio.force-legacy=false"),
         Line("global of a device", "-global virtio-rng-pci.vectors=2 -device virtio-rng-pci"),
         Line(
@@ -166,10 +169,23 @@ struct CommandLineTests {
             "vsock", "-device vhost-vsock-pci,guest-cid=3", .refused("'vhost-vsock-pci' is not", "vhost-user-vsock-pci")
         ),
         Line(
-            "root port", "-device pcie-root-port,id=rp0,chassis=1 -device virtio-rng-pci,bus=rp0",
-            .refused("'pcie-root-port' is not", "pcie.0")),
-        Line("watchdog", "-device i6300esb -watchdog-action reset", .refused("-watchdog-action", "no watchdog")),
-        Line("pvpanic", "-device pvpanic-pci", .refused("'pvpanic-pci' is not", "console")),
+            "root port",
+            "-device pcie-root-port,id=rp0,chassis=1,slot=2,port=3,io-reserve=4096,mem-reserve=1M,bus=pcie.0,addr=3 "
+                + "-device virtio-rng-pci,bus=rp0"),
+        Line(
+            "two of a slot", "-device pcie-root-port,id=rp0 -device pcie-root-port,id=rp1",
+            .refused("Can't add chassis slot", "chassis=")),
+        Line(
+            "two in a root port",
+            "-device pcie-root-port,id=rp0 -device virtio-rng-pci,bus=rp0 -device virtio-rng-pci,bus=rp0",
+            .refused("no slot/function available", "")),
+        Line("watchdog", "-device i6300esb -watchdog-action reset"),
+        Line(
+            "actions", "-device i6300esb -action reboot=shutdown,shutdown=pause,panic=exit-failure,watchdog=inject-nmi"
+        ),
+        Line("no such action", "-action panic=run", .refused("Parameter 'panic' does not accept value 'run'", "")),
+        Line("no such watchdog", "-watchdog-action nothing", .refused("does not accept value 'nothing'", "")),
+        Line("pvpanic", "-device pvpanic-pci,events=1"),
     ]
 
     static let consoles = [

@@ -26,6 +26,7 @@ public final class VirtioBlock: VirtioStorage {
     private let startsWriteback: Bool
     /// Scratch for requests and discard segments.
     let scratch: UnsafeMutableRawBufferPointer
+    private var isDetached = false
 
     enum Feature {
         static let segmentMax: UInt64 = 1 << 2
@@ -91,8 +92,16 @@ public final class VirtioBlock: VirtioStorage {
         backend.onResize = { [unowned(unsafe) self] in resized() }
     }
 
-    deinit {
+    /// Gives the back end back: another device may use it. The device is reset, and is used no more.
+    func detach() {
+        guard !isDetached else { return }
+        isDetached = true
         VirtioStorage.letGo(backend)
+        backend.user = nil
+    }
+
+    deinit {
+        detach()
         scratch.deallocate()
     }
 

@@ -63,12 +63,13 @@ public class VirtioStorage: VirtioDevice {
         backend.onBatchEnd = { [unowned(unsafe) self] in batchEnded() }
     }
 
-    /// Ends what a disk has in hand, for a device that goes.
+    /// Ends what a disk has in hand, for a device that goes. Another device may use it then.
     static func letGo(_ backend: BlockBackend) {
         backend.finish()
         backend.onCompletion = { _ in }
         backend.onBatchEnd = {}
         backend.onResize = {}
+        backend.release()
     }
 
     // MARK: From the driver

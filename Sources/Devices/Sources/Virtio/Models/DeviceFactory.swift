@@ -28,6 +28,18 @@ public final class DeviceFactory: DeviceContext {
         backends.append((backend, false))
     }
 
+    /// Takes a back end away that no card uses.
+    /// - Throws: QEMU's error when there is none, or it is in use.
+    public func remove(netBackend id: String) throws(VMMError) {
+        guard let index = backendPlaces[id] else {
+            throw VMMError("Device '\(id)' not found", class: .deviceNotFound)
+        }
+        guard !backends[index].isUsed else { throw VMMError("netdev '\(id)' is in use") }
+        backends[index].backend.shutDown()
+        backends.remove(at: index)
+        backendPlaces = Dictionary(uniqueKeysWithValues: backends.enumerated().map { ($1.backend.id, $0) })
+    }
+
     /// The back ends of `-netdev`, in order.
     public var netBackends: [NetBackend] { backends.map(\.backend) }
 
@@ -88,7 +100,14 @@ public final class DeviceFactory: DeviceContext {
     func addBlock(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
         guard let drive = try options.text("drive") else { throw VMMError("drive property not set") }
         try takeBootIndex(options)
-        if let served = vm.servedDisk(drive) { return try addServed(served, options, busType) }
+        if let served = vm.servedDisk(drive) {
+            if isHotPlugging {
+                throw VMMError(
+                    "drive '\(drive)' is served by another process, and cannot be plugged",
+                    hint: "Give its device on the command line, or use a raw image.")
+            }
+            return try addServed(served, options, busType)
+        }
         guard let backend = vm.blockBackend(drive) else { throw options.notFound("drive", drive) }
         let sharesWrites = try options.options.bool("share-rw") ?? false
         let properties = try blockProperties(options)
@@ -97,6 +116,7 @@ public final class DeviceFactory: DeviceContext {
         let device = VirtioBlock(vm: vm, backend: backend, properties: properties)
         try plug(device, place, options)
         backend.user = options.id ?? device.stateName
+        whenUnplugged { [weak device] in device?.detach() }
     }
 
     private func blockProperties(_ options: DeviceOptions) throws(VMMError) -> VirtioBlock.Properties {
@@ -191,6 +211,7 @@ public final class DeviceFactory: DeviceContext {
         guard bootIndexes.insert(index).inserted else {
             throw VMMError("The bootindex \(index) has already been used")
         }
+        whenUnplugged { [unowned self] in bootIndexes.remove(index) }
     }
 
     /// A disk that another process serves is a device of a module: vhost-user-blk, which the guest cannot tell from
@@ -233,11 +254,13 @@ public final class DeviceFactory: DeviceContext {
     }
 
     func addEntropy(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
-        if let source = try options.text("rng"), !EntropySource.exists(source, vm) {
-            throw options.notFound("rng", source)
-        }
+        let source = try options.text("rng")
+        if let source, !EntropySource.exists(source, vm) { throw options.notFound("rng", source) }
         let place = try place(options, busType)
         try plug(VirtioEntropy(vm: vm), place, options)
+        guard let source else { return }
+        EntropySource.use(source, true, vm)
+        whenUnplugged { [unowned vm] in EntropySource.use(source, false, vm) }
     }
 
     func addBalloon(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
@@ -330,6 +353,11 @@ public final class DeviceFactory: DeviceContext {
         let features = try VirtioNetFeature.requested(options)
         let place = try place(options, busType)
         let backend = backends[index].backend
+        if isHotPlugging, backend.servesItself {
+            throw VMMError(
+                "netdev '\(name)' is served by another process, and its card cannot be plugged",
+                hint: "Give its device on the command line.")
+        }
         let device: VirtioDevice =
             if let offload = try backend.offload(mac: mac, features: features) {
                 VirtioOffloadNet(vm: vm, offload: offload)
@@ -339,6 +367,19 @@ public final class DeviceFactory: DeviceContext {
         try plug(device, place, options)
         backends[index].isUsed = true
         networkCards &+= 1
+        whenUnplugged { [unowned self, weak device] in
+            (device as? VirtioNet)?.detach()
+            if let index = backendPlaces[name] { backends[index].isUsed = false }
+        }
+    }
+
+    /// A card of the command line is not made, as it was taken away since: those after it keep their addresses.
+    public func passOverCard() { networkCards &+= 1 }
+
+    /// The address that the next card gets by itself.
+    public var nextAddress: String {
+        let last = String(0x56 &+ networkCards, radix: 16)
+        return "52:54:00:12:34:" + (last.utf8.count < 2 ? "0" : "") + last
     }
 
     /// Six pairs of hexadecimal digits, with `:` or `-` between.

@@ -7,17 +7,20 @@ public final class DeviceModel: DeviceType {
     public let category: DeviceCategory
     /// Made when somebody asks: most types are not used in any one machine.
     public private(set) lazy var properties = makeProperties()
+    /// Those on PCI with nothing that another process serves.
+    public let isHotPluggable: Bool
     private let makeProperties: () -> [DeviceProperty]
     private let build: (DeviceFactory, DeviceOptions) throws(VMMError) -> Void
 
     init(
-        name: String, bus: String, category: DeviceCategory,
+        name: String, bus: String, category: DeviceCategory, isHotPluggable: Bool = false,
         properties: @escaping @autoclosure () -> [DeviceProperty],
         make: @escaping (DeviceFactory, DeviceOptions) throws(VMMError) -> Void
     ) {
         self.name = name
         self.bus = bus
         self.category = category
+        self.isHotPluggable = isHotPluggable
         makeProperties = properties
         build = make
     }
@@ -122,6 +125,8 @@ public final class DeviceModel: DeviceType {
             DeviceProperty("bootindex", "int32", "accepted for QEMU's sake"),
         ] + VirtioNetFeature.properties
 
+    private static let hotPluggable = ["virtio-blk", "virtio-net", "virtio-rng"]
+
     /// `NAME-device` for virtio-mmio and `NAME-pci`.
     private static func onBothBuses(
         _ name: String, _ category: DeviceCategory, _ properties: @escaping @autoclosure () -> [DeviceProperty],
@@ -132,7 +137,8 @@ public final class DeviceModel: DeviceType {
         ]
         return variants.map { bus, suffix, more in
             DeviceModel(
-                name: "\(name)-\(suffix)", bus: bus, category: category, properties: properties() + more(),
+                name: "\(name)-\(suffix)", bus: bus, category: category,
+                isHotPluggable: bus == PCIBus.busType && hotPluggable.contains(name), properties: properties() + more(),
                 make: { factory, options throws(VMMError) in try make(factory, options, bus) })
         }
     }

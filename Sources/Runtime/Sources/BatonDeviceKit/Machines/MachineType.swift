@@ -80,6 +80,10 @@ public struct MachineConfiguration {
     public var deviceTree: String?
     /// `-fw_cfg`, one each.
     public var firmwareFiles: [String] = []
+    /// `-smbios`, one each.
+    public var smbios: [String] = []
+    /// `-boot menu=`, and `splash-time=` in milliseconds.
+    public var bootMenu: (isOn: Bool, wait: UInt16?) = (false, nil)
     /// `-serial`; nil where a port has nothing connected.
     public var serial: Chardev?
     /// `-drive if=pflash`
