@@ -104,8 +104,11 @@ let hostModules: [Module] = []
 let hostTargets: [Target] = []
 #endif
 
-/// Parts without a library of their own.
-let fuzzedParts = ["RISCV", "Chardev", "Monitor", "Firmware", "MicroVM", "VirtBoard"] + (hostModules.isEmpty ? [] : ["KVM"])
+/// For Tests/Fuzzers: parts that are in no library, so that their insides can be looked into.
+let fuzzedParts =
+    ["RISCV", "Chardev", "Monitor", "Firmware", "MicroVM", "VirtBoard"] + (hostModules.isEmpty ? [] : ["KVM"])
+let fuzzedProducts: [Product] =
+    getenv("BATON_FUZZ") == nil ? [] : [.library(name: "BatonParts", targets: fuzzedParts)]
 
 /// An executable finds the runtime beside itself, and installed in ../lib.
 let installed: [LinkerSetting] = [.unsafeFlags(["-Xlinker", "-rpath=$ORIGIN/../lib"])]
@@ -117,11 +120,9 @@ let package = Package(
         .executable(name: "baton-ctl", targets: ["baton-ctl"]),
         .executable(name: "baton-demo", targets: ["baton-demo"]),
         .executable(name: "baton-harness", targets: ["baton-harness"]),
-        // What the fuzzers look into: Tests/Fuzzers.
-        .library(name: "BatonParts", targets: fuzzedParts),
         // The tests' own, broken on purpose: named so that nothing finds, loads or installs it.
         .library(name: "broken-mode", type: .dynamic, targets: ["BrokenMode"]),
-    ] + (modules + uringModules + hostModules).map(\.product),
+    ] + fuzzedProducts + (modules + uringModules + hostModules).map(\.product),
     dependencies: [
         .package(path: "Sources/Runtime"),
         .package(path: "Sources/Devices"),

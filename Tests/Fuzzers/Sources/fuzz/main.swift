@@ -1,6 +1,7 @@
 // fuzz TARGET [OPTION|CORPUS]...   feeds inputs to a target until libFuzzer's options end it, or something is found
 // fuzz TARGET --seeds DIRECTORY    writes the inputs that the target begins from
 // fuzz TARGET --options            the libFuzzer options that the target needs
+// fuzz TARGET --dictionary FILE    writes the words that inputs often have in them
 // fuzz --list                      the targets' names
 import Glibc
 
@@ -36,7 +37,7 @@ guard let target = targets.first(where: { $0.name == words[1] }) else {
     fail("there is no target '\(words[1])': \(targets.map(\.name).joined(separator: " "))")
 }
 if words.count == 3, words[2] == "--options" {
-    print("-max_len=\(target.longestInput) -timeout=\(target.timeLimit) -rss_limit_mb=\(target.memoryLimit)")
+    print(target.options)
     exit(0)
 }
 // A peer that is gone is an error of a write, as in the VMM.
@@ -46,6 +47,10 @@ do {
         for (number, seed) in try target.seeds().enumerated() {
             try writeFile("\(words[3])/seed-\(number)", seed)
         }
+        exit(0)
+    }
+    if words.count == 4, words[2] == "--dictionary" {
+        try writeFile(words[3], Array(target.dictionary().utf8))
         exit(0)
     }
     body = try target.make()

@@ -154,21 +154,36 @@ final class FuzzBoard {
     func states() -> [[UInt8]] { vm.devices.map { savedState($0) } }
 
     /// A reset takes every device back to its start, but for a clock that keeps what was set.
-    func expectReset() {
+    /// - Parameter wiresAreReal: whether the levels that interrupt controllers know of are what devices drive. A state may
+    ///   say something else, which a reset leaves as it is.
+    func expectReset(wiresAreReal: Bool = true) {
         reset()
         for (index, device) in vm.devices.enumerated() where !FuzzBoard.keepsState(device) {
-            expect(savedState(device) == initial[index], "after a reset '\(device.stateName)' is not as a new one")
+            if !wiresAreReal, FuzzBoard.controllers.contains(where: { device.stateName.hasPrefix($0) }) { continue }
+            let state = savedState(device)
+            expect(
+                state == initial[index] || FuzzBoard.comparable(state) == FuzzBoard.comparable(initial[index]),
+                "after a reset '\(device.stateName)' is not as a new one")
         }
-        restore()
+        restore(all: !wiresAreReal)
     }
 
+    private static let controllers = ["aplic", "plic", "imsic", "ioapic", "cpu"]
+
     /// Puts back what a reset does not.
-    private func restore() {
-        for (index, device) in vm.devices.enumerated() where FuzzBoard.keepsState(device) {
+    private func restore(all: Bool) {
+        for (index, device) in vm.devices.enumerated() where all || FuzzBoard.keepsState(device) {
             do throws(VMMError) { try loadState(initial[index], into: device) } catch {
                 found("'\(device.stateName)' refuses the state that it started with: \(error.message)")
             }
         }
+    }
+
+    /// A state without what a reset leaves as it is: a driver is to see that the configuration space is another.
+    private static func comparable(_ state: [UInt8]) -> [UInt8] {
+        var fields = EditableState(state)
+        fields.fields.removeAll { $0.name == Array("config-generation".utf8) }
+        return fields.bytes
     }
 
     private static func keepsState(_ device: any Device) -> Bool { ["rtc", "cmos"].contains(device.stateName) }

@@ -13,6 +13,7 @@ final class InputChardev: Chardev {
     /// Whether to keep what the device has sent.
     var keepsOutput = false
     private(set) var written: [UInt8] = []
+    func forgetOutput() { written = [] }
 
     override func didAttach() { frontend?.chardevEvent(.opened) }
 

@@ -9,11 +9,33 @@ struct Target {
     var timeLimit = 10
     /// MiB that the process may take.
     var memoryLimit = 2048
+    /// Whether inputs may be long from the beginning: otherwise libFuzzer tries short ones first, for long.
+    var startsLong = false
+    /// What inputs often have in them.
+    var words: () throws -> [String] = { [] }
     /// Inputs to begin from.
     var seeds: () throws -> [[UInt8]]
     /// Sets up what inputs are fed to, once for all of them, and gives what takes one. What that leaves behind must not
     /// change what becomes of the next.
     var make: () throws -> ([UInt8]) throws -> Void
+
+    /// For libFuzzer.
+    var options: String {
+        "-max_len=\(longestInput) -timeout=\(timeLimit) -rss_limit_mb=\(memoryLimit)"
+            + (startsLong ? " -len_control=0" : "")
+    }
+
+    /// `words`, as libFuzzer's dictionaries have them.
+    func dictionary() throws -> String {
+        let lines = try words().map { word in
+            "\"" + word.utf8.map { byte in
+                let isPlain = (0x20..<0x7f).contains(byte) && byte != 0x22 && byte != 0x5c
+                let digits = String(byte, radix: 16)
+                return isPlain ? String(Unicode.Scalar(byte)) : "\\x" + (digits.count < 2 ? "0" : "") + digits
+            }.joined() + "\"\n"
+        }
+        return lines.joined()
+    }
 }
 
 /// Reports a finding: ends the process in a way that libFuzzer keeps the input of.

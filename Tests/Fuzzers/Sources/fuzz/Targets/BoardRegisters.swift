@@ -9,7 +9,7 @@ extension Target {
 
     private static func registers(_ name: String, _ board: @escaping () throws -> FuzzBoard) -> Target {
         Target(
-            name: name,
+            name: name, longestInput: 2048, startsLong: true,
             seeds: {
                 // One access to each region, and a line of each kind.
                 [(0..<24).flatMap { [0x30, $0, 0, 0, 0, 1] as [UInt8] }]

@@ -7,6 +7,12 @@ import BatonRuntime
 extension Target {
     static let cprState = Target(
         name: "cpr-state",
+        words: {
+            [
+                "part/", "cpr", "fds", "ram", "stand-ins", "changes", "mode", "names", "ids", "0.name", "count", "sent",
+                "trial", "mark-fd", "mark-number", "fd-names", "fd-ids", "parts", "helper-pids", "channel-fd", "secret",
+            ]
+        },
         seeds: {
             var state = CprState(
                 mode: "restart",

@@ -5,6 +5,7 @@ import BatonRuntime
 extension Target {
     static let json = Target(
         name: "json",
+        words: { ["true", "false", "null", "\\u", "\\ud83d", "1e", "-", "{\"", "\": ", "\u{ff}"] },
         seeds: {
             [
                 #"{"execute": "query-status", "id": [1, -2.5e3, null, true], "arguments": {"a": "b\u00e9\n"}}"#,

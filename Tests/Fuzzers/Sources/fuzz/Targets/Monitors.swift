@@ -6,6 +6,12 @@ import Chardev
 extension Target {
     static let qmp = Target(
         name: "qmp",
+        words: {
+            let registry = try MonitorSession().vm.commands
+            let members = registry.qmp.values.flatMap { $0.arguments.map(\.name) }
+            return registry.qmp.keys.sorted() + Set(members).sorted()
+                + ["execute", "arguments", "id", "{\"execute\": \"", "\", \"arguments\": {", "\": ", "true", "null", "[]"]
+        },
         seeds: {
             let hello = #"{"execute": "qmp_capabilities"}"#
             return [
@@ -20,9 +26,9 @@ extension Target {
             ].map { [UInt8(40)] + Array($0.utf8) }
         },
         make: {
-            { bytes in
-                let session = try MonitorSession()
-                try QMPMonitor(vm: session.vm, chardev: session.chardev)
+            let session = try MonitorSession()
+            try QMPMonitor(vm: session.vm, chardev: session.chardev)
+            return { bytes in
                 session.talk(bytes)
                 for line in session.chardev.written.split(separator: 10) {
                     guard let value = try? JSON(parsing: Array(line)), let object = value.objectValue else {
@@ -37,6 +43,7 @@ extension Target {
     /// The human monitor: keys, lines and every command.
     static let hmp = Target(
         name: "hmp",
+        words: { try MonitorSession().vm.commands.hmp.keys.sorted() + ["help ", "info ", "\n", "\u{1b}[A", "0x80000000"] },
         seeds: {
             [
                 "help\ninfo status\ninfo\n", "xp /4xw 0x80000000\nxp/3dg 0\n", "stop\ncont\n\u{1b}[A\u{1b}[B\u{8}\n",
@@ -44,16 +51,16 @@ extension Target {
             ].map { [UInt8(40)] + Array($0.utf8) }
         },
         make: {
-            { bytes in
-                let session = try MonitorSession()
-                try HMPMonitor(vm: session.vm, chardev: session.chardev)
+            let session = try MonitorSession()
+            try HMPMonitor(vm: session.vm, chardev: session.chardev)
+            return { bytes in
                 session.talk(bytes)
                 expect(String(validating: session.chardev.written, as: UTF8.self) != nil, "what is shown is no text")
             }
         })
 }
 
-/// A VM with a monitor, without a machine.
+/// A VM with a monitor, without a machine. Each input is a client of its own.
 private final class MonitorSession {
     let vm: VirtualMachine
     let chardev = InputChardev("monitor")
@@ -65,14 +72,20 @@ private final class MonitorSession {
         try registerCoreCommands(vm: vm, memory: memory)
         try registerChardevCommands(vm: vm)
         try vm.add(chardev)
-        try vm.add(try ChardevFactory.make("ringbuf,id=r,size=64", vm: vm))
+        // It adds itself.
+        _ = try ChardevFactory.make("ringbuf,id=r,size=64", vm: vm)
         let ram = try memory.allocate(RAMRequest(name: "ram", usedLength: 1 << 16))
         try vm.addressSpace.map(ram, at: 0x8000_0000, size: 1 << 16)
         chardev.keepsOutput = true
     }
 
-    /// Types all, in pieces whose length comes first, with turns of the loop between them.
+    /// Connects, types all, in pieces whose length comes first, with turns of the loop between them, and goes away.
     func talk(_ bytes: [UInt8]) {
+        chardev.frontend?.chardevEvent(.closed)
+        vm.loop.poll(timeout: 0)
+        if vm.isRunning { vm.stop() }
+        chardev.forgetOutput()
+        chardev.frontend?.chardevEvent(.opened)
         let piece = max(1, Int(bytes.first ?? 1))
         var place = 1
         var turns = 0

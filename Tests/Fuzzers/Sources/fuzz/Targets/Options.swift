@@ -6,6 +6,7 @@ import Virtio
 extension Target {
     static let options = Target(
         name: "options",
+        words: { [",,", "=", ",help", "id=", "on", "off", "k", "T", "0x", "'", "\\", "\"", "{\"", "\": "] },
         seeds: {
             [
                 "socket,id=c0,path=/x,server=on,wait=off", "virt,memory-backend=ram,,x,help", "512M", "0x10", "1.5G",
@@ -27,8 +28,8 @@ extension Target {
                     try Target.take(options, kind)
                 }
                 if let words = try? ShellWords.split(text) {
-                    let quoted = words.map { "'\($0.split(separator: "'", omittingEmptySubsequences: false).joined(separator: "'\\''"))'" }
-                    let again = try? ShellWords.split(quoted.joined(separator: " "))
+                    let line = words.map { "\"\(Target.escaped($0))\"" }.joined(separator: " ")
+                    let again = try? ShellWords.split(line)
                     expect(again == words, "\(words) was quoted and split into \(String(describing: again))")
                 }
                 if let size = try? SizeText.parse(text) {
@@ -44,6 +45,12 @@ extension Target {
                 _ = KeyValueOptions.isIdentifier(text)
             }
         })
+
+    /// With a backslash before what a shell would not take as itself. Bytes, as a quote may be a part of a character.
+    private static func escaped(_ word: String) -> String {
+        let special = Array("\\\"'".utf8)
+        return String(decoding: word.utf8.flatMap { special.contains($0) ? [0x5c, $0] : [$0] }, as: UTF8.self)
+    }
 
     /// Takes every key in each way, after which nothing is left but a call for help.
     private static func take(_ options: KeyValueOptions, _ kind: UInt8) throws {

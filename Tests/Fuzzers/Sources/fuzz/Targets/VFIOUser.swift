@@ -1,3 +1,4 @@
+@testable import BatonDeviceKit
 import BatonRuntime
 import CBaton
 import Glibc
@@ -43,10 +44,10 @@ extension Target {
         make: {
             let file = try MemoryFile("region")
             file.fill(length: 1 << 16)
+            let host = try VFIOHost()
             return { bytes in
                 let free = lowestFreeDescriptor()
                 do {
-                    let host = try VFIOHost()
                     let (ours, theirs) = try socketPair(SOCK_STREAM)
                     _ = fcntl(ours, F_SETFL, O_NONBLOCK)
                     Target.queueAnswers(bytes, on: theirs, file: file.fd)
@@ -81,26 +82,33 @@ extension Target {
     }
 }
 
-/// A machine of RAM and a PCI bus.
-private final class VFIOHost {
-    private static let ecam: UInt64 = 0x3000_0000
+/// A machine of RAM, and the bridge above a function. Nothing of a function stays in the VM.
+private final class VFIOHost: PCIHost {
     private static let memory: UInt64 = 0x4000_0000
+    private static let size: UInt64 = 0x4000_0000
     private let vm: VirtualMachine
     private let ram: RAMBlock
-    private let bridge: ECAMHostBridge
+    private var bus: PCIBus?
+    private var window: PCIWindow?
+    private var map: PCIAddressMap?
 
     init() throws {
         vm = try VirtualMachine()
         ram = try makeRAM("ram", 1 << 16)
         try vm.addressSpace.map(ram, at: 0x8000_0000, size: 1 << 16)
-        let window = PCIWindow(
-            name: "pcie-mmio", isIO: false, start: VFIOHost.memory, busStart: VFIOHost.memory, size: 0x4000_0000)
-        bridge = try ECAMHostBridge(vm: vm, windows: [window], lines: (0..<4).map { _ in InterruptLine { _ in } })
-        try bridge.mapIntoAddressSpace(configurationAt: VFIOHost.ecam)
     }
 
-    /// Opens the device behind a connection, and does what a guest would.
+    func mappingsChanged(_ function: PCIFunction) { map?.update(function, of: [function]) }
+    func interruptChanged(_ function: PCIFunction) {}
+    func send(address: UInt64, data: UInt32) -> Bool { vm.addressSpace.storeMessage(data, at: address) }
+
+    /// Opens the device behind a connection, which is closed afterwards, and does what a guest would.
     func use(_ socket: Int32) {
+        let window = PCIWindow(
+            name: "window", isIO: false, start: VFIOHost.memory, busStart: VFIOHost.memory, size: VFIOHost.size)
+        self.window = window
+        map = PCIAddressMap(windows: [window], space: vm.addressSpace)
+        let bus = PCIBus(name: "bus", host: self)
         do throws(VMMError) {
             let connection = try VFIOUserConnection(
                 OwnedFD(adopting: socket), name: "input", space: vm.addressSpace, timeLimit: 1_000_000_000)
@@ -108,31 +116,38 @@ private final class VFIOHost {
             let function = try VFIOPCIDevice(
                 vm: vm, model: "vfio-user-pci", id: nil, hostName: "input", label: "input", transport: connection,
                 shape: shape, inherited: nil, notices: [.error], placement: VFIOPlacement())
-            try bridge.bus.plug(function, at: PCISlot(device: 1, function: 0))
+            function.slot = PCISlot(device: 1, function: 0)
+            function.bus = bus
             try connection.watch(vm)
-            vm.resetDevices()
-            for device in vm.devices { device.resume() }
-            work()
-            for device in vm.devices { device.pause() }
+            function.resetBusState()
+            function.reset()
+            function.resume()
+            work(function, window)
+            function.pause()
             let state = savedState(function)
-            try loadState(state, into: function)
+            do throws(VMMError) { try loadState(state, into: function) } catch {
+                found("a device refuses its own state: \(error.message)")
+            }
+            function.resetBusState()
         } catch {}
+        map = nil
     }
 
-    private func work() {
-        let space = vm.addressSpace
-        let config = VFIOHost.ecam + 1 << 15
-        for offset in stride(from: 0 as UInt64, to: 0x100, by: 4) { _ = space.mmioRead(config + offset, width: 4) }
-        for bar in 0..<6 as Range<UInt64> {
-            _ = space.mmioWrite(config + 0x10 + 4 * bar, width: 4, value: VFIOHost.memory + bar << 20)
+    private func work(_ function: VFIOPCIDevice, _ window: PCIWindow) {
+        for register in stride(from: 0, to: function.config.size, by: 4) {
+            _ = function.readConfig(register, width: 4)
         }
-        _ = space.mmioWrite(config + 4, width: 2, value: 7)
-        for bar in 0..<6 as Range<UInt64> {
-            _ = space.mmioRead(VFIOHost.memory + bar << 20, width: 4)
-            _ = space.mmioWrite(VFIOHost.memory + bar << 20 + 8, width: 4, value: 1)
+        for bar in 0..<6 {
+            function.writeConfig(0x10 + 4 * bar, width: 4, value: 0xffff_ffff)
+            function.writeConfig(0x10 + 4 * bar, width: 4, value: UInt32(VFIOHost.memory) + UInt32(bar) << 20)
         }
-        for offset in stride(from: 0x40 as UInt64, to: 0x100, by: 2) {
-            _ = space.mmioWrite(config + offset, width: 2, value: 0xffff)
+        function.writeConfig(4, width: 2, value: 7)
+        for bar in 0..<6 as Range<UInt64> {
+            _ = window.mmioRead(offset: bar << 20, width: 4)
+            window.mmioWrite(offset: bar << 20 + 8, width: 4, value: 1)
+        }
+        for register in stride(from: 0x40, to: 0x100, by: 2) {
+            function.writeConfig(register, width: 2, value: 0xffff)
         }
         vm.loop.poll(timeout: 0)
     }

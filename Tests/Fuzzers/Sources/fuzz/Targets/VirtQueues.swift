@@ -6,7 +6,7 @@ import Glibc
 /// behaves after that.
 extension Target {
     static let virtQueues = Target(
-        name: "virtqueue",
+        name: "virtqueue", longestInput: 1024, startsLong: true,
         seeds: {
             // A request of each kind of device: descriptors, each with a page of its own and a next one; then the chain
             // is made available.
