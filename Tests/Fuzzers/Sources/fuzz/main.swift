@@ -21,7 +21,7 @@ private func fail(_ text: String) -> Never {
 private let targets: [Target] = [
     .json, .options, .container, .cprState, .handover, .qmp, .hmp, .deviceTree, .virtImages, .microVMImages,
     .moduleFile, .signature, .kvmState, .virtState, .microVMState, .virtRegisters, .microVMRegisters, .virtQueues,
-    .hart, .vhostUser, .vfioUser, .frames,
+    .hart, .plainCode, .sbi, .ramContents, .vhostUser, .vfioUser, .frames,
 ]
 
 /// Feeds the target that is run.
