@@ -1,14 +1,20 @@
 // swift-tools-version:6.1
+import Glibc
 import PackageDescription
 
+/// For `make fuzz` (Tests/Fuzzers): code counts what it comes through.
+let coverage: [SwiftSetting] =
+    getenv("BATON_FUZZ") == nil ? [] : [.unsafeFlags(["-Xfrontend", "-sanitize=fuzzer"])]
+
 /// As in the runtime's package: nothing that every start would have to map, and no checks that devices would pay for.
-let hot: [SwiftSetting] = [
-    .unsafeFlags([
-        "-Xfrontend", "-disable-implicit-concurrency-module-import",
-        "-Xfrontend", "-disable-implicit-string-processing-module-import",
-        "-enforce-exclusivity=unchecked",
-    ])
-]
+let hot: [SwiftSetting] =
+    [
+        .unsafeFlags([
+            "-Xfrontend", "-disable-implicit-concurrency-module-import",
+            "-Xfrontend", "-disable-implicit-string-processing-module-import",
+            "-enforce-exclusivity=unchecked",
+        ])
+    ] + coverage
 
 let runtime: Target.Dependency = .product(name: "BatonRuntime", package: "Runtime")
 
