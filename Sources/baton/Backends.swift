@@ -20,15 +20,18 @@ struct Backends {
 
     init(_ invocation: Invocation, vm: VirtualMachine, loader: ModuleLoader) throws(VMMError) {
         blocks = BlockOptions(vm: vm, loader: loader)
-        for text in invocation.all("chardev") { _ = try ChardevFactory.make(text, vm: vm) }
+        try invocation.each("chardev") { text throws(VMMError) in _ = try ChardevFactory.make(text, vm: vm) }
         try makeSerial(invocation, vm)
         try makeDisks(invocation, vm)
         let network = try NetOptions(invocation)
         cards = network.cards
-        for options in network.backends {
-            net.append(
-                try NetBackendFactory.make(options, vm: vm) { name throws(VMMError) in try loader.netBackendType(name) }
-            )
+        for backend in network.backends {
+            try invocation.at(backend.place) { () throws(VMMError) in
+                net.append(
+                    try NetBackendFactory.make(backend.options, vm: vm) { name throws(VMMError) in
+                        try loader.netBackendType(name)
+                    })
+            }
         }
     }
 
@@ -55,7 +58,9 @@ struct Backends {
         for disk in given.served { try StorageDaemon.serve(disk, vm: vm) }
         var flashUnits: [Int: BlockBackend] = [:]
         let snapshot = invocation.has("snapshot")
-        for (index, text) in invocation.all("drive").enumerated() {
+        var index = 0
+        try invocation.each("drive") { text throws(VMMError) in
+            defer { index += 1 }
             let use =
                 try ServedDrive.isWanted(text, snapshot: snapshot)
                 ? ServedDrive.make(text, index: index, snapshot: snapshot, vm: vm)

@@ -23,11 +23,13 @@ enum BoardBuilder {
         configuration.threads = machine.topology.threads
         configuration.cpu = machine.cpu
         configuration.options = machine.options
-        configuration.firmware = invocation.last("bios").map { SmallOptions.firmware($0, invocation.all("L")) }
-        configuration.kernel = invocation.last("kernel")
-        configuration.initrd = invocation.last("initrd")
-        configuration.commandLine = invocation.last("append")
-        configuration.deviceTree = invocation.last("dtb")
+        configuration.firmware = (invocation.last("bios") ?? machine.firmware).map {
+            SmallOptions.firmware($0, invocation.all("L"))
+        }
+        configuration.kernel = invocation.last("kernel") ?? machine.kernel
+        configuration.initrd = invocation.last("initrd") ?? machine.initrd
+        configuration.commandLine = invocation.last("append") ?? machine.commandLine
+        configuration.deviceTree = invocation.last("dtb") ?? machine.deviceTree
         configuration.firmwareFiles = invocation.all("fw_cfg")
         if configuration.kernel == nil {
             if configuration.initrd != nil { throw VMMError("-initrd only allowed with -kernel option") }
@@ -43,7 +45,7 @@ enum BoardBuilder {
         let globals = try GlobalProperties(invocation)
         let hasPCI = devices.buses.contains { $0 is PCIBus }
         let cards = backends.cards.map { $0.device(onPCI: hasPCI) }
-        for text in backends.impliedDevices + cards + invocation.all("device") {
+        func add(_ text: String) throws(VMMError) {
             do throws(VMMError) {
                 let options = try KeyValueOptions(text, impliedKey: "driver")
                 try globals.apply(to: options)
@@ -52,6 +54,8 @@ enum BoardBuilder {
                 throw try refusal(error, text).prefixed("-device \(text)")
             }
         }
+        for text in backends.impliedDevices + cards { try add(text) }
+        try invocation.each("device", add)
         for id in devices.unusedNetBackends { Report.warning("netdev \(id) has no peer") }
         return board
     }

@@ -6,7 +6,7 @@ enum ObjectOptions {
         _ invocation: Invocation, vm: VirtualMachine, memory: GuestMemory, loader: ModuleLoader
     ) throws(VMMError) {
         var others: Set<String> = []
-        for text in invocation.all("object") {
+        try invocation.each("object") { text throws(VMMError) in
             let options = try KeyValueOptions(text, impliedKey: "qom-type", style: .keyval)
             let type = try options.requiredString("qom-type")
             let known = MemoryOptions.isBackend(type) ? nil : try loader.objectType(type)

@@ -26,7 +26,7 @@ enum RefusedOptions {
         "watchdog-action": "There is no watchdog.",
         "action": "Use -no-reboot and -no-shutdown.",
         "loadvm": "Use cpr-save in the mode reboot, and cpr-load.",
-        "readconfig": "Take the options from a file by @FILE.",
+        "writeconfig": "QEMU has it no more; -readconfig reads such a file.",
         "tpmdev": "There is no TPM.",
         "sd": "Use -drive file=FILE,if=virtio.",
         "mtdblock": "Use -drive file=FILE,if=virtio.",

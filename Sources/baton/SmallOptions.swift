@@ -5,8 +5,8 @@ import Glibc
 enum SmallOptions {
     /// Carries them out.
     static func apply(_ invocation: Invocation, vm: VirtualMachine) throws(VMMError) {
-        for text in invocation.all("boot") { try boot(text) }
-        for text in invocation.all("overcommit") { try overcommit(text) }
+        try invocation.each("boot", boot)
+        try invocation.each("overcommit", overcommit)
         if let adapter = invocation.last("vga"), adapter != "none" {
             throw VMMError("-vga \(adapter) is not supported", hint: "There is no graphical display: use -vga none.")
         }
@@ -73,14 +73,14 @@ struct GlobalProperties {
 
     init(_ invocation: Invocation) throws(VMMError) {
         var all: [(driver: String, property: String, value: String)] = []
-        for text in invocation.all("global") {
+        try invocation.each("global") { text throws(VMMError) in
             let global = try GlobalProperties.parse(text)
             // Of each virtio-mmio slot: whether it is of the time before virtio 1.
             guard global.driver != "virtio-mmio" else {
                 guard global.property == "force-legacy", ["false", "off", "no", "n"].contains(global.value) else {
                     throw VMMError("-global \(text) is not supported", hint: "virtio-mmio is that of virtio 1.")
                 }
-                continue
+                return
             }
             all.append(global)
         }
