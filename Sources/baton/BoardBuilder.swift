@@ -23,11 +23,13 @@ enum BoardBuilder {
         configuration.threads = machine.topology.threads
         configuration.cpu = machine.cpu
         configuration.options = machine.options
-        configuration.firmware = invocation.last("bios").map { SmallOptions.firmware($0, invocation.all("L")) }
-        configuration.kernel = invocation.last("kernel")
-        configuration.initrd = invocation.last("initrd")
-        configuration.commandLine = invocation.last("append")
-        configuration.deviceTree = invocation.last("dtb")
+        configuration.firmware = (invocation.last("bios") ?? machine.firmware).map {
+            SmallOptions.firmware($0, invocation.all("L"))
+        }
+        configuration.kernel = invocation.last("kernel") ?? machine.kernel
+        configuration.initrd = invocation.last("initrd") ?? machine.initrd
+        configuration.commandLine = invocation.last("append") ?? machine.commandLine
+        configuration.deviceTree = invocation.last("dtb") ?? machine.deviceTree
         configuration.firmwareFiles = invocation.all("fw_cfg")
         configuration.smbios = invocation.all("smbios")
         configuration.bootMenu = try SmallOptions.bootMenu(invocation)
@@ -45,18 +47,18 @@ enum BoardBuilder {
         let globals = try GlobalProperties(invocation)
         let hasPCI = devices.buses.contains { $0 is PCIBus }
         let cards = backends.cards.map { $0.device(onPCI: hasPCI) }
-        func make(_ texts: [String], unlessRemoved: Bool) throws(VMMError) {
-            var wanted: [(text: String, options: KeyValueOptions)] = []
-            for text in texts {
-                try ofDevice(text) { () throws(VMMError) in
-                    let options = try KeyValueOptions(text, impliedKey: "driver")
+        func make(_ given: [Invocation.Option], unlessRemoved: Bool) throws(VMMError) {
+            var wanted: [(option: Invocation.Option, options: KeyValueOptions)] = []
+            for option in given {
+                try ofDevice(option, invocation) { () throws(VMMError) in
+                    let options = try KeyValueOptions(option.value, impliedKey: "driver")
                     try globals.apply(to: options)
-                    wanted.append((text, options))
+                    wanted.append((option, options))
                 }
             }
             try devices.lookAhead(wanted.map { $0.options })
-            for (text, options) in wanted {
-                try ofDevice(text) { () throws(VMMError) in
+            for (option, options) in wanted {
+                try ofDevice(option, invocation) { () throws(VMMError) in
                     guard unlessRemoved, plugged.wasRemoved(.device, try options.string("id")) else {
                         return try devices.add(options)
                     }
@@ -64,19 +66,26 @@ enum BoardBuilder {
                 }
             }
         }
-        let given = invocation.all("device")
-        try make(backends.impliedDevices + cards + given, unlessRemoved: true)
+        let given = invocation.inOrder(["device"])
+        let implied = (backends.impliedDevices + cards).map {
+            Invocation.Option(name: "device", value: $0, place: nil)
+        }
+        try make(implied + given, unlessRemoved: true)
         try make(plugged.added(.device, besides: given), unlessRemoved: false)
         for id in devices.unusedNetBackends { Report.warning("netdev \(id) has no peer") }
         return (board, devices)
     }
 
-    /// Has errors say which `-device` they are about.
-    private static func ofDevice(_ text: String, _ body: () throws(VMMError) -> Void) throws(VMMError) {
-        do throws(VMMError) {
-            try body()
-        } catch {
-            throw try refusal(error, text).prefixed("-device \(text)")
+    /// Has errors say which `-device` they are about, and where that stands.
+    private static func ofDevice(
+        _ option: Invocation.Option, _ invocation: Invocation, _ body: () throws(VMMError) -> Void
+    ) throws(VMMError) {
+        try invocation.at(option.place) { () throws(VMMError) in
+            do throws(VMMError) {
+                try body()
+            } catch {
+                throw try refusal(error, option.value).prefixed("-device \(option.value)")
+            }
         }
     }
 

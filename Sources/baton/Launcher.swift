@@ -45,7 +45,9 @@ final class Launcher {
             machine: machine, incoming: invocation.has("incoming"), cpr: cpr, loader: loader)
         let plugged = try PluggedParts(vm.handover)
         let objects = ObjectOptions(vm: vm, memory: memory, loader: loader)
-        for text in plugged.settle(.object, invocation.all("object")) { try objects.create(text) }
+        for option in plugged.settle(.object, invocation) {
+            try invocation.at(option.place) { () throws(VMMError) in try objects.create(option.value) }
+        }
         // Before anything holds a lock or a pidfile, and before a thread could
         // exist. A successor is in the background already.
         try daemonize()
@@ -161,21 +163,21 @@ final class Launcher {
     private func general(_ machine: MachineOptions) throws(VMMError) {
         memory.merge = machine.mergeMemory
         memory.dumpGuestCore = machine.dumpGuestCore
-        if let text = invocation.last("name") {
+        try invocation.withLast("name") { text throws(VMMError) in
             let options = try KeyValueOptions(text, impliedKey: "guest")
             vm.name = try options.string("guest")
             _ = try options.string("process")
             _ = try options.bool("debug-threads")
             try options.finish()
         }
-        if let text = invocation.last("uuid") {
+        try invocation.withLast("uuid") { text throws(VMMError) in
             guard isUUID(text) else {
                 throw VMMError(
                     "failed to parse UUID string: wrong format", hint: "A UUID is written 8-4-4-4-12 in hex digits.")
             }
             vm.uuid = text
         }
-        if let text = invocation.last("rtc") {
+        try invocation.withLast("rtc") { text throws(VMMError) in
             let options = try KeyValueOptions(text)
             vm.clock.zone = try SmallOptions.zone(try options.string("base"))
             vm.clock.stopsWithVM = try options.enumeration("clock", ["host", "vm"]) == "vm"

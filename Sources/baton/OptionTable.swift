@@ -19,6 +19,12 @@ struct OptionSpec {
     let summary: String
     let help: HelpArgument
 
+    /// Whether the argument is made of keys and values, as a section of `-readconfig` is.
+    var takesProperties: Bool {
+        if case .keys = help { return true }
+        return false
+    }
+
     init(name: String, argument: String?, help summary: String, on help: HelpArgument = .none) {
         self.name = name
         self.argument = argument
@@ -46,6 +52,11 @@ enum OptionTable {
                     DeviceProperty("dump-guest-core", "bool", "whether guest memory is part of a core dump"),
                     DeviceProperty("aux-ram-share", "bool", "whether memory that no option names outlives the VMM"),
                     DeviceProperty("accel", "str", "what runs the guest's instructions, as kvm:tcg"),
+                    DeviceProperty("kernel", "str", "as -kernel"),
+                    DeviceProperty("initrd", "str", "as -initrd"),
+                    DeviceProperty("append", "str", "as -append"),
+                    DeviceProperty("dtb", "str", "as -dtb"),
+                    DeviceProperty("firmware", "str", "as -bios"),
                     DeviceProperty("usb", "bool", "off"),
                 ])),
         OptionSpec(name: "M", argument: "...", help: "as -machine"),
@@ -243,13 +254,23 @@ enum OptionTable {
                 ])),
         OptionSpec(
             name: "global", argument: "driver.property=value",
-            help: "a property of every device of a model that does not say otherwise"),
+            help: "a property of every device of a model that does not say otherwise",
+            on: .keys(
+                implied: nil,
+                [
+                    DeviceProperty("driver", "str", "the device's model"),
+                    DeviceProperty("property", "str", "the property's name"),
+                    DeviceProperty("value", "str", "its value"),
+                ])),
         OptionSpec(
             name: "overcommit", argument: "[mem-lock=off][,cpu-pm=off]", help: "what is so anyway",
             on: .keys(
                 implied: nil, [DeviceProperty("mem-lock", "str", "off"), DeviceProperty("cpu-pm", "bool", "off")])),
         OptionSpec(name: "L", argument: "path", help: "a directory where -bios finds firmware by its name"),
         OptionSpec(name: "nodefaults", argument: nil, help: "do not make default devices"),
+        OptionSpec(
+            name: "readconfig", argument: "file",
+            help: "take options from a file: sections [option \"id\"] of lines key = \"value\""),
         OptionSpec(name: "no-user-config", argument: nil, help: "accepted for QEMU's sake"),
         OptionSpec(name: "S", argument: nil, help: "do not start the guest; use 'cont'"),
         OptionSpec(

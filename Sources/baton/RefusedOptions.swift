@@ -23,7 +23,7 @@ enum RefusedOptions {
         "audio": sound, "audiodev": sound,
         "parallel": "There is no parallel port: use -serial.",
         "loadvm": "Use cpr-save in the mode reboot, and cpr-load.",
-        "readconfig": "Take the options from a file by @FILE.",
+        "writeconfig": "QEMU has it no more; -readconfig reads such a file.",
         "tpmdev": "There is no TPM.",
         "sd": "Use -drive file=FILE,if=virtio.",
         "mtdblock": "Use -drive file=FILE,if=virtio.",

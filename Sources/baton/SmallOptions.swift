@@ -5,7 +5,7 @@ import Glibc
 enum SmallOptions {
     /// Carries them out.
     static func apply(_ invocation: Invocation, vm: VirtualMachine) throws(VMMError) {
-        for text in invocation.all("overcommit") { try overcommit(text) }
+        try invocation.each("overcommit", overcommit)
         if let adapter = invocation.last("vga"), adapter != "none" {
             throw VMMError("-vga \(adapter) is not supported", hint: "There is no graphical display: use -vga none.")
         }
@@ -15,7 +15,7 @@ enum SmallOptions {
     /// - Returns: whether firmware shows its menu, and how many milliseconds it waits for somebody to ask for that.
     static func bootMenu(_ invocation: Invocation) throws(VMMError) -> (isOn: Bool, wait: UInt16?) {
         var menu: (isOn: Bool, wait: UInt16?) = (false, nil)
-        for text in invocation.all("boot") {
+        try invocation.each("boot") { text throws(VMMError) in
             let options = try KeyValueOptions(text, impliedKey: "order")
             for key in ["order", "once"] {
                 guard let letters = try options.string(key) else { continue }
@@ -76,14 +76,14 @@ struct GlobalProperties {
 
     init(_ invocation: Invocation) throws(VMMError) {
         var all: [(driver: String, property: String, value: String)] = []
-        for text in invocation.all("global") {
+        try invocation.each("global") { text throws(VMMError) in
             let global = try GlobalProperties.parse(text)
             // Of each virtio-mmio slot: whether it is of the time before virtio 1.
             guard global.driver != "virtio-mmio" else {
                 guard global.property == "force-legacy", ["false", "off", "no", "n"].contains(global.value) else {
                     throw VMMError("-global \(text) is not supported", hint: "virtio-mmio is that of virtio 1.")
                 }
-                continue
+                return
             }
             all.append(global)
         }

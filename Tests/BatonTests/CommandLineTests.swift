@@ -199,7 +199,8 @@ struct CommandLineTests {
         Line("no pipe", "-serial pipe:DIR/none", .refused("Could not open", "none")),
         Line("QMP by TCP", "-qmp tcp:127.0.0.1:0,server=on,wait=off"),
         Line("times", "-msg timestamp=on"),
-        Line("configuration file", "-readconfig CONFIG", .refused("-readconfig is not supported", "@FILE")),
+        Line("configuration file", "-readconfig CONFIG"),
+        Line("to write one", "-writeconfig CONFIG", .refused("-writeconfig is not supported", "-readconfig")),
     ]
 
     static let all = disks + networks + processors + machines + memory + devices + consoles
@@ -213,6 +214,21 @@ struct CommandLineTests {
         if line.arguments.contains("QCOW2") {
             try ChildProcess.run(["qemu-img", "create", "-q", "-f", "qcow2", directory.file("qcow2"), "4M"])
         }
+        try directory.write(
+            "config",
+            """
+            # qemu config file
+            [machine]
+              type = "virt"
+            [memory]
+              size = "512"
+            [object "r"]
+              qom-type = "rng-random"
+              filename = "/dev/urandom"
+            [device "rng0"]
+              driver = "virtio-rng-pci"
+              rng = "r"
+            """)
         for way in ["in", "out"] where line.arguments.contains("PIPE") {
             try #require(mkfifo(directory.file("pipe.\(way)"), 0o600) == 0)
         }

@@ -3,7 +3,7 @@ import BatonRuntime
 /// What clients have added to the machine since the command line, and taken away of that: the next VMM, whose command
 /// line may know nothing of it, makes the same machine of both.
 final class PluggedParts {
-    /// In the order in which they are made. The names are part of the CPR state.
+    /// In the order in which they are made. The names are those of the options, and part of the CPR state.
     enum Kind: String, CaseIterable {
         case object
         case chardev
@@ -87,21 +87,23 @@ final class PluggedParts {
     func wasRemoved(_ kind: Kind, _ id: String?) -> Bool { removed.contains { $0.kind == kind && $0.id == id } }
 
     /// The parts that clients have added and the command line does not have.
-    func added(_ kind: Kind, besides texts: [String]) -> [String] {
+    func added(_ kind: Kind, besides options: [Invocation.Option]) -> [Invocation.Option] {
+        let texts = options.map(\.value)
         given[kind] = texts
         guard added.contains(where: { $0.kind == kind }) else { return [] }
         // What the command line has by now is its own, unless it is one that was there before and has gone. The next one
         // may be without it again.
         let known = Set(texts.compactMap { id(of: kind, $0) }.filter { !wasRemoved(kind, $0) })
-        return added.filter { $0.kind == kind && !known.contains($0.id) }.map(\.options)
+        return added.filter { $0.kind == kind && !known.contains($0.id) }
+            .map { Invocation.Option(name: kind.rawValue, value: $0.options, place: nil) }
     }
 
     /// The parts that there are now: those of the command line that were not taken away, and those that came since.
-    /// - Parameter texts: arguments of the option.
-    func settle(_ kind: Kind, _ texts: [String]) -> [String] {
-        let added = added(kind, besides: texts)
-        guard removed.contains(where: { $0.kind == kind }) else { return texts + added }
-        return texts.filter { !wasRemoved(kind, id(of: kind, $0)) } + added
+    func settle(_ kind: Kind, _ invocation: Invocation) -> [Invocation.Option] {
+        let options = invocation.inOrder([kind.rawValue])
+        let added = added(kind, besides: options)
+        guard removed.contains(where: { $0.kind == kind }) else { return options + added }
+        return options.filter { !wasRemoved(kind, id(of: kind, $0.value)) } + added
     }
 
     /// What is wrong with an argument is said by whoever uses it.
