@@ -14,6 +14,9 @@
 #     LABFLAGS=...         more options for baton-demo lab, such as --only boot
 #   make model             all orders of steps of the handover's protocol (spin): some minutes, see Tests/HandoverModel
 #   make faults            an update with each of its system calls made to fail once (strace); some minutes
+#   make fuzz              libFuzzer on what guests, clients, files and peers say, each target for a minute
+#     SECONDS=N            or so many seconds
+#     TARGET=name          only this one, see Tests/Fuzzers
 #   make lint              the formatter's findings (.swift-format); make format mends them
 #   make bench             how fast it is, and the pause of a restart beside QEMU's cpr-exec (downloaded once)
 #   make manual            manual pages and shell completions, in .build/manual
@@ -55,7 +58,7 @@ RUNTIME_MODULES := BatonRuntime BatonModules BatonCPR BatonDeviceKit BatonMachin
     BatonDevices InstructionSets PCI Serial Virtio
 MODULE_KINDS := mode memory-backend preserver foreign machine device accel block
 
-.PHONY: all build packages run-packages test-packages run demo-peers test test-lab model faults lint format bench manual \
+.PHONY: all build packages run-packages test-packages run demo-peers test test-lab model faults fuzz lint format bench manual \
     deb install clean
 
 all: build
@@ -118,6 +121,11 @@ faults: build test-packages
 model:
 	@$(call install-missing,spin libc6-dev)
 	@Tests/HandoverModel/search.sh --all
+
+# Its first build takes minutes; not a part of any other target.
+SECONDS = 60
+fuzz: packages
+	@Tests/Fuzzers/run.sh $(SECONDS) $(TARGET)
 
 FORMATTED := Package.swift Sources Plugins Tests
 

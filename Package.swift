@@ -2,15 +2,20 @@
 import Glibc
 import PackageDescription
 
+/// For `make fuzz` (Tests/Fuzzers): code counts what it comes through.
+let coverage: [SwiftSetting] =
+    getenv("BATON_FUZZ") == nil ? [] : [.unsafeFlags(["-Xfrontend", "-sanitize=fuzzer"])]
+
 // Everything that the VMM process loads is compiled without the implicit
 // Concurrency and StringProcessing imports: each is a shared library that
 // every start (and so every guest pause) would have to map.
-let lean: [SwiftSetting] = [
-    .unsafeFlags([
-        "-Xfrontend", "-disable-implicit-concurrency-module-import",
-        "-Xfrontend", "-disable-implicit-string-processing-module-import",
-    ])
-]
+let lean: [SwiftSetting] =
+    [
+        .unsafeFlags([
+            "-Xfrontend", "-disable-implicit-concurrency-module-import",
+            "-Xfrontend", "-disable-implicit-string-processing-module-import",
+        ])
+    ] + coverage
 // The interpreter works on raw pointers that it alone owns while it runs; for devices the guest waits.
 let hot: [SwiftSetting] = lean + [.unsafeFlags(["-enforce-exclusivity=unchecked"])]
 
@@ -99,6 +104,12 @@ let hostModules: [Module] = []
 let hostTargets: [Target] = []
 #endif
 
+/// For Tests/Fuzzers: parts that are in no library, so that their insides can be looked into.
+let fuzzedParts =
+    ["RISCV", "Chardev", "Monitor", "Firmware", "MicroVM", "VirtBoard"] + (hostModules.isEmpty ? [] : ["KVM"])
+let fuzzedProducts: [Product] =
+    getenv("BATON_FUZZ") == nil ? [] : [.library(name: "BatonParts", targets: fuzzedParts)]
+
 /// An executable finds the runtime beside itself, and installed in ../lib.
 let installed: [LinkerSetting] = [.unsafeFlags(["-Xlinker", "-rpath=$ORIGIN/../lib"])]
 
@@ -111,7 +122,7 @@ let package = Package(
         .executable(name: "baton-harness", targets: ["baton-harness"]),
         // The tests' own, broken on purpose: named so that nothing finds, loads or installs it.
         .library(name: "broken-mode", type: .dynamic, targets: ["BrokenMode"]),
-    ] + (modules + uringModules + hostModules).map(\.product),
+    ] + fuzzedProducts + (modules + uringModules + hostModules).map(\.product),
     dependencies: [
         .package(path: "Sources/Runtime"),
         .package(path: "Sources/Devices"),

@@ -6,6 +6,11 @@ import BatonRuntime
 public func registerChardevCommands(vm: VirtualMachine) throws(VMMError) {
     try addQueries(vm)
     try addRingBuffer(vm)
+    // Of `-device virtserialport` and `virtconsole`: a program of the guest's opens or closes the port.
+    vm.commands.addEvent(
+        "VSERPORT_CHANGE",
+        data: .object(
+            name: "q_obj_VSERPORT_CHANGE-arg", members: [QMPMember("id", .string), QMPMember("open", .bool)]))
     try vm.commands.add(
         QMPCommand("chardev-send-break", arguments: [QMPMember("id", .string)]) {
             [unowned vm] (arguments: JSONObject) throws(VMMError) -> JSON in
@@ -29,7 +34,7 @@ private func addQueries(_ vm: VirtualMachine) throws(VMMError) {
                 vm.chardevs.map { chardev in
                     [
                         "label": .string(chardev.id), "filename": .string(chardev.filename),
-                        "frontend-open": .bool(chardev.frontend != nil || chardev is MuxChardev),
+                        "frontend-open": .bool(chardev.frontend?.isFrontendOpen ?? (chardev is MuxChardev)),
                     ]
                 })
         })

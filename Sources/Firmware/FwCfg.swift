@@ -34,6 +34,12 @@ package final class FwCfg: MMIODevice, Device {
     private let layout: Layout
     private var items: [UInt16: [UInt8]] = [:]
     private(set) var files: [FwCfgFile] = []
+    /// Of SMBIOS tables; see `hidesSMBIOS`.
+    private var smbios: [FwCfgFile] = []
+    /// The guest comes from a VMM without such tables: the other files keep their selectors until the next reset.
+    package var hidesSMBIOS = false {
+        didSet { selected = nil }
+    }
     /// Gives the kernel's items; see `setKernel`.
     private var kernelSource: (() throws(VMMError) -> KernelItems)?
     private var kernelFiles: [FwCfgFile] = []
@@ -87,6 +93,18 @@ package final class FwCfg: MMIODevice, Device {
         files.append(file)
     }
 
+    /// Adds the files of SMBIOS tables, as `add` does. Once.
+    package func add(_ tables: SMBIOSTables) throws(VMMError) { smbios = try tables.files() }
+
+    /// Sets what `-boot menu=` and `splash-time=` say.
+    /// - Parameter wait: milliseconds in which somebody may ask for the menu; nil for what firmware likes.
+    /// - Returns: the same as a text, empty for a machine without a word about it.
+    package func setBootMenu(_ isOn: Bool, wait: UInt16?) throws(VMMError) -> String {
+        set(FwCfgKey.bootMenu, littleEndianBytes(isOn ? 1 : 0 as UInt16))
+        if let wait { try add(try FwCfgFile("etc/boot-menu-wait", littleEndianBytes(wait))) }
+        return [isOn ? "menu=on" : nil, wait.map { "splash-time=\($0)" }].compactMap { $0 }.joined(separator: ",")
+    }
+
     /// Adds what `-fw_cfg` gives.
     /// - Parameter arguments: one for each.
     /// - Returns: the names.
@@ -127,7 +145,9 @@ package final class FwCfg: MMIODevice, Device {
     /// The files by name: the first has the selector `FwCfgKey.files`, the next the next one.
     private var directory: [FwCfgFile] {
         let added = kernelFiles.filter { file in !files.contains { $0.name == file.name } }
-        return (files + added).sorted { Array($0.name.utf8).lexicographicallyPrecedes(Array($1.name.utf8)) }
+        return (files + (hidesSMBIOS ? [] : smbios) + added).sorted {
+            Array($0.name.utf8).lexicographicallyPrecedes(Array($1.name.utf8))
+        }
     }
 
     private func directoryBytes() -> [UInt8] {
@@ -213,6 +233,7 @@ package final class FwCfg: MMIODevice, Device {
     // MARK: Device
 
     package func reset() {
+        hidesSMBIOS = false
         select(0)
         dmaHigh = 0
     }

@@ -172,6 +172,11 @@ public final class KVMAccelerator: X86Accelerator {
     /// All state is set anew.
     public func forgetFailure() { noted = nil }
 
+    public func injectNMI() -> Bool {
+        vm.whileCPUsStand { for cpu in virtualCPUs { cpu.file.call(CKVM_NMI) } }
+        return true
+    }
+
     // MARK: Threads
 
     public func makeThreads() throws(VMMError) {

@@ -1,4 +1,5 @@
 import BatonRuntime
+import GuestHealth
 
 /// Where devices with ports of their own go: `bus=isa.0`.
 final class ISABus: DeviceBus {

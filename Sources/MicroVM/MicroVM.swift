@@ -26,11 +26,14 @@ public final class MicroVM: Machine {
     public var pciBus: PCIBus? { pci?.bus }
     /// Of pvpanic, if there is one.
     var panicPort: UInt64? { isa.panicPort }
+    /// What firmware is told of its menu; empty for nothing.
+    private let bootMenu: String
     /// Names of `-fw_cfg`.
     private let firmwareFiles: [String]
     /// What the command line says of the machine and a guest sees, but no device has in its state: as `NAME=VALUE`.
     var description: [String] {
         options.texts + isa.devices.sorted() + ["fw_cfg=\(firmwareFiles.sorted().joined(separator: " "))"]
+            + (bootMenu.isEmpty ? [] : ["boot=\(bootMenu)"])
     }
 
     /// Builds the board and adds its parts to the VM, always in the same order.
@@ -65,6 +68,11 @@ public final class MicroVM: Machine {
             space: vm.addressSpace, layout: .ports, memorySize: layout.size, cpuCount: configuration.cpuCount)
         loader = MicroVMLoader(files: files)
         firmwareFiles = try firmware.add(arguments: configuration.firmwareFiles)
+        bootMenu = try firmware.setBootMenu(configuration.bootMenu.isOn, wait: configuration.bootMenu.wait)
+        guard configuration.smbios.isEmpty else {
+            throw VMMError(
+                "machine 'microvm' has no SMBIOS tables", hint: "Leave -smbios out, or use -machine virt.")
+        }
         let second =
             options.hasSecondIOAPIC
             ? SecondIOAPIC { [unowned accelerator] in _ = accelerator.send(address: $0, data: $1) } : nil

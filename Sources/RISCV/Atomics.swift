@@ -1,10 +1,10 @@
-/// The A extension. Harts take turns on one thread and a reservation ends with
+/// The A extension and Zacas. Harts take turns on one thread and a reservation ends with
 /// the turn, so plain loads and stores are atomic.
 extension UnsafeMutablePointer where Pointee == HartState {
     @inline(never)
     func executeAtomic(_ op: OpPointer, _ d: DecodedOp) -> OpPointer {
         let word = UInt32(bitPattern: d.imm)
-        let size = word >> 12 & 7 == 3 ? 8 : 4
+        let size = 1 << Int(word >> 12 & 7)
         let function = word >> 27
         let address = x[Int(word >> 15 & 31)]
         guard address & UInt64(size - 1) == 0 else {
@@ -28,20 +28,11 @@ extension UnsafeMutablePointer where Pointee == HartState {
             } else {
                 x[d.destination] = 1
             }
+        case 5:
+            guard let host = hostForBoth(address, size) else { return faultTrap(op) }
+            compareAndSwap(host, size, d.destination, Int(word >> 20 & 31))
         default:
-            let host: UnsafeMutableRawPointer
-            let set = pointee.dataTLB + TLB.storeOffset
-            if tlbHit(set, address, UInt32.self) {
-                host = RISCV.hostAddress(set, address)
-            } else if let slow = hostAddress(address, .store, size: size) {
-                // Only PMP can allow a store and no load.
-                guard allowsPMP(pointee.lastPhysical, size: UInt64(size), .load, dataMode) else {
-                    return trap(op, Cause.storeAccess, address)
-                }
-                host = slow
-            } else {
-                return faultTrap(op)
-            }
+            guard let host = hostForBoth(address, size) else { return faultTrap(op) }
             let old = signedLoad(host, size)
             // Sign extension keeps both orders of 32-bit values.
             let value = combine(function, old, size == 8 ? operand : signExtended(low(operand)))
@@ -49,6 +40,43 @@ extension UnsafeMutablePointer where Pointee == HartState {
             x[d.destination] = old
         }
         return op + d.step
+    }
+
+    /// The host address of what is loaded and stored.
+    /// - Returns: nil with `fault` set.
+    @inline(__always)
+    private func hostForBoth(_ address: UInt64, _ size: Int) -> UnsafeMutableRawPointer? {
+        let set = pointee.dataTLB + TLB.storeOffset
+        // An aligned access is in one page whatever its size.
+        if tlbHit(set, address, UInt32.self) { return RISCV.hostAddress(set, address) }
+        guard let host = hostAddress(address, .store, size: size) else { return nil }
+        // Only PMP can allow a store and no load.
+        guard allowsPMP(pointee.lastPhysical, size: UInt64(size), .load, dataMode) else {
+            return fail(Cause.storeAccess, address)
+        }
+        return host
+    }
+
+    /// amocas (Zacas): rd is compared and takes the old value; rs2 is stored if they were equal. Of 16 bytes the
+    /// second half is in the next register, or zero for x0.
+    private func compareAndSwap(_ host: UnsafeMutableRawPointer, _ size: Int, _ destination: Int, _ source: Int) {
+        guard size == 16 else {
+            let old = signedLoad(host, size)
+            let expected = x[destination == 32 ? 0 : destination]
+            if old == (size == 8 ? expected : signExtended(low(expected))) { HostMemory.store(host, size, x[source]) }
+            x[destination] = old
+            return
+        }
+        let second = host + 8
+        let old = (host.load(as: UInt64.self), second.load(as: UInt64.self))
+        let isZero = destination == 32
+        if old == (isZero ? (0, 0) : (x[destination], x[destination + 1])) {
+            host.storeBytes(of: x[source], as: UInt64.self)
+            second.storeBytes(of: source == 0 ? 0 : x[source + 1], as: UInt64.self)
+        }
+        if isZero { return }
+        x[destination] = old.0
+        x[destination + 1] = old.1
     }
 
     private func faultTrap(_ op: OpPointer) -> OpPointer { trap(op, pointee.fault.cause, pointee.fault.address) }

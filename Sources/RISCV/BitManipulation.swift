@@ -15,3 +15,14 @@ func orCombineBytes(_ value: UInt64) -> UInt64 {
     let high = (((value & low) &+ low) | value) & ~low
     return (high &>> 7) &* 0xff
 }
+
+/// The product of two polynomials over GF(2): as long multiplication without carries.
+func carrylessProduct(_ a: UInt64, _ b: UInt64) -> UInt128 {
+    var result: UInt128 = 0
+    var left = b
+    while left != 0 {
+        result ^= UInt128(a) << UInt128(left.trailingZeroBitCount)
+        left &= left &- 1
+    }
+    return result
+}

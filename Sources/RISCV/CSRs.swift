@@ -1,4 +1,5 @@
 import BatonRuntime
+import InstructionSets
 
 /// Numbers of the CSRs that the hart has.
 enum CSR {
@@ -19,9 +20,13 @@ enum CSR {
     static let cycle = 0xc00, time = 0xc01, instret = 0xc02, hpmcounter31 = 0xc1f
     static let mvendorid = 0xf11, marchid = 0xf12, mimpid = 0xf13, mhartid = 0xf14, mconfigptr = 0xf15
 
-    /// RV64IMAFDC, S and U.
-    static let misaValue: UInt64 =
-        2 << 62 | 1 << 0 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 8 | 1 << 12 | 1 << 18 | 1 << 20
+    /// RV64, S and U, and a bit for each letter.
+    static func misa(_ has: RISCVExtensions) -> UInt64 {
+        var value: UInt64 = 2 << 62 | 1 << 18 | 1 << 20
+        for (letter, set) in [(8, .i), (12, .m), (0, .a), (5, .f), (3, .d), (2, .c), (1, .b)] as [(UInt64, RISCVExtensions)]
+        where has.contains(set) { value |= 1 << letter }
+        return value
+    }
     static let supervisorInterrupts: UInt64 = 0x222
     static let allInterrupts: UInt64 = 0xaaa
     /// What may be delegated: everything up to ecall from S, and page faults.
@@ -87,7 +92,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
             return pointee.satp
 
         case CSR.mstatus: return statusWithSD
-        case CSR.misa: return CSR.misaValue
+        case CSR.misa: return CSR.misa(has)
         case CSR.medeleg: return pointee.medeleg
         case CSR.mideleg: return pointee.mideleg
         case CSR.mie: return pointee.mie
@@ -100,6 +105,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case CSR.mcause: return pointee.mcause
         case CSR.mtval: return pointee.mtval
         case CSR.mip: return pointee.pendingBits
+        case CSR.pmpcfg0...CSR.pmpaddr63 where !has.contains(.pmp): return nil
         case CSR.pmpcfg0: return readPMPConfig(0)
         case CSR.pmpcfg2: return readPMPConfig(2)
         case CSR.pmpaddr0...CSR.pmpaddr15: return pmpaddr[number - CSR.pmpaddr0]
@@ -140,14 +146,14 @@ extension UnsafeMutablePointer where Pointee == HartState {
             dirtyFloat()
 
         case CSR.sstatus:
-            let mask = MStatus.supervisorWritable
+            let mask = MStatus.supervisorWritable & MStatus.writable(has)
             return writeStatus(pointee.mstatus & ~mask | value & mask)
         case CSR.sie:
             pointee.mie = pointee.mie & ~pointee.mideleg | value & pointee.mideleg
             return .interrupts
         case CSR.stvec: if value & 2 == 0 { pointee.stvec = value }
         case CSR.scounteren: pointee.scounteren = value & 0xffff_ffff
-        case CSR.senvcfg: pointee.senvcfg = value & MEnvCfg.fiom
+        case CSR.senvcfg: pointee.senvcfg = value & EnvCfg.supervisor(has)
         case CSR.sscratch: pointee.sscratch = value
         case CSR.sepc: pointee.sepc = value & ~1
         case CSR.scause: pointee.scause = value
@@ -163,7 +169,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case CSR.satp: return writeSATP(value)
 
         case CSR.mstatus:
-            let mask = MStatus.writable
+            let mask = MStatus.writable(has)
             return writeStatus(pointee.mstatus & ~mask | value & mask)
         case CSR.misa: break
         case CSR.medeleg: pointee.medeleg = value & CSR.delegableExceptions
@@ -176,13 +182,14 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case CSR.mtvec: if value & 2 == 0 { pointee.mtvec = value }
         case CSR.mcounteren: pointee.mcounteren = value & 0xffff_ffff
         case CSR.menvcfg:
+            let value = value & EnvCfg.machine(has)
             let changed = pointee.menvcfg ^ value
-            pointee.menvcfg = value & MEnvCfg.writable
-            if changed & MEnvCfg.stce != 0 {
-                if value & MEnvCfg.stce == 0 { pointee.mip &= ~(1 << 5) }
+            pointee.menvcfg = value
+            if changed & EnvCfg.stce != 0 {
+                if value & EnvCfg.stce == 0 { pointee.mip &= ~(1 << 5) }
                 timerChanged()
             }
-            if changed & MEnvCfg.adue != 0 { flushTLB() }
+            if changed & (EnvCfg.adue | EnvCfg.pbmte) != 0 { flushTLB() }
             return .translation
         case CSR.mcountinhibit: writeCountInhibit(value & 0xffff_fffd)
         case CSR.mscratch: pointee.mscratch = value
@@ -241,7 +248,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         if pointee.mode == Mode.supervisor && pointee.mstatus & MStatus.tvm != 0 { return nil }
         let mode = value >> 60
         // A mode that is not there leaves the whole register as it is.
-        guard mode == SATPMode.bare || mode == SATPMode.sv39 || mode == SATPMode.sv48 else { return CSREffect.none }
+        guard SATPMode.isThere(mode, has) else { return CSREffect.none }
         if value == pointee.satp { return CSREffect.none }
         pointee.satp = value
         flushTLB()
@@ -268,6 +275,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
     }
 
     private func readCounter(_ index: Int) -> UInt64? {
+        guard has.contains(index < 3 ? .zicntr : .zihpm) else { return nil }
         if pointee.mode < Mode.machine && pointee.mcounteren >> UInt64(index) & 1 == 0 { return nil }
         if pointee.mode == Mode.user && pointee.scounteren >> UInt64(index) & 1 == 0 { return nil }
         switch index {
@@ -279,7 +287,8 @@ extension UnsafeMutablePointer where Pointee == HartState {
     }
 
     private var mayUseSupervisorTimer: Bool {
-        pointee.mode == Mode.machine || (pointee.usesSupervisorTimer && pointee.mcounteren & 2 != 0)
+        guard has.contains(.sstc) else { return false }
+        return pointee.mode == Mode.machine || (pointee.usesSupervisorTimer && pointee.mcounteren & 2 != 0)
     }
 
     /// stimecmp or its use changed: STIP and the slice's end may.

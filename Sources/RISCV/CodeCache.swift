@@ -1,6 +1,7 @@
 import BatonRuntime
 import CBaton
 import Glibc
+import InstructionSets
 
 /// RAM as harts see it.
 struct PhysicalRange {
@@ -57,6 +58,8 @@ struct CodeCache {
     private var copies: UnsafeMutableRawPointer?
     let harts: UnsafeMutablePointer<HartPointer?>
     var hartCount = 0
+    /// What the harts have, which decides what is an instruction.
+    private(set) var extensions = RISCVProcessor.standard.extensions
 
     private init() throws(VMMError) {
         pool = try CodeCache.reserve(CodeCache.capacity * CodeCache.tableSize, "decoded instructions")
@@ -179,6 +182,12 @@ struct CodeCache {
     }
 
     // MARK: Invalidation
+
+    /// Sets what the harts have, and forgets all code.
+    mutating func setExtensions(_ extensions: RISCVExtensions) {
+        self.extensions = extensions
+        flush()
+    }
 
     /// Drops the ops that overlap `length` bytes at `address`, all within a page.
     @inline(never)

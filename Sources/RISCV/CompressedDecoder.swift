@@ -1,14 +1,13 @@
-/// Translates 16-bit instructions (RV64C with F and D) to ops.
+/// Translates 16-bit instructions (RV64C with D, and Zcb) to ops.
 enum CompressedDecoder {
-    static func decode(_ half: UInt16, offset: Int?) -> DecodedOp {
-        let word = UInt32(half)
-        let op: DecodedOp?
+    /// - Parameter word: the instruction, in the low half.
+    /// - Returns: nil for what no extension has.
+    static func decode(_ word: UInt32, offset: Int?) -> DecodedOp? {
         switch word & 3 {
-        case 0: op = quadrant0(word)
-        case 1: op = quadrant1(word, offset)
-        default: op = quadrant2(word)
+        case 0: quadrant0(word)
+        case 1: quadrant1(word, offset)
+        default: quadrant2(word)
         }
-        return op ?? Decoder.illegal(word)
     }
 
     private static func make(_ code: OpCode, rd: UInt32 = 0, rs1: UInt32 = 0, imm: Int32 = 0) -> DecodedOp {
@@ -43,9 +42,28 @@ enum CompressedDecoder {
         case 1: return plain(.fld, rs2: rd, rs1: rs1, imm: immD)
         case 2: return make(.lw, rd: rd, rs1: rs1, imm: immW)
         case 3: return make(.ld, rd: rd, rs1: rs1, imm: immD)
+        case 4: return shortAccess(word, rd, rs1)
         case 5: return plain(.fsd, rs2: rd, rs1: rs1, imm: immD)
         case 6: return plain(.sw, rs2: rd, rs1: rs1, imm: immW)
         case 7: return plain(.sd, rs2: rd, rs1: rs1, imm: immD)
+        default: return nil
+        }
+    }
+
+    /// - Parameter rd: never x0.
+    private static func other(_ code: OtherOpCode, _ rd: UInt32, _ rs1: UInt32, _ operand: Int32) -> DecodedOp {
+        make(.other, rd: rd, rs1: rs1, imm: code.immediate(operand))
+    }
+
+    /// Loads and stores of bytes and halfwords (Zcb).
+    private static func shortAccess(_ word: UInt32, _ register: UInt32, _ rs1: UInt32) -> DecodedOp? {
+        let immB = bits(word, 6, 6, at: 0) | bits(word, 5, 5, at: 1)
+        let immH = bits(word, 5, 5, at: 1)
+        switch word >> 10 & 7 {
+        case 0: return other(.lbu, register, rs1, immB)
+        case 1: return other(word >> 6 & 1 == 0 ? .lhu : .lh, register, rs1, immH)
+        case 2: return other(.sb, register, rs1, immB)
+        case 3 where word >> 6 & 1 == 0: return other(.sh, register, rs1, immH)
         default: return nil
         }
     }
@@ -103,10 +121,20 @@ enum CompressedDecoder {
             case (0, 3): code = .and
             case (1, 0): code = .subw
             case (1, 1): code = .addw
-            default: return nil
+            case (1, 2): return other(.mul, rd, rd, rs2)
+            default: return unary(word, rd)
             }
             return make(code, rd: rd, rs1: rd, imm: rs2)
         }
+    }
+
+    /// What changes one register (Zcb).
+    private static func unary(_ word: UInt32, _ rd: UInt32) -> DecodedOp? {
+        guard word >> 12 & 1 == 1 else { return nil }
+        let codes: [OtherOpCode] = [.zextB, .sextB, .zextH, .sextH, .zextW, .not]
+        let function = Int(word >> 2 & 7)
+        guard function < codes.count else { return nil }
+        return other(codes[function], rd, rd, 0)
     }
 
     private static func quadrant2(_ word: UInt32) -> DecodedOp? {

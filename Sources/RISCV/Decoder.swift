@@ -1,12 +1,21 @@
-/// Translates instruction words to ops.
-enum Decoder {
+import InstructionSets
+
+/// Translates instruction words to ops. What an extension brings is an instruction only where the harts have it: ops
+/// are not asked again when they run.
+struct Decoder {
+    /// What the harts have.
+    let has: RISCVExtensions
+
     /// - Parameters:
     ///   - word: the instruction; only the low half counts for a compressed one.
     ///   - offset: of the instruction in its page, or nil if near branches are
     ///     not allowed because the op is in no page's table.
-    static func decode(_ word: UInt32, offset: Int?) -> DecodedOp {
-        if word & 3 != 3 { return CompressedDecoder.decode(UInt16(truncatingIfNeeded: word), offset: offset) }
-        return decode32(word, offset) ?? illegal(word)
+    func decode(_ word: UInt32, offset: Int?) -> DecodedOp {
+        let op =
+            word & 3 != 3
+            ? CompressedDecoder.decode(word & 0xffff, offset: offset) : decode32(word, offset)
+        if let op, has.isSuperset(of: op.needs) { return op }
+        return Decoder.illegal(word & 3 != 3 ? word & 0xffff : word)
     }
 
     static func illegal(_ word: UInt32) -> DecodedOp {
@@ -77,7 +86,7 @@ enum Decoder {
         #endif
     }
 
-    private static func decode32(_ word: UInt32, _ offset: Int?) -> DecodedOp? {
+    private func decode32(_ word: UInt32, _ offset: Int?) -> DecodedOp? {
         let rd = word >> 7 & 31
         let rs1 = word >> 15 & 31
         let rs2 = word >> 20 & 31
@@ -88,45 +97,56 @@ enum Decoder {
         case 0x00:
             guard function < 7 else { return nil }
             let codes: [OpCode] = [.lb, .lh, .lw, .ld, .lbu, .lhu, .lwu]
-            return make(codes[Int(function)], rd: rd, rs1: rs1, imm: immI)
+            return Decoder.make(codes[Int(function)], rd: rd, rs1: rs1, imm: immI)
         case 0x01:
-            guard function == 2 || function == 3 else { return nil }
-            return makePlain(function == 2 ? .flw : .fld, rs2: rd, rs1: rs1, imm: immI)
+            switch function {
+            case 1: return Decoder.makePlain(.flh, rs2: rd, rs1: rs1, imm: immI)
+            case 2: return Decoder.makePlain(.flw, rs2: rd, rs1: rs1, imm: immI)
+            case 3: return Decoder.makePlain(.fld, rs2: rd, rs1: rs1, imm: immI)
+            default: return nil
+            }
         case 0x03:
             switch function {
-            case 0: return make(needsHostFence(word) ? .fence : .nop)
-            case 1: return make(.fenceI)
+            case 0: return Decoder.make(Decoder.needsHostFence(word) ? .fence : .nop)
+            case 1: return Decoder.make(.fenceI)
+            case 2: return cacheBlock(word, rd, rs1)
             default: return nil
             }
         case 0x04: return immediate(word, rd, rs1, function, immI)
-        case 0x05: return make(.auipc, rd: rd, imm: Int32(bitPattern: word & 0xffff_f000))
+        case 0x05: return Decoder.make(.auipc, rd: rd, imm: Int32(bitPattern: word & 0xffff_f000))
         case 0x06: return immediateWord(word, rd, rs1, function, immI)
         case 0x08:
             guard function < 4 else { return nil }
             let codes: [OpCode] = [.sb, .sh, .sw, .sd]
-            return makePlain(codes[Int(function)], rs2: rs2, rs1: rs1, imm: immS(word))
+            return Decoder.makePlain(codes[Int(function)], rs2: rs2, rs1: rs1, imm: Decoder.immS(word))
         case 0x09:
-            guard function == 2 || function == 3 else { return nil }
-            return makePlain(function == 2 ? .fsw : .fsd, rs2: rs2, rs1: rs1, imm: immS(word))
+            let imm = Decoder.immS(word)
+            switch function {
+            case 1: return Decoder.makePlain(.fsh, rs2: rs2, rs1: rs1, imm: imm)
+            case 2: return Decoder.makePlain(.fsw, rs2: rs2, rs1: rs1, imm: imm)
+            case 3: return Decoder.makePlain(.fsd, rs2: rs2, rs1: rs1, imm: imm)
+            default: return nil
+            }
         case 0x0b: return atomic(word, rd, rs2, function)
         case 0x0c: return registers(word, rd, rs1, rs2, function)
-        case 0x0d: return make(.li, rd: rd, imm: Int32(bitPattern: word & 0xffff_f000))
+        case 0x0d: return Decoder.make(.li, rd: rd, imm: Int32(bitPattern: word & 0xffff_f000))
         case 0x0e: return registersWord(word, rd, rs1, rs2, function)
         case 0x10, 0x11, 0x12, 0x13:
-            guard word >> 25 & 3 < 2 else { return nil }
-            return makePlain(fusedMultiplyAdd(word, function), rs2: rd, rs1: rs1, imm: raw)
+            guard word >> 25 & 3 < 2, has.contains(word >> 25 & 1 == 0 ? .f : .d) else { return nil }
+            return Decoder.makePlain(fusedMultiplyAdd(word, function), rs2: rd, rs1: rs1, imm: raw)
         case 0x14:
+            guard hasFloat(word, rs2, function) else { return nil }
             let code = float(word, rs2, function)
             // To an x register.
             if code == .feqD || code == .fltD || code == .fleD || code == .fmvXD {
-                return make(code, rd: rd, rs1: rs1, imm: raw)
+                return Decoder.make(code, rd: rd, rs1: rs1, imm: raw)
             }
-            return makePlain(code, rs2: rd, rs1: rs1, imm: raw)
-        case 0x18: return branch(function, rs1, rs2, immB(word), length: 2, offset: offset)
+            return Decoder.makePlain(code, rs2: rd, rs1: rs1, imm: raw)
+        case 0x18: return Decoder.branch(function, rs1, rs2, Decoder.immB(word), length: 2, offset: offset)
         case 0x19:
             guard function == 0 else { return nil }
-            return make(rd == 0 ? .jr : .jalr, rd: rd, rs1: rs1, imm: immI)
-        case 0x1b: return jump(immJ(word), link: rd, length: 2, offset: offset)
+            return Decoder.make(rd == 0 ? .jr : .jalr, rd: rd, rs1: rs1, imm: immI)
+        case 0x1b: return Decoder.jump(Decoder.immJ(word), link: rd, length: 2, offset: offset)
         case 0x1c: return system(word, rd, rs1, rs2, function)
         default: return nil
         }
@@ -135,16 +155,52 @@ enum Decoder {
     /// Rounding to nearest, or as frm says: `floatFast` is about both.
     private static func isUsualRounding(_ function: UInt32) -> Bool { function == 0 || function == 7 }
 
-    private static func fusedMultiplyAdd(_ word: UInt32, _ function: UInt32) -> OpCode {
-        word >> 25 & 3 == 1 && isUsualRounding(function) ? .fmaD : .float
+    private func fusedMultiplyAdd(_ word: UInt32, _ function: UInt32) -> OpCode {
+        word >> 25 & 3 == 1 && Decoder.isUsualRounding(function) ? .fmaD : .float
     }
 
-    private static func float(_ word: UInt32, _ rs2: UInt32, _ function: UInt32) -> OpCode {
+    /// Whether OP-FP's operation is of an extension that is there; what it is no instruction for, it finds itself.
+    private func hasFloat(_ word: UInt32, _ rs2: UInt32, _ function: UInt32) -> Bool {
+        let operation = word >> 27
+        switch word >> 25 & 3 {
+        case 0: guard has.contains(.f) else { return false }
+        case 1: guard has.contains(.d) else { return false }
+        case 2: return has.contains(.zfhmin) && (operation != 8 || rs2 != 1 || has.contains(.d))
+        default: return false
+        }
+        switch operation {
+        case 5 where function == 2 || function == 3: return has.contains(.zfa)
+        case 8:
+            switch rs2 {
+            case 0: return true
+            case 1: return has.contains(.d)
+            case 2: return has.contains(.zfhmin)
+            default: return has.contains(.zfa)
+            }
+        case 20 where function == 4 || function == 5: return has.contains(.zfa)
+        case 24 where rs2 == 8: return has.contains(.zfa)
+        case 30 where rs2 == 1: return has.contains(.zfa)
+        default: return true
+        }
+    }
+
+    /// cbo.inval, cbo.clean, cbo.flush and cbo.zero.
+    private func cacheBlock(_ word: UInt32, _ rd: UInt32, _ rs1: UInt32) -> DecodedOp? {
+        guard rd == 0 else { return nil }
+        switch word >> 20 {
+        case 0, 1, 2: guard has.contains(.zicbom) else { return nil }
+        case 4: guard has.contains(.zicboz) else { return nil }
+        default: return nil
+        }
+        return Decoder.make(.cacheBlock, rs1: rs1, imm: Int32(bitPattern: word))
+    }
+
+    private func float(_ word: UInt32, _ rs2: UInt32, _ function: UInt32) -> OpCode {
         switch word >> 25 {
-        case 0x01: return isUsualRounding(function) ? .faddD : .float
-        case 0x05: return isUsualRounding(function) ? .fsubD : .float
-        case 0x09: return isUsualRounding(function) ? .fmulD : .float
-        case 0x0d: return isUsualRounding(function) ? .fdivD : .float
+        case 0x01: return Decoder.isUsualRounding(function) ? .faddD : .float
+        case 0x05: return Decoder.isUsualRounding(function) ? .fsubD : .float
+        case 0x09: return Decoder.isUsualRounding(function) ? .fmulD : .float
+        case 0x0d: return Decoder.isUsualRounding(function) ? .fdivD : .float
         case 0x11: return function == 0 ? .fsgnjD : .float
         case 0x51: return function == 0 ? .fleD : function == 1 ? .fltD : function == 2 ? .feqD : .float
         case 0x71: return rs2 == 0 && function == 0 ? .fmvXD : .float
@@ -167,15 +223,15 @@ enum Decoder {
         return (Int32(bitPattern: word) >> 31) << 20 | Int32(bitPattern: low)
     }
 
-    private static func immediate(_ word: UInt32, _ rd: UInt32, _ rs1: UInt32, _ function: UInt32, _ imm: Int32)
+    private func immediate(_ word: UInt32, _ rd: UInt32, _ rs1: UInt32, _ function: UInt32, _ imm: Int32)
         -> DecodedOp?
     {
         let shift = imm & 63
         let upper = word >> 26
-        func op(_ code: OpCode, _ imm: Int32) -> DecodedOp { make(code, rd: rd, rs1: rs1, imm: imm) }
+        func op(_ code: OpCode, _ imm: Int32) -> DecodedOp { Decoder.make(code, rd: rd, rs1: rs1, imm: imm) }
         switch function {
         case 0:
-            if rd == 0 { return make(.nop) }
+            if rd == 0 { return Decoder.make(.nop) }
             if rs1 == 0 { return op(.li, imm) }
             return op(imm == 0 ? .mv : .addi, imm)
         case 1:
@@ -213,11 +269,11 @@ enum Decoder {
         }
     }
 
-    private static func immediateWord(_ word: UInt32, _ rd: UInt32, _ rs1: UInt32, _ function: UInt32, _ imm: Int32)
+    private func immediateWord(_ word: UInt32, _ rd: UInt32, _ rs1: UInt32, _ function: UInt32, _ imm: Int32)
         -> DecodedOp?
     {
         let shift = imm & 31
-        func op(_ code: OpCode, _ imm: Int32) -> DecodedOp { make(code, rd: rd, rs1: rs1, imm: imm) }
+        func op(_ code: OpCode, _ imm: Int32) -> DecodedOp { Decoder.make(code, rd: rd, rs1: rs1, imm: imm) }
         switch function {
         case 0: return op(.addiw, imm)
         case 1:
@@ -244,9 +300,12 @@ enum Decoder {
         }
     }
 
-    private static func registers(
+    private func registers(
         _ word: UInt32, _ rd: UInt32, _ rs1: UInt32, _ rs2: UInt32, _ function: UInt32
     ) -> DecodedOp? {
+        func other(_ code: OtherOpCode) -> DecodedOp {
+            Decoder.make(.other, rd: rd, rs1: rs1, imm: code.immediate(Int32(bitPattern: rs2)))
+        }
         let code: OpCode
         switch (word >> 25, function) {
         case (0x00, 0): code = .add
@@ -270,10 +329,15 @@ enum Decoder {
         case (0x01, 5): code = .divu
         case (0x01, 6): code = .rem
         case (0x01, 7): code = .remu
+        case (0x05, 1): return other(.clmul)
+        case (0x05, 2): return other(.clmulr)
+        case (0x05, 3): return other(.clmulh)
         case (0x05, 4): code = .min
         case (0x05, 5): code = .minu
         case (0x05, 6): code = .max
         case (0x05, 7): code = .maxu
+        case (0x07, 5): return other(.czeroEqz)
+        case (0x07, 7): return other(.czeroNez)
         case (0x10, 2): code = .sh1add
         case (0x10, 4): code = .sh2add
         case (0x10, 6): code = .sh3add
@@ -285,10 +349,10 @@ enum Decoder {
         case (0x34, 1): code = .binv
         default: return nil
         }
-        return make(code, rd: rd, rs1: rs1, imm: Int32(bitPattern: rs2))
+        return Decoder.make(code, rd: rd, rs1: rs1, imm: Int32(bitPattern: rs2))
     }
 
-    private static func registersWord(
+    private func registersWord(
         _ word: UInt32, _ rd: UInt32, _ rs1: UInt32, _ rs2: UInt32, _ function: UInt32
     ) -> DecodedOp? {
         let code: OpCode
@@ -314,34 +378,46 @@ enum Decoder {
         case (0x30, 5): code = .rorw
         default: return nil
         }
-        return make(code, rd: rd, rs1: rs1, imm: Int32(bitPattern: rs2))
+        return Decoder.make(code, rd: rd, rs1: rs1, imm: Int32(bitPattern: rs2))
     }
 
-    private static func atomic(_ word: UInt32, _ rd: UInt32, _ rs2: UInt32, _ function: UInt32) -> DecodedOp? {
-        guard function == 2 || function == 3 else { return nil }
+    private func atomic(_ word: UInt32, _ rd: UInt32, _ rs2: UInt32, _ function: UInt32) -> DecodedOp? {
+        switch word >> 27 {
+        case 5:
+            // amocas.q is about pairs of registers, which begin with an even one.
+            guard has.contains(.zacas), 2...4 ~= function, function < 4 || (rd | rs2) & 1 == 0 else { return nil }
+            return Decoder.make(.atomic, rd: rd, imm: Int32(bitPattern: word))
+        default: guard function == 2 || function == 3 else { return nil }
+        }
         switch word >> 27 {
         case 2: guard rs2 == 0 else { return nil }
         case 0, 1, 3, 4, 8, 12, 16, 20, 24, 28: break
         default: return nil
         }
-        return make(.atomic, rd: rd, imm: Int32(bitPattern: word))
+        return Decoder.make(.atomic, rd: rd, imm: Int32(bitPattern: word))
     }
 
-    private static func system(
+    private func system(
         _ word: UInt32, _ rd: UInt32, _ rs1: UInt32, _ rs2: UInt32, _ function: UInt32
     ) -> DecodedOp? {
         if function != 0 {
-            return function == 4 ? nil : make(.csr, rd: rd, rs1: rs1, imm: Int32(bitPattern: word))
+            return function == 4 ? nil : Decoder.make(.csr, rd: rd, rs1: rs1, imm: Int32(bitPattern: word))
         }
         switch word {
-        case 0x0000_0073: return make(.ecall)
-        case 0x0010_0073: return make(.ebreak)
-        case 0x3020_0073: return make(.mret)
-        case 0x1020_0073: return make(.sret)
-        case 0x1050_0073: return make(.wfi)
+        case 0x0000_0073: return Decoder.make(.ecall)
+        case 0x0010_0073: return Decoder.make(.ebreak)
+        case 0x3020_0073: return Decoder.make(.mret)
+        case 0x1020_0073: return Decoder.make(.sret)
+        case 0x1050_0073: return Decoder.make(.wfi)
+        case 0x00d0_0073, 0x01d0_0073: return Decoder.make(.waitOnReservation, imm: Int32(bitPattern: word))
+        case 0x1800_0073, 0x1810_0073: return Decoder.make(.invalidationFence, imm: Int32(bitPattern: word))
         default:
-            guard word >> 25 == 9, rd == 0 else { return nil }
-            return make(.sfenceVMA, rs1: rs1, imm: Int32(bitPattern: rs2))
+            guard rd == 0 else { return nil }
+            switch word >> 25 {
+            case 9: return Decoder.make(.sfenceVMA, rs1: rs1, imm: Int32(bitPattern: word))
+            case 11: return Decoder.make(.sinvalVMA, rs1: rs1, imm: Int32(bitPattern: word))
+            default: return nil
+            }
         }
     }
 }

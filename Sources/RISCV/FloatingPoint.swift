@@ -11,6 +11,16 @@ func unboxed(_ value: UInt64) -> UInt32 {
     value >> 32 == 0xffff_ffff ? UInt32(truncatingIfNeeded: value) : 0x7fc0_0000
 }
 
+/// A half-precision value in a register.
+@inline(__always)
+func nanBoxed(_ value: UInt16) -> UInt64 { UInt64(value) | 0xffff_ffff_ffff_0000 }
+
+/// The half-precision value of a register; one that is not boxed is the canonical NaN.
+@inline(__always)
+private func unboxedHalf(_ value: UInt64) -> UInt16 {
+    value >> 16 == 0xffff_ffff_ffff ? UInt16(truncatingIfNeeded: value) : 0x7e00
+}
+
 private let signS: UInt32 = 1 << 31
 private let signD: UInt64 = 1 << 63
 
@@ -46,12 +56,21 @@ extension UnsafeMutablePointer where Pointee == HartState {
         var flags: UInt8 = 0
         let done =
             word & 0x7f == 0x53
-            ? (word >> 25 & 1 != 0 ? operateD(word, &flags) : operateS(word, &flags))
+            ? operate(word, &flags)
             : fusedMultiplyAdd(word, &flags)
         guard done else { return illegal(op, word) }
         pointee.fflags |= flags
         updateFloatFast()
         return op + d.step
+    }
+
+    private func operate(_ word: UInt32, _ flags: inout UInt8) -> Bool {
+        switch word >> 25 & 3 {
+        case 0: operateS(word, &flags)
+        case 1: operateD(word, &flags)
+        case 2: operateH(word, &flags)
+        default: false
+        }
     }
 
     private func fusedMultiplyAdd(_ word: UInt32, _ flags: inout UInt8) -> Bool {
@@ -88,7 +107,6 @@ extension UnsafeMutablePointer where Pointee == HartState {
         let a = f[first]
         let b = f[second]
         let function = word >> 12 & 7
-        guard word >> 26 & 1 == 0 else { return false }
         switch word >> 27 {
         case 0:
             guard let rm = rounding(function) else { return false }
@@ -119,16 +137,26 @@ extension UnsafeMutablePointer where Pointee == HartState {
             switch function {
             case 0: f[rd] = SoftFloat.min64(a, b, flags: &flags)
             case 1: f[rd] = SoftFloat.max64(a, b, flags: &flags)
+            case 2: f[rd] = SoftFloat.minimum64(a, b, flags: &flags)
+            case 3: f[rd] = SoftFloat.maximum64(a, b, flags: &flags)
             default: return false
             }
         case 8:
-            guard second == 0, rounding(function) != nil else { return false }
-            f[rd] = SoftFloat.f32ToF64(unboxed(a), flags: &flags)
+            guard let rm = rounding(function) else { return false }
+            switch second {
+            case 0: f[rd] = SoftFloat.f32ToF64(unboxed(a), flags: &flags)
+            case 2: f[rd] = SoftFloat.f16ToF64(unboxedHalf(a), flags: &flags)
+            case 4: f[rd] = SoftFloat.roundToIntegral64(a, rm: rm, raisesInexact: false, flags: &flags)
+            case 5: f[rd] = SoftFloat.roundToIntegral64(a, rm: rm, raisesInexact: true, flags: &flags)
+            default: return false
+            }
         case 20:
             switch function {
             case 0: setInteger(rd, SoftFloat.le64(a, b, flags: &flags) ? 1 : 0)
             case 1: setInteger(rd, SoftFloat.lt64(a, b, flags: &flags) ? 1 : 0)
             case 2: setInteger(rd, SoftFloat.eq64(a, b, flags: &flags) ? 1 : 0)
+            case 4: setInteger(rd, SoftFloat.quietLE64(a, b, flags: &flags) ? 1 : 0)
+            case 5: setInteger(rd, SoftFloat.quietLT64(a, b, flags: &flags) ? 1 : 0)
             default: return false
             }
         case 24:
@@ -138,6 +166,9 @@ extension UnsafeMutablePointer where Pointee == HartState {
             case 1: setInteger(rd, signExtended(SoftFloat.toUInt32_64(a, rm: rm, flags: &flags)))
             case 2: setInteger(rd, UInt64(bitPattern: SoftFloat.toInt64_64(a, rm: rm, flags: &flags)))
             case 3: setInteger(rd, SoftFloat.toUInt64_64(a, rm: rm, flags: &flags))
+            case 8:
+                guard function == SoftFloat.roundingTowardZero else { return false }
+                setInteger(rd, extended(SoftFloat.toInt32Modular_64(a, flags: &flags)))
             default: return false
             }
         case 26:
@@ -158,8 +189,12 @@ extension UnsafeMutablePointer where Pointee == HartState {
             default: return false
             }
         case 30:
-            guard second == 0, function == 0 else { return false }
-            f[rd] = x[first]
+            guard function == 0 else { return false }
+            switch second {
+            case 0: f[rd] = x[first]
+            case 1: f[rd] = FloatConstant.double(first)
+            default: return false
+            }
         default: return false
         }
         return true
@@ -174,7 +209,6 @@ extension UnsafeMutablePointer where Pointee == HartState {
         let a = unboxed(f[first])
         let b = unboxed(f[second])
         let function = word >> 12 & 7
-        guard word >> 26 & 1 == 0 else { return false }
         switch word >> 27 {
         case 0:
             guard let rm = rounding(function) else { return false }
@@ -202,16 +236,26 @@ extension UnsafeMutablePointer where Pointee == HartState {
             switch function {
             case 0: f[rd] = nanBoxed(SoftFloat.min32(a, b, flags: &flags))
             case 1: f[rd] = nanBoxed(SoftFloat.max32(a, b, flags: &flags))
+            case 2: f[rd] = nanBoxed(SoftFloat.minimum32(a, b, flags: &flags))
+            case 3: f[rd] = nanBoxed(SoftFloat.maximum32(a, b, flags: &flags))
             default: return false
             }
         case 8:
-            guard second == 1, let rm = rounding(function) else { return false }
-            f[rd] = nanBoxed(SoftFloat.f64ToF32(f[first], rm: rm, flags: &flags))
+            guard let rm = rounding(function) else { return false }
+            switch second {
+            case 1: f[rd] = nanBoxed(SoftFloat.f64ToF32(f[first], rm: rm, flags: &flags))
+            case 2: f[rd] = nanBoxed(SoftFloat.f16ToF32(unboxedHalf(f[first]), flags: &flags))
+            case 4: f[rd] = nanBoxed(SoftFloat.roundToIntegral32(a, rm: rm, raisesInexact: false, flags: &flags))
+            case 5: f[rd] = nanBoxed(SoftFloat.roundToIntegral32(a, rm: rm, raisesInexact: true, flags: &flags))
+            default: return false
+            }
         case 20:
             switch function {
             case 0: setInteger(rd, SoftFloat.le32(a, b, flags: &flags) ? 1 : 0)
             case 1: setInteger(rd, SoftFloat.lt32(a, b, flags: &flags) ? 1 : 0)
             case 2: setInteger(rd, SoftFloat.eq32(a, b, flags: &flags) ? 1 : 0)
+            case 4: setInteger(rd, SoftFloat.quietLE32(a, b, flags: &flags) ? 1 : 0)
+            case 5: setInteger(rd, SoftFloat.quietLT32(a, b, flags: &flags) ? 1 : 0)
             default: return false
             }
         case 24:
@@ -241,8 +285,37 @@ extension UnsafeMutablePointer where Pointee == HartState {
             default: return false
             }
         case 30:
-            guard second == 0, function == 0 else { return false }
-            f[rd] = nanBoxed(UInt32(truncatingIfNeeded: x[first]))
+            guard function == 0 else { return false }
+            switch second {
+            case 0: f[rd] = nanBoxed(UInt32(truncatingIfNeeded: x[first]))
+            case 1: f[rd] = nanBoxed(FloatConstant.single(first))
+            default: return false
+            }
+        default: return false
+        }
+        return true
+    }
+
+    // MARK: Half precision (Zfhmin)
+
+    private func operateH(_ word: UInt32, _ flags: inout UInt8) -> Bool {
+        let rd = Int(word >> 7 & 31)
+        let first = Int(word >> 15 & 31)
+        let second = word >> 20 & 31
+        let function = word >> 12 & 7
+        switch (word >> 27, second) {
+        case (8, 0):
+            guard let rm = rounding(function) else { return false }
+            f[rd] = nanBoxed(SoftFloat.f32ToF16(unboxed(f[first]), rm: rm, flags: &flags))
+        case (8, 1):
+            guard let rm = rounding(function) else { return false }
+            f[rd] = nanBoxed(SoftFloat.f64ToF16(f[first], rm: rm, flags: &flags))
+        case (28, 0):
+            guard function == 0 else { return false }
+            setInteger(rd, UInt64(bitPattern: Int64(Int16(truncatingIfNeeded: f[first]))))
+        case (30, 0):
+            guard function == 0 else { return false }
+            f[rd] = nanBoxed(UInt16(truncatingIfNeeded: x[first]))
         default: return false
         }
         return true
@@ -253,6 +326,42 @@ extension UnsafeMutablePointer where Pointee == HartState {
     }
 
     private func extended(_ value: Int32) -> UInt64 { UInt64(bitPattern: Int64(value)) }
+}
+
+/// What fli loads (Zfa), by the number that stands for rs1.
+enum FloatConstant {
+    static func double(_ index: Int) -> UInt64 {
+        index == 1 ? 1 << 52 : index == 31 ? SoftFloat.canonicalNaN64 : value(index).bitPattern
+    }
+    static func single(_ index: Int) -> UInt32 {
+        index == 1 ? 1 << 23 : index == 31 ? SoftFloat.canonicalNaN32 : Float(value(index)).bitPattern
+    }
+
+    /// Those that are the same number in each precision.
+    private static func value(_ index: Int) -> Double {
+        switch index {
+        case 0: -1
+        case 2: 0x1p-16
+        case 3: 0x1p-15
+        case 4: 0x1p-8
+        case 5: 0x1p-7
+        case 6: 0.0625
+        case 7: 0.125
+        // Two fraction bits from here on.
+        case 8...19: Double(4 + index & 3) * (index < 12 ? 0.0625 : index < 16 ? 0.125 : 0.25)
+        case 20: 2
+        case 21: 2.5
+        case 22: 3
+        case 23: 4
+        case 24: 8
+        case 25: 16
+        case 26: 128
+        case 27: 256
+        case 28: 0x1p15
+        case 29: 0x1p16
+        default: .infinity
+        }
+    }
 }
 
 /// The host's arithmetic where it gives the same result and cannot raise a

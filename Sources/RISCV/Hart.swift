@@ -1,8 +1,8 @@
 import BatonRuntime
 @_exported import InstructionSets
 
-/// One RISC-V hart: RV64GC with Zba, Zbb, Zbs, Sstc and Svadu, modes M, S and
-/// U, Sv39 and Sv48. Main thread only.
+/// One RISC-V hart: RV64I in modes M, S and U, with what `RISCVProcessor` says.
+/// Main thread only.
 ///
 /// Its registers live in one raw allocation, `state`, which the interpreter
 /// works on; this class is the hart's face to the rest of the VMM.

@@ -13,15 +13,22 @@ extension Hart {
         ("mtimecmp", \.mtimecmp), ("instret-offset", \.instretOffset), ("cycle-offset", \.cycleOffset),
     ]
 
-    /// Bits that may be set in a register of a checkpoint; all where not named.
+    /// Bits that may be set in a register of a checkpoint; all where not named, or by `allowedEnvironment`.
     private static let allowed: [String: UInt64] = [
         "medeleg": CSR.delegableExceptions, "mideleg": CSR.supervisorInterrupts, "mie": CSR.allInterrupts,
         "mip": CSR.allInterrupts, "mtvec": ~2, "mepc": ~1, "mcounteren": 0xffff_ffff, "mcountinhibit": 0xffff_fffd,
-        "menvcfg": MEnvCfg.writable, "senvcfg": MEnvCfg.fiom, "stvec": ~2, "sepc": ~1, "scounteren": 0xffff_ffff,
+        "stvec": ~2, "sepc": ~1, "scounteren": 0xffff_ffff,
     ]
+
+    /// The bits of menvcfg and senvcfg, which depend on what the hart has.
+    private func allowedEnvironment(_ has: RISCVExtensions) -> [String: UInt64] {
+        let timer = accelerator.sbi == nil ? 0 : EnvCfg.stce
+        return ["menvcfg": EnvCfg.machine(has) | timer, "senvcfg": EnvCfg.supervisor(has)]
+    }
 
     public func save(to writer: inout StateWriter) {
         let s = state.pointee
+        accelerator.saveProcessor(to: &writer)
         writer.put("pc", s.pc)
         writer.put("mode", UInt64(s.mode))
         writer.put("x", (0..<32).map { state.x[$0] })
@@ -47,6 +54,9 @@ extension Hart {
     }
 
     public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
+        let processor = try accelerator.processorLoader(of: reader, hart: index)
+        let has = processor.extensions
+        let environment = allowedEnvironment(has)
         var new = state.pointee
         new.pc = try reader.unsigned("pc")
         new.mode = UInt8(truncatingIfNeeded: try reader.unsigned("mode", in: 0...3))
@@ -57,7 +67,7 @@ extension Hart {
         new.mstatus = try reader.unsigned("mstatus")
         for (name, path) in Hart.plain {
             let value = try reader.unsigned(name)
-            try check(reader, name, value, value & ~(Hart.allowed[name] ?? UInt64.max) == 0)
+            try check(reader, name, value, value & ~(environment[name] ?? Hart.allowed[name] ?? UInt64.max) == 0)
             new[keyPath: path] = value
         }
         new.externalSEIP = try reader.bool("external-seip")
@@ -81,11 +91,8 @@ extension Hart {
         try check(reader, "x", x[0], x[0] == 0)
         try check(
             reader, "mstatus", new.mstatus,
-            new.mstatus & ~MStatus.writable == MStatus.fixed && new.mstatus & MStatus.mpp != 2 << 11)
-        let satpMode = new.satp >> 60
-        try check(
-            reader, "satp", new.satp,
-            satpMode == SATPMode.bare || satpMode == SATPMode.sv39 || satpMode == SATPMode.sv48)
+            new.mstatus & ~MStatus.writable(has) == MStatus.fixed && new.mstatus & MStatus.mpp != 2 << 11)
+        try check(reader, "satp", new.satp, SATPMode.isThere(new.satp >> 60, has))
         for address in pmpaddr { try check(reader, "pmpaddr", address, address & ~PMP.addressMask == 0) }
         for config in pmpcfg { try check(reader, "pmpcfg", UInt64(config), config & 0x60 == 0) }
         guard let hsmState = HSMState(rawValue: UInt8(truncatingIfNeeded: hsm)), hsm < 256 else {
@@ -99,6 +106,7 @@ extension Hart {
 
         return { [self] in
             applyAIA?()
+            accelerator.processor = processor
             new.hsm = hsmState
             new.hasBuiltinSBI = usesSBI
             new.budget = 0

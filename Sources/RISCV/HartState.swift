@@ -1,4 +1,5 @@
 import Glibc
+import InstructionSets
 
 /// A hart's state lives in one raw allocation so that the interpreter reaches
 /// registers and TLBs as displacements from a single pointer, without reference
@@ -171,6 +172,9 @@ extension UnsafeMutablePointer where Pointee == HartState {
         (UnsafeMutableRawPointer(self) - 1136).assumingMemoryBound(to: DecodedOp.self)
     }
 
+    /// What the harts have besides RV64I.
+    var has: RISCVExtensions { pointee.cache.pointee.extensions }
+
     /// The program counter of an op of the current page.
     @inline(__always)
     func pc(of op: OpPointer) -> UInt64 {
@@ -200,7 +204,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         // Level inputs stay what their controllers drive.
         fresh.mip = pointee.mip & (1 << 3 | 1 << 11)
         fresh.mstatus = MStatus.fixed
-        fresh.menvcfg = MEnvCfg.adue
+        fresh.menvcfg = EnvCfg.atReset(has)
         pointee = fresh
         for index in 0..<64 { x[index] = 0 }
         for index in 0..<32 { f[index] = 0 }

@@ -900,8 +900,9 @@ func interpret(_ s: HartPointer) {
                 continue
             }
 
-        case .undecoded, .crossing, .refetch, .fenceI, .fmaD, .float, .atomic, .csr, .ecall, .ebreak, .mret, .sret,
-            .wfi, .sfenceVMA, .illegal:
+        case .undecoded, .crossing, .refetch, .fenceI, .other, .flh, .fsh, .fmaD, .float, .atomic, .csr, .ecall,
+            .ebreak, .mret, .sret, .wfi, .waitOnReservation, .sfenceVMA, .sinvalVMA, .invalidationFence, .cacheBlock,
+            .illegal:
             break
         }
         s.pointee.budget = budget

@@ -98,9 +98,11 @@ extension UnsafeMutablePointer where Pointee == HartState {
         return setAside(UInt32(low) | UInt32(high) << 16)
     }
 
+    private var decoder: Decoder { Decoder(has: has) }
+
     /// Decodes an instruction to `scratch`, with what leads on behind it.
     private func setAside(_ word: UInt32) -> OpPointer {
-        scratch[0] = Decoder.decode(word, offset: nil)
+        scratch[0] = decoder.decode(word, offset: nil)
         scratch[1] = DecodedOp(code: .pageEnd)
         scratch[2] = DecodedOp(code: .pageEnd)
         return scratch
@@ -138,11 +140,11 @@ extension UnsafeMutablePointer where Pointee == HartState {
         let code = table.host + slot * 2
         let low = code.loadUnaligned(as: UInt16.self)
         if low & 3 != 3 {
-            op.pointee = Decoder.decode(UInt32(low), offset: slot * 2)
+            op.pointee = decoder.decode(UInt32(low), offset: slot * 2)
         } else if slot == CodeCache.slots - 1 {
             op.pointee = DecodedOp(code: .crossing)
         } else {
-            op.pointee = Decoder.decode(code.loadUnaligned(as: UInt32.self), offset: slot * 2)
+            op.pointee = decoder.decode(code.loadUnaligned(as: UInt32.self), offset: slot * 2)
         }
         return op
     }

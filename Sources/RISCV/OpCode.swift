@@ -1,3 +1,5 @@
+import InstructionSets
+
 /// What a decoded op does. The raw value is the declaration order.
 ///
 /// Operands are in the fields of `DecodedOp`: `rd`, `rs1` and an immediate;
@@ -41,8 +43,13 @@ enum OpCode: UInt8 {
     case rol, ror, rori, rolw, rorw, roriw, orcB, rev8
     case bclr, bext, binv, bset, bclri, bexti, binvi, bseti
 
+    // Zbc, Zicond and Zcb, which programs have for a few places: see `OtherOpCode`.
+    case other
+
     // F and D
     case flw, fld, fsw, fsd
+    // Zfhmin's, not in the loop.
+    case flh, fsh
     // Double precision where the host serves. Like all the rest of F and D
     // (`float`), they have the instruction word as the immediate.
     case faddD, fsubD, fmulD, fdivD, fmaD
@@ -53,7 +60,9 @@ enum OpCode: UInt8 {
     case atomic
 
     // Zicsr and privileged
-    case csr, ecall, ebreak, mret, sret, wfi, sfenceVMA
+    case csr, ecall, ebreak, mret, sret, wfi
+    // The instruction word is the immediate: Zawrs; sfence.vma and Svinval's parts of it; Zicbom and Zicboz.
+    case waitOnReservation, sfenceVMA, sinvalVMA, invalidationFence, cacheBlock
     /// The instruction word is the immediate, 16 bits wide for a compressed one.
     case illegal
 
@@ -92,6 +101,28 @@ extension OpCode {
         case .addw: .cAddw
         case .subw: .cSubw
         default: self
+        }
+    }
+}
+
+extension OpCode {
+    /// What the harts must have. Where the op is for instructions of several extensions, the decoder looks at the word.
+    var needs: RISCVExtensions {
+        switch self {
+        case .mul, .mulh, .mulhsu, .mulhu, .div, .divu, .rem, .remu, .mulw, .divw, .divuw, .remw, .remuw: .m
+        case .sh1add, .sh2add, .sh3add, .addUW, .sh1addUW, .sh2addUW, .sh3addUW, .slliUW: .zba
+        case .andn, .orn, .xnor, .clz, .ctz, .cpop, .clzw, .ctzw, .cpopw, .max, .maxu, .min, .minu, .sextB, .sextH,
+            .zextH, .rol, .ror, .rori, .rolw, .rorw, .roriw, .orcB, .rev8:
+            .zbb
+        case .bclr, .bext, .binv, .bset, .bclri, .bexti, .binvi, .bseti: .zbs
+        case .flw, .fsw: .f
+        case .fld, .fsd, .cFld, .cFsd: .d
+        case .flh, .fsh: .zfhmin
+        case .atomic: .a
+        case .fenceI: .zifencei
+        case .waitOnReservation: .zawrs
+        case .sinvalVMA, .invalidationFence: .svinval
+        default: []
         }
     }
 }

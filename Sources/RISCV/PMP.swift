@@ -33,7 +33,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
             let needed = kind == .load ? PMP.read : kind == .store ? PMP.write : PMP.execute
             return config & needed != 0
         }
-        return mode == Mode.machine
+        return mode == Mode.machine || !has.contains(.pmp)
     }
 
     /// Whether what is allowed to one access is allowed to each of its kind in

@@ -1,3 +1,5 @@
+import InstructionSets
+
 /// Bits of a page table entry.
 private enum PTE {
     static let valid: UInt64 = 1
@@ -7,9 +9,10 @@ private enum PTE {
     static let user: UInt64 = 16
     static let accessed: UInt64 = 64
     static let dirty: UInt64 = 128
-    /// N, PBMT (extensions that this hart does not have) and bits that no
-    /// extension uses.
+    /// Svnapot's and Svpbmt's bits, and those that no extension uses.
     static let reserved: UInt64 = 0xffc0_0000_0000_0000
+    static let napot: UInt64 = 1 << 63
+    static let memoryType: UInt64 = 3 << 61
     static let ppn: UInt64 = ((1 << 44) - 1) << 10
 }
 
@@ -18,6 +21,18 @@ enum SATPMode {
     static let bare: UInt64 = 0
     static let sv39: UInt64 = 8
     static let sv48: UInt64 = 9
+    static let sv57: UInt64 = 10
+
+    /// Whether satp can hold a mode.
+    static func isThere(_ mode: UInt64, _ has: RISCVExtensions) -> Bool {
+        switch mode {
+        case bare: true
+        case sv39: has.contains(.sv39)
+        case sv48: has.contains(.sv48)
+        case sv57: has.contains(.sv57)
+        default: false
+        }
+    }
 }
 
 extension UnsafeMutablePointer where Pointee == HartState {
@@ -40,9 +55,11 @@ extension UnsafeMutablePointer where Pointee == HartState {
     }
 
     /// The algorithm of the privileged specification, "Virtual Address
-    /// Translation Process", for Sv39 and Sv48.
+    /// Translation Process", for Sv39, Sv48 and Sv57.
     private func walk(_ address: UInt64, _ kind: AccessKind, _ mode: UInt8) -> UInt64? {
-        let levels: UInt64 = pointee.satp >> 60 == SATPMode.sv39 ? 3 : 4
+        // The modes are numbered by their levels.
+        let levels = pointee.satp >> 60 &- SATPMode.sv39 &+ 3
+        let reserved = reservedBits
         let unused = 64 - (12 + 9 * levels)
         guard UInt64(bitPattern: Int64(bitPattern: address << unused) >> Int64(unused)) == address else {
             return fail(kind.pageFault, address)
@@ -58,21 +75,31 @@ extension UnsafeMutablePointer where Pointee == HartState {
             else { return fail(kind.accessFault, address) }
             let host = range.pointee.host + Int(entryAddress - range.pointee.start)
             let entry = host.load(as: UInt64.self)
-            guard entry & PTE.valid != 0, entry & PTE.reserved == 0,
+            guard entry & PTE.valid != 0, entry & reserved == 0,
                 entry & (PTE.read | PTE.write) != PTE.write
             else { return fail(kind.pageFault, address) }
             if entry & (PTE.read | PTE.execute) == 0 {
-                guard entry & (PTE.accessed | PTE.dirty | PTE.user) == 0 else { return fail(kind.pageFault, address) }
+                guard entry & (PTE.accessed | PTE.dirty | PTE.user | PTE.reserved) == 0 else {
+                    return fail(kind.pageFault, address)
+                }
                 table = (entry & PTE.ppn) << 2
                 continue
             }
-            let inside = (1 << shift) - 1 as UInt64
-            let base = (entry & PTE.ppn) << 2
+            var inside = (1 << shift) - 1 as UInt64
+            var base = (entry & PTE.ppn) << 2
+            if entry & (PTE.napot | PTE.memoryType) != 0 {
+                guard entry & PTE.memoryType != PTE.memoryType else { return fail(kind.pageFault, address) }
+                if entry & PTE.napot != 0 {
+                    // Svnapot has one size: 64 KiB, in the lowest level, with 8 for the low bits of the page number.
+                    guard level == 0, base >> 12 & 15 == 8 else { return fail(kind.pageFault, address) }
+                    inside = 0xffff
+                    base &= ~inside
+                }
+            }
             guard permits(entry, kind, mode), base & inside == 0 else { return fail(kind.pageFault, address) }
             let wanted = PTE.accessed | (kind == .store ? PTE.dirty : 0)
             if entry & wanted != wanted {
-                // Svadu: with menvcfg.ADUE clear, software sets the bits.
-                guard pointee.menvcfg & MEnvCfg.adue != 0 else { return fail(kind.pageFault, address) }
+                guard updatesEntries else { return fail(kind.pageFault, address) }
                 guard allowsPMP(entryAddress, size: 8, .store, Mode.supervisor), !range.pointee.readOnly else {
                     return fail(kind.accessFault, address)
                 }
@@ -82,10 +109,21 @@ extension UnsafeMutablePointer where Pointee == HartState {
                     cache.pointee.dropOps(range, entryAddress, length: 8)
                 }
             }
-            if level > 0 { noteSuperpage(address, size: inside + 1) }
+            if inside > 0xfff { noteSuperpage(address, size: inside + 1) }
             return base | address & inside
         }
         return fail(kind.pageFault, address)
+    }
+
+    /// Bits of a leaf that must be zero.
+    private var reservedBits: UInt64 {
+        PTE.reserved & ~(has.contains(.svnapot) ? PTE.napot : 0)
+            & ~(pointee.menvcfg & EnvCfg.pbmte != 0 ? PTE.memoryType : 0)
+    }
+
+    /// Whether the hart sets A and D: as menvcfg.ADUE says (Svadu), never (Svade alone), or always.
+    private var updatesEntries: Bool {
+        has.contains(.svadu) ? pointee.menvcfg & EnvCfg.adue != 0 : !has.contains(.svade)
     }
 
     private func permits(_ entry: UInt64, _ kind: AccessKind, _ mode: UInt8) -> Bool {

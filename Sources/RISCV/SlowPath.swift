@@ -45,6 +45,17 @@ extension UnsafeMutablePointer where Pointee == HartState {
             guard enableFloat() else { return illegalFloat(op) }
             return slowStore(op, d, address, d.code == .fsw ? 4 : 8, f[d.destination])
 
+        case .flh:
+            guard enableFloat() else { return illegalFloat(op) }
+            guard let value = load(x[d.source1] &+ d.immediate, size: 2) else {
+                return trap(op, pointee.fault.cause, pointee.fault.address)
+            }
+            f[d.destination] = nanBoxed(UInt16(truncatingIfNeeded: value))
+            return op + d.step
+        case .fsh:
+            guard enableFloat() else { return illegalFloat(op) }
+            return slowStore(op, d, x[d.source1] &+ d.immediate, 2, f[d.destination])
+
         // Not in the loop: the host's fma is a call, and a loop that makes no
         // calls but to here has all registers to itself.
         case .fmaD:
@@ -62,13 +73,19 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case .float, .faddD, .fsubD, .fmulD, .fdivD, .fsgnjD, .feqD, .fltD, .fleD, .fmvXD, .fmvDX:
             return executeFloat(op, d)
         case .atomic: return executeAtomic(op, d)
+        case .other: return executeOther(op, d)
+        case .cacheBlock: return executeCacheBlock(op, d)
         case .csr: return executeCSR(op, d)
         case .ecall: return environmentCall(op)
         case .ebreak: return trap(op, Cause.breakpoint, pc(of: op))
         case .mret: return returnFromMachineTrap(op)
         case .sret: return returnFromSupervisorTrap(op)
         case .wfi: return waitForInterrupt(op)
-        case .sfenceVMA: return fenceVMA(op, d)
+        case .waitOnReservation: return waitOnReservation(op, d)
+        case .sfenceVMA, .sinvalVMA: return fenceVMA(op, d)
+        case .invalidationFence:
+            // sinval.vma has done it all.
+            return pointee.mode == Mode.user ? illegal(op, UInt32(bitPattern: d.imm)) : op + d.step
         case .fenceI:
             // Ops are dropped when their page is written from here, so they
             // are never stale unless others write too.

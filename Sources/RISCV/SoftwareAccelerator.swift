@@ -1,5 +1,6 @@
 import BatonRuntime
 import Glibc
+import InstructionSets
 
 /// Runs harts by interpretation, all on the calling thread, in turns.
 public final class SoftwareAccelerator: RISCVAccelerator {
@@ -42,20 +43,32 @@ public final class SoftwareAccelerator: RISCVAccelerator {
     }
 
     /// With harts, for who knows their number already.
-    public convenience init(vm: VirtualMachine, hartCount: Int) throws(VMMError) {
+    public convenience init(
+        vm: VirtualMachine, hartCount: Int, processor: RISCVProcessor = .standard
+    ) throws(VMMError) {
         try self.init(vm: vm)
-        try makeHarts(hartCount)
+        try makeHarts(hartCount, processor)
     }
+
+    /// `-cpu`: what the harts have.
+    public internal(set) var processor = RISCVProcessor.standard {
+        didSet { cache.pointee.setExtensions(processor.extensions) }
+    }
+    /// What the first hart's state was saved with, while state is looked at: the others' must have been too.
+    var loadedExtensions: RISCVExtensions?
 
     public var maximumHarts: Int { SoftwareAccelerator.maximumHarts }
     public var riscvHarts: [any RISCVHart] { harts }
 
     /// Makes the harts. The board adds each to the VM (`vm.add(hart)`), sets
     /// its reset vector and wires its interrupts.
-    /// - Parameter hartCount: 1 to `maximumHarts`.
+    /// - Parameters:
+    ///   - hartCount: 1 to `maximumHarts`.
+    ///   - processor: what each of them has.
     /// - Throws: an error that says how many harts are supported.
-    public func makeHarts(_ hartCount: Int) throws(VMMError) {
+    public func makeHarts(_ hartCount: Int, _ processor: RISCVProcessor) throws(VMMError) {
         precondition(harts.isEmpty)
+        self.processor = processor
         guard 1...SoftwareAccelerator.maximumHarts ~= hartCount else {
             throw VMMError(
                 "Invalid SMP CPUs \(hartCount). The max CPUs supported by accelerator '\(name)' is "

@@ -128,6 +128,17 @@ extension UnsafeMutablePointer where Pointee == HartState {
         return op + op.pointee.step
     }
 
+    /// wrs.nto and wrs.sto (Zawrs) may end at any time, and end at once: who could store to the reservation has the next
+    /// turn.
+    func waitOnReservation(_ op: OpPointer, _ d: DecodedOp) -> OpPointer {
+        let word = UInt32(bitPattern: d.imm)
+        let isShort = word == 0x01d0_0073
+        guard isShort || pointee.mode == Mode.machine || pointee.mstatus & MStatus.tw == 0 else {
+            return illegal(op, word)
+        }
+        return op + d.step
+    }
+
     func environmentCall(_ op: OpPointer) -> OpPointer {
         if pointee.hasBuiltinSBI, pointee.mode == Mode.supervisor, let owner = pointee.owner {
             let next = pc(of: op + op.pointee.step)
@@ -141,7 +152,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
 
     func fenceVMA(_ op: OpPointer, _ d: DecodedOp) -> OpPointer {
         guard pointee.mode == Mode.machine || (pointee.mode == Mode.supervisor && pointee.mstatus & MStatus.tvm == 0)
-        else { return illegal(op, 0x1200_0073 | UInt32(d.rs1) << 15 | UInt32(truncatingIfNeeded: d.imm) << 20) }
+        else { return illegal(op, UInt32(bitPattern: d.imm)) }
         if d.rs1 == 0 { flushTLB() } else { flushTLB(page: x[d.source1]) }
         return resolve(pc(of: op + d.step))
     }

@@ -1,13 +1,19 @@
 // swift-tools-version:6.1
+import Glibc
 import PackageDescription
 
+/// For `make fuzz` (Tests/Fuzzers): code counts what it comes through.
+let coverage: [SwiftSetting] =
+    getenv("BATON_FUZZ") == nil ? [] : [.unsafeFlags(["-Xfrontend", "-sanitize=fuzzer"])]
+
 /// No implicit imports of modules whose libraries every start would have to map.
-let lean: [SwiftSetting] = [
-    .unsafeFlags([
-        "-Xfrontend", "-disable-implicit-concurrency-module-import",
-        "-Xfrontend", "-disable-implicit-string-processing-module-import",
-    ])
-]
+let lean: [SwiftSetting] =
+    [
+        .unsafeFlags([
+            "-Xfrontend", "-disable-implicit-concurrency-module-import",
+            "-Xfrontend", "-disable-implicit-string-processing-module-import",
+        ])
+    ] + coverage
 
 /// Of what the guest waits for, device by device.
 let hot: [SwiftSetting] = lean + [.unsafeFlags(["-enforce-exclusivity=unchecked"])]

@@ -35,7 +35,7 @@ extension FloatFormat {
 
     /// The magnitude of a number below 2^64 as an integer, and inexact if that was rounded.
     @inline(__always)
-    private func roundToInteger(_ number: Unpacked, rm: UInt8) -> (magnitude: UInt64, flags: UInt8) {
+    func roundToInteger(_ number: Unpacked, rm: UInt8) -> (magnitude: UInt64, flags: UInt8) {
         if number.exponent == 63 { return (number.significand, 0) }
         let shift = 63 &- number.exponent
         let whole = shift > 63 ? 0 : number.significand &>> UInt64(truncatingIfNeeded: shift)

@@ -1,4 +1,4 @@
-/// The parameters of a binary interchange format of up to 64 bits. Both
+/// The parameters of a binary interchange format of up to 64 bits. All
 /// formats share one implementation over 64-bit significands; the functions
 /// that take a format are inlined where its members are constants.
 struct FloatFormat {
@@ -7,6 +7,9 @@ struct FloatFormat {
     /// Bits of the biased exponent.
     let exponentBits: Int
 
+    static var binary16: FloatFormat {
+        @inline(__always) get { FloatFormat(fractionBits: 10, exponentBits: 5) }
+    }
     static var binary32: FloatFormat {
         @inline(__always) get { FloatFormat(fractionBits: 23, exponentBits: 8) }
     }

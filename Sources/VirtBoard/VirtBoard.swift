@@ -26,6 +26,8 @@ public final class VirtBoard: Machine {
         public var files = BootFiles()
         /// `-smp`
         public var hartCount = 1
+        /// `-cpu`
+        public var processor = RISCVProcessor.standard
         /// What makes devices; nil for one of the board's own.
         public var devices: DeviceFactory?
         /// `-machine aia=`
@@ -36,6 +38,12 @@ public final class VirtBoard: Machine {
         public var flash: [BlockBackend] = []
         /// `-fw_cfg`, one each.
         public var firmwareFiles: [String] = []
+        /// `-smbios`, one each.
+        public var smbios: [String] = []
+        /// `-smp`, of which `hartCount` is the product.
+        public var topology = (sockets: 1, cores: 1, threads: 1)
+        /// `-boot menu=`, and `splash-time=` in milliseconds.
+        public var bootMenu: (isOn: Bool, wait: UInt16?) = (false, nil)
 
         public init(ram: RAMBlock, allocate: @escaping (_ name: String, _ size: Int) throws(VMMError) -> RAMBlock) {
             self.ram = ram
@@ -66,13 +74,16 @@ public final class VirtBoard: Machine {
         vm.machineType = "virt"
         vm.ramSize = memorySize
         vm.architecture = "riscv64"
-        try accelerator.makeHarts(configuration.hartCount)
+        try accelerator.makeHarts(configuration.hartCount, configuration.processor)
         let flash = try VirtBoard.mapMemory(vm.addressSpace, configuration)
         try accelerator.prepareMemory()
 
         let firmware = FwCfg(
             space: vm.addressSpace, layout: .memory, memorySize: memorySize, cpuCount: configuration.hartCount)
         _ = try firmware.add(arguments: configuration.firmwareFiles)
+        let bootMenu = try firmware.setBootMenu(configuration.bootMenu.isOn, wait: configuration.bootMenu.wait)
+        let smbios = try VirtBoard.tables(configuration, vm)
+        try firmware.add(smbios)
 
         let wiring = HartWiring(accelerator.riscvHarts)
         let interrupts = InterruptControllers(
@@ -81,7 +92,9 @@ public final class VirtBoard: Machine {
         self.interrupts = interrupts
         loader = ImageLoader(
             vm: vm, accelerator: accelerator, files: configuration.files, memorySize: memorySize,
-            flash: flash, flashIsFilled: !configuration.flash.isEmpty, firmware: firmware, aia: configuration.aia)
+            flash: flash, flashIsFilled: !configuration.flash.isEmpty, firmware: firmware, smbios: smbios.digest,
+            bootMenu: bootMenu,
+            aia: configuration.aia)
         uart = try SerialUART(
             name: "serial0", vm: vm, chardev: configuration.serial, line: interrupts.line(MemoryMap.uart0Interrupt))
         let clock = vm.clock
@@ -134,6 +147,24 @@ public final class VirtBoard: Machine {
         try space.map(
             firmware, at: MemoryMap.firmwareConfiguration, size: FwCfg.Layout.memory.size, name: "fwcfg")
         try pci.mapIntoAddressSpace(configurationAt: MemoryMap.pciConfiguration)
+    }
+
+    /// What UEFI tells the guest of the machine.
+    private static func tables(
+        _ configuration: Configuration, _ vm: VirtualMachine
+    ) throws(VMMError) -> SMBIOSTables {
+        let options = try SMBIOSOptions(configuration.smbios)
+        // As in QEMU: of two the last one holds for the VM, too.
+        if let uuid = options.uuid { vm.uuid = uuid }
+        let size = UInt64(configuration.ram.usedLength)
+        var machine = SMBIOSMachine(version: "virt", memory: [MemoryMap.ram..<MemoryMap.ram + size])
+        machine.uuid = vm.uuid
+        machine.sockets = configuration.topology.sockets
+        machine.cores = configuration.topology.cores
+        machine.threads = configuration.topology.threads
+        // 64-bit RISC-V.
+        machine.processorFamily = 0x201
+        return try SMBIOSTables(machine, options)
     }
 
     private static func pciWindows(_ memorySize: UInt64) -> [PCIWindow] {

@@ -9,7 +9,7 @@ public final class VirtMachineType: MachineType {
     public let architecture = "riscv64"
     public let ramName = "riscv_virt_board.ram"
     public let maximumCPUs = 16
-    public let cpuModels = ["rv64", "max"]
+    public var cpuModels: [String] { RISCVProcessor.models }
     public let accelerators = ["tcg"]
     public let properties = [
         DeviceProperty("aia", "str", "none, aplic or aplic-imsic"),
@@ -22,21 +22,22 @@ public final class VirtMachineType: MachineType {
 
     public init() {}
 
+    public func cpuProperties(of model: String) -> [DeviceProperty] { RISCVProcessor.properties(of: model) }
+
     public func make(_ machine: MachineConfiguration) throws(VMMError) -> any Machine {
         guard let accelerator = machine.accelerator as? any RISCVAccelerator else {
             throw VMMError(
                 "machine 'virt' cannot run on accelerator '\(machine.accelerator.name)', which has no riscv64 CPUs",
                 hint: "Use -accel tcg.")
         }
-        if let cpu = machine.cpu, !cpuModels.contains(cpu) {
-            throw VMMError("unable to find CPU model '\(cpu)'", hint: "Models: \(cpuModels.joined(separator: ", ")).")
-        }
+        let processor = try RISCVProcessor(machine.cpu)
         var configuration = VirtBoard.Configuration(ram: machine.ram) { name, size throws(VMMError) in
             try machine.allocate(name, size: size)
         }
         configuration.memory = machine.memory
         configuration.devices = machine.devices as? DeviceFactory
         configuration.hartCount = machine.cpuCount
+        configuration.processor = processor
         configuration.files.firmware = BootFiles.Firmware(argument: machine.firmware)
         configuration.files.kernel = machine.kernel
         configuration.files.initrd = machine.initrd
@@ -44,6 +45,9 @@ public final class VirtMachineType: MachineType {
         configuration.files.deviceTree = machine.deviceTree
         configuration.serial = machine.serial
         configuration.firmwareFiles = machine.firmwareFiles
+        configuration.smbios = machine.smbios
+        configuration.topology = (machine.sockets, machine.cores, machine.threads)
+        configuration.bootMenu = machine.bootMenu
         configuration.flash = try VirtMachineType.flash(machine)
         try VirtMachineType.checkFixed(machine)
         if let text = try machine.option("aia") {

@@ -18,17 +18,27 @@ struct Backends {
     /// What makes disks, with the nodes that there are.
     private(set) var blocks: BlockOptions
 
-    init(_ invocation: Invocation, vm: VirtualMachine, loader: ModuleLoader) throws(VMMError) {
+    /// - Parameter plugged: what has come and gone since the command line.
+    init(
+        _ invocation: Invocation, plugged: PluggedParts, vm: VirtualMachine, loader: ModuleLoader
+    ) throws(VMMError) {
         blocks = BlockOptions(vm: vm, loader: loader)
-        for text in invocation.all("chardev") { _ = try ChardevFactory.make(text, vm: vm) }
+        for option in plugged.settle(.chardev, invocation) {
+            try invocation.at(option.place) { () throws(VMMError) in
+                _ = try ChardevFactory.make(option.value, vm: vm)
+            }
+        }
         try makeSerial(invocation, vm)
-        try makeDisks(invocation, vm)
-        let network = try NetOptions(invocation)
+        try makeDisks(invocation, plugged, vm)
+        let network = try NetOptions(invocation, netdevs: plugged.settle(.netdev, invocation))
         cards = network.cards
-        for options in network.backends {
-            net.append(
-                try NetBackendFactory.make(options, vm: vm) { name throws(VMMError) in try loader.netBackendType(name) }
-            )
+        for backend in network.backends {
+            try invocation.at(backend.place) { () throws(VMMError) in
+                net.append(
+                    try NetBackendFactory.make(backend.options, vm: vm) { name throws(VMMError) in
+                        try loader.netBackendType(name)
+                    })
+            }
         }
     }
 
@@ -47,15 +57,19 @@ struct Backends {
         if form.wantsMonitor, let chardev = form.chardev { sharedMonitors.append(chardev) }
     }
 
-    private mutating func makeDisks(_ invocation: Invocation, _ vm: VirtualMachine) throws(VMMError) {
-        let given = try BlockNodes(invocation.all("blockdev"))
+    private mutating func makeDisks(
+        _ invocation: Invocation, _ plugged: PluggedParts, _ vm: VirtualMachine
+    ) throws(VMMError) {
+        let given = try BlockNodes(plugged.settle(.blockdev, invocation).map(\.value))
         for text in given.own {
             try blocks.add(try KeyValueOptions(text, impliedKey: "driver", style: .keyval))
         }
         for disk in given.served { try StorageDaemon.serve(disk, vm: vm) }
         var flashUnits: [Int: BlockBackend] = [:]
         let snapshot = invocation.has("snapshot")
-        for (index, text) in invocation.all("drive").enumerated() {
+        var index = 0
+        try invocation.each("drive") { text throws(VMMError) in
+            defer { index += 1 }
             let use =
                 try ServedDrive.isWanted(text, snapshot: snapshot)
                 ? ServedDrive.make(text, index: index, snapshot: snapshot, vm: vm)

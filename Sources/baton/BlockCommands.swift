@@ -1,7 +1,9 @@
 import BatonRuntime
 
 /// `blockdev-add`, `blockdev-del` and `block_resize`.
-func registerBlockCommands(vm: VirtualMachine, cpr: CprController, options: BlockOptions) throws(VMMError) {
+func registerBlockCommands(
+    vm: VirtualMachine, cpr: CprController, options: BlockOptions, plugged: PluggedParts
+) throws(VMMError) {
     var options = options
     func checkIdle() throws(VMMError) { if let refusal = cpr.refusal { throw refusal } }
     try vm.commands.add(
@@ -9,13 +11,16 @@ func registerBlockCommands(vm: VirtualMachine, cpr: CprController, options: Bloc
             (arguments: JSONObject) throws(VMMError) -> JSON in
             try checkIdle()
             try options.add(try KeyValueOptions(arguments))
+            plugged.add(.blockdev, arguments["node-name"]?.stringValue, JSON.object(arguments).text())
             return [:]
         })
     try vm.commands.add(
         QMPCommand("blockdev-del", arguments: [QMPMember("node-name", .string)]) {
             (arguments: JSONObject) throws(VMMError) -> JSON in
             try checkIdle()
-            try options.remove(arguments["node-name"]?.stringValue ?? "")
+            let name = arguments["node-name"]?.stringValue ?? ""
+            try options.remove(name)
+            plugged.remove(.blockdev, name)
             return [:]
         })
     func resize(_ name: String, _ bytes: Int64) throws(VMMError) {

@@ -4,9 +4,9 @@ import Virtio
 /// Makes the machine and its devices from the command line.
 enum BoardBuilder {
     static func build(
-        _ invocation: Invocation, machine: MachineOptions, backends: Backends, vm: VirtualMachine, memory: GuestMemory,
-        loader: ModuleLoader
-    ) throws(VMMError) -> any Machine {
+        _ invocation: Invocation, machine: MachineOptions, backends: Backends, plugged: PluggedParts,
+        vm: VirtualMachine, memory: GuestMemory, loader: ModuleLoader
+    ) throws(VMMError) -> (board: any Machine, devices: DeviceFactory) {
         // Memory that no option names is what the VMM likes, and so what the processes that it has started need.
         if Backends.needSharedRAM(vm) { memory.addHook(MemfdAllocator(hookName: "vhost-user")) }
         let ram = try MemoryOptions.mainMemory(
@@ -23,12 +23,16 @@ enum BoardBuilder {
         configuration.threads = machine.topology.threads
         configuration.cpu = machine.cpu
         configuration.options = machine.options
-        configuration.firmware = invocation.last("bios").map { SmallOptions.firmware($0, invocation.all("L")) }
-        configuration.kernel = invocation.last("kernel")
-        configuration.initrd = invocation.last("initrd")
-        configuration.commandLine = invocation.last("append")
-        configuration.deviceTree = invocation.last("dtb")
+        configuration.firmware = (invocation.last("bios") ?? machine.firmware).map {
+            SmallOptions.firmware($0, invocation.all("L"))
+        }
+        configuration.kernel = invocation.last("kernel") ?? machine.kernel
+        configuration.initrd = invocation.last("initrd") ?? machine.initrd
+        configuration.commandLine = invocation.last("append") ?? machine.commandLine
+        configuration.deviceTree = invocation.last("dtb") ?? machine.deviceTree
         configuration.firmwareFiles = invocation.all("fw_cfg")
+        configuration.smbios = invocation.all("smbios")
+        configuration.bootMenu = try SmallOptions.bootMenu(invocation)
         if configuration.kernel == nil {
             if configuration.initrd != nil { throw VMMError("-initrd only allowed with -kernel option") }
             if configuration.commandLine != nil { throw VMMError("-append only allowed with -kernel option") }
@@ -43,17 +47,46 @@ enum BoardBuilder {
         let globals = try GlobalProperties(invocation)
         let hasPCI = devices.buses.contains { $0 is PCIBus }
         let cards = backends.cards.map { $0.device(onPCI: hasPCI) }
-        for text in backends.impliedDevices + cards + invocation.all("device") {
-            do throws(VMMError) {
-                let options = try KeyValueOptions(text, impliedKey: "driver")
-                try globals.apply(to: options)
-                try devices.add(options)
-            } catch {
-                throw try refusal(error, text).prefixed("-device \(text)")
+        func make(_ given: [Invocation.Option], unlessRemoved: Bool) throws(VMMError) {
+            var wanted: [(option: Invocation.Option, options: KeyValueOptions)] = []
+            for option in given {
+                try ofDevice(option, invocation) { () throws(VMMError) in
+                    let options = try KeyValueOptions(option.value, impliedKey: "driver")
+                    try globals.apply(to: options)
+                    wanted.append((option, options))
+                }
+            }
+            try devices.lookAhead(wanted.map { $0.options })
+            for (option, options) in wanted {
+                try ofDevice(option, invocation) { () throws(VMMError) in
+                    guard unlessRemoved, plugged.wasRemoved(.device, try options.string("id")) else {
+                        return try devices.add(options)
+                    }
+                    if try options.string("driver")?.hasPrefix("virtio-net-") == true { devices.passOverCard() }
+                }
             }
         }
+        let given = invocation.inOrder(["device"])
+        let implied = (backends.impliedDevices + cards).map {
+            Invocation.Option(name: "device", value: $0, place: nil)
+        }
+        try make(implied + given, unlessRemoved: true)
+        try make(plugged.added(.device, besides: given), unlessRemoved: false)
         for id in devices.unusedNetBackends { Report.warning("netdev \(id) has no peer") }
-        return board
+        return (board, devices)
+    }
+
+    /// Has errors say which `-device` they are about, and where that stands.
+    private static func ofDevice(
+        _ option: Invocation.Option, _ invocation: Invocation, _ body: () throws(VMMError) -> Void
+    ) throws(VMMError) {
+        try invocation.at(option.place) { () throws(VMMError) in
+            do throws(VMMError) {
+                try body()
+            } catch {
+                throw try refusal(error, option.value).prefixed("-device \(option.value)")
+            }
+        }
     }
 
     /// With the nearest device, for one of QEMU's that there is not.

@@ -1,6 +1,8 @@
 import BatonRuntime
 import Chardev
+import GuestHealth
 import Monitor
+import PCI
 import Virtio
 
 /// Options that only print something: `-help`, `-version`, and `help` or `?` as, or in, the argument of others.
@@ -73,7 +75,7 @@ enum Help {
         case ("cpu", .one(let model)):
             let type = try MachineOptions(invocation, loader: try moduleLoader(invocation)).type
             guard type.cpuModels.contains(model) else { throw VMMError("unable to find CPU model '\(model)'") }
-            return "There are no options for \(model).\n"
+            return DeviceProperty.help(type.cpuProperties(of: model), of: model)
         case ("vga", _): return "none                 no graphic card (default)\n"
         case ("display", _): return "Available display backend types:\nnone\n"
         case ("d", _): return LogOptions.help
@@ -109,6 +111,7 @@ enum Help {
         loader.registry.addBuiltIn(RAMMemoryBackend())
         loader.registry.addBuiltIn(IOThreadType())
         for type in EntropySource.all { loader.registry.addBuiltIn(type) }
+        for type in guestHealthDeviceTypes() + pciDeviceTypes() { loader.registry.addBuiltIn(type) }
         for path in invocation.all("module") where path != "help" && path != "?" { try loader.load(path: path) }
         return loader
     }

@@ -2,6 +2,7 @@ import BatonRuntime
 import CBaton
 import Chardev
 import Glibc
+import GuestHealth
 import Monitor
 import PCI
 import Virtio
@@ -25,6 +26,7 @@ final class Launcher {
         loader.registry.addBuiltIn(RAMMemoryBackend())
         loader.registry.addBuiltIn(IOThreadType())
         for type in EntropySource.all { loader.registry.addBuiltIn(type) }
+        for type in guestHealthDeviceTypes() + pciDeviceTypes() { loader.registry.addBuiltIn(type) }
         cpr = CprController(
             vm: vm, memory: memory, registry: loader.registry, inherited: inherited, startedAt: startedAt)
         loader.registry.cpr = cpr
@@ -41,7 +43,11 @@ final class Launcher {
         if case .channel(let path)? = incoming { try receiveGuest(path) }
         try ModuleOptions.enableImpliedModes(
             machine: machine, incoming: invocation.has("incoming"), cpr: cpr, loader: loader)
-        try ObjectOptions.createAll(invocation, vm: vm, memory: memory, loader: loader)
+        let plugged = try PluggedParts(vm.handover)
+        let objects = ObjectOptions(vm: vm, memory: memory, loader: loader)
+        for option in plugged.settle(.object, invocation) {
+            try invocation.at(option.place) { () throws(VMMError) in try objects.create(option.value) }
+        }
         // Before anything holds a lock or a pidfile, and before a thread could
         // exist. A successor is in the background already.
         try daemonize()
@@ -49,9 +55,9 @@ final class Launcher {
         // Before a chardev changes the terminal's mode, or waits for a client.
         try Signals.install(vm)
         ServiceManager.register(vm, cpr)
-        let backends = try Backends(invocation, vm: vm, loader: loader)
-        let board = try BoardBuilder.build(
-            invocation, machine: machine, backends: backends, vm: vm, memory: memory, loader: loader)
+        let backends = try Backends(invocation, plugged: plugged, vm: vm, loader: loader)
+        let (board, devices) = try BoardBuilder.build(
+            invocation, machine: machine, backends: backends, plugged: plugged, vm: vm, memory: memory, loader: loader)
         if let file = machine.dumpDTB {
             guard cpr.inherited == nil else {
                 throw VMMError("dumpdtb= ends the VMM, which is to take over a guest", hint: "Leave dumpdtb= out.")
@@ -70,9 +76,15 @@ final class Launcher {
                         defaultCPUType: "\($0.cpuModels.first ?? "")-\($0.architecture)-cpu")
                 }
             })
+        try ActionOptions.register(vm: vm)
         try registerChardevCommands(vm: vm)
-        try registerNetCommands(vm: vm) { backends.net }
-        try registerBlockCommands(vm: vm, cpr: cpr, options: backends.blocks)
+        try registerNetCommands(vm: vm) { devices.netBackends }
+        try registerBlockCommands(vm: vm, cpr: cpr, options: backends.blocks, plugged: plugged)
+        let hotPlug = HotPlug(
+            vm: vm, cpr: cpr, devices: devices, objects: objects, loader: loader, plugged: plugged,
+            globals: try GlobalProperties(invocation))
+        try hotPlug.registerCommands()
+        try registerBalloonCommands(vm: vm)
         try registerPCICommands(vm: vm) { board.pciBus }
         try cpr.registerCommands()
         let migration = Migration(cpr: cpr)
@@ -85,7 +97,7 @@ final class Launcher {
         try ChardevUpdate.register(vm: vm, cpr: cpr)
         MonitorUpdate.register(vm: vm, cpr: cpr)
         ChardevUpdate.closeLeftovers(cpr)
-        NetBackendUpdate.register(backends.net, cpr: cpr)
+        NetBackendUpdate.register({ devices.netBackends }, cpr: cpr)
         BlockUpdate.register(vm: vm)
         BlockUpdate.closeUnclaimed(cpr)
         vm.closeUnclaimedHelpers()
@@ -110,7 +122,7 @@ final class Launcher {
         ServiceManager.ending()
         cpr.ending()
         for chardev in vm.chardevs { chardev.shutDown() }
-        for backend in backends.net { backend.shutDown() }
+        for backend in devices.netBackends { backend.shutDown() }
         vm.endHelpers()
         pidFile?.remove()
         Log.finish()
@@ -151,21 +163,21 @@ final class Launcher {
     private func general(_ machine: MachineOptions) throws(VMMError) {
         memory.merge = machine.mergeMemory
         memory.dumpGuestCore = machine.dumpGuestCore
-        if let text = invocation.last("name") {
+        try invocation.withLast("name") { text throws(VMMError) in
             let options = try KeyValueOptions(text, impliedKey: "guest")
             vm.name = try options.string("guest")
             _ = try options.string("process")
             _ = try options.bool("debug-threads")
             try options.finish()
         }
-        if let text = invocation.last("uuid") {
+        try invocation.withLast("uuid") { text throws(VMMError) in
             guard isUUID(text) else {
                 throw VMMError(
                     "failed to parse UUID string: wrong format", hint: "A UUID is written 8-4-4-4-12 in hex digits.")
             }
             vm.uuid = text
         }
-        if let text = invocation.last("rtc") {
+        try invocation.withLast("rtc") { text throws(VMMError) in
             let options = try KeyValueOptions(text)
             vm.clock.zone = try SmallOptions.zone(try options.string("base"))
             vm.clock.stopsWithVM = try options.enumeration("clock", ["host", "vm"]) == "vm"
@@ -177,8 +189,7 @@ final class Launcher {
             throw VMMError("Parameter 'type' does not accept value '\(display)'", hint: "There is no display but none.")
         }
         vm.autostart = !invocation.has("S")
-        vm.noReboot = invocation.has("no-reboot")
-        vm.noShutdown = invocation.has("no-shutdown")
+        try ActionOptions.apply(invocation, vm: vm)
     }
 
     /// `-incoming`, unless a checkpoint comes with the CPR state.

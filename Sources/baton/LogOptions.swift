@@ -10,7 +10,7 @@ enum LogOptions {
         func open(_ path: String) throws(VMMError) { if !isTrial { try Log.open(file: path) } }
         if let path = invocation.last("D") { try open(path) }
         for items in invocation.all("d") { try Log.enable(items: items) }
-        for text in invocation.all("trace") {
+        try invocation.each("trace") { text throws(VMMError) in
             let options = try KeyValueOptions(text, impliedKey: "enable")
             if let pattern = try options.string("enable") { Log.enableTrace(pattern) }
             if let path = try options.string("file") { try open(path) }
@@ -20,7 +20,7 @@ enum LogOptions {
 
     private static func applyPrefix(_ invocation: Invocation) throws(VMMError) {
         if Help.isWanted(invocation, "msg") { return }
-        for text in invocation.all("msg") {
+        try invocation.each("msg") { text throws(VMMError) in
             let options = try KeyValueOptions(text)
             if let wanted = try options.bool("timestamp") { LogPrefix.hasTimestamp = wanted }
             if let wanted = try options.bool("guest-name") {

@@ -11,6 +11,12 @@ struct MachineOptions {
     var sharesAuxiliaryRAM = false
     var topology = Topology()
     var cpu: String?
+    /// Files, and the kernel's command line, that `-machine` names; their own options come first.
+    private(set) var kernel: String?
+    private(set) var initrd: String?
+    private(set) var commandLine: String?
+    private(set) var deviceTree: String?
+    private(set) var firmware: String?
     /// `-machine`, without what all machines take: what is left is the machine's own.
     private(set) var options: [KeyValueOptions] = []
     /// What to try in turn, with the options of each.
@@ -21,9 +27,13 @@ struct MachineOptions {
     init(_ invocation: Invocation, loader: ModuleLoader) throws(VMMError) {
         var name = MachineOptions.defaultMachine
         var accelerator: String?
-        for text in invocation.all("machine") {
+        try invocation.each("machine") { text throws(VMMError) in
+            name = try KeyValueOptions(text, impliedKey: "type").string("type") ?? name
+        }
+        type = try loader.machineType(name)
+        try invocation.each("machine") { text throws(VMMError) in
             let options = try KeyValueOptions(text, impliedKey: "type")
-            name = try options.string("type") ?? name
+            _ = try options.string("type")
             memoryBackend = try options.string("memory-backend") ?? memoryBackend
             dumpDTB = try options.string("dumpdtb") ?? dumpDTB
             mergeMemory = try options.bool("mem-merge") ?? mergeMemory
@@ -31,13 +41,17 @@ struct MachineOptions {
             sharesAuxiliaryRAM = try options.bool("aux-ram-share") ?? sharesAuxiliaryRAM
             accelerator = try options.string("accel") ?? accelerator
             _ = try options.enumeration("usb", ["off"])
+            kernel = try options.string("kernel") ?? kernel
+            initrd = try options.string("initrd") ?? initrd
+            commandLine = try options.string("append") ?? commandLine
+            deviceTree = try options.string("dtb") ?? deviceTree
+            firmware = try options.string("firmware") ?? firmware
             self.options.append(options)
         }
-        type = try loader.machineType(name)
         cpu = invocation.last("cpu")
-        for text in invocation.all("smp") { topology = try Topology(text, of: type) }
+        try invocation.each("smp") { text throws(VMMError) in topology = try Topology(text, of: type) }
         // As in QEMU: of several -accel each is tried in turn.
-        for text in invocation.all("accel") {
+        try invocation.each("accel") { text throws(VMMError) in
             let options = try KeyValueOptions(text, impliedKey: "accel")
             let list = try options.requiredString("accel")
             _ = try options.string("thread")

@@ -4,7 +4,12 @@ import BatonRuntime
 enum MemoryOptions {
     /// Bytes of guest RAM from `-m`.
     static func size(_ invocation: Invocation) throws(VMMError) -> UInt64? {
-        guard let text = invocation.last("m") else { return nil }
+        var size: UInt64?
+        try invocation.withLast("m") { text throws(VMMError) in size = try parse(text) }
+        return size
+    }
+
+    private static func parse(_ text: String) throws(VMMError) -> UInt64? {
         let options = try KeyValueOptions(text, impliedKey: "size")
         let given = try options.size("size", defaultUnit: 1 << 20)
         // Room for memory that is plugged later, of which there is no kind: it changes nothing for the guest.

@@ -19,18 +19,31 @@ struct NetOptions {
         }
     }
 
-    /// Back ends to make, parsed with the implied key `type`.
-    private(set) var backends: [KeyValueOptions] = []
+    /// A back end to make.
+    struct Backend {
+        /// Parsed with the implied key `type`.
+        let options: KeyValueOptions
+        /// Of `-netdev` in a file: where.
+        var place: String?
+    }
+
+    private(set) var backends: [Backend] = []
     private(set) var cards: [Card] = []
 
     private static let models = ["virtio-net-pci", "virtio-net-device"]
 
-    init(_ invocation: Invocation) throws(VMMError) {
-        for text in invocation.all("netdev") {
-            backends.append(try KeyValueOptions(text, impliedKey: "type", style: .keyval))
+    /// - Parameter netdevs: `-netdev`, and what came since.
+    init(_ invocation: Invocation, netdevs: [Invocation.Option]) throws(VMMError) {
+        for option in netdevs {
+            try invocation.at(option.place) { () throws(VMMError) in
+                let options = try KeyValueOptions(option.value, impliedKey: "type", style: .keyval)
+                backends.append(Backend(options: options, place: option.place))
+            }
         }
-        for (index, text) in invocation.all("nic").enumerated() {
+        var index = 0
+        try invocation.each("nic") { text throws(VMMError) in
             do throws(VMMError) { try addCard(text, index) } catch { throw error.prefixed("-nic \(text)") }
+            index += 1
         }
         try addHub(invocation.all("net"))
     }
@@ -44,7 +57,7 @@ struct NetOptions {
         guard type != "none" else { return try options.finish() }
         let id = try options.identifier("id") ?? "nic\(index)"
         options.set("id", id)
-        backends.append(options)
+        backends.append(Backend(options: options))
         cards.append(Card(model: model, backend: id, mac: mac))
     }
 
@@ -76,7 +89,7 @@ struct NetOptions {
                 throw error.prefixed("-net \(text)")
             }
         }
-        if let backend { backends.append(backend.options) }
+        if let backend { backends.append(Backend(options: backend.options)) }
         if let card {
             guard let id = card.backend ?? backend?.id else {
                 throw VMMError("-net nic needs a back end", hint: "Say -net user too, or -nic user in place of both.")

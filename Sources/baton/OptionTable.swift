@@ -19,6 +19,12 @@ struct OptionSpec {
     let summary: String
     let help: HelpArgument
 
+    /// Whether the argument is made of keys and values, as a section of `-readconfig` is.
+    var takesProperties: Bool {
+        if case .keys = help { return true }
+        return false
+    }
+
     init(name: String, argument: String?, help summary: String, on help: HelpArgument = .none) {
         self.name = name
         self.argument = argument
@@ -46,6 +52,11 @@ enum OptionTable {
                     DeviceProperty("dump-guest-core", "bool", "whether guest memory is part of a core dump"),
                     DeviceProperty("aux-ram-share", "bool", "whether memory that no option names outlives the VMM"),
                     DeviceProperty("accel", "str", "what runs the guest's instructions, as kvm:tcg"),
+                    DeviceProperty("kernel", "str", "as -kernel"),
+                    DeviceProperty("initrd", "str", "as -initrd"),
+                    DeviceProperty("append", "str", "as -append"),
+                    DeviceProperty("dtb", "str", "as -dtb"),
+                    DeviceProperty("firmware", "str", "as -bios"),
                     DeviceProperty("usb", "bool", "off"),
                 ])),
         OptionSpec(name: "M", argument: "...", help: "as -machine"),
@@ -102,6 +113,39 @@ enum OptionTable {
                 [
                     DeviceProperty("name", "str", "its name: opt/..."), DeviceProperty("file", "str", "what is in it"),
                     DeviceProperty("string", "str", "what is in it"),
+                ])),
+        OptionSpec(
+            name: "smbios", argument: "type=N[,...] | file=file",
+            help:
+                "what the SMBIOS tables say, which UEFI gives to the guest: types 0 to 4, 8, 11 and 17, or a structure",
+            on: .keys(
+                implied: nil,
+                [
+                    DeviceProperty("file", "str", "a structure, with its strings"),
+                    DeviceProperty("type", "uint8", "0 firmware, 1 system, 2 board, 3 chassis, 4 CPU, 17 memory"),
+                    DeviceProperty("vendor", "str", "of type 0"), DeviceProperty("date", "str", "of type 0"),
+                    DeviceProperty("release", "str", "of type 0: %d.%d"), DeviceProperty("uefi", "bool", "of type 0"),
+                    DeviceProperty("manufacturer", "str", "of types 1, 2, 3, 4 and 17"),
+                    DeviceProperty("product", "str", "of types 1 and 2"),
+                    DeviceProperty("version", "str", "of types 0 to 4"),
+                    DeviceProperty("serial", "str", "of types 1, 2, 3, 4 and 17"),
+                    DeviceProperty("uuid", "str", "of type 1: as -uuid"),
+                    DeviceProperty("sku", "str", "of types 1 and 3"), DeviceProperty("family", "str", "of type 1"),
+                    DeviceProperty("asset", "str", "of types 2, 3, 4 and 17"),
+                    DeviceProperty("location", "str", "of type 2"), DeviceProperty("sock_pfx", "str", "of type 4"),
+                    DeviceProperty("part", "str", "of types 4 and 17"),
+                    DeviceProperty("max-speed", "uint16", "of type 4, in MHz"),
+                    DeviceProperty("current-speed", "uint16", "of type 4, in MHz"),
+                    DeviceProperty("processor-family", "uint16", "of type 4"),
+                    DeviceProperty("processor-id", "uint64", "of type 4"),
+                    DeviceProperty("internal_reference", "str", "of type 8"),
+                    DeviceProperty("external_reference", "str", "of type 8"),
+                    DeviceProperty("connector_type", "uint8", "of type 8"),
+                    DeviceProperty("port_type", "uint8", "of type 8"),
+                    DeviceProperty("value", "str", "of type 11: a string; may be repeated"),
+                    DeviceProperty("path", "str", "of type 11: a file with a string"),
+                    DeviceProperty("loc_pfx", "str", "of type 17"), DeviceProperty("bank", "str", "of type 17"),
+                    DeviceProperty("speed", "uint16", "of type 17, in MHz"),
                 ])),
         OptionSpec(name: "dtb", argument: "file", help: "a device tree to use instead of the machine's own"),
         OptionSpec(
@@ -198,23 +242,35 @@ enum OptionTable {
             on: .word),
         OptionSpec(name: "vga", argument: "none", help: "accepted for QEMU's sake; there is no display", on: .word),
         OptionSpec(
-            name: "boot", argument: "[order=drives][,menu=off][,strict=on|off]",
-            help: "accepted for QEMU's sake: firmware looks at the disks itself",
+            name: "boot", argument: "[order=drives][,menu=on|off][,splash-time=ms][,strict=on|off]",
+            help: "whether firmware shows its menu; the rest is accepted for QEMU's sake: it looks at the disks itself",
             on: .keys(
                 implied: "order",
                 [
                     DeviceProperty("order", "str", "letters of drives"), DeviceProperty("once", "str", "the same"),
-                    DeviceProperty("menu", "bool", "off"), DeviceProperty("strict", "bool", "on or off"),
+                    DeviceProperty("menu", "bool", "whether firmware shows its menu"),
+                    DeviceProperty("splash-time", "uint16", "milliseconds that it waits for a key"),
+                    DeviceProperty("strict", "bool", "on or off"),
                 ])),
         OptionSpec(
             name: "global", argument: "driver.property=value",
-            help: "a property of every device of a model that does not say otherwise"),
+            help: "a property of every device of a model that does not say otherwise",
+            on: .keys(
+                implied: nil,
+                [
+                    DeviceProperty("driver", "str", "the device's model"),
+                    DeviceProperty("property", "str", "the property's name"),
+                    DeviceProperty("value", "str", "its value"),
+                ])),
         OptionSpec(
             name: "overcommit", argument: "[mem-lock=off][,cpu-pm=off]", help: "what is so anyway",
             on: .keys(
                 implied: nil, [DeviceProperty("mem-lock", "str", "off"), DeviceProperty("cpu-pm", "bool", "off")])),
         OptionSpec(name: "L", argument: "path", help: "a directory where -bios finds firmware by its name"),
         OptionSpec(name: "nodefaults", argument: nil, help: "do not make default devices"),
+        OptionSpec(
+            name: "readconfig", argument: "file",
+            help: "take options from a file: sections [option \"id\"] of lines key = \"value\""),
         OptionSpec(name: "no-user-config", argument: nil, help: "accepted for QEMU's sake"),
         OptionSpec(name: "S", argument: nil, help: "do not start the guest; use 'cont'"),
         OptionSpec(
@@ -222,6 +278,22 @@ enum OptionTable {
             help: "wait for a VM's state from a file, or from where migrate-incoming says"),
         OptionSpec(name: "no-reboot", argument: nil, help: "exit instead of rebooting"),
         OptionSpec(name: "no-shutdown", argument: nil, help: "stop instead of exiting when the guest powers off"),
+        OptionSpec(
+            name: "action", argument: "event=action[,event=action...]",
+            help: "what is done when the guest resets, powers off or panics, or its watchdog expires",
+            on: .keys(
+                implied: nil,
+                [
+                    DeviceProperty("reboot", "str", "reset (default), or shutdown as -no-reboot"),
+                    DeviceProperty("shutdown", "str", "poweroff (default), or pause as -no-shutdown"),
+                    DeviceProperty("panic", "str", "shutdown (default), exit-failure, pause or none"),
+                    DeviceProperty(
+                        "watchdog", "str",
+                        "reset (default), shutdown, poweroff, pause, debug, none or inject-nmi"),
+                ])),
+        OptionSpec(
+            name: "watchdog-action", argument: "reset|shutdown|poweroff|pause|debug|none|inject-nmi",
+            help: "as -action watchdog=..."),
         OptionSpec(
             name: "rtc", argument: "[base=utc|localtime][,clock=host|vm]", help: "the guest's clock",
             on: .keys(

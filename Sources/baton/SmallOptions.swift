@@ -5,30 +5,33 @@ import Glibc
 enum SmallOptions {
     /// Carries them out.
     static func apply(_ invocation: Invocation, vm: VirtualMachine) throws(VMMError) {
-        for text in invocation.all("boot") { try boot(text) }
-        for text in invocation.all("overcommit") { try overcommit(text) }
+        try invocation.each("overcommit", overcommit)
         if let adapter = invocation.last("vga"), adapter != "none" {
             throw VMMError("-vga \(adapter) is not supported", hint: "There is no graphical display: use -vga none.")
         }
     }
 
-    /// Neither machine has an order of drives by letters, as QEMU's have not: firmware looks at the disks itself.
-    private static func boot(_ text: String) throws(VMMError) {
-        let options = try KeyValueOptions(text, impliedKey: "order")
-        for key in ["order", "once"] {
-            guard let letters = try options.string(key) else { continue }
-            if let letter = letters.first(where: { !("a"..."p").contains($0) }) {
-                throw VMMError("Invalid boot device for PC: '\(letter)'")
+    /// `-boot`. Neither machine has an order of drives by letters, as QEMU's have not: firmware looks at the disks itself.
+    /// - Returns: whether firmware shows its menu, and how many milliseconds it waits for somebody to ask for that.
+    static func bootMenu(_ invocation: Invocation) throws(VMMError) -> (isOn: Bool, wait: UInt16?) {
+        var menu: (isOn: Bool, wait: UInt16?) = (false, nil)
+        try invocation.each("boot") { text throws(VMMError) in
+            let options = try KeyValueOptions(text, impliedKey: "order")
+            for key in ["order", "once"] {
+                guard let letters = try options.string(key) else { continue }
+                if let letter = letters.first(where: { !("a"..."p").contains($0) }) {
+                    throw VMMError("Invalid boot device for PC: '\(letter)'")
+                }
             }
+            menu.isOn = try options.bool("menu") ?? menu.isOn
+            menu.wait = try options.number("splash-time", in: 0...0xffff).map { UInt16($0) } ?? menu.wait
+            _ = try options.bool("strict")
+            for key in ["splash", "reboot-timeout"] where options.has(key) {
+                throw VMMError("-boot \(key)= is not supported", hint: "It is for graphical firmware of PCs.")
+            }
+            try options.finish()
         }
-        if try options.bool("menu") ?? false {
-            throw VMMError("-boot menu=on is not supported", hint: "Firmware shows its own menu when a key is pressed.")
-        }
-        _ = try options.bool("strict")
-        for key in ["splash", "splash-time", "reboot-timeout"] where options.has(key) {
-            throw VMMError("-boot \(key)= is not supported", hint: "It is for graphical firmware of PCs.")
-        }
-        try options.finish()
+        return menu
     }
 
     private static func overcommit(_ text: String) throws(VMMError) {
@@ -73,14 +76,14 @@ struct GlobalProperties {
 
     init(_ invocation: Invocation) throws(VMMError) {
         var all: [(driver: String, property: String, value: String)] = []
-        for text in invocation.all("global") {
+        try invocation.each("global") { text throws(VMMError) in
             let global = try GlobalProperties.parse(text)
             // Of each virtio-mmio slot: whether it is of the time before virtio 1.
             guard global.driver != "virtio-mmio" else {
                 guard global.property == "force-legacy", ["false", "off", "no", "n"].contains(global.value) else {
                     throw VMMError("-global \(text) is not supported", hint: "virtio-mmio is that of virtio 1.")
                 }
-                continue
+                return
             }
             all.append(global)
         }

@@ -66,6 +66,30 @@ struct FirmwareTests {
         try end(process, qmp)
     }
 
+    /// EDK2's own reader of the tables, in its shell.
+    @Test func readsTheSMBIOSTables() throws {
+        let socket = directory.file("console")
+        let command =
+            command(flash).map { $0.hasPrefix("file:") ? "unix:\(socket),server=on,wait=off" : $0 } + [
+                "-smbios", "type=1,manufacturer=Baton,serial=XYZ123",
+                "-device", "pcie-root-port,id=rp0,chassis=1", "-device", "virtio-rng-pci,bus=rp0",
+            ]
+        let process = try ChildProcess(command)
+        let qmp = try QMPClient(path: directory.file("qmp"), of: process)
+        let console = try StreamClient(socket: socket, patience: 300)
+        try console.expect("Shell>")
+        try console.send("smbiosview -t 1\r")
+        try console.expect("Manufacturer: Baton")
+        try console.expect("SerialNumber: XYZ123")
+        // What the guest has read stays what it is.
+        try qmp.execute("cpr-update", ["argv": command])
+        let other = command.map { $0.replacingOccurrences(of: "XYZ123", with: "XYZ124") }
+        #expect(
+            refusal { try qmp.execute("cpr-update", ["argv": other, "preflight": false]) }
+                .contains("the SMBIOS tables of the machine that was saved are others"))
+        try end(process, qmp)
+    }
+
     /// QEMU's other way to say it.
     @Test func nodesAreNamedAsPropertiesOfTheMachine() throws {
         let (process, qmp) = try start(

@@ -18,7 +18,7 @@ struct OptionFileTests {
 
     @Test("A file's words are a shell's, and stand where it is named")
     func words() throws {
-        try directory.write("more", "")
+        try directory.write("more", "-no-such-option\n")
         let kernel = try directory.write("kernel", "a flat image")
         let file = try directory.write(
             "vm",
@@ -31,6 +31,10 @@ struct OptionFileTests {
             @\(directory.file("more"))
             -machine virt,dumpdtb=\(directory.file("dtb")) -kernel \(kernel)
             """)
+        // A line may end as in DOS: the next one is a line of its own.
+        #expect(
+            try complaint(["@\(file)"]).contains("\(directory.file("more")), line 1: -no-such-option: invalid option"))
+        try directory.write("more", "")
         let process = try ChildProcess([Products.baton, "-m", "64M", "@\(file)"])
         #expect(try process.waitForExit() == .status(0), "\(process.errors)")
         // The last of two.
@@ -50,6 +54,76 @@ struct OptionFileTests {
         #expect(try complaint(["@\(file)"]).contains("files of options name each other"))
         try directory.write("vm", Data([0x2d, 0xff, 0x0a]))
         #expect(try complaint(["@\(file)"]).contains("not valid UTF-8"))
+    }
+
+    @Test("-readconfig takes QEMU's format: a section is an option, a line one of its properties")
+    func configuration() throws {
+        let kernel = try directory.write("kernel", "a flat image")
+        try directory.writeSparse("disk, one", size: 4 << 20)
+        let tree = directory.file("dtb")
+        let file = try directory.write(
+            "vm.cfg",
+            """
+            # qemu config file
+            [machine]
+              type = "virt"
+              dumpdtb = "\(tree)"
+              kernel = "\(kernel)"\r
+              append = "console=ttyS0, #1"
+            [memory]  # in MiB
+              size = "64"
+            [smp-opts]
+              cpus = "3"
+            [drive "hd"]
+              if = "none"
+            file = "\(directory.file("disk, one"))"
+              format="raw"
+            [device "d0"]
+              driver = "virtio-blk-device"
+              drive = "hd"
+            [global]
+              driver = "virtio-rng-device"
+              property = "rng"
+              value = ""
+            [chardev "c0"]
+              backend = "null"
+            [mon]
+              chardev = "c0"
+              mode = "control"
+            """)
+        let process = try ChildProcess([Products.baton, "-nodefaults", "-readconfig", file])
+        #expect(try process.waitForExit() == .status(0), "\(process.errors)")
+        let bytes = try Data(contentsOf: URL(fileURLWithPath: tree))
+        #expect(bytes.range(of: Data("console=ttyS0, #1".utf8)) != nil)
+        #expect(bytes.range(of: Data("cpu@2".utf8)) != nil && bytes.range(of: Data("cpu@3".utf8)) == nil)
+        // What comes later on the command line holds, also from a file of words.
+        try directory.write("vm", "-readconfig \(file) -smp 1\n")
+        let other = try ChildProcess([Products.baton, "-nodefaults", "@\(directory.file("vm"))"])
+        #expect(try other.waitForExit() == .status(0), "\(other.errors)")
+        #expect(try Data(contentsOf: URL(fileURLWithPath: tree)).range(of: Data("cpu@1".utf8)) == nil)
+    }
+
+    @Test(
+        "What is wrong in a file of -readconfig is told with file and line",
+        arguments: [
+            ("[machine\n", 1, "parse error"), ("\n[machine]\ntype = virt\n", 3, "parse error"),
+            ("[machine]\ntype = \"virt\" x\n", 2, "parse error"), ("type = \"virt\"\n", 1, "no group defined"),
+            ("[machine]\n\n[memories]\n", 3, "There is no option group 'memories'"),
+            ("[kernel]\n", 1, "There is no option group 'kernel'"), ("[m]\n", 1, "There is no option group 'm'"),
+            ("[drive \"1\"]\n", 1, "Parameter 'id' expects an identifier"),
+            ("[memory]\nsize,x = \"1\"\n", 2, "Invalid parameter 'size,x'"),
+            ("#\n[memory]\nsizes = \"1\"\n", 2, "Invalid parameter 'sizes'"),
+            ("[memory]\nsize = \"1G\"\n\n[device \"d\"]\ndriver = \"nothing\"\n", 4, "'nothing' is not a valid"),
+            ("[chardev]\nbackend = \"null\"\n", 1, "no id specified"),
+            ("[drive \"d\"]\nfile = \"/nowhere\"\n", 1, "/nowhere"),
+            ("[netdev \"n\"]\ntype = \"carrier-pigeon\"\n", 1, "carrier-pigeon"),
+            ("[object \"o\"]\nqom-type = \"thing\"\n", 1, "invalid object type: thing"),
+            ("[mon]\nchardev = \"c\"\n", 1, "chardev \"c\" not found"),
+        ])
+    func wrongConfiguration(_ text: String, line: Int, words: String) throws {
+        let file = try directory.write("vm.cfg", text)
+        let said = try complaint(["-readconfig", file])
+        #expect(said.contains("\(file), line \(line): ") && said.contains(words), "\(said)")
     }
 
     @Test("Messages begin with the time and the guest's name when they are wanted")

@@ -147,6 +147,59 @@ import Virtio
         #expect(added.help.contains("color=<str>") && added.help.contains("addr=<str>"))
     }
 
+    /// The command line's devices, as the builder gives them.
+    private func addAll(_ texts: [String]) throws {
+        let all = try texts.map { try KeyValueOptions($0, impliedKey: "driver") }
+        try factory.lookAhead(all)
+        for options in all { try factory.add(options) }
+    }
+
+    private var serials: [VirtioSerial] { machine.vm.devices.compactMap { $0 as? VirtioSerial } }
+
+    @Test("a device with nothing but its first console is what it was before it could have more ports")
+    func plainConsole() throws {
+        try addAll(["virtio-serial-device", "virtconsole,chardev=c"])
+        #expect(serials[0].queues.count == 2 && serials[0].offeredFeatures & 2 == 0)
+        #expect(serials[0].config.allSatisfy { $0 == 0 })
+    }
+
+    @Test func portsOfTheCommandLineMakeRoomForThemselves() throws {
+        try addAll(["virtio-serial-device", "virtserialport,chardev=c,name=org.qemu.guest_agent.0,id=p"])
+        #expect(serials[0].queues.count == 64 && serials[0].offeredFeatures & 2 != 0 && serials[0].config[4] == 31)
+        try add("virtserialport,bus=virtio-serial0.0,name=q,nr=5")
+        try add("virtio-serial-device,id=s,max_ports=2")
+        try add("virtconsole,bus=s.0")
+        try add("virtserialport,bus=s.0,name=r")
+        let error = #expect(throws: VMMError.self) { try add("virtserialport,bus=s.0,name=t") }
+        #expect(error?.message == "virtio-serial-bus: Maximum port limit for this device reached")
+        // Without bus= it goes where there is room.
+        try add("virtserialport,name=t")
+    }
+
+    private static let wrongPorts: [([String], String)] = [
+        (["virtio-serial-device,max_ports=0"], "Maximum number of serial ports not specified"),
+        (["virtio-serial-device,max_ports=512"], "maximum ports supported: 511"),
+        (["virtserialport"], "No 'virtio-serial-bus' bus found for device 'virtserialport'"),
+        (["virtio-serial-device", "virtserialport,bus=x.0"], "Bus 'x.0' not found"),
+        (
+            ["virtio-serial-device", "virtserialport,bus=virtio-mmio-bus.1"],
+            "Device 'virtserialport' can't go on virtio-bus bus"
+        ),
+        (
+            ["virtio-serial-device", "virtserialport,nr=99"],
+            "virtio-serial-bus: Out-of-range port id specified, max. allowed: 30"
+        ),
+        (
+            ["virtio-serial-device", "virtserialport,chardev=c", "virtserialport,chardev=c"], "Device 'c' is in use"
+        ),
+    ]
+
+    @Test(arguments: wrongPorts)
+    func refusesPortsAsQEMUDoes(_ options: [String], _ message: String) throws {
+        let error = #expect(throws: VMMError.self) { try addAll(options) }
+        #expect(error?.message == message)
+    }
+
     @Test func makesTheTypesOfModules() throws {
         let added = Probe()
         factory.findType = { name throws(VMMError) in name == added.name ? added : nil }

@@ -232,8 +232,8 @@ import Virtio
     func console() throws {
         let sink = Sink()
         let setup = try Setup(queues: 2, size: 16) { vm in
-            let console = VirtioConsole(vm: vm)
-            try console.connect(sink)
+            let console = VirtioSerial(vm: vm)
+            try console.plug(.init(isConsole: true, chardev: sink))
             return console
         }
         let queue = setup.driver.queues[1]

@@ -7,6 +7,22 @@ import VirtBoard
 let haveDTC = FileManager.default.isExecutableFile(atPath: "/usr/bin/dtc")
 let haveQEMU = FileManager.default.isExecutableFile(atPath: "/usr/bin/qemu-system-riscv64")
 
+extension [UInt8] {
+    /// Where the root of a flattened tree ends whose root has no children.
+    fileprivate var firstIndexOfEnd: Int? {
+        let end: [UInt8] = [0, 0, 0, 2, 0, 0, 0, 9]
+        return indices.first { self[$0...].starts(with: end) }
+    }
+
+    /// Says in a tree's header that its structure is longer: the strings come behind it.
+    fileprivate mutating func grow(by length: Int) {
+        for field in [1, 3, 9] {
+            let value = self[4 * field..<4 * field + 4].reduce(0) { $0 << 8 | Int($1) } + length
+            for index in 0..<4 { self[4 * field + index] = UInt8(truncatingIfNeeded: value >> (24 - 8 * index)) }
+        }
+    }
+}
+
 @Suite struct DeviceTreeTests {
     private func sample() -> DeviceTree {
         var tree = DeviceTree()
@@ -48,6 +64,36 @@ let haveQEMU = FileManager.default.isExecutableFile(atPath: "/usr/bin/qemu-syste
                     #expect((try? DeviceTree(flattened: tree.flattened())) != nil)
                 }
             }
+        }
+    }
+
+    /// A megabyte of nodes, or of properties, takes no time that grows with its square.
+    @Test func manyNodesAndPropertiesAreReadAtOnce() throws {
+        let nodes = DeviceTree()
+        nodes.root.set("a")
+        var many = nodes.flattened()
+        // Nodes of 16 bytes, behind the root's property.
+        let count = 60_000
+        let place = try #require(many.firstIndexOfEnd)
+        var structure: [UInt8] = []
+        for number in 0..<count {
+            let digits = Array(String(number, radix: 36).utf8)
+            structure += [0, 0, 0, 1] + digits + [UInt8](repeating: 0, count: 8 - digits.count) + [0, 0, 0, 2]
+        }
+        many.insert(contentsOf: structure, at: place)
+        many.grow(by: structure.count)
+        let start = EventLoop.now
+        #expect(try DeviceTree(flattened: many).root.children.count == count)
+        #expect(EventLoop.now - start < 10_000_000_000)
+    }
+
+    /// Names may share bytes, so that a small blob has long ones.
+    @Test func longNamesAreRefused() throws {
+        for length in [255, 256] {
+            var tree = DeviceTree()
+            tree.root.set(String(repeating: "a", count: length))
+            let blob = tree.flattened()
+            #expect(((try? DeviceTree(flattened: blob)) != nil) == (length == 255))
         }
     }
 

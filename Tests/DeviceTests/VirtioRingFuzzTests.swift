@@ -20,7 +20,7 @@ import Virtio
         }
     }
 
-    private enum Kind: CaseIterable { case block, entropy, console, net }
+    private enum Kind: CaseIterable { case block, entropy, console, ports, net }
 
     private static let base = TestMachine.ramBase
     private static let end = TestMachine.ramBase + UInt64(TestMachine.ramSize)
@@ -84,7 +84,7 @@ import Virtio
         case .entropy:
             queue = driver.queues[0]
             queue.descriptor(0, data, 64, flags: 2)
-        case .console:
+        case .console, .ports:
             chardev.dropPending()
             queue = driver.queues[1]
             queue.descriptor(0, data, 4, flags: 0)
@@ -113,9 +113,15 @@ import Virtio
                 device = VirtioBlock(vm: machine.vm, backend: backend, serial: "s")
             case .entropy: device = VirtioEntropy(vm: machine.vm)
             case .console:
-                let console = VirtioConsole(vm: machine.vm)
-                try console.connect(chardev)
+                let console = VirtioSerial(vm: machine.vm)
+                try console.plug(.init(isConsole: true, chardev: chardev))
                 device = console
+            case .ports:
+                let serial = VirtioSerial(vm: machine.vm, maxPorts: 2)
+                var port = VirtioSerialPort.Options(isConsole: false, chardev: chardev)
+                port.name = "port"
+                try serial.plug(port)
+                device = serial
             case .net:
                 device = VirtioNet(
                     vm: machine.vm, backend: host, mac: [2, 0, 0, 0, 0, 1],

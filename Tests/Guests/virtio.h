@@ -8,7 +8,10 @@
 #define DEVICE ((volatile u32 *)0x10008000UL)  // virtio-mmio-bus.7
 #define DEVICE_IRQ 8
 
-enum { QUEUE_SIZE = 64 };
+#ifndef QUEUE_LENGTH
+#define QUEUE_LENGTH 64
+#endif
+enum { QUEUE_SIZE = QUEUE_LENGTH };
 enum { NEXT = 1, WRITE = 2 };  // descriptor flags
 
 struct descriptor { u64 address; u32 length; u16 flags, next; };

@@ -1,4 +1,5 @@
 import BatonRuntime
+import GuestHealth
 import MicroVM
 import TestSupport
 import Testing

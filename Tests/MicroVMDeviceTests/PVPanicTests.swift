@@ -1,4 +1,5 @@
 import BatonRuntime
+import GuestHealth
 import MicroVM
 import TestSupport
 import Testing
@@ -24,7 +25,7 @@ import Testing
     }
 
     @Test func theVMStopsInTheLoopOnly() {
-        device.action = .pause
+        machine.vm.guestActions.panic = .pause
         write(1)
         #expect(machine.vm.isRunning, "a vCPU's thread cannot stop the VM")
         turnLoop()
@@ -46,7 +47,7 @@ import Testing
     }
 
     @Test func aPanicCanBeAFailure() {
-        device.action = .exitFailure
+        machine.vm.guestActions.panic = .exitFailure
         write(1)
         #expect(machine.vm.run() == 1)
     }
@@ -60,7 +61,7 @@ import Testing
     }
 
     @Test func aPanicCanBeNothing() {
-        device.action = .none
+        machine.vm.guestActions.panic = .none
         write(1)
         turnLoop()
         #expect(machine.vm.isRunning)
@@ -91,7 +92,7 @@ import Testing
     }
 
     @Test func theFirstOfSeveralCounts() {
-        device.action = .pause
+        machine.vm.guestActions.panic = .pause
         write(7)
         turnLoop()
         #expect(machine.eventNames == ["RESUME", "GUEST_PANICKED", "STOP"])
@@ -106,7 +107,7 @@ import Testing
     }
 
     @Test func aPanicThatAnUpdateComesBeforeIsNotLost() throws {
-        device.action = .pause
+        machine.vm.guestActions.panic = .pause
         write(1)
         machine.vm.stop(.saveVM)
         turnLoop()
@@ -115,7 +116,8 @@ import Testing
 
         // The update takes the guest over …
         let next = try DeviceMachine()
-        let restored = PVPanic(vm: next.vm, action: .pause)
+        next.vm.guestActions.panic = .pause
+        let restored = PVPanic(vm: next.vm)
         try next.vm.add(restored)
         try loadState(state, into: restored)
         #expect(savedState(restored) == state)

@@ -10,7 +10,7 @@ struct OfficialRISCVTests {
     func passes(_ test: OfficialTests.Case) throws {
         let elf = try ELFFile(path: OfficialTests.build(test))
         let tohost = try #require(elf.symbol("tohost"))
-        let machine = try TestMachine(megabytes: 32)
+        let machine = try TestMachine(megabytes: 32, cpu: "max")
         for segment in elf.segments where !segment.bytes.isEmpty {
             try machine.load(segment.bytes, at: segment.address)
         }

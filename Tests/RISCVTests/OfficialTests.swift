@@ -18,7 +18,7 @@ enum OfficialTests {
 
     private static let suites = [
         "rv64ui", "rv64um", "rv64ua", "rv64uf", "rv64ud", "rv64uc", "rv64mi", "rv64si", "rv64uzba", "rv64uzbb",
-        "rv64uzbs",
+        "rv64uzbs", "rv64uzbc", "rv64uzicond", "rv64mzicbo", "rv64ssvnapot",
     ]
     private static let tests = SourceRepository(
         name: "riscv-tests", commit: "34e6b6d1e7936b526075432fb730d89148623484",
@@ -83,7 +83,9 @@ enum OfficialTests {
         let script = try String(contentsOfFile: "\(environment)/link.ld", encoding: .utf8)
         // GNU ld knows these names, lld does not.
         try work.write("link.ld", script.replacingOccurrences(of: "SHF_ALLOC | SHF_EXECINSTR", with: "7"))
-        let extensions = ["rv64uzba": "_zba", "rv64uzbb": "_zbb", "rv64uzbs": "_zbs"]
+        let extensions = [
+            "rv64uzba": "_zba", "rv64uzbb": "_zbb", "rv64uzbs": "_zbs", "rv64uzbc": "_zbc", "rv64uzicond": "_zicond",
+        ]
         let compiler =
             [
                 "\(toolchain)/clang", "--target=riscv64-unknown-elf", "-mabi=lp64d", "-mcmodel=medany", "-static",

@@ -65,8 +65,12 @@ struct ReferenceDifference {
 
 extension ReferenceProgram {
     /// Runs the program on both, and reports what differs.
-    func compare(exceptions: [ReferenceException] = [], sourceLocation: SourceLocation = #_sourceLocation) throws {
-        guard let reference = ReferenceMachine.installed else { throw TestError("no reference") }
+    /// - Parameter reference: nil for the installed one.
+    func compare(
+        on reference: ReferenceMachine? = nil, exceptions: [ReferenceException] = [],
+        sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
+        guard let reference = reference ?? ReferenceMachine.installed else { throw TestError("no reference") }
         let known = (ReferenceException.general + exceptions).filter { $0.applies(to: reference.version) }
         var matched = [Int](repeating: 0, count: known.count)
         let (qemu, baton) = try ReferenceMachine.run(self, on: reference)

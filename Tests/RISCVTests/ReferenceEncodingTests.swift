@@ -34,8 +34,13 @@ struct ReferenceEncodingTests {
             operands: (0..<1024).map { ReferenceProgram.data + UInt64($0) * 8 })
     }
 
-    @Test func compressed() throws {
-        let program = ReferenceProgram("16-bit instructions")
+    @Test(arguments: ReferenceMachine.all) func compressed(_ reference: ReferenceMachine) throws {
+        try compareCompressed(on: reference, flags: [])
+    }
+
+    private func compareCompressed(on reference: ReferenceMachine?, flags: [String]) throws {
+        let program = ReferenceProgram("16-bit instructions \(flags.joined(separator: ","))")
+        program.flags = flags
         Self.fillData(program)
         let state = Self.pointers(program)
         var others = state
@@ -81,11 +86,32 @@ struct ReferenceEncodingTests {
             }
         }
         Self.addData(program)
-        try program.compare()
+        try program.compare(on: reference)
     }
 
-    @Test func words() throws {
-        let program = ReferenceProgram("32-bit words")
+    @Test(arguments: ReferenceMachine.all) func words(_ reference: ReferenceMachine) throws {
+        try compareWords(on: reference, flags: [])
+    }
+
+    /// Each extension away, and all of its instructions with it.
+    @Test(
+        .enabled(if: ReferenceMachine.recentAbsence == nil, "\(ReferenceMachine.recentAbsence ?? "")"),
+        arguments: [
+            ["zacas=off", "zawrs=off", "a=off"], ["m=off"], ["zfa=off", "zfhmin=off"],
+            ["zfa=off", "zfhmin=off", "d=off"], ["zfa=off", "zfhmin=off", "d=off", "f=off"],
+            [
+                "b=off", "zba=off", "zbb=off", "zbs=off", "zbc=off", "zicond=off", "zicbom=off", "zicboz=off",
+                "zifencei=off", "svinval=off", "zawrs=off", "zacas=off", "zcb=off",
+            ],
+        ])
+    func without(_ flags: [String]) throws {
+        try compareWords(on: ReferenceMachine.recent, flags: flags)
+        try compareCompressed(on: ReferenceMachine.recent, flags: flags)
+    }
+
+    private func compareWords(on reference: ReferenceMachine?, flags: [String]) throws {
+        let program = ReferenceProgram("32-bit words \(flags.joined(separator: ","))")
+        program.flags = flags
         Self.fillData(program)
         var groups: [(name: String, words: [UInt32])] = []
         func any(_ limit: UInt32) -> UInt32 { UInt32(truncatingIfNeeded: program.nextRandom() >> 20) % limit }
@@ -193,6 +219,6 @@ struct ReferenceEncodingTests {
             )
         }
         Self.addData(program)
-        try program.compare()
+        try program.compare(on: reference)
     }
 }

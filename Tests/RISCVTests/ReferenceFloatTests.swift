@@ -8,7 +8,7 @@ struct ReferenceFloatTests {
     private typealias Place = ReferenceProgram.Place
 
     /// One precision: its encoding, and operands as they are in a register.
-    private struct Format {
+    struct Format {
         let name: String
         let fmt: UInt32
         let operands: [UInt64]
@@ -48,13 +48,13 @@ struct ReferenceFloatTests {
         }
     }
 
-    private static let formats = [
+    static let formats = [
         Format("s", fmt: 0, fraction: 23, exponent: 8, box: 0xffff_ffff_0000_0000),
         Format("d", fmt: 1, fraction: 52, exponent: 11, box: 0),
     ]
 
     /// Registers that do not hold a single-precision value.
-    private static let unboxed: [UInt64] = [
+    static let unboxed: [UInt64] = [
         0x0000_0000_3f80_0000, 0xffff_fffe_3f80_0000, 0x7fff_ffff_3f80_0000, 0x3ff0_0000_0000_0000,
         0xffff_fffe_7f80_0001,
     ]
@@ -87,7 +87,7 @@ struct ReferenceFloatTests {
 
     /// Every way to name a rounding mode: in the instruction, by frm, reserved ones; with flags clear and, where
     /// instructions take another way then, with NX set before.
-    private static let roundings: [(field: UInt32, fcsr: UInt64, isFull: Bool)] =
+    static let roundings: [(field: UInt32, fcsr: UInt64, isFull: Bool)] =
         (0..<5).map { ($0, 0, true) } + [(0, 1, true), (7, 1, true), (7, 0x1f, false)]
         + (0..<8).map { (7, $0 << 5, false) } + (1..<5).map { (7, $0 << 5 | 1, false) }
         + [(5, 0, false), (6, 0, false), (1, 0xe0, false)]

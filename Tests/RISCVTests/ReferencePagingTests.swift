@@ -16,23 +16,25 @@ struct ReferencePagingTests {
     // MARK: The map
 
     /// Tables: the roots of Sv39 and Sv48, another root for each, and the two levels of the region under test.
-    private static let root39 = ReferenceProgram.pageTables
-    private static let middle = root39 + 0x1000
-    private static let last = root39 + 0x2000
-    private static let root48 = root39 + 0x3000
+    static let root39 = ReferenceProgram.pageTables
+    static let middle = root39 + 0x1000
+    static let last = root39 + 0x2000
+    static let root48 = root39 + 0x3000
     private static let otherRoot39 = root39 + 0x4000
     private static let otherRoot48 = root39 + 0x5000
+    private static let root57 = root39 + 0x6000
+    private static let otherRoot57 = root39 + 0x7000
     /// Three pages of ebreaks that the region maps.
-    private static let page: UInt64 = 0x8090_0000
+    static let page: UInt64 = 0x8090_0000
     /// Where U-mode finds what is at 0x80000000 for S-mode.
     private static let userAlias: UInt64 = 0x8000_0000
     /// The region under test.
-    private static let region: UInt64 = 16 << 30
+    static let region: UInt64 = 16 << 30
 
     private static func pointer(_ table: UInt64) -> UInt64 { table >> 2 | Entry.valid }
-    private static func leaf(_ physical: UInt64, _ flags: UInt64) -> UInt64 { physical >> 2 | flags }
+    static func leaf(_ physical: UInt64, _ flags: UInt64) -> UInt64 { physical >> 2 | flags }
 
-    private static func addTables(_ program: ReferenceProgram) {
+    static func addTables(_ program: ReferenceProgram) {
         let identity = leaf(0x8000_0000, Entry.all)
         for (root, target) in [(root39, pointer(middle)), (otherRoot39, leaf(0x8000_0000, Entry.all))] {
             program.store(root + 2 * 8, words: [identity])
@@ -46,6 +48,10 @@ struct ReferencePagingTests {
             program.store(root, words: [pointer(next)])
             program.store(root + 255 * 8, words: [pointer(next), pointer(next)])
         }
+        for (root, next) in [(root57, root48), (otherRoot57, otherRoot48)] {
+            program.store(root, words: [pointer(next)])
+            program.store(root + 255 * 8, words: [pointer(next), pointer(next)])
+        }
         program.store(middle, words: [pointer(last)])
         for index in 0..<4 as Range<UInt64> {
             program.store(last + index * 8, words: [leaf(page + index * 0x1000, Entry.all)])
@@ -55,7 +61,7 @@ struct ReferencePagingTests {
     }
 
     /// - Parameter mode: MPP.
-    private static func state(_ program: ReferenceProgram, _ code: [UInt32], mode: UInt64, satp: UInt64) throws
+    static func state(_ program: ReferenceProgram, _ code: [UInt32], mode: UInt64, satp: UInt64) throws
         -> ReferenceProgram.State
     {
         var state = ReferenceProgram.State()
@@ -67,9 +73,13 @@ struct ReferencePagingTests {
         return state
     }
 
-    private static let schemes: [(name: String, satp: UInt64)] = [
-        ("Sv39", 8 << 60 | root39 >> 12), ("Sv48", 9 << 60 | root48 >> 12),
+    static let schemes: [(name: String, satp: UInt64)] = [
+        ("Sv39", 8 << 60 | root39 >> 12), ("Sv48", 9 << 60 | root48 >> 12), ("Sv57", 10 << 60 | root57 >> 12),
     ]
+    /// Those of both machines.
+    private static func schemes(_ reference: ReferenceMachine) -> ArraySlice<(name: String, satp: UInt64)> {
+        schemes.prefix(reference.hasAll ? 3 : 2)
+    }
 
     private static let accesses: [(name: String, code: [UInt32])] = [
         ("load", [Instruction.ld(10, 11)]), ("store", [Instruction.sd(12, 11)]),
@@ -86,19 +96,19 @@ struct ReferencePagingTests {
     }
 
     /// The entry under test for each level, the virtual address that it maps, and what it points to.
-    private static let levels: [(name: String, entry: UInt64, address: UInt64, target: UInt64, needsSv48: Bool)] = [
-        ("4 KiB", last, region, page, false), ("2 MiB", middle + 8, region + 0x30_0000, 0x8080_0000, false),
-        ("1 GiB", root39 + 17 * 8, region + 0x4090_0000, 0x8000_0000, false),
-        ("512 GiB", root48 + 8, 1 << 39 | page, 0, true),
+    private static let levels: [(name: String, entry: UInt64, address: UInt64, target: UInt64, mode: UInt64)] = [
+        ("4 KiB", last, region, page, 8), ("2 MiB", middle + 8, region + 0x30_0000, 0x8080_0000, 8),
+        ("1 GiB", root39 + 17 * 8, region + 0x4090_0000, 0x8000_0000, 8),
+        ("512 GiB", root48 + 8, 1 << 39 | page, 0, 9), ("256 TiB", root57 + 8, 1 << 48 | page, 0, 10),
     ]
 
     // MARK: Tests
 
-    @Test func permissions() throws {
+    @Test(arguments: ReferenceMachine.all) func permissions(_ reference: ReferenceMachine) throws {
         let program = ReferenceProgram("permissions of pages")
         Self.addTables(program)
-        for (scheme, satp) in Self.schemes {
-            for (size, entry, address, target, needsSv48) in Self.levels where !needsSv48 || satp >> 60 == 9 {
+        for (scheme, satp) in Self.schemes(reference) {
+            for (size, entry, address, target, least) in Self.levels where satp >> 60 >= least {
                 for (mode, statuses) in [("S", Self.supervisor), ("U", Self.user)] {
                     for (access, code) in size == "4 KiB" ? Self.accesses[...] : Self.accesses.prefix(4) {
                         for delegation in [0, ReferenceTrapTests.delegated] {
@@ -128,25 +138,38 @@ struct ReferencePagingTests {
                 }
             }
         }
-        try program.compare(exceptions: Self.exceptions)
+        try program.compare(on: reference, exceptions: Self.exceptions)
     }
 
     @Test func softwareSetsAccessedAndDirty() throws {
-        let program = ReferenceProgram("A and D by software")
+        try compareAccessedAndDirty(on: ReferenceMachine.installed, flags: [])
+    }
+
+    @Test(
+        .enabled(if: ReferenceMachine.recentAbsence == nil, "\(ReferenceMachine.recentAbsence ?? "")"),
+        arguments: [[], ["svadu=off"], ["svade=on"], ["svade=on", "svadu=off"]])
+    func accessedAndDirtyBy(_ flags: [String]) throws {
+        try compareAccessedAndDirty(on: ReferenceMachine.recent, flags: flags)
+    }
+
+    private func compareAccessedAndDirty(on reference: ReferenceMachine?, flags: [String]) throws {
+        let program = ReferenceProgram("A and D by software \(flags.joined(separator: ","))")
+        program.flags = flags
         Self.addTables(program)
         for (access, code) in Self.accesses {
             var state = try Self.state(program, code, mode: MachineStatus.supervisor, satp: Self.schemes[0].satp)
             state[11] = Self.region
-            state[Place.menvcfg] = 0
             state[Place.poke] = Self.last
             state[Place.watch] = Self.last
             state[Place.secondPoke] = Self.page
             state[Place.secondPokeValue] = UInt64(Instruction.ebreak) << 32 | UInt64(Instruction.ebreak)
             program.add(
-                access, state: state, result: 10, flags: [.translation, .registers], places: [Place.pokeValue],
-                operands: (0..<256).map { Self.leaf(Self.page, $0) })
+                access, state: state, result: 10, flags: [.translation, .registers],
+                places: [Place.pokeValue, Place.menvcfg],
+                operands: (0..<256).flatMap { [Self.leaf(Self.page, $0), 0, Self.leaf(Self.page, $0), 1 << 61] })
         }
         try program.compare(
+            on: reference,
             exceptions: Self.exceptions + [
                 ReferenceException(
                     reason: "QEMU 7.2 has no Svadu: it always sets A and D (privileged 1.12, 4.3.1: either is right)",
@@ -160,14 +183,14 @@ struct ReferencePagingTests {
     }
 
     /// Reserved bits, page numbers that are nowhere, misaligned superpages, tables that are nowhere.
-    @Test func malformedEntries() throws {
+    @Test(arguments: ReferenceMachine.all) func malformedEntries(_ reference: ReferenceMachine) throws {
         let program = ReferenceProgram("malformed page table entries")
         Self.addTables(program)
-        for (scheme, satp) in Self.schemes {
+        for (scheme, satp) in Self.schemes(reference) {
             for (access, code) in Self.accesses.prefix(4) {
                 for mode in [MachineStatus.supervisor, MachineStatus.user] {
                     let needed = Entry.all | (mode == MachineStatus.user ? Entry.user : 0)
-                    for (size, entry, address, target, needsSv48) in Self.levels where !needsSv48 || satp >> 60 == 9 {
+                    for (size, entry, address, target, least) in Self.levels where satp >> 60 >= least {
                         var state = try Self.state(program, code, mode: mode, satp: satp)
                         state[11] = address
                         state[Place.poke] = entry
@@ -212,10 +235,10 @@ struct ReferencePagingTests {
                 }
             }
         }
-        try program.compare(exceptions: Self.exceptions)
+        try program.compare(on: reference, exceptions: Self.exceptions)
     }
 
-    @Test func addresses() throws {
+    @Test(arguments: ReferenceMachine.all) func addresses(_ reference: ReferenceMachine) throws {
         let program = ReferenceProgram("virtual addresses")
         Self.addTables(program)
         let addresses: [UInt64] =
@@ -226,7 +249,7 @@ struct ReferencePagingTests {
                     (~(top - 1)) | 0x90_0000,
                 ]
             } + [0, 8, Self.page, Self.page | 1 << 63, Self.region | 1 << 62]
-        for (scheme, satp) in Self.schemes + [("bare", 0)] {
+        for (scheme, satp) in Self.schemes(reference) + [("bare", 0)] {
             for (access, code) in Self.accesses.prefix(4) {
                 for mode in [MachineStatus.supervisor, MachineStatus.user] {
                     var state = try Self.state(program, code, mode: mode, satp: satp)
@@ -243,7 +266,55 @@ struct ReferencePagingTests {
                 }
             }
         }
-        try program.compare(exceptions: Self.exceptions)
+        try program.compare(on: reference, exceptions: Self.exceptions)
+    }
+
+    /// Svpbmt and Svnapot: types of memory with and without menvcfg.PBMTE, and pages of 64 KiB, at each level.
+    @Test(
+        .enabled(if: ReferenceMachine.recentAbsence == nil, "\(ReferenceMachine.recentAbsence ?? "")"),
+        arguments: [[], ["svnapot=off"], ["svpbmt=off"], ["svnapot=off", "svpbmt=off"]])
+    func memoryTypes(_ flags: [String]) throws {
+        let program = ReferenceProgram("Svpbmt and Svnapot \(flags.joined(separator: ","))")
+        program.flags = flags
+        Self.addTables(program)
+        let environments: [UInt64] = [1 << 61, 3 << 61]
+        for (scheme, satp) in Self.schemes {
+            for (access, code) in Self.accesses.prefix(4) {
+                for (size, entry, address, target, least) in Self.levels where satp >> 60 >= least {
+                    var state = try Self.state(program, code, mode: MachineStatus.supervisor, satp: satp)
+                    state[11] = address
+                    state[Place.poke] = entry
+                    state[Place.watch] = entry
+                    state[Place.secondPoke] = Self.page
+                    state[Place.secondPokeValue] = UInt64(Instruction.ebreak) << 32 | UInt64(Instruction.ebreak)
+                    var operands: [UInt64] = []
+                    for top in 0..<8 as Range<UInt64> {
+                        for low in size == "4 KiB" ? 0..<16 : 0..<1 as Range<UInt64> {
+                            for flags in [Entry.all, Entry.all & ~Entry.dirty, Entry.all & ~(Entry.dirty | Entry.accessed)] {
+                                let leaf = Self.leaf(target, flags) & ~(15 << 10 & (size == "4 KiB" ? UInt64.max : 0))
+                                for environment in environments { operands += [leaf | low << 10 | top << 61, environment] }
+                            }
+                        }
+                    }
+                    program.add(
+                        "\(access), types of \(size) of \(scheme)", state: state, result: 10,
+                        flags: [.translation, .registers], places: [Place.pokeValue, Place.menvcfg], operands: operands)
+                }
+                // Pointers have no type.
+                var state = try Self.state(program, code, mode: MachineStatus.supervisor, satp: satp)
+                state[11] = Self.region
+                state[Place.poke] = Self.middle
+                state[Place.secondPoke] = Self.page
+                state[Place.secondPokeValue] = UInt64(Instruction.ebreak) << 32 | UInt64(Instruction.ebreak)
+                program.add(
+                    "\(access), types of a pointer of \(scheme)", state: state, result: 10,
+                    flags: [.translation, .registers], places: [Place.pokeValue, Place.menvcfg],
+                    operands: (0..<8).flatMap { top in
+                        environments.flatMap { [Self.pointer(Self.last) | top << 61, $0] }
+                    })
+            }
+        }
+        try program.compare(on: ReferenceMachine.recent, exceptions: Self.exceptions)
     }
 
     /// Loads, stores and instructions that lie on two pages, of which either may be missing.
@@ -315,10 +386,10 @@ struct ReferencePagingTests {
     }
 
     /// M-mode's accesses as another mode's, and what changes between two accesses.
-    @Test func changes() throws {
+    @Test(arguments: ReferenceMachine.all) func changes(_ reference: ReferenceMachine) throws {
         let program = ReferenceProgram("MPRV, SUM, MXR, sfence.vma and satp")
         Self.addTables(program)
-        for (scheme, satp) in Self.schemes {
+        for (scheme, satp) in Self.schemes(reference) {
             for (access, code) in Self.accesses where access != "fetch" {
                 // mstatus with MPRV is x13's, and x14's is without.
                 let isAtomic = ["amoadd", "lr", "sc"].contains(access)
@@ -363,7 +434,7 @@ struct ReferencePagingTests {
                     program, [load, Instruction.sd(13, 14)] + fence + [again], mode: MachineStatus.supervisor,
                     satp: satp)
                 state[16] = 0
-                for (size, entry, address, target, needsSv48) in Self.levels where !needsSv48 || satp >> 60 == 9 {
+                for (size, entry, address, target, least) in Self.levels where satp >> 60 >= least {
                     state[11] = address
                     state[14] = entry
                     state[Place.poke] = entry
@@ -375,7 +446,7 @@ struct ReferencePagingTests {
                             0, Self.leaf(target, Entry.all | Entry.user),
                             Self.leaf(target, Entry.valid | Entry.execute),
                         ]
-                            + (needsSv48
+                            + (least > 8
                                 ? [] : [Self.leaf(size == "4 KiB" ? Self.page + 0x1000 : 0xc000_0000, Entry.all)]))
                 }
             }
@@ -394,7 +465,8 @@ struct ReferencePagingTests {
                     "\(name) set and cleared, \(scheme)", state: state, result: 10, flags: [.translation, .registers])
             }
             // Another address space, with its own number and none, and back.
-            let other = (satp >> 60 == 8 ? Self.otherRoot39 : Self.otherRoot48) >> 12
+            let others: [UInt64: UInt64] = [8: Self.otherRoot39, 9: Self.otherRoot48, 10: Self.otherRoot57]
+            let other = (others[satp >> 60] ?? 0) >> 12
             var state = try Self.state(
                 program,
                 [
@@ -409,7 +481,7 @@ struct ReferencePagingTests {
                 "satp, \(scheme)", state: state, result: 15, flags: [.translation, .registers], places: [13],
                 operands: [satp & (15 << 60) | 5 << 44 | other, 0, satp, 3 << 60 | other])
         }
-        try program.compare(exceptions: Self.exceptions)
+        try program.compare(on: reference, exceptions: Self.exceptions)
     }
 
     private static let exceptions: [ReferenceException] = [

@@ -96,6 +96,8 @@ final class ReferenceProgram {
     /// What follows `virt,memory-backend=ram` in `-M`, and more options, for both machines.
     var machine = ""
     var options: [String] = []
+    /// Properties of `-cpu` that both machines get besides `max`; for one that has all extensions.
+    var flags: [String] = []
     private(set) var random: ReferenceRandom
     private(set) var groups: [Group] = []
     private(set) var operands: [UInt64] = []

@@ -26,8 +26,18 @@ struct ReferenceRegisterTests {
     ]
 
     /// Every number, read in each mode, with counters open and closed.
-    @Test func areThere() throws {
-        let program = ReferenceProgram("which CSRs there are")
+    @Test(arguments: ReferenceMachine.all) func areThere(_ reference: ReferenceMachine) throws {
+        try compareNumbers(on: reference, flags: [])
+    }
+
+    @Test(
+        .enabled(if: ReferenceMachine.recentAbsence == nil, "\(ReferenceMachine.recentAbsence ?? "")"),
+        arguments: [["sstc=off"], ["zicntr=off"], ["zihpm=off"], ["zfa=off", "zfhmin=off", "d=off", "f=off"]])
+    func areThereWithout(_ flags: [String]) throws { try compareNumbers(on: ReferenceMachine.recent, flags: flags) }
+
+    private func compareNumbers(on reference: ReferenceMachine?, flags: [String]) throws {
+        let program = ReferenceProgram("which CSRs there are \(flags.joined(separator: ","))")
+        program.flags = flags
         program.addTimersOff()
         for (mode, mpp) in Self.modes {
             for (open, environment) in [(0, 0), (0xffff_ffff, 0), (0xffff_ffff, 1 << 63)] as [(UInt64, UInt64)] {
@@ -45,7 +55,7 @@ struct ReferenceRegisterTests {
                 }
             }
         }
-        try program.compare(exceptions: Self.exceptions(of: .presence))
+        try program.compare(on: reference, exceptions: Self.exceptions(of: .presence))
     }
 
     /// Numbers of the CSRs that are written, and what the test must not write to them.
@@ -72,8 +82,24 @@ struct ReferenceRegisterTests {
         + (0..<16).map { $0 << 60 | 0xffff_0000_0008_0000 & (1 << 60 - 1) }
         + (0..<4).map { 0x8000_1000 | $0 } + (0..<4).map { $0 << 11 } + (0..<4).map { $0 << 11 | 1 << 17 }
 
-    @Test func keepWhatIsWritten() throws {
-        let program = ReferenceProgram("values of CSRs")
+    @Test(arguments: ReferenceMachine.all) func keepWhatIsWritten(_ reference: ReferenceMachine) throws {
+        try compareValues(on: reference, flags: [])
+    }
+
+    @Test(
+        .enabled(if: ReferenceMachine.recentAbsence == nil, "\(ReferenceMachine.recentAbsence ?? "")"),
+        arguments: [
+            ["sstc=off", "svpbmt=off"], ["svadu=off"], ["svade=on"], ["svade=on", "svadu=off"], ["sv57=off"],
+            ["sv48=off"], ["sv39=off"], ["b=off"], ["zfa=off", "zfhmin=off", "d=off", "f=off"], ["m=off"],
+            ["zacas=off", "zawrs=off", "a=off"],
+        ])
+    func keepWhatIsWrittenWithout(_ flags: [String]) throws {
+        try compareValues(on: ReferenceMachine.recent, flags: flags)
+    }
+
+    private func compareValues(on reference: ReferenceMachine?, flags: [String]) throws {
+        let program = ReferenceProgram("values of CSRs \(flags.joined(separator: ","))")
+        program.flags = flags
         program.addTimersOff()
         for (mode, mpp) in Self.modes {
             for (name, number, mask) in Self.machineRegisters {
@@ -95,7 +121,7 @@ struct ReferenceRegisterTests {
                 }
             }
         }
-        try program.compare(exceptions: Self.exceptions(of: .values))
+        try program.compare(on: reference, exceptions: Self.exceptions(of: .values))
     }
 
     /// With immediates, x0, and rd and rs1 the same.

@@ -12,10 +12,15 @@ final class TestMachine {
     let ram: RAMBlock
     var hart: Hart { accelerator.harts[0] }
 
-    init(harts: Int = 1, megabytes: Int = 16, sbi: Bool = false) throws {
+    /// - Parameters:
+    ///   - cpu: as for `-cpu`.
+    ///   - isOriginal: has what harts had before there were choices.
+    init(harts: Int = 1, megabytes: Int = 16, sbi: Bool = false, cpu: String? = nil, isOriginal: Bool = false) throws {
         DescriptorLimit.raise()
         vm = try VirtualMachine()
-        accelerator = try SoftwareAccelerator(vm: vm, hartCount: harts)
+        var processor = try RISCVProcessor(cpu)
+        if isOriginal { processor = processor.replacing(RISCVProcessor.original) }
+        accelerator = try SoftwareAccelerator(vm: vm, hartCount: harts, processor: processor)
         try vm.setAccelerator(accelerator)
         let size = megabytes << 20
         let host = try Mapping.map(length: size, alignment: 4096, fd: -1, shared: false, name: "ram")
@@ -32,8 +37,8 @@ final class TestMachine {
     }
 
     /// Assembles a program for the start of RAM and resets the harts to it.
-    convenience init(harts: Int = 1, sbi: Bool = false, assembly: String) throws {
-        try self.init(harts: harts, sbi: sbi)
+    convenience init(harts: Int = 1, sbi: Bool = false, cpu: String? = nil, assembly: String) throws {
+        try self.init(harts: harts, sbi: sbi, cpu: cpu)
         let path = try GuestBuilder.build(
             "riscv-unit", sources: ["start.S": ".section .text.start\n.globl _start\n_start:\n" + assembly],
             march: "rv64gc_zba_zbb_zbs", binary: true)

@@ -25,6 +25,7 @@ final class VhostUserGuest {
                     "-netdev", "vhost-user,id=n,chardev=c,queues=\(queues)",
                     "-device", "virtio-net-device,netdev=n,mq=\(queues > 1 ? "on" : "off")",
                 ]
+            case "vsock": ["-device", "vhost-user-vsock-device,chardev=c"]
             case "fs": ["-device", "vhost-user-fs-device,chardev=c,tag=share"]
             default: ["-device", "vhost-user-\(name)-device,chardev=c,num-queues=\(queues)"]
             }
@@ -39,7 +40,7 @@ final class VhostUserGuest {
     }
 
     /// - Parameters:
-    ///   - name: `blk`, `fs` or `net`.
+    ///   - name: `blk`, `fs`, `net` or `vsock`.
     ///   - queues: of a disk; of a network card, pairs.
     convenience init(
         _ name: String, socket: String, in directory: TemporaryDirectory, queues: Int = 1, chardev: String = "",

@@ -46,6 +46,9 @@ final class TapBackend: NetBackend {
 
     deinit { close() }
 
+    /// Whether it was taken away.
+    var isShutDown: Bool { fds.isEmpty }
+
     // MARK: Opening
 
     private func open() throws(VMMError) {

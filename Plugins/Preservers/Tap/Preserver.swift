@@ -27,6 +27,7 @@ final class TapPreserver: FdPreserver {
     }
 
     func notify(_ phase: CprPhase, cpr: CprController) throws(VMMError) {
+        backends.removeAll { $0.isShutDown }
         for backend in backends {
             switch phase {
             case .survey, .exec: try backend.handOver(to: cpr)

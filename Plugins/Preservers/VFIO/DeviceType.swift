@@ -33,6 +33,7 @@ final class VFIODeviceType: DeviceType {
             let assignment = try open(host, iommufd, rom, notices, id: options.id, vm: context.vm)
             try bus.plug(assignment.device, at: place)
             preserver.add(assignment)
+            context.vm.addressSpace.pinPages()
         } catch {
             throw error.prefixed("vfio \(host.name)")
         }

@@ -81,6 +81,7 @@ extension VhostUserDevice: ChardevFrontend {
         guard isServing else { return }
         isServing = false
         settle()
+        lostConnections()
     }
 
     /// There is no back end for a device that the driver uses.

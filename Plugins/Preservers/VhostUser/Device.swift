@@ -44,6 +44,8 @@ class VhostUserDevice: VirtioOffload {
     var refreshTimer: EventLoop.Timer?
     /// The configuration has changed since it was asked for.
     var configIsStale = false
+    /// The back end, if there is one, is that of the process before.
+    private(set) var isSuccessor = false
     /// A connection has come up that nothing has been said on.
     var isNewConnection = false
 
@@ -96,6 +98,11 @@ class VhostUserDevice: VirtioOffload {
         let channel = VhostUserChannel(socket: socket, patience: patience)
         backend = try channel.negotiate(
             queues: kind.countedQueues, configSize: kind.backendConfigSize, isFirst: true)
+        guard kind.required & ~backend.features == 0 else {
+            throw VMMError(
+                "the vhost-user back end lacks the features \(Hex(kind.required & ~backend.features)), which an option "
+                    + "asks for")
+        }
         backendConfig = backend.config
         features = kind.offered(backend)
         self.channel = channel
@@ -105,8 +112,12 @@ class VhostUserDevice: VirtioOffload {
         try openRequestChannel(channel)
     }
 
+    /// Of a device of sockets: the connections of before are no more, as the back end that had them is gone.
+    func lostConnections() {}
+
     /// Goes on where the process before is.
     func adopt(_ heritage: VhostUserHeritage) {
+        isSuccessor = true
         backend = heritage.backend
         backendConfig = heritage.backend.config
         hasMemoryTable = heritage.hasMemoryTable

@@ -10,12 +10,14 @@ struct DeviceKind {
     let features: UInt64
     /// Features that go to the driver by options or number of queues.
     var withheld: UInt64 = 0
+    /// Features that a back end must have.
+    var required: UInt64 = 0
     /// Features that are the VMM's own, offered whatever the back end has.
     var ownFeatures: UInt64 = 0
     let queueCount: Int
     /// What a back end has to have of what it counts (GET_QUEUE_NUM): queues,
     /// or pairs of them.
-    var countedQueues: Int { linkStatus == nil ? queueCount : queueCount / 2 }
+    var countedQueues: Int { losesConnections ? 1 : linkStatus == nil ? queueCount : queueCount / 2 }
     /// How many of them the back end may use as long as the driver has not
     /// said: of a network card one pair.
     var queuesAtFirst: Int { linkStatus == nil ? queueCount : 2 }
@@ -36,6 +38,9 @@ struct DeviceKind {
     /// which is the connection to the back end; nil for other devices. Frames
     /// that a back end had in hand when it went are lost, as on any wire.
     var linkStatus: Int?
+    /// Whether the device is one of sockets (vsock), whose connections go with the back end: the driver is told, and
+    /// nothing that a back end had in hand is carried out by the next one. Such back ends do not count their queues.
+    var losesConnections = false
 
     /// Features of virtio that concern only rings and so the back end.
     private static let ringFeatures: UInt64 = 1 << 28 | 1 << 29 | 1 << 32

@@ -1,22 +1,24 @@
 import BatonRuntime
 
-/// `vhost-user-blk-device`, `vhost-user-fs-device`: options as QEMU's.
+/// `vhost-user-blk-device`, `vhost-user-fs-device`, `vhost-user-vsock-device`: options as QEMU's.
 final class VhostUserDeviceType: DeviceType {
     let name: String
     let summary: String
     let bus: String
-    let category = DeviceCategory.storage
+    let category: DeviceCategory
     let properties: [DeviceProperty]
     private let preserver: VhostUserPreserver
     private let kind: (DeviceOptions) throws(VMMError) -> DeviceKind
 
     private init(
-        name: String, summary: String, bus: String, properties: [DeviceProperty], preserver: VhostUserPreserver,
+        name: String, summary: String, bus: String, category: DeviceCategory = .storage, properties: [DeviceProperty],
+        preserver: VhostUserPreserver,
         kind: @escaping (DeviceOptions) throws(VMMError) -> DeviceKind
     ) {
         self.name = name
         self.summary = summary
         self.bus = bus
+        self.category = category
         self.properties = properties
         self.preserver = preserver
         self.kind = kind
@@ -37,6 +39,10 @@ final class VhostUserDeviceType: DeviceType {
                     name: "vhost-user-fs-\(variant.suffix)", summary: "file system of a vhost-user process",
                     bus: variant.bus, properties: FileSystemKind.properties + variant.more, preserver: preserver,
                     kind: { options throws(VMMError) in try FileSystemKind.make(options) }),
+                VhostUserDeviceType(
+                    name: "vhost-user-vsock-\(variant.suffix)", summary: "sockets between guest and host",
+                    bus: variant.bus, category: .misc, properties: VsockKind.properties + variant.more,
+                    preserver: preserver, kind: { options throws(VMMError) in try VsockKind.make(options) }),
             ]
         }
     }
@@ -45,7 +51,12 @@ final class VhostUserDeviceType: DeviceType {
         let kind = try kind(options)
         guard let id = try options.text("chardev") else { throw VMMError("chardev is mandatory") }
         guard let chardev = context.vm.chardev(id) else { throw options.notFound("chardev", id) }
-        let device = try VhostUserDevice(kind: kind, chardev: chardev, vm: context.vm)
+        let device: VhostUserDevice =
+            if kind.losesConnections {
+                try VhostUserVsock(kind: kind, chardev: chardev, vm: context.vm)
+            } else {
+                try VhostUserDevice(kind: kind, chardev: chardev, vm: context.vm)
+            }
         try context.plug(device, busType: bus, options: options)
         preserver.add(device)
     }

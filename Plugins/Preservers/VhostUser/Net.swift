@@ -41,6 +41,8 @@ private final class VhostUserNetBackend: NetBackend {
 
     override var queueCount: Int { pairs }
 
+    override var servesItself: Bool { true }
+
     override func offload(mac: [UInt8], features: UInt64) throws(VMMError) -> (any NetOffload)? {
         let kind = NetKind.make(mac: mac, features: features, pairs: pairs)
         let device = try VhostUserNet(kind: kind, chardev: chardev, vm: vm)

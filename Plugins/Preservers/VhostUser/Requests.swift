@@ -19,7 +19,7 @@ extension VhostUserDevice {
     /// Whether nobody else notes which requests a back end has in hand.
     private var needsTracking: Bool {
         if let inflight, inflight.fd >= 0 { return false }
-        return kind.linkStatus == nil
+        return kind.linkStatus == nil && !kind.losesConnections
     }
 
     /// Who never comes back needs no tracking; who has more state than the

@@ -199,6 +199,7 @@ extension VhostUserDevice {
         return { [self] in
             bases = newBases.map { UInt16(truncatingIfNeeded: $0) }
             if config != backendConfig { host?.configChanged(self.config) }
+            if !isSuccessor { lostConnections() }
         }
     }
 }

@@ -64,7 +64,7 @@ final class QMPDispatcher {
         guard let command = commands.qmp[name] else {
             throw VMMError("The command \(name) has not been found", class: .commandNotFound)
         }
-        try QMPArguments.check(arguments, against: command.arguments)
+        try QMPArguments.check(arguments, against: command.arguments, takesMore: command.takesMore)
         return try command.handler(arguments)
     }
 

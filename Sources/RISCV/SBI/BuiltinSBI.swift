@@ -79,7 +79,8 @@ public final class BuiltinSBI {
         state.pointee.mideleg = CSR.supervisorInterrupts
         state.pointee.mcounteren = 0xffff_ffff
         state.pointee.scounteren = 7
-        state.pointee.menvcfg = MEnvCfg.stce | MEnvCfg.adue
+        // The timer behind the SBI's calls is stimecmp, whether or not S-mode has it too.
+        state.pointee.menvcfg |= EnvCfg.stce | EnvCfg.supervisor(state.has) & ~EnvCfg.fiom
         state.pmpaddr[0] = PMP.addressMask
         state.pmpcfg[0] = PMP.read | PMP.write | PMP.execute | PMP.matching
         state.updatePMP()

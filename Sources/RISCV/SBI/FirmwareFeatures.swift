@@ -19,8 +19,8 @@ final class FirmwareFeatures {
 
     /// Features of the specification. Of these the harts have one: landing
     /// pads, shadow stacks, double traps and pointer masking are extensions
-    /// that they lack, and the device tree says by Svadu without Svade that
-    /// they always update A and D.
+    /// that they lack, and whether they update A and D is fixed: with Svade
+    /// they do not, and without it always.
     private enum Feature: UInt64 {
         /// Misaligned loads and stores do not trap, and what traps (misaligned
         /// atomics) goes to S-mode whatever is set, as there is no firmware to

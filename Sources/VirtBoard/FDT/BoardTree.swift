@@ -1,6 +1,7 @@
 import BatonRuntime
 import CBaton
 import Firmware
+import InstructionSets
 import PCI
 import Serial
 
@@ -9,13 +10,11 @@ struct BoardTree {
     let hartCount: Int
     let memorySize: UInt64
     let aia: AIA
+    /// What the harts have.
+    let extensions: RISCVExtensions
     /// Whether firmware runs in M-mode: else what is M-mode's is disabled, as
     /// firmware would leave it.
     let hasFirmware: Bool
-
-    /// What the harts can do, in the order of `riscv,isa`.
-    static let singleLetters = ["i", "m", "a", "f", "d", "c"]
-    static let extensions = ["zicntr", "zicsr", "zifencei", "zba", "zbb", "zbs", "sstc", "svadu"]
 
     // Phandles: CPUs and their controllers, then the board's own.
     private func cpuHandle(_ hart: Int) -> UInt32 { UInt32(1 + 2 * hart) }
@@ -116,12 +115,15 @@ struct BoardTree {
         cpu.set("reg", UInt32(hart))
         cpu.set("status", "okay")
         cpu.set("compatible", "riscv")
-        let letters = BoardTree.singleLetters.joined()
-        let extensions = BoardTree.extensions + (aia == .aplicIMSIC ? ["smaia", "ssaia"] : [])
-        cpu.set("riscv,isa", "rv64\(letters)_\(extensions.joined(separator: "_"))")
+        let letters = extensions.letterNames
+        let words = extensions.wordNames + (aia == .aplicIMSIC ? ["smaia", "ssaia"] : [])
+        cpu.set("riscv,isa", "rv64\(letters.joined())_\(words.joined(separator: "_"))")
         cpu.set("riscv,isa-base", "rv64i")
-        cpu.set("riscv,isa-extensions", strings: BoardTree.singleLetters + extensions)
-        cpu.set("mmu-type", "riscv,sv48")
+        cpu.set("riscv,isa-extensions", strings: letters + words)
+        for (set, name) in [(.zicbom, "cbom"), (.zicbop, "cbop"), (.zicboz, "cboz")] as [(RISCVExtensions, String)]
+        where extensions.contains(set) { cpu.set("riscv,\(name)-block-size", RISCVExtensions.cacheBlockSize) }
+        let modes: [(RISCVExtensions, String)] = [(.sv57, "sv57"), (.sv48, "sv48"), (.sv39, "sv39")]
+        cpu.set("mmu-type", "riscv,\(modes.first { extensions.contains($0.0) }?.1 ?? "none")")
         let node = cpu.child("interrupt-controller")
         node.set("#interrupt-cells", 1)
         node.set("interrupt-controller")

@@ -20,7 +20,9 @@ public final class DeviceTreeNode {
     /// The child of that name.
     public func find(_ name: String) -> DeviceTreeNode? { children.first { $0.name == name } }
 
+    /// Adds a child, or a property, whose name no other has.
     func append(_ node: DeviceTreeNode) { children.append(node) }
+    func append(_ property: String, bytes: [UInt8]) { properties.append((property, bytes)) }
 
     public func value(_ property: String) -> [UInt8]? { properties.first { $0.name == property }?.value }
 

@@ -4,6 +4,16 @@ extension DeviceTree {
     /// The largest blob that is accepted, as in QEMU (FDT_MAX_SIZE).
     public static let maxSize = 1 << 20
     private static let maxDepth = 32
+    /// Bytes of a name. The specification allows 31; without a limit names that share their bytes, as they may, take
+    /// gigabytes.
+    private static let maxName = 255
+
+    /// A node whose end has not been reached. Of a node with many children and properties each is looked up at once.
+    private struct OpenNode {
+        let node: DeviceTreeNode
+        var children: Set<String> = []
+        var properties: Set<String> = []
+    }
 
     /// Reads a flattened device tree of version 16 or 17. Every offset and
     /// length in it is checked.
@@ -34,14 +44,14 @@ extension DeviceTree {
         let stringsEnd = stringsStart + stringsSize
 
         func text(_ start: Int, before end: Int) throws(VMMError) -> (String, next: Int) {
-            guard start <= end, let zero = blob[start..<end].firstIndex(of: 0),
+            guard start <= end, let zero = blob[start..<end].prefix(DeviceTree.maxName + 1).firstIndex(of: 0),
                 let value = String(validating: blob[start..<zero], as: UTF8.self)
             else { throw VMMError("FDT_ERR_BADSTRUCTURE") }
             return (value, zero + 1)
         }
 
         let rootNode = DeviceTreeNode("")
-        var stack: [DeviceTreeNode] = []
+        var stack: [OpenNode] = []
         var position = structureStart
         var done = false
         while !done {
@@ -51,28 +61,30 @@ extension DeviceTree {
             case Token.beginNode:
                 let (name, next) = try text(position, before: structureEnd)
                 position = (next + 3) & ~3
-                if let parent = stack.last {
-                    guard stack.count < DeviceTree.maxDepth, !name.isEmpty, parent.find(name) == nil else {
-                        throw VMMError("FDT_ERR_BADSTRUCTURE")
-                    }
+                if !stack.isEmpty {
+                    guard stack.count < DeviceTree.maxDepth, !name.isEmpty,
+                        stack[stack.count - 1].children.insert(name).inserted
+                    else { throw VMMError("FDT_ERR_BADSTRUCTURE") }
                     let node = DeviceTreeNode(name)
-                    parent.append(node)
-                    stack.append(node)
+                    stack[stack.count - 1].node.append(node)
+                    stack.append(OpenNode(node: node))
                 } else {
                     guard position > structureStart, rootNode.properties.isEmpty, rootNode.children.isEmpty,
                         name.isEmpty
                     else { throw VMMError("FDT_ERR_BADSTRUCTURE") }
-                    stack.append(rootNode)
+                    stack.append(OpenNode(node: rootNode))
                 }
             case Token.property:
-                guard let node = stack.last, position + 8 <= structureEnd, let length = cell(position),
+                guard !stack.isEmpty, position + 8 <= structureEnd, let length = cell(position),
                     let nameOffset = cell(position + 4), Int(nameOffset) < stringsSize
                 else { throw VMMError("FDT_ERR_BADSTRUCTURE") }
                 position += 8
                 guard Int(length) <= structureEnd - position else { throw VMMError("FDT_ERR_TRUNCATED") }
                 let (name, _) = try text(stringsStart + Int(nameOffset), before: stringsEnd)
-                guard !name.isEmpty, node.value(name) == nil else { throw VMMError("FDT_ERR_BADSTRUCTURE") }
-                node.set(name, bytes: Array(blob[position..<position + Int(length)]))
+                guard !name.isEmpty, stack[stack.count - 1].properties.insert(name).inserted else {
+                    throw VMMError("FDT_ERR_BADSTRUCTURE")
+                }
+                stack[stack.count - 1].node.append(name, bytes: Array(blob[position..<position + Int(length)]))
                 position = (position + Int(length) + 3) & ~3
             case Token.endNode:
                 guard stack.popLast() != nil else { throw VMMError("FDT_ERR_BADSTRUCTURE") }

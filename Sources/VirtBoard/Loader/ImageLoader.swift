@@ -19,6 +19,10 @@ final class ImageLoader: Device {
     private let flash: [CFIFlash]
     private let flashIsFilled: Bool
     private let firmware: FwCfg
+    /// What tells the board's SMBIOS tables from others.
+    private let smbios: UInt64
+    /// What firmware is told of its menu, as `-boot` has it; empty for nothing.
+    private let bootMenu: String
     private let aia: AIA
     private var flashIsLoaded = false
     /// What `prepare` made, until the reset that uses it.
@@ -26,8 +30,9 @@ final class ImageLoader: Device {
 
     init(
         vm: VirtualMachine, accelerator: any RISCVAccelerator, files: BootFiles, memorySize: UInt64,
-        flash: [CFIFlash], flashIsFilled: Bool, firmware: FwCfg, aia: AIA
+        flash: [CFIFlash], flashIsFilled: Bool, firmware: FwCfg, smbios: UInt64, bootMenu: String, aia: AIA
     ) {
+        (self.smbios, self.bootMenu) = (smbios, bootMenu)
         self.aia = aia
         self.vm = vm
         self.accelerator = accelerator
@@ -44,7 +49,7 @@ final class ImageLoader: Device {
         try BootPlan(files: files, memorySize: memorySize, flashIsFilled: flashIsFilled) {
             BoardTree(
                 hartCount: accelerator.riscvHarts.count, memorySize: memorySize, aia: aia,
-                hasFirmware: files.firmware != .builtin
+                extensions: accelerator.processor.extensions, hasFirmware: files.firmware != .builtin
             ).make()
         }
     }
@@ -82,10 +87,30 @@ final class ImageLoader: Device {
         flashIsLoaded = true
     }
 
-    func save(to writer: inout StateWriter) {}
+    /// One that has them hidden stays as it is over updates.
+    func save(to writer: inout StateWriter) {
+        if !firmware.hidesSMBIOS { writer.put("smbios", smbios, optional: true) }
+        if !bootMenu.isEmpty { writer.put("boot-menu", bootMenu, optional: true) }
+    }
 
     func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
+        // A VMM of before had none.
+        let knowsTables = reader.has("smbios")
+        if knowsTables, try reader.unsigned("smbios") != smbios {
+            throw VMMError(
+                "the SMBIOS tables of the machine that was saved are others",
+                hint: "Give -smbios, -uuid, -m and -smp as they were.")
+        }
+        let menu = reader.has("boot-menu") ? try reader.string("boot-menu") : ""
+        guard menu == bootMenu else {
+            throw VMMError(
+                "the machine that was saved had -boot '\(menu)', and here it is '\(bootMenu)'",
+                hint: "Give -boot menu= and splash-time= as they were.")
+        }
         try reader.finish()
-        return { [self] in flashIsLoaded = true }
+        return { [self] in
+            flashIsLoaded = true
+            firmware.hidesSMBIOS = !knowsTables
+        }
     }
 }

@@ -80,7 +80,7 @@ import Testing
     @Test func anotherSetOfFunctionsIsRefused() throws {
         let other = try PCITestBus()
         let error = #expect(throws: VMMError.self) { try loadState(savedState(pci.host), into: other.host) }
-        #expect(error?.message == "section 'pcie.0' has functions at 0x0 0x28, this machine has 0x0")
+        #expect(error?.message == "section 'pcie.0' has functions at 0x0 0x28 of bus 'pcie.0', this machine has 0x0")
         try loadState(savedState(pci.host), into: pci.host)
     }
 

@@ -44,9 +44,10 @@ public final class ECAMHostBridge: PCIHost, MMIODevice, Device {
 
     /// Bits 27 to 20 of an offset are the bus, 19 to 12 device and function.
     private func target(_ offset: UInt64) -> (function: PCIFunction, register: Int)? {
-        guard offset >> 20 == 0, let function = bus.function(Int(truncatingIfNeeded: offset >> 12 & 0xff)) else {
-            return nil
-        }
+        let number = Int(truncatingIfNeeded: offset >> 20)
+        guard let bus = number == 0 ? bus : bus.busBehind(number),
+            let function = bus.function(Int(truncatingIfNeeded: offset >> 12 & 0xff))
+        else { return nil }
         return (function, Int(truncatingIfNeeded: offset & 0xfff))
     }
 
@@ -80,18 +81,18 @@ public final class ECAMHostBridge: PCIHost, MMIODevice, Device {
 
     // MARK: PCIHost
 
-    public func mappingsChanged(_ function: PCIFunction) { map.update(function, of: bus.functions) }
+    public func mappingsChanged(_ function: PCIFunction) { map.update(function, of: bus.allFunctions) }
 
     public func interruptChanged(_ function: PCIFunction) {
         guard let wire = wire(function) else { return }
         if function.drivenLevel { return lines[wire].set(true) }
-        lines[wire].set(bus.functions.contains { $0.drivenLevel && self.wire($0) == wire })
+        lines[wire].set(bus.allFunctions.contains { $0.drivenLevel && self.wire($0) == wire })
     }
 
     /// The usual swizzle: slot plus pin, modulo 4.
     private func wire(_ function: PCIFunction) -> Int? {
         guard let slot = function.slot, function.pin > 0 else { return nil }
-        return (slot.device + function.pin - 1) % 4
+        return function.bus?.hostPin(device: slot.device, pin: function.pin - 1)
     }
 
     public func send(address: UInt64, data: UInt32) -> Bool {
@@ -107,7 +108,7 @@ public final class ECAMHostBridge: PCIHost, MMIODevice, Device {
     /// Comes before the interrupt controllers' reset, which then find the wires
     /// down; the functions' own comes after them.
     public func reset() {
-        for function in bus.functions { function.resetBusState() }
+        for function in bus.allFunctions { function.resetBusState() }
     }
 
     public func save(to writer: inout StateWriter) {
@@ -118,14 +119,7 @@ public final class ECAMHostBridge: PCIHost, MMIODevice, Device {
         let there = bus.functions.map { UInt64($0.slot?.devfn ?? 0) }
         let saved = try reader.array("functions", count: 0...256)
         try reader.finish()
-        guard saved == there else {
-            func list(_ functions: [UInt64]) -> String {
-                functions.map { Hex($0).description }.joined(separator: " ")
-            }
-            throw VMMError(
-                "section '\(reader.section)' has functions at \(list(saved)), this machine has \(list(there))",
-                hint: "Start with the same -device options as before.")
-        }
+        guard saved == there else { throw PCIBus.mismatch(reader.section, bus.busName, saved, there) }
         return {}
     }
 }

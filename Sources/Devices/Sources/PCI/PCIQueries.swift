@@ -17,21 +17,33 @@ public func registerPCICommands(vm: VirtualMachine, bus: @escaping () -> PCIBus?
             QMPMember("device", .int), QMPMember("vendor", .int), QMPMember("subsystem", .int, optional: true),
             QMPMember("subsystem-vendor", .int, optional: true),
         ])
+    let range = QMPType.object(
+        name: "PciMemoryRange", members: [QMPMember("base", .int), QMPMember("limit", .int)])
+    let buses = QMPType.object(
+        name: "PciBusInfo",
+        members: [
+            QMPMember("number", .int), QMPMember("secondary", .int), QMPMember("subordinate", .int),
+            QMPMember("io_range", range), QMPMember("memory_range", range), QMPMember("prefetchable_range", range),
+        ])
+    // The devices behind it are of the same type as itself.
+    let bridge = QMPType.object(
+        name: "PciBridgeInfo", members: [QMPMember("bus", buses), QMPMember("devices", .array(.any), optional: true)])
     let device = QMPType.object(
         name: "PciDeviceInfo",
         members: [
             QMPMember("bus", .int), QMPMember("slot", .int), QMPMember("function", .int),
             QMPMember("class_info", classInfo), QMPMember("id", identity), QMPMember("irq", .int, optional: true),
-            QMPMember("irq_pin", .int), QMPMember("qdev_id", .string), QMPMember("regions", .array(region)),
+            QMPMember("irq_pin", .int), QMPMember("qdev_id", .string), QMPMember("pci_bridge", bridge, optional: true),
+            QMPMember("regions", .array(region)),
         ])
     let info = QMPType.object(
         name: "PciInfo", members: [QMPMember("bus", .int), QMPMember("devices", .array(device))])
     try vm.commands.add(
         QMPCommand("query-pci", returns: .array(info)) { _ in
-            .array(bus().map { [["bus": 0, "devices": .array($0.functions.map(describe))]] } ?? [])
+            .array(bus().map { [["bus": 0, "devices": .array($0.functions.map { describe($0, 0) })]] } ?? [])
         })
     try vm.commands.add(
-        HMPCommand("info pci", help: "show PCI info") { _ in (bus()?.functions ?? []).map(text).joined() })
+        HMPCommand("info pci", help: "show PCI info") { _ in bus().map { text($0, 0) } ?? "" })
 }
 
 /// QEMU's names of classes.
@@ -57,19 +69,36 @@ private struct Summary {
         vendor = config.value(PCIRegister.vendorID)
         device = config.value(PCIRegister.deviceID)
         classCode = config.value(PCIRegister.classCode + 1)
-        subsystemVendor = config.value(PCIRegister.subsystemVendorID)
-        subsystem = config.value(PCIRegister.subsystemID)
+        let isBridge = function is PCIBridge
+        subsystemVendor = isBridge ? 0 : config.value(PCIRegister.subsystemVendorID)
+        subsystem = isBridge ? 0 : config.value(PCIRegister.subsystemID)
         irq = config.value(PCIRegister.interruptLine)
         pin = function.pin
     }
 }
 
-private func describe(_ function: PCIFunction) -> JSON {
+private func describe(_ bridge: PCIBridge) -> JSON {
+    func range(_ range: (UInt64, UInt64)) -> JSON { ["base": JSON(range.0), "limit": JSON(range.1)] }
+    let (numbers, windows) = (bridge.numbers, bridge.windows)
+    var result: JSONObject = [
+        "bus": [
+            "number": JSON(numbers.primary), "secondary": JSON(numbers.secondary),
+            "subordinate": JSON(numbers.subordinate), "io_range": range(windows.io),
+            "memory_range": range(windows.memory), "prefetchable_range": range(windows.prefetchable),
+        ]
+    ]
+    if numbers.secondary != 0 {
+        result["devices"] = .array(bridge.secondaryBus.functions.map { describe($0, numbers.secondary) })
+    }
+    return .object(result)
+}
+
+private func describe(_ function: PCIFunction, _ bus: Int) -> JSON {
     let summary = Summary(function)
     var classInfo: JSONObject = ["class": JSON(Int(summary.classCode))]
     if let name = classNames[summary.classCode] { classInfo["desc"] = .string(name) }
     var result: JSONObject = [
-        "bus": 0, "slot": JSON(function.slot?.device ?? 0), "function": JSON(function.slot?.function ?? 0),
+        "bus": JSON(bus), "slot": JSON(function.slot?.device ?? 0), "function": JSON(function.slot?.function ?? 0),
         "class_info": .object(classInfo),
         "id": [
             "device": JSON(Int(summary.device)), "vendor": JSON(Int(summary.vendor)),
@@ -79,6 +108,7 @@ private func describe(_ function: PCIFunction) -> JSON {
     if summary.pin > 0 { result["irq"] = JSON(Int(summary.irq)) }
     result["irq_pin"] = JSON(summary.pin)
     result["qdev_id"] = .string(function.id ?? "")
+    if let bridge = function as? PCIBridge { result["pci_bridge"] = describe(bridge) }
     result["regions"] = .array(
         function.bars.map { bar in
             var region: JSONObject = [
@@ -94,7 +124,14 @@ private func describe(_ function: PCIFunction) -> JSON {
     return .object(result)
 }
 
-private func text(_ function: PCIFunction) -> String {
+private func text(_ bus: PCIBus, _ number: Int) -> String {
+    bus.functions.map { function in
+        guard let bridge = function as? PCIBridge else { return text(function, number) }
+        return text(function, number) + text(bridge.secondaryBus, bridge.numbers.secondary)
+    }.joined()
+}
+
+private func text(_ function: PCIFunction, _ number: Int) -> String {
     let summary = Summary(function)
     func padded(_ number: Int, _ width: Int) -> String {
         let digits = String(number)
@@ -108,11 +145,22 @@ private func text(_ function: PCIFunction) -> String {
     let name =
         classNames[summary.classCode]
         ?? "Class " + String(repeating: "0", count: max(0, 4 - decimal.utf8.count)) + decimal
-    var text = "  Bus  0, device \(padded(function.slot?.device ?? 0, 3)), function \(function.slot?.function ?? 0):\n"
+    var text =
+        "  Bus \(padded(number, 2)), device \(padded(function.slot?.device ?? 0, 3)), function \(function.slot?.function ?? 0):\n"
     text += "    \(name): PCI device \(hex(UInt64(summary.vendor), 4)):\(hex(UInt64(summary.device), 4))\n"
     text += "      PCI subsystem \(hex(UInt64(summary.subsystemVendor), 4)):\(hex(UInt64(summary.subsystem), 4))\n"
     if summary.pin > 0 {
         text += "      IRQ \(summary.irq), pin \(["A", "B", "C", "D"][(summary.pin - 1) % 4])\n"
+    }
+    if let bridge = function as? PCIBridge {
+        let (numbers, windows) = (bridge.numbers, bridge.windows)
+        text += "      BUS \(numbers.primary).\n      secondary bus \(numbers.secondary).\n"
+        text += "      subordinate bus \(numbers.subordinate).\n"
+        text += "      IO range [0x\(hex(windows.io.0, 4)), 0x\(hex(windows.io.1, 4))]\n"
+        text += "      memory range [0x\(hex(windows.memory.0, 8)), 0x\(hex(windows.memory.1, 8))]\n"
+        text +=
+            "      prefetchable memory range [0x\(hex(windows.prefetchable.0, 8)), "
+            + "0x\(hex(windows.prefetchable.1, 8))]\n"
     }
     for bar in function.bars {
         let start = bar.address ?? UInt64.max

@@ -31,17 +31,20 @@ public struct QMPCommand {
     public var name: String
     public var arguments: [QMPMember]
     public var returns: QMPType
+    /// Whether there may be more arguments than `arguments`, which the handler checks.
+    public var takesMore: Bool
     /// Runs on the main thread with arguments that have been checked against
     /// `arguments`. What it throws becomes the error reply.
     public var handler: (JSONObject) throws(VMMError) -> JSON
 
     public init(
-        _ name: String, arguments: [QMPMember] = [], returns: QMPType = .empty,
+        _ name: String, arguments: [QMPMember] = [], returns: QMPType = .empty, takesMore: Bool = false,
         handler: @escaping (JSONObject) throws(VMMError) -> JSON
     ) {
         self.name = name
         self.arguments = arguments
         self.returns = returns
+        self.takesMore = takesMore
         self.handler = handler
     }
 }

@@ -3,12 +3,17 @@ import BatonBase
 /// Checks values against their declared types, with the error texts of QEMU's
 /// QAPI visitor.
 public enum QMPArguments {
+    /// - Parameter takesMore: whether there may be members that are not listed.
     /// - Throws: what is missing, unexpected or of the wrong type.
-    public static func check(_ arguments: JSONObject, against members: [QMPMember]) throws(VMMError) {
-        try check(arguments, against: members, path: "")
+    public static func check(
+        _ arguments: JSONObject, against members: [QMPMember], takesMore: Bool = false
+    ) throws(VMMError) {
+        try check(arguments, against: members, path: "", takesMore: takesMore)
     }
 
-    private static func check(_ object: JSONObject, against members: [QMPMember], path: String) throws(VMMError) {
+    private static func check(
+        _ object: JSONObject, against members: [QMPMember], path: String, takesMore: Bool = false
+    ) throws(VMMError) {
         for member in members {
             let name = path.isEmpty ? member.name : "\(path).\(member.name)"
             guard let value = object[member.name] else {
@@ -17,6 +22,7 @@ public enum QMPArguments {
             }
             try check(value, is: member.type, path: name)
         }
+        guard !takesMore else { return }
         // Each name occurs once, so equal counts mean that there are no others.
         for (key, _) in object.members where !members.contains(where: { $0.name == key }) {
             throw VMMError("Parameter '\(path.isEmpty ? key : "\(path).\(key)")' is unexpected")

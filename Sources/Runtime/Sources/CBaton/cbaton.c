@@ -287,6 +287,12 @@ int cbaton_is_memory_file(int fd) {
     return fstatfs(fd, &system) == 0 && system.f_type == tmpfs;
 }
 
+long cbaton_huge_page_size(int fd) {
+    struct statfs system;
+    if (fstatfs(fd, &system) != 0 || system.f_type != 0x958458f6 /* HUGETLBFS_MAGIC */) return 0;
+    return system.f_bsize;
+}
+
 int cbaton_move_mapping(void *old, size_t length, void *new_) {
     return mremap(old, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, new_) == MAP_FAILED ? -1 : 0;
 }

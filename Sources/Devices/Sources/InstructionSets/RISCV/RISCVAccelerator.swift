@@ -5,8 +5,12 @@ public protocol RISCVAccelerator: Accelerator {
     /// The most harts that it can make.
     var maximumHarts: Int { get }
     /// Makes harts, which the board adds to the VM. Called once.
-    /// - Parameter count: 1 to `maximumHarts`.
-    func makeHarts(_ count: Int) throws(VMMError)
+    /// - Parameters:
+    ///   - count: 1 to `maximumHarts`.
+    ///   - processor: what each of them has.
+    func makeHarts(_ count: Int, _ processor: RISCVProcessor) throws(VMMError)
+    /// What the harts have. A load of state from an older VMM, whose model had less, may change it.
+    var processor: RISCVProcessor { get }
     /// In order of `mhartid`; empty before `makeHarts`.
     var riscvHarts: [any RISCVHart] { get }
     /// Has calls from S-mode answered by the VMM (`-bios default`). A reset then leaves every hart but the first

@@ -7,6 +7,8 @@ struct BlockSlot {
     var request = BlockRequest()
     var head: UInt16 = 0
     var queue = 0
+    /// Of several disks of a device, which.
+    var disk = 0
     var isUsed = false
     /// The next free slot; -1 for none.
     var nextFree = -1

@@ -18,64 +18,7 @@ extension VirtioBlock {
         static let unsupported: UInt8 = 2
     }
 
-    /// Bytes of a request at most, as QEMU's BDRV_REQUEST_MAX_BYTES.
-    private static let maxRequest = 0x7fff_fe00
-    /// What a request costs of the device's share of a turn, see `EventLoop.mayGoOn`, beside its descriptors.
-    private static let requestWork = 1 << 13
-
-    /// Takes the chains of a queue, as far as the device's share of a turn goes.
-    func serve(_ queue: VirtQueue) {
-        guard !isHeld else { return }
-        let loop = vm.loop
-        let index = queue.index
-        var mayGoOn = true
-        repeat {
-            while mayGoOn, !isHeld, let chain = queue.next() {
-                guard inHand[index] < Int(queue.size) else {
-                    // A driver that makes more available than there can be. What ends makes room.
-                    isFull[index] = true
-                    return endTurn()
-                }
-                queue.consume()
-                inHand[index] &+= 1
-                guard start(chain, queue) else {
-                    queue.unconsume(1)
-                    inHand[index] &-= 1
-                    return endTurn()
-                }
-                mayGoOn = loop.mayGoOn(
-                    after: VirtioBlock.requestWork &+ (chain.readableCount &+ chain.writableCount) &* 128)
-            }
-        } while mayGoOn && !isHeld && queue.enableNotifications()
-        endTurn()
-        if !mayGoOn, !isHeld { putOff(queue) }
-    }
-
-    private func endTurn() {
-        backend.submit()
-        signalAnswers()
-    }
-
-    /// Carries out what was taken before and is to be carried out now.
-    func goOn() {
-        guard !unfinished.isEmpty, isOperating else { return }
-        let chains = unfinished
-        unfinished = []
-        for (index, kept) in chains.enumerated() {
-            let queue = queues[kept.queue]
-            guard let chain = queue.chain(at: kept.head), start(chain, queue) else {
-                // The driver has spoiled it meanwhile, and the device has failed.
-                unfinished += chains[index...]
-                break
-            }
-        }
-        backend.submit()
-        signalAnswers()
-    }
-
-    /// Starts the request of a chain that was consumed, or answers it.
-    /// - Returns: false when it is no request: the device has failed.
-    private func start(_ chain: VirtioChain, _ queue: VirtQueue) -> Bool {
+    func startRequest(_ chain: VirtioChain, _ queue: VirtQueue) -> Bool {
         let header = UnsafeMutableRawBufferPointer(rebasing: scratch[0..<16])
         guard chain.writableBytes > 0, queue.copyOut(chain, offset: 0, to: header) == 16 else {
             fail("request without a header or a status byte")
@@ -130,7 +73,7 @@ extension VirtioBlock {
     /// The byte offset of a transfer that lies within the disk, else nil.
     private func place(_ sector: UInt64, _ length: Int) -> UInt64? {
         let (offset, overflow) = sector.multipliedReportingOverflow(by: 512)
-        guard length % 512 == 0, length <= VirtioBlock.maxRequest, !overflow,
+        guard length % 512 == 0, length <= VirtioStorage.maxRequest, !overflow,
             backend.contains(offset: offset, length: UInt64(length))
         else {
             Log.guestError("\(stateName): \(length) bytes at sector \(sector) are not within the disk, or too many")

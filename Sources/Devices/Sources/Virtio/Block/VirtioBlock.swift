@@ -2,12 +2,7 @@ import BatonRuntime
 import Glibc
 
 /// virtio-blk (virtio 1.3, 5.2) on a block back end.
-///
-/// Requests go straight from and to guest RAM, and are carried out beside the guest, in any order. A chain is taken from
-/// the ring when its request starts, and goes into the used ring when that has ended; in between it has a slot.
-/// A request that is to be tried again, as it failed and `werror=stop` says so, or was given back by a disk that is held,
-/// is kept as the chain that it is in guest RAM, which is also what a saved state has of it.
-public final class VirtioBlock: VirtioDevice {
+public final class VirtioBlock: VirtioStorage {
     /// What `-device` says.
     public struct Properties {
         /// What GET_ID gives; at most 20 bytes of it.
@@ -27,23 +22,11 @@ public final class VirtioBlock: VirtioDevice {
 
     let backend: BlockBackend
     let serial: [UInt8]
-    let onWriteError: BlockErrorPolicy
-    let onReadError: BlockErrorPolicy
+    var errors: BlockErrors
     private let startsWriteback: Bool
     /// Scratch for requests and discard segments.
     let scratch: UnsafeMutableRawBufferPointer
-    var slots: BlockSlots
-    /// By queue, chains that were taken and not given back.
-    var inHand: [Int]
-    /// By queue, whether it has an answer that the driver was not interrupted for, and whether it waits for a slot.
-    var isAnswered: [Bool]
-    var isFull: [Bool]
-    /// What is carried out when the guest goes on.
-    var unfinished: [UnfinishedChain] = []
-    /// Nothing new is taken, see `hold`.
-    private(set) var isHeld = false
-    /// When an error of a kind was last told of, by kind; CLOCK_MONOTONIC in nanoseconds.
-    var errorTimes: [Int: Int64] = [:]
+    private var isDetached = false
 
     enum Feature {
         static let segmentMax: UInt64 = 1 << 2
@@ -68,21 +51,13 @@ public final class VirtioBlock: VirtioDevice {
     /// As QEMU's `max-discard-sectors` and `max-write-zeroes-sectors`.
     static let maxSectors: UInt32 = 0x3f_ffff
     private static let maxDiscardSegments = 1
-    /// How long a pause waits for what is in hand, in nanoseconds. What takes longer goes on, and is carried out again
-    /// when the guest runs.
-    private static let pauseLimit: Int64 = 5_000_000_000
 
     public init(vm: VirtualMachine, backend: BlockBackend, properties: Properties = Properties()) {
         self.backend = backend
         serial = Array(properties.serial.utf8.prefix(20))
-        onWriteError = properties.onWriteError ?? backend.settings.onWriteError
-        onReadError = properties.onReadError ?? backend.settings.onReadError
+        errors = BlockErrors(of: backend, onWrite: properties.onWriteError, onRead: properties.onReadError)
         startsWriteback = properties.writeCache ?? backend.settings.cache.isWriteback
         let count = properties.queueCount
-        slots = BlockSlots(count: count * Int(properties.queueSize))
-        inHand = Array(repeating: 0, count: count)
-        isAnswered = Array(repeating: false, count: count)
-        isFull = Array(repeating: false, count: count)
         scratch = .allocate(byteCount: 64, alignment: 16)
         scratch.initializeMemory(as: UInt8.self, repeating: 0)
         var features = Feature.segmentMax | Feature.blockSize | Feature.flush
@@ -110,22 +85,29 @@ public final class VirtioBlock: VirtioDevice {
         }
         super.init(
             model: "virtio-blk", deviceID: 2, vm: vm, features: features,
-            queueSizes: Array(repeating: properties.queueSize, count: count), config: config)
-        backend.use(vm.blockEngines)
+            queueSizes: Array(repeating: properties.queueSize, count: count), config: config,
+            requests: count * Int(properties.queueSize))
         backend.isWriteback = startsWriteback
-        backend.onCompletion = { [unowned(unsafe) self] in completed($0) }
-        backend.onBatchEnd = { [unowned(unsafe) self] in batchEnded() }
+        use(backend) { [unowned(unsafe) self] in completed($0) }
         backend.onResize = { [unowned(unsafe) self] in resized() }
     }
 
+    /// Gives the back end back: another device may use it. The device is reset, and is used no more.
+    func detach() {
+        guard !isDetached else { return }
+        isDetached = true
+        VirtioStorage.letGo(backend)
+        backend.user = nil
+    }
+
     deinit {
-        backend.finish()
-        backend.onCompletion = { _ in }
-        backend.onBatchEnd = {}
-        backend.onResize = {}
-        slots.free()
+        detach()
         scratch.deallocate()
     }
+
+    override var backends: [BlockBackend] { [backend] }
+    override func submit() { backend.submit() }
+    override func start(_ chain: VirtioChain, _ queue: VirtQueue) -> Bool { startRequest(chain, queue) }
 
     // MARK: Configuration
 
@@ -155,81 +137,20 @@ public final class VirtioBlock: VirtioDevice {
 
     public override func handle(_ queue: VirtQueue) { serve(queue) }
 
-    // MARK: Draining and pause
-
-    public override func hold() {
-        isHeld = true
-        backend.hold()
-    }
-
-    public override var isBusy: Bool { backend.inHand > 0 }
-
-    public override var workInHand: String {
-        "\(backend.inHand) request\(backend.inHand == 1 ? "" : "s") of drive '\(backend.id)'"
-    }
-
-    public override func release() {
-        guard isHeld else { return }
-        isHeld = false
-        backend.release()
-        guard isRunning else { return }
-        goOn()
-        for queue in queues where queue.hasAvailable { handle(queue) }
-    }
-
-    public override func pauseDevice() {
-        hold()
-        backend.finish(limit: VirtioBlock.pauseLimit)
-    }
-
-    public override func resumeDevice() {
-        isHeld = false
-        backend.release()
-        backend.ioStatus = .ok
-        goOn()
-    }
-
-    public override func finish(_ queue: VirtQueue) {
-        backend.finish()
-        unfinished.removeAll { $0.queue == queue.index }
-        inHand[queue.index] = 0
-        isFull[queue.index] = false
-    }
-
     // MARK: State
 
     public override func saveDevice(to writer: inout StateWriter) {
         writer.put("write-cache", backend.isWriteback, optional: true)
         writer.put("capacity", backend.size / 512, optional: true)
-        let chains = unfinished + slots.used
-        if !chains.isEmpty { writer.put("unfinished", chains.map(\.word)) }
-    }
-
-    private func chains(in reader: StateReader) throws(VMMError) -> [UnfinishedChain] {
-        guard reader.has("unfinished") else { return [] }
-        return try reader.array("unfinished").map { UnfinishedChain(word: $0) }
-    }
-
-    public override func unfinished(in reader: StateReader) throws(VMMError) -> [Int] {
-        var counts = queues.map { _ in 0 }
-        for chain in try chains(in: reader) {
-            guard counts.indices.contains(chain.queue), chain.head < queues[chain.queue].maxSize else {
-                throw VMMError(
-                    "field 'unfinished' of section '\(reader.section)' has descriptor \(chain.head) of queue "
-                        + "\(chain.queue), which does not exist")
-            }
-            counts[chain.queue] += 1
-        }
-        return counts
+        saveUnfinished(to: &writer)
     }
 
     public override func loadDevice(from reader: StateReader) throws(VMMError) -> () -> Void {
-        let loaded = try chains(in: reader)
+        let applyUnfinished = try loadUnfinished(from: reader)
         let isWriteback = reader.has("write-cache") ? try reader.bool("write-cache") : nil
         let capacity = reader.has("capacity") ? try reader.unsigned("capacity") : nil
         return { [self] in
-            unfinished = loaded
-            for index in inHand.indices { inHand[index] = loaded.filter { $0.queue == index }.count }
+            applyUnfinished()
             if let isWriteback { setWriteback(isWriteback) }
             // It may have been given another size by the process before, or by somebody else.
             backend.refreshSize()

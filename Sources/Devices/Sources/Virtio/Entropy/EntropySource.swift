@@ -30,14 +30,25 @@ public final class EntropySource: ObjectType {
                 hint: "Use \(EntropySource.kernelFiles[0]), which the kernel mixes hardware generators into.")
         }
         try options.finish()
-        vm.parts(EntropySources.self).ids.insert(id)
+        vm.parts(EntropySources.self).users[id] = 0
+    }
+
+    public func remove(id: String, vm: VirtualMachine) throws(VMMError) {
+        let sources = vm.parts(EntropySources.self)
+        guard sources.users[id] == 0 else { throw VMMError("object '\(id)' is in use, can not be deleted") }
+        sources.users[id] = nil
     }
 
     /// Whether there is an object of that id.
-    static func exists(_ id: String, _ vm: VirtualMachine) -> Bool { vm.parts(EntropySources.self).ids.contains(id) }
+    static func exists(_ id: String, _ vm: VirtualMachine) -> Bool { vm.parts(EntropySources.self).users[id] != nil }
+
+    /// A device uses an object from now on, or no more.
+    static func use(_ id: String, _ isUsed: Bool, _ vm: VirtualMachine) {
+        vm.parts(EntropySources.self).users[id, default: 0] += isUsed ? 1 : -1
+    }
 }
 
-/// The ids of a machine's sources.
+/// How many devices use each of a machine's sources.
 private final class EntropySources: MachineParts {
-    var ids: Set<String> = []
+    var users: [String: Int] = [:]
 }

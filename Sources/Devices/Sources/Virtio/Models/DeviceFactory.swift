@@ -4,7 +4,9 @@ import BatonRuntime
 /// free, as QEMU does on this board, so that the same command line gives the
 /// same machine.
 public final class DeviceFactory: DeviceContext {
-    private var serials: [(id: String?, device: VirtioConsole)] = []
+    private var serials: [VirtioSerial] = []
+    /// Whether virtio-serial devices without `max_ports=` have more ports than one.
+    private var wantsMultiport = false
     private var backends: [(backend: NetBackend, isUsed: Bool)] = []
     /// Where each back end is, by its id.
     private var backendPlaces: [String: Int] = [:]
@@ -24,6 +26,18 @@ public final class DeviceFactory: DeviceContext {
         guard backendPlaces[backend.id] == nil else { throw VMMError("Duplicate ID '\(backend.id)' for netdev") }
         backendPlaces[backend.id] = backends.count
         backends.append((backend, false))
+    }
+
+    /// Takes a back end away that no card uses.
+    /// - Throws: QEMU's error when there is none, or it is in use.
+    public func remove(netBackend id: String) throws(VMMError) {
+        guard let index = backendPlaces[id] else {
+            throw VMMError("Device '\(id)' not found", class: .deviceNotFound)
+        }
+        guard !backends[index].isUsed else { throw VMMError("netdev '\(id)' is in use") }
+        backends[index].backend.shutDown()
+        backends.remove(at: index)
+        backendPlaces = Dictionary(uniqueKeysWithValues: backends.enumerated().map { ($1.backend.id, $0) })
     }
 
     /// The back ends of `-netdev`, in order.
@@ -54,7 +68,10 @@ public final class DeviceFactory: DeviceContext {
     }
 
     /// Finds the place that `-device` asks for. Changes nothing.
-    private func place(_ options: DeviceOptions, _ busType: String) throws(VMMError) -> Place {
+    /// - Parameter vectors: MSI-X vectors where `vectors=` does not say; nil for one a queue and one more.
+    private func place(
+        _ options: DeviceOptions, _ busType: String, vectors usual: Int? = nil
+    ) throws(VMMError) -> Place {
         guard busType == PCIBus.busType else { return .mmio(try bus(VirtioMMIO.self, for: options)) }
         let bus = try bus(PCIBus.self, for: options)
         if try options.options.onOffAuto("disable-legacy") == false {
@@ -64,7 +81,7 @@ public final class DeviceFactory: DeviceContext {
             throw VMMError("device cannot work as neither modern nor legacy mode is enabled")
         }
         let vectors = try options.options.number("vectors", in: 0...2048)
-        return .pci(bus, try bus.place(options), vectors: vectors.map { Int($0) })
+        return .pci(bus, try bus.place(options), vectors: vectors.map { Int($0) } ?? usual)
     }
 
     private func plug(_ device: VirtioDevice, _ place: Place, _ options: DeviceOptions) throws(VMMError) {
@@ -83,7 +100,14 @@ public final class DeviceFactory: DeviceContext {
     func addBlock(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
         guard let drive = try options.text("drive") else { throw VMMError("drive property not set") }
         try takeBootIndex(options)
-        if let served = vm.servedDisk(drive) { return try addServed(served, options, busType) }
+        if let served = vm.servedDisk(drive) {
+            if isHotPlugging {
+                throw VMMError(
+                    "drive '\(drive)' is served by another process, and cannot be plugged",
+                    hint: "Give its device on the command line, or use a raw image.")
+            }
+            return try addServed(served, options, busType)
+        }
         guard let backend = vm.blockBackend(drive) else { throw options.notFound("drive", drive) }
         let sharesWrites = try options.options.bool("share-rw") ?? false
         let properties = try blockProperties(options)
@@ -92,28 +116,93 @@ public final class DeviceFactory: DeviceContext {
         let device = VirtioBlock(vm: vm, backend: backend, properties: properties)
         try plug(device, place, options)
         backend.user = options.id ?? device.stateName
+        whenUnplugged { [weak device] in device?.detach() }
     }
 
     private func blockProperties(_ options: DeviceOptions) throws(VMMError) -> VirtioBlock.Properties {
-        var properties = VirtioBlock.Properties()
-        properties.serial = try options.text("serial") ?? ""
+        var properties = try diskProperties(options)
         properties.queueCount = Int(try options.options.number("num-queues", in: 1...64) ?? 1)
         let size = try options.options.number("queue-size") ?? UInt64(properties.queueSize)
         guard 4...1024 ~= size, size & (size - 1) == 0 else {
             throw VMMError("invalid queue-size property, must be a power of 2 (4 to 1024)")
         }
         properties.queueSize = UInt16(size)
-        properties.writeCache = try options.options.onOffAuto("write-cache")
         properties.configuresWriteCache = try options.options.bool("config-wce") ?? true
+        // The loop serves the queues; engines carry the requests out.
+        if let id = try options.text("iothread"), !vm.hasIOThread(id) { throw options.notFound("iothread", id) }
+        return properties
+    }
+
+    /// What disks of every kind have.
+    private func diskProperties(_ options: DeviceOptions) throws(VMMError) -> VirtioBlock.Properties {
+        var properties = VirtioBlock.Properties()
+        properties.serial = try options.text("serial") ?? ""
+        properties.writeCache = try options.options.onOffAuto("write-cache")
         func policy(_ key: String, _ values: [String]) throws(VMMError) -> BlockErrorPolicy? {
             guard let text = try options.options.enumeration(key, values + ["auto"]) else { return nil }
             return BlockErrorPolicy(rawValue: text)
         }
         properties.onWriteError = try policy("werror", ["report", "ignore", "enospc", "stop"])
         properties.onReadError = try policy("rerror", ["report", "ignore", "enospc", "stop"])
-        // The loop serves the queues; engines carry the requests out.
-        if let id = try options.text("iothread"), !vm.hasIOThread(id) { throw options.notFound("iothread", id) }
         return properties
+    }
+
+    func addSCSI(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
+        var properties = VirtioSCSI.Properties()
+        properties.queueCount = Int(try options.options.number("num_queues", in: 1...64) ?? 1)
+        let size = try options.options.number("virtqueue_size") ?? UInt64(properties.queueSize)
+        guard 4...1024 ~= size, size & (size - 1) == 0 else {
+            throw VMMError("invalid virtqueue_size property, must be a power of 2 (4 to 1024)")
+        }
+        properties.queueSize = UInt16(size)
+        let limit = UInt64(UInt32.max)
+        if let count = try options.options.number("cmd_per_lun", in: 1...limit) {
+            properties.commandsPerLUN = UInt32(count)
+        }
+        if let count = try options.options.number("max_sectors", in: 1...limit) {
+            properties.maxSectors = UInt32(count)
+        }
+        if let id = try options.text("iothread"), !vm.hasIOThread(id) { throw options.notFound("iothread", id) }
+        let place = try place(options, busType)
+        let number = vm.devices.count { $0 is VirtioSCSI }
+        let device = VirtioSCSI(vm: vm, properties: properties, busName: "\(options.id ?? "scsi\(number)").0")
+        try plug(device, place, options)
+        add(device)
+    }
+
+    func addSCSIDisk(_ options: DeviceOptions, isCD: Bool) throws(VMMError) {
+        guard let drive = try options.text("drive") else { throw VMMError("drive property not set") }
+        if let served = vm.servedDisk(drive) {
+            throw VMMError(
+                "drive '\(drive)' is of the format '\(served.format)', which \(options.model) cannot have",
+                hint: "Use virtio-blk-pci, or convert the image with 'qemu-img convert -O raw'.")
+        }
+        guard let backend = vm.blockBackend(drive) else { throw options.notFound("drive", drive) }
+        let bus: VirtioSCSI
+        do throws(VMMError) {
+            bus = try self.bus(VirtioSCSI.self, for: options)
+        } catch {
+            throw VMMError(error.message, hint: "Put a -device virtio-scsi-pci (or virtio-scsi-device) before it.")
+        }
+        try takeBootIndex(options)
+        var properties = SCSIDisk.Properties()
+        properties.isCD = isCD
+        let block = try diskProperties(options)
+        (properties.serial, properties.writeCache) = (block.serial, block.writeCache)
+        (properties.onWriteError, properties.onReadError) = (block.onWriteError, block.onReadError)
+        properties.vendor = try options.text("vendor") ?? properties.vendor
+        properties.product = try options.text("product")
+        properties.version = try options.text("ver") ?? properties.version
+        properties.deviceID = try options.text("device_id")
+        properties.wwn = try options.options.number("wwn") ?? 0
+        properties.rotationRate = UInt16(try options.options.number("rotation_rate", in: 0...0xffff) ?? 0)
+        let (target, lun) = try bus.place(
+            VirtioSCSI.Address(
+                channel: try options.options.number("channel"), target: try options.options.number("scsi-id"),
+                lun: try options.options.number("lun")))
+        try backend.lock(for: .disk(sharesWrites: try options.options.bool("share-rw") ?? false))
+        bus.plug(SCSIDisk(target: target, lun: lun, backend: backend, properties: properties))
+        backend.user = options.id ?? "\(bus.stateName)/\(target):\(lun)"
     }
 
     /// `bootindex=`: firmware that could read it finds its disk by itself.
@@ -122,6 +211,7 @@ public final class DeviceFactory: DeviceContext {
         guard bootIndexes.insert(index).inserted else {
             throw VMMError("The bootindex \(index) has already been used")
         }
+        whenUnplugged { [unowned self] in bootIndexes.remove(index) }
     }
 
     /// A disk that another process serves is a device of a module: vhost-user-blk, which the guest cannot tell from
@@ -154,41 +244,99 @@ public final class DeviceFactory: DeviceContext {
         _ offload: any VirtioOffload, busType: String, options: DeviceOptions
     ) throws(VMMError) {
         let place = try place(options, busType)
-        try plug(VirtioOffloadDevice(vm: vm, offload: offload), place, options)
+        let device: VirtioOffloadDevice =
+            if let sockets = offload as? any VsockOffload {
+                VirtioOffloadVsock(vm: vm, offload: sockets)
+            } else {
+                VirtioOffloadDevice(vm: vm, offload: offload)
+            }
+        try plug(device, place, options)
     }
 
     func addEntropy(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
-        if let source = try options.text("rng"), !EntropySource.exists(source, vm) {
-            throw options.notFound("rng", source)
-        }
+        let source = try options.text("rng")
+        if let source, !EntropySource.exists(source, vm) { throw options.notFound("rng", source) }
         let place = try place(options, busType)
         try plug(VirtioEntropy(vm: vm), place, options)
+        guard let source else { return }
+        EntropySource.use(source, true, vm)
+        whenUnplugged { [unowned vm] in EntropySource.use(source, false, vm) }
+    }
+
+    func addBalloon(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
+        guard !vm.devices.contains(where: { $0 is VirtioBalloon }) else {
+            throw VMMError("Only one balloon device is supported")
+        }
+        var properties = VirtioBalloon.Properties()
+        properties.deflatesOnOOM = try options.options.bool("deflate-on-oom") ?? false
+        properties.reportsFreePages = try options.options.bool("free-page-reporting") ?? false
+        properties.pagePoison = try options.options.bool("page-poison") ?? true
+        properties.pollingInterval = Int64(
+            try options.options.number("guest-stats-polling-interval", in: 0...UInt64(UInt32.max)) ?? 0)
+        if try options.options.bool("free-page-hint") == true {
+            throw VMMError(
+                "Property '\(options.model).free-page-hint' can't be on: no migration would use it",
+                hint: "free-page-reporting=on gives the memory that the guest does not use back to the host.")
+        }
+        let place = try place(options, busType)
+        try plug(VirtioBalloon(vm: vm, properties: properties), place, options)
+    }
+
+    /// Looks at all of the command line's devices before the first is made. A virtio-serial device with nothing but its
+    /// first console is what it was before it could have more ports, so that its guest can be taken over.
+    public func lookAhead(_ all: [KeyValueOptions]) throws(VMMError) {
+        var (devices, consoles) = (0, 0)
+        for options in all {
+            switch try options.string("driver") {
+            case "virtio-serial-pci", "virtio-serial-device": devices += 1
+            case "virtconsole":
+                consoles += 1
+                // A number that makes no sense is refused when the port is made.
+                if let number = try? options.number("nr"), number > 0 { wantsMultiport = true }
+            case "virtserialport": wantsMultiport = true
+            default: break
+            }
+        }
+        if consoles > devices { wantsMultiport = true }
     }
 
     func addSerial(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
-        let place = try place(options, busType)
-        let device = VirtioConsole(vm: vm)
+        let asked = try options.options.number("max_ports")
+        if asked == 0 { throw VMMError("Maximum number of serial ports not specified") }
+        if let asked, asked > UInt64(VirtioSerial.portLimit) {
+            throw VMMError("maximum ports supported: \(VirtioSerial.portLimit)")
+        }
+        let ports = asked.map { Int($0) } ?? (wantsMultiport ? VirtioSerial.defaultPorts : 1)
+        // As in QEMU, whose guests then share one among all queues.
+        let place = try place(options, busType, vectors: ports > 1 ? ports + 1 : nil)
+        let device = VirtioSerial(
+            vm: vm, maxPorts: ports, busName: "\(options.id ?? "virtio-serial\(serials.count)").0")
         try plug(device, place, options)
-        serials.append((options.id, device))
+        serials.append(device)
+        add(device)
     }
 
-    func addConsolePort(_ options: DeviceOptions) throws(VMMError) {
-        var chardev: Chardev?
+    func addSerialPort(_ options: DeviceOptions, isConsole: Bool) throws(VMMError) {
+        var port = VirtioSerialPort.Options(isConsole: isConsole)
         if let name = try options.text("chardev") {
-            chardev = vm.chardev(name)
-            if chardev == nil { throw options.notFound("chardev", name) }
+            port.chardev = vm.chardev(name)
+            if port.chardev == nil { throw options.notFound("chardev", name) }
         }
-        var candidates = serials
-        if let bus = options.bus {
-            candidates = serials.enumerated().filter { index, serial in
-                bus == "\(serial.id ?? "virtio-serial\(index)").0"
-            }.map(\.element)
-            guard !candidates.isEmpty else { throw VMMError("Bus '\(bus)' not found") }
+        port.id = options.id
+        port.name = try options.text("name")
+        port.number = try options.options.number("nr", in: 0...UInt64(UInt32.max)).map { Int($0) }
+        let serial: VirtioSerial? =
+            if options.bus != nil {
+                try bus(VirtioSerial.self, for: options)
+            } else {
+                serials.first { $0.hasRoom(for: port) } ?? serials.first
+            }
+        guard let serial else {
+            throw VMMError(
+                "No 'virtio-serial-bus' bus found for device '\(options.model)'",
+                hint: "Put a -device virtio-serial-pci (or virtio-serial-device) before it.")
         }
-        guard let serial = candidates.first(where: { !$0.device.isConnected }) ?? candidates.first else {
-            throw VMMError("No 'virtio-serial-bus' bus found for device '\(options.model)'")
-        }
-        try serial.device.connect(chardev)
+        try serial.plug(port)
     }
 
     func addNet(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
@@ -205,6 +353,11 @@ public final class DeviceFactory: DeviceContext {
         let features = try VirtioNetFeature.requested(options)
         let place = try place(options, busType)
         let backend = backends[index].backend
+        if isHotPlugging, backend.servesItself {
+            throw VMMError(
+                "netdev '\(name)' is served by another process, and its card cannot be plugged",
+                hint: "Give its device on the command line.")
+        }
         let device: VirtioDevice =
             if let offload = try backend.offload(mac: mac, features: features) {
                 VirtioOffloadNet(vm: vm, offload: offload)
@@ -214,6 +367,19 @@ public final class DeviceFactory: DeviceContext {
         try plug(device, place, options)
         backends[index].isUsed = true
         networkCards &+= 1
+        whenUnplugged { [unowned self, weak device] in
+            (device as? VirtioNet)?.detach()
+            if let index = backendPlaces[name] { backends[index].isUsed = false }
+        }
+    }
+
+    /// A card of the command line is not made, as it was taken away since: those after it keep their addresses.
+    public func passOverCard() { networkCards &+= 1 }
+
+    /// The address that the next card gets by itself.
+    public var nextAddress: String {
+        let last = String(0x56 &+ networkCards, radix: 16)
+        return "52:54:00:12:34:" + (last.utf8.count < 2 ? "0" : "") + last
     }
 
     /// Six pairs of hexadecimal digits, with `:` or `-` between.

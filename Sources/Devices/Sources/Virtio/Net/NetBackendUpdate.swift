@@ -26,14 +26,15 @@ public class KeptNetBackend: NetBackend {
 /// Keeps the connections of `-netdev` over an update.
 public enum NetBackendUpdate {
     /// Takes part in the updates, once every back end stands.
-    public static func register(_ backends: [NetBackend], cpr: CprController) {
+    /// - Parameter backends: those that there are now, of which some come and go while the machine exists.
+    public static func register(_ backends: @escaping () -> [NetBackend], cpr: CprController) {
         NetHeritage.closeLeftovers(cpr)
-        let kept = backends.compactMap { $0 as? KeptNetBackend }
-        guard !kept.isEmpty else { return }
-        for backend in kept {
+        func find() -> [KeptNetBackend] { backends().compactMap { $0 as? KeptNetBackend } }
+        for backend in find() {
             cpr.onChange(of: backend) { [unowned backend] changes throws(VMMError) in try backend.takeOver(changes) }
         }
         cpr.onPhase { [unowned cpr] phase throws(VMMError) in
+            let kept = find()
             switch phase {
             case .survey, .exec:
                 for backend in kept { try backend.handOver(to: cpr) }

@@ -47,6 +47,13 @@ public final class VirtioNet: VirtioDevice {
         backend.linkChanged = { [unowned self] up in linkChanged(up) }
     }
 
+    /// Gives the back end back: another card may use it. The card is reset, and is used no more.
+    func detach() {
+        backend.receiver = nil
+        backend.linkChanged = nil
+        backend.cardAddress = []
+    }
+
     private func linkChanged(_ up: Bool) {
         let value: UInt8 = up ? 1 : 0
         guard config[6] != value else { return }

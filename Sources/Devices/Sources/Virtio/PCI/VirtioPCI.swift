@@ -84,8 +84,8 @@ public final class VirtioPCI: PCIFunction, VirtioTransport {
     private static func classCode(_ deviceID: UInt32) -> UInt16 {
         switch deviceID {
         case 1: 0x0200
-        case 2: 0x0100
-        case 3: 0x0780
+        case 2, 8: 0x0100
+        case 3, 19: 0x0780
         case 26: 0x0180
         default: 0x00ff
         }

@@ -28,6 +28,8 @@ public protocol ChardevFrontend: AnyObject {
     /// descriptor itself, for protocols that send descriptors along: see
     /// `Chardev.connectionDescriptor`. It gets only `.opened` and `.closed`.
     var usesDescriptor: Bool { get }
+    /// Whether whoever is behind the front end uses it: `frontend-open` of `query-chardev`.
+    var isFrontendOpen: Bool { get }
 }
 
 extension ChardevFrontend {
@@ -35,6 +37,7 @@ extension ChardevFrontend {
     public func chardevWritable() {}
     public var isMonitor: Bool { false }
     public var usesDescriptor: Bool { false }
+    public var isFrontendOpen: Bool { true }
 }
 
 /// A byte stream to the host: `-chardev BACKEND,id=ID,…`. Subclasses are the

@@ -10,6 +10,36 @@ public protocol DeviceBus: AnyObject {
     static var busType: String { get }
     /// Whether nothing more can be plugged.
     var isFull: Bool { get }
+    /// Why no device can be plugged while the machine exists; nil when one can.
+    var hotPlugRefusal: VMMError? { get }
+    /// A device has been plugged while the machine exists: tells the guest, if it has all of it.
+    func didPlug()
+}
+
+extension DeviceBus {
+    public var hotPlugRefusal: VMMError? { VMMError("Bus '\(busName)' does not support hotplugging") }
+    public func didPlug() {}
+}
+
+/// A device that was made, with what it consists of.
+public final class MadeDevice {
+    public let id: String?
+    /// The type's name.
+    public let model: String
+    /// Whether it may be taken away while the machine exists.
+    public let isHotPluggable: Bool
+    /// What was added to the VM, in order.
+    public let parts: [any Device]
+    /// What its makers have to undo.
+    fileprivate let undo: [() -> Void]
+
+    fileprivate init(id: String?, type: any DeviceType, parts: [any Device], undo: [() -> Void]) {
+        (self.id, model, isHotPluggable) = (id, type.name, type.isHotPluggable)
+        (self.parts, self.undo) = (parts, undo)
+    }
+
+    /// For a device on PCI.
+    public var function: PCIFunction? { parts.first as? PCIFunction }
 }
 
 /// What there is for a device that is being made: the VM's parts, and buses.
@@ -22,6 +52,11 @@ open class DeviceContext {
     public private(set) var buses: [any DeviceBus] = []
     /// Every device that was made with an id.
     private var ids: Set<String> = []
+    /// Every device that was made and is still there, in order.
+    public private(set) var made: [MadeDevice] = []
+    /// Whether the machine exists: what is made now is plugged into it.
+    public private(set) var isHotPlugging = false
+    private var undo: [() -> Void] = []
 
     public init(vm: VirtualMachine, memory: GuestMemory) {
         self.vm = vm
@@ -43,10 +78,13 @@ open class DeviceContext {
                 throw VMMError("Device '\(options.model)' can't go on \(Swift.type(of: bus).busType) bus")
             }
             guard !bus.isFull else { throw VMMError("Bus '\(name)' is full") }
+            if isHotPlugging, let refusal = bus.hotPlugRefusal { throw refusal }
             return bus
         }
         for bus in buses {
-            if let bus = bus as? Bus, !bus.isFull { return bus }
+            guard let bus = bus as? Bus, !bus.isFull else { continue }
+            if isHotPlugging, let refusal = bus.hotPlugRefusal { throw refusal }
+            return bus
         }
         throw VMMError("No '\(Bus.busType)' bus found for device '\(options.model)'")
     }
@@ -70,7 +108,62 @@ open class DeviceContext {
         if let unknown = options.untakenKeys.first(where: { !type.accepts($0) }) {
             throw VMMError("Property '\(type.name).\(unknown)' not found")
         }
+        if isHotPlugging, !type.isHotPluggable {
+            throw VMMError("Device '\(type.name)' does not support hotplugging")
+        }
+        let before = vm.devices.count
+        undo = []
+        defer { undo = [] }
         try type.make(DeviceOptions(model: type.name, id: id, bus: bus, options: options), context: self)
         if let id { ids.insert(id) }
+        made.append(MadeDevice(id: id, type: type, parts: Array(vm.devices[before...]), undo: undo))
     }
+
+    /// Has `body` called when the device that is being made is taken away: for what it has of others. The device takes
+    /// part in nothing any more by then.
+    public func whenUnplugged(_ body: @escaping () -> Void) { undo.append(body) }
+
+    // MARK: While the machine exists
+
+    /// Plugs what `body` makes into the machine as it is: each new part is reset, and runs if the guest does.
+    /// - Throws: why there is no such device; nothing has changed.
+    public func plug(_ body: () throws(VMMError) -> Void) throws(VMMError) {
+        isHotPlugging = true
+        let before = made.count
+        do throws(VMMError) {
+            try body()
+            isHotPlugging = false
+        } catch {
+            isHotPlugging = false
+            throw error
+        }
+        for device in made[before...] {
+            for part in device.parts {
+                part.reset()
+                if vm.isRunning { part.resume() }
+            }
+            device.function?.bus?.didPlug()
+        }
+    }
+
+    /// Takes a device away, at once: the guest has let go of it, or is not asked. What it has in hand is finished.
+    public func unplug(_ device: MadeDevice) {
+        made.removeAll { $0 === device }
+        for part in device.parts.reversed() {
+            if vm.isRunning {
+                part.prepareToPause()
+                part.pause()
+            }
+            part.reset()
+            if let function = part as? PCIFunction, let bus = function.bus {
+                bus.unplug(function)
+            } else {
+                vm.remove(part)
+            }
+        }
+        for body in device.undo.reversed() { body() }
+        if let id = device.id { ids.remove(id) }
+    }
+
+    public func device(_ id: String) -> MadeDevice? { made.first { $0.id == id } }
 }

@@ -29,6 +29,9 @@ public protocol DeviceType: AnyObject {
     var category: DeviceCategory { get }
     /// What it takes besides `driver`, `id` and `bus`.
     var properties: [DeviceProperty] { get }
+    /// Whether one may be plugged while the machine exists, and taken away: off by default. `make` may be called at any
+    /// time then, and what it had of others is given back in `DeviceContext.whenUnplugged`.
+    var isHotPluggable: Bool { get }
     /// Makes one device: plugs it into its bus and adds it to the VM.
     ///
     /// Called while the machine is built, in the order of the command line;
@@ -40,6 +43,7 @@ public protocol DeviceType: AnyObject {
 
 extension DeviceType {
     public var summary: String { "" }
+    public var isHotPluggable: Bool { false }
 
     /// Whether `-device` takes a key.
     public func accepts(_ key: String) -> Bool {

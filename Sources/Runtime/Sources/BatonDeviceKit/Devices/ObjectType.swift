@@ -25,10 +25,17 @@ public protocol ObjectType: AnyObject {
     ///     `finish`.
     /// - Throws: why there is no such object; then everything is as before.
     func make(id: String, _ options: KeyValueOptions, vm: VirtualMachine) throws(VMMError)
+    /// Takes an object away while the machine exists.
+    /// - Throws: why not, such as that a device uses it; then everything is as before. By default always.
+    func remove(id: String, vm: VirtualMachine) throws(VMMError)
 }
 
 extension ObjectType {
     public var properties: [DeviceProperty] { [] }
+
+    public func remove(id: String, vm: VirtualMachine) throws(VMMError) {
+        throw VMMError("object '\(id)' is in use, can not be deleted")
+    }
 
     /// The text of `-object NAME,help`.
     public var help: String { DeviceProperty.help(properties, of: name) }

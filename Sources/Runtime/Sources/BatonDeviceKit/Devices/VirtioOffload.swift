@@ -115,3 +115,14 @@ public protocol VirtioOffloadHost: AnyObject {
     /// told of nothing before that.
     func fail(_ reason: String)
 }
+
+/// A device of sockets, virtio-vsock (virtio 1.2, 5.10), of which somebody else serves the queues of packets. The queue
+/// of events, behind these, is the core's.
+public protocol VsockOffload: VirtioOffload {}
+
+/// What the core is to a `VsockOffload`.
+public protocol VsockOffloadHost: VirtioOffloadHost {
+    /// The connections of the guest's sockets are no more. The driver is told so when it can be
+    /// (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET), and reads the configuration space anew.
+    func lostConnections()
+}

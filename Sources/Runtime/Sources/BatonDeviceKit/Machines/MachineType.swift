@@ -17,6 +17,8 @@ public protocol MachineType: AnyObject {
     var maximumCPUs: Int { get }
     /// The names that `-cpu` takes; the first is the default. What may follow a name is the accelerator's business.
     var cpuModels: [String] { get }
+    /// What `-cpu MODEL,help` lists.
+    func cpuProperties(of model: String) -> [DeviceProperty]
     /// The accelerators of `-accel` that are tried, in order, when nothing is said.
     var accelerators: [String] { get }
     /// Builds a machine and adds its parts to the VM, always in the same order.
@@ -26,6 +28,7 @@ public protocol MachineType: AnyObject {
 
 extension MachineType {
     public var properties: [DeviceProperty] { [] }
+    public func cpuProperties(of model: String) -> [DeviceProperty] { [] }
 }
 
 /// A machine that stands. Its order of use: `-netdev` back ends and `-device` devices are added to its devices;
@@ -77,6 +80,10 @@ public struct MachineConfiguration {
     public var deviceTree: String?
     /// `-fw_cfg`, one each.
     public var firmwareFiles: [String] = []
+    /// `-smbios`, one each.
+    public var smbios: [String] = []
+    /// `-boot menu=`, and `splash-time=` in milliseconds.
+    public var bootMenu: (isOn: Bool, wait: UInt16?) = (false, nil)
     /// `-serial`; nil where a port has nothing connected.
     public var serial: Chardev?
     /// `-drive if=pflash`

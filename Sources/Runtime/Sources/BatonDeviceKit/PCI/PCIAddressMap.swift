@@ -210,6 +210,11 @@ public final class PCIAddressMap {
         for (index, window) in windows.enumerated() where window.isIO == (bar.space == .io) {
             guard wanted >= window.busStart, window.size >= bar.size, wanted - window.busStart <= window.size - bar.size
             else { continue }
+            guard function.bus?.isReached(wanted, size: bar.size, isIO: window.isIO) == true else {
+                Log.guestError(
+                    "\(function.stateName): no bridge forwards accesses to BAR \(bar.index) at \(Hex(wanted))")
+                return nil
+            }
             return (index, window.start + (wanted - window.busStart))
         }
         Log.guestError("\(function.stateName): BAR \(bar.index) at \(Hex(wanted)) is in no window")

@@ -11,25 +11,87 @@ public protocol PCIHost: AnyObject {
     func send(address: UInt64, data: UInt32) -> Bool
 }
 
-/// A PCI bus: 32 devices of up to 8 functions.
+/// A PCI bus: up to 32 devices of up to 8 functions.
 public final class PCIBus: DeviceBus {
     public static let busType = "PCI"
     public let busName: String
-    public unowned let host: any PCIHost
+    /// The host bridge, at the top of all buses; nil while a bridge that leads here is not plugged.
+    public var host: (any PCIHost)? { bridge.map { $0.bus?.host } ?? top }
+    private weak var top: (any PCIHost)?
+    /// What leads here from another bus; nil on the first bus.
+    public private(set) weak var bridge: PCIBridge?
+    /// How many devices there may be.
+    private let deviceLimit: Int
     /// By device and function number.
     private var table: [PCIFunction?] = Array(repeating: nil, count: 256)
     /// The same, in order.
     public private(set) var functions: [PCIFunction] = []
 
+    /// The first bus, below the host bridge.
     public init(name: String, host: any PCIHost) {
         busName = name
-        self.host = host
+        top = host
+        deviceLimit = 32
+    }
+
+    /// A bus behind a bridge.
+    init(name: String, behind bridge: PCIBridge, devices: Int) {
+        busName = name
+        self.bridge = bridge
+        deviceLimit = devices
     }
 
     /// Never: `plug` says that no slot is left.
     public var isFull: Bool { false }
 
+    public var hotPlugRefusal: VMMError? {
+        bridge?.hotPlugRefusal ?? (bridge == nil ? VMMError("Bus '\(busName)' does not support hotplugging") : nil)
+    }
+    public func didPlug() { bridge?.didPlug() }
+
     public func function(_ devfn: Int) -> PCIFunction? { table.indices.contains(devfn) ? table[devfn] : nil }
+
+    /// Every function of this bus and of all behind it: those behind a bridge come after it.
+    public var allFunctions: [PCIFunction] {
+        guard functions.contains(where: { $0 is PCIBridge }) else { return functions }
+        return functions.flatMap { [$0] + (($0 as? PCIBridge)?.secondaryBus.allFunctions ?? []) }
+    }
+
+    /// The bus of a number that the guest has given, behind a bridge of this bus.
+    public func busBehind(_ number: Int) -> PCIBus? {
+        for case let bridge as PCIBridge in functions {
+            if let bus = bridge.bus(number) { return bus }
+        }
+        return nil
+    }
+
+    /// Whether a range of bus addresses gets here from the host bridge.
+    func isReached(_ start: UInt64, size: UInt64, isIO: Bool) -> Bool {
+        guard let bridge else { return true }
+        return bridge.forwards(start, size: size, isIO: isIO)
+            && bridge.bus?.isReached(start, size: size, isIO: isIO) == true
+    }
+
+    /// What a pin of a slot is at the host bridge, after each bridge's swizzle (PCI-to-PCI Bridge Architecture 1.2, 9.1).
+    /// - Parameter pin: 0 to 3 for INTA to INTD.
+    /// - Returns: the same; nil while a bridge is not plugged.
+    public func hostPin(device: Int, pin: Int) -> Int? {
+        let swizzled = (device + pin) % 4
+        guard let bridge else { return swizzled }
+        guard let slot = bridge.slot, let above = bridge.bus else { return nil }
+        return above.hostPin(device: slot.device, pin: swizzled)
+    }
+
+    /// The error for a checkpoint of other functions.
+    public static func mismatch(_ section: String, _ bus: String, _ saved: [UInt64], _ there: [UInt64]) -> VMMError {
+        func list(_ functions: [UInt64]) -> String {
+            functions.isEmpty ? "no place" : functions.map { Hex($0).description }.joined(separator: " ")
+        }
+        return VMMError(
+            "section '\(section)' has functions at \(list(saved)) of bus '\(bus)', this machine has "
+                + list(there),
+            hint: "Start with the same -device options as before, and with -device for what was plugged since.")
+    }
 
     // MARK: Placement
 
@@ -45,13 +107,18 @@ public final class PCIBus: DeviceBus {
     public func place(_ options: DeviceOptions) throws(VMMError) -> Placement {
         let multifunction = try options.options.bool("multifunction") ?? false
         guard let text = try options.text("addr") else {
-            for device in 0..<32 where (0..<8).allSatisfy({ table[device << 3 | $0] == nil }) {
+            for device in 0..<deviceLimit where (0..<8).allSatisfy({ table[device << 3 | $0] == nil }) {
                 return Placement(slot: PCISlot(device: device, function: 0), multifunction: multifunction)
             }
             throw VMMError("PCI: no slot/function available for \(options.model), all in use or reserved")
         }
         guard let slot = PCISlot(text) else { throw options.badValue("addr", text) }
         let device = slot.device
+        guard device < deviceLimit else {
+            throw VMMError(
+                "PCI: slot \(device) is not valid for \(options.model), parent device only allows plugging into slot 0."
+            )
+        }
         if slot.function > 0, let first = table[device << 3], !first.isMultifunction {
             throw VMMError("PCI: single function device can't be populated in function \(slot.shortName)")
         }
@@ -92,6 +159,17 @@ public final class PCIBus: DeviceBus {
         let devfn = placement.slot.devfn
         let place = functions.lastIndex { ($0.slot?.devfn ?? 0) < devfn }.map { $0 + 1 } ?? 0
         functions.insert(function, at: place)
+    }
+
+    /// Takes a function away, and out of the VM: nothing of it is mapped any more.
+    public func unplug(_ function: PCIFunction) {
+        guard let slot = function.slot, table[slot.devfn] === function else { return }
+        function.resetBusState()
+        table[slot.devfn] = nil
+        functions.removeAll { $0 === function }
+        function.vm.remove(function)
+        function.bus = nil
+        function.slot = nil
     }
 
     /// Puts a function of the board's own into a slot.

@@ -41,8 +41,8 @@ extension PCIFunction {
             if let msi, let msiPending { msi.restore(pending: msiPending) }
             msix?.restore(table: table, pending: pending)
             apply()
-            bus?.host.mappingsChanged(self)
-            if drivenLevel != levelBefore { bus?.host.interruptChanged(self) }
+            bus?.host?.mappingsChanged(self)
+            if drivenLevel != levelBefore { bus?.host?.interruptChanged(self) }
         }
     }
 }

@@ -25,8 +25,13 @@ open class PCIFunction: Device {
     /// register's disable bit.
     public private(set) var interruptLevel = false
 
-    /// - Parameter configSize: 256, or 4096 for a PCI Express function.
-    public init(vm: VirtualMachine, model: String, id: String?, identity: PCIIdentity, configSize: Int = 256) {
+    /// - Parameters:
+    ///   - isBridge: whether the header is of type 1, which has other registers behind the second BAR.
+    ///   - configSize: 256, or 4096 for a PCI Express function.
+    public init(
+        vm: VirtualMachine, model: String, id: String?, identity: PCIIdentity, isBridge: Bool = false,
+        configSize: Int = 256
+    ) {
         self.vm = vm
         self.model = model
         self.id = id
@@ -37,8 +42,10 @@ open class PCIFunction: Device {
         config.set(PCIRegister.revisionID, identity.revision)
         config.set(PCIRegister.classCode, identity.programmingInterface)
         config.set(PCIRegister.classCode + 1, identity.classCode)
-        config.set(PCIRegister.subsystemVendorID, identity.subsystemVendor)
-        config.set(PCIRegister.subsystemID, identity.subsystem)
+        if !isBridge {
+            config.set(PCIRegister.subsystemVendorID, identity.subsystemVendor)
+            config.set(PCIRegister.subsystemID, identity.subsystem)
+        }
         config.set(PCIRegister.interruptPin, min(identity.interruptPin, 4))
         config.setWritable(
             PCIRegister.command, PCICommand.busMaster | PCICommand.serrEnable | PCICommand.interruptDisable)
@@ -116,14 +123,14 @@ open class PCIFunction: Device {
         } else if offset < PCIRegister.firstBar + 24 && end > PCIRegister.firstBar
             || offset < PCIRegister.expansionROM + 4 && end > PCIRegister.expansionROM
         {
-            bus?.host.mappingsChanged(self)
+            bus?.host?.mappingsChanged(self)
         }
         msi?.didWriteConfig(offset, end)
         msix?.didWriteConfig(offset, end)
     }
 
     private func commandChanged(_ changed: UInt16) {
-        if changed & (PCICommand.ioSpace | PCICommand.memorySpace) != 0 { bus?.host.mappingsChanged(self) }
+        if changed & (PCICommand.ioSpace | PCICommand.memorySpace) != 0 { bus?.host?.mappingsChanged(self) }
         if changed & PCICommand.interruptDisable != 0 { driveInterrupt() }
         if changed & PCICommand.busMaster != 0 {
             messagesChanged()
@@ -182,7 +189,7 @@ open class PCIFunction: Device {
         interruptLevel && config.value(PCIRegister.command, as: UInt16.self) & PCICommand.interruptDisable == 0
     }
 
-    private func driveInterrupt() { bus?.host.interruptChanged(self) }
+    private func driveInterrupt() { bus?.host?.interruptChanged(self) }
 
     /// Sends a message signalled interrupt, as the function's MSI and MSI-X do.
     /// - Returns: false when the function may not, or nothing takes it.
@@ -192,7 +199,7 @@ open class PCIFunction: Device {
             Log.guestError("\(stateName): message without bus mastering")
             return false
         }
-        return bus?.host.send(address: address, data: data) ?? false
+        return bus?.host?.send(address: address, data: data) ?? false
     }
 
     private var events: [InterruptEvent] = []
@@ -235,6 +242,6 @@ open class PCIFunction: Device {
         config.reset()
         msi?.reset()
         msix?.reset()
-        bus?.host.mappingsChanged(self)
+        bus?.host?.mappingsChanged(self)
     }
 }

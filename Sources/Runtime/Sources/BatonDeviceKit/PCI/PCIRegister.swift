@@ -24,6 +24,8 @@ public enum PCIRegister {
 
     /// `headerType`: the slot has more functions.
     public static let multifunction: UInt8 = 0x80
+    /// `headerType`: that of a bridge.
+    public static let bridge: UInt8 = 0x01
 }
 
 /// Bits of the command register.

@@ -70,6 +70,10 @@ public protocol Accelerator: AnyObject {
     /// Forgets a failure: nothing was to be set, only read.
     func forgetFailure()
 
+    /// Gives each CPU a non-maskable interrupt. Main thread.
+    /// - Returns: false when the CPUs have none.
+    func injectNMI() -> Bool
+
     // MARK: Events without a hop through the loop
 
     /// Whether `add` may be worth a try.
@@ -91,6 +95,7 @@ extension Accelerator {
     public func endThreads() {}
     public var failure: VMMError? { nil }
     public func forgetFailure() {}
+    public func injectNMI() -> Bool { false }
     public var takesDoorbells: Bool { false }
     public func add(_ doorbell: Doorbell) -> Bool { false }
     public func remove(_ doorbell: Doorbell) {}

@@ -63,6 +63,12 @@ public final class VirtualMachine: GuestRequests {
         devices.append(device)
     }
 
+    /// Takes a device away, which is not told: it is in its state of after a reset, and does nothing.
+    public func remove(_ device: any Device) {
+        devices.removeAll { $0 === device }
+        deviceNames.remove(device.stateName)
+    }
+
     /// The parts of one kind, for the floor that has the kind.
     public func parts<List: MachineParts>(_ kind: List.Type) -> List { partLists.list(kind) }
 

@@ -105,6 +105,13 @@ public final class AddressSpace {
         for listener in listeners { listener.foreignWritersExpected() }
     }
 
+    /// Whether somebody keeps the pages that guest RAM has now, as a device of the host's does for its DMA: those must
+    /// not be given back to the host, as others would come in their place that the device knows nothing of.
+    public private(set) var hasPinnedPages = false
+
+    /// Says that pages of guest RAM are pinned from now on. Called while the machine is built.
+    public func pinPages() { hasPinnedPages = true }
+
     public init() {}
 
     /// Maps `size` bytes of `block` from `blockOffset` at `start`.

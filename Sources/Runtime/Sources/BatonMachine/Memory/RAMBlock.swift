@@ -37,6 +37,9 @@ public final class RAMBlock {
     /// finds the block again after an exec forgets it here.
     public var onFree: ((RAMBlock) -> Void)?
 
+    /// Bytes of a page of the memory behind the block: more than the host's usual one for huge pages.
+    public private(set) lazy var pageSize = RAMBlock.pageSize(of: fd)
+
     /// Bytes of address space that belong to the block, from `host` on.
     private let reserve: Int
 

@@ -311,6 +311,8 @@ int cbaton_is_memory_filesystem(const char *path);
 
 /* True when a file is in such a file system, of small pages (tmpfs, memfd). */
 int cbaton_is_memory_file(int fd);
+/* Bytes of a page of a file in huge pages (hugetlbfs); 0 for any other file. */
+long cbaton_huge_page_size(int fd);
 
 /* Moves a mapping of LENGTH bytes to NEW, in the place of what is there (mremap(2)). Returns 0, or -1 and
  * errno; nothing may be there then. */

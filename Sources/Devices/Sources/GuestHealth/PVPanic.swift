@@ -1,17 +1,5 @@
 import BatonRuntime
 
-/// What becomes of a machine whose guest has panicked: `-action panic=`, with QEMU's names.
-public enum PanicAction: String, CaseIterable {
-    /// The VM stops, and the VMM stays.
-    case pause
-    /// The VM stops, and the VMM ends; with `-no-shutdown` as `pause`.
-    case shutdown
-    /// As `shutdown`, with the exit status 1.
-    case exitFailure = "exit-failure"
-    /// The guest goes on.
-    case none
-}
-
 /// QEMU's `pvpanic` on a port (`docs/specs/pvpanic.rst`): the guest says that it has panicked, that it has started a
 /// crash kernel, or that it shuts down.
 ///
@@ -39,8 +27,6 @@ public final class PVPanic: MMIODevice, Device {
 
     private let vm: VirtualMachine
     private let offered: Events
-    /// What is done when the guest panics. May be set at any time.
-    public var action: PanicAction
     private var isRunning = false
     /// Said by the guest, and not carried out yet.
     private var pending: Events = []
@@ -50,14 +36,10 @@ public final class PVPanic: MMIODevice, Device {
     /// - Parameters:
     ///   - name: unique among devices.
     ///   - events: what the guest is told it may say; the rest is ignored.
-    ///   - action: QEMU's default.
-    public init(
-        name: String = "pvpanic", vm: VirtualMachine, events: Events = .all, action: PanicAction = .shutdown
-    ) {
+    public init(name: String = "pvpanic", vm: VirtualMachine, events: Events = .all) {
         stateName = name
         self.vm = vm
         offered = events.intersection(.all)
-        self.action = action
     }
 
     // MARK: Port
@@ -103,6 +85,7 @@ public final class PVPanic: MMIODevice, Device {
     }
 
     private func panic() {
+        let action = vm.guestActions.panic
         switch action {
         case .none: emitSeldom("GUEST_PANICKED")
         case .shutdown where vm.noShutdown, .pause:
@@ -134,13 +117,20 @@ public final class PVPanic: MMIODevice, Device {
         schedule()
     }
 
-    public func save(to writer: inout StateWriter) {
-        writer.put("pending", UInt64(pending.rawValue))
-    }
+    public func save(to writer: inout StateWriter) { saveFields(to: &writer) }
 
     public func loader(of reader: StateReader) throws(VMMError) -> () -> Void {
-        let newPending = Events(rawValue: UInt8(try reader.unsigned("pending", in: 0...UInt64(Events.all.rawValue))))
+        let apply = try fieldsLoader(of: reader)
         try reader.finish()
+        return apply
+    }
+
+    // For a device of which this is a part, too.
+
+    func saveFields(to writer: inout StateWriter) { writer.put("pending", UInt64(pending.rawValue)) }
+
+    func fieldsLoader(of reader: StateReader) throws(VMMError) -> () -> Void {
+        let newPending = Events(rawValue: UInt8(try reader.unsigned("pending", in: 0...UInt64(Events.all.rawValue))))
         return { [self] in pending = newPending }
     }
 }

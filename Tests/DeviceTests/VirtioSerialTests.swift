@@ -2,20 +2,22 @@ import BatonRuntime
 import Testing
 import Virtio
 
+/// The device with its one port, as guests without VIRTIO_CONSOLE_F_MULTIPORT have it.
 @Suite struct VirtioConsoleTests {
     let machine: TestMachine
     let chardev = TestChardev()
     let wire = Wire()
-    let device: VirtioConsole
+    let device: VirtioSerial
+    let port: VirtioSerialPort
     let driver: GuestDriver
     static let data = TestMachine.ramBase + 0x10_0000
 
     init() throws {
         machine = try TestMachine()
         let slot = VirtioMMIO(slot: 0, line: wire.line)
-        device = VirtioConsole(vm: machine.vm)
+        device = VirtioSerial(vm: machine.vm)
         try slot.plug(device)
-        try device.connect(chardev)
+        port = try device.plug(.init(isConsole: true, chardev: chardev))
         try machine.vm.add(slot)
         try machine.vm.add(device)
         driver = GuestDriver(machine, slot)
@@ -39,9 +41,9 @@ import Virtio
         send("hello")
         #expect(driver.queues[1].reap().isEmpty)
         chardev.room = 1
-        device.chardevWritable()
+        port.chardevWritable()
         chardev.room = Int.max
-        device.chardevWritable()
+        port.chardevWritable()
         #expect(chardev.written == Array("hello".utf8))
         #expect(driver.queues[1].reap().count == 1)
     }
@@ -82,9 +84,9 @@ import Virtio
         // The same RAM, another process' devices.
         let peer = TestChardev()
         let slot = VirtioMMIO(slot: 0, line: Wire().line)
-        let restored = VirtioConsole(vm: machine.vm)
+        let restored = VirtioSerial(vm: machine.vm)
         try slot.plug(restored)
-        try restored.connect(peer)
+        try restored.plug(.init(isConsole: true, chardev: peer))
         try loadState(states[0], into: slot)
         try loadState(states[1], into: restored)
         #expect(savedState(restored) == states[1])
@@ -95,6 +97,9 @@ import Virtio
     }
 
     @Test func theOnePortIsTakenOnce() throws {
-        #expect(throws: VMMError.self) { try device.connect(TestChardev("other")) }
+        let error = #expect(throws: VMMError.self) {
+            try device.plug(.init(isConsole: true, chardev: TestChardev("other")))
+        }
+        #expect(error?.message == "virtio-serial-bus: Maximum port limit for this device reached")
     }
 }

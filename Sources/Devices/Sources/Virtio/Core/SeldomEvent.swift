@@ -1,0 +1,37 @@
+import BatonRuntime
+
+/// A QMP event that a guest can cause as often as it likes: at most one a second is emitted, as in QEMU, the last of
+/// which says how things are.
+final class SeldomEvent {
+    private static let interval: Int64 = 1_000_000_000
+    private let vm: VirtualMachine
+    private let name: String
+    private let data: () -> JSONObject
+    private var nextAt: Int64 = 0
+    private var timer: EventLoop.Timer?
+
+    /// - Parameter data: what the event says when it is emitted.
+    init(_ name: String, vm: VirtualMachine, data: @escaping () -> JSONObject) {
+        (self.name, self.vm, self.data) = (name, vm, data)
+    }
+
+    deinit { timer?.cancel() }
+
+    /// An event waits for its time: whoever goes on with the guest reports it.
+    var isOwed: Bool { timer != nil }
+
+    /// Something has changed.
+    func report() {
+        guard timer == nil else { return }
+        let now = EventLoop.now
+        if now < nextAt {
+            timer = vm.loop.schedule(at: nextAt) { [weak self] in
+                self?.timer = nil
+                self?.report()
+            }
+            return
+        }
+        nextAt = now + SeldomEvent.interval
+        vm.emit(name, data())
+    }
+}
