@@ -225,56 +225,10 @@ struct HotPlugTests {
 /// What Debian's kernel does with devices that come and go.
 @Suite(.enabled(if: debianFiles != nil, "Debian's kernel is neither in the cache nor to be downloaded"))
 struct DebianHotPlugTests {
-    /// A shell of Debian's installer on a socket.
-    private final class Shell {
-        let directory: TemporaryDirectory
-        let process: ChildProcess
-        let qmp: QMPClient
-        let arguments: [String]
-        private let console: StreamClient
-
-        init() throws {
-            directory = try TemporaryDirectory()
-            let files = try #require(debianFiles)
-            arguments = [
-                Products.baton, "-M", "virt,memory-backend=ram", "-m", "512M",
-                "-object", "memory-backend-memfd,id=ram,size=512M,share=on", "-nodefaults", "-cpr-enable", "restart",
-                "-kernel", files.kernel, "-initrd", files.initrd,
-                "-append", "console=ttyS0 rdinit=/bin/sh quiet",
-                "-serial", "unix:\(directory.file("serial")),server=on,wait=off",
-                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-                "-device", "pcie-root-port,id=rp0,chassis=1", "-device", "pcie-root-port,id=rp1,chassis=2",
-                "-device", "virtio-rng-pci,bus=rp1,id=cold",
-            ]
-            process = try ChildProcess(arguments)
-            qmp = try QMPClient(path: directory.file("qmp"), of: process)
-            console = try StreamClient(socket: directory.file("serial"), patience: 600)
-            try console.expect("# ")
-            _ = try run("mount -t sysfs s /sys; mount -t proc p /proc")
-        }
-
-        deinit { qmp.endVMM(startedAs: process) }
-
-        private var count = 0
-        /// What a command prints.
-        func run(_ command: String) throws -> String {
-            count += 1
-            // As it is typed it is not yet what it prints.
-            try console.send("\(command); echo en''d\(count)\n")
-            return try console.expect("end\(count)")
-        }
-
-        /// Whether a virtio device is behind a port, by the kernel's word: its vendor and device.
-        func hasDevice(_ id: String) throws -> Bool {
-            try run("cat /sys/bus/pci/devices/*/device").contains(id)
-        }
-        func update() throws { try qmp.execute("cpr-update", ["argv": arguments]) }
-    }
-
     /// Debian's riscv64 kernel has no pciehp: the shell does with a slot's control register what that does, and the kernel
     /// finds and forgets the devices.
-    @Test func debianTakesDevicesAndLetsThemGo() throws {
-        let shell = try Shell()
+    @Test(arguments: ["none", "aplic-imsic"]) func debianTakesDevicesAndLetsThemGo(_ aia: String) throws {
+        let shell = try DebianShell(["-machine", "aia=\(aia)"])
         /// - Parameter control: two bytes of the slot's control register, in octal.
         func set(port: Int, _ control: String) -> String {
             "printf '\(control)' | dd of=/sys/bus/pci/devices/0000:00:0\(port).0/config bs=1 seek=112 conv=notrunc"
@@ -317,6 +271,77 @@ struct DebianHotPlugTests {
         try turnOn(2)
         try shell.update()
         #expect(try shell.hasDevice("0x1044"))
+    }
+}
+
+/// A shell of Debian's installer on a socket.
+private final class DebianShell {
+    let directory: TemporaryDirectory
+    let process: ChildProcess
+    let qmp: QMPClient
+    let arguments: [String]
+    private let console: StreamClient
+
+    init(_ extra: [String] = []) throws {
+        directory = try TemporaryDirectory()
+        let files = try #require(debianFiles)
+        arguments =
+            [
+                Products.baton, "-M", "virt,memory-backend=ram", "-m", "512M",
+                "-object", "memory-backend-memfd,id=ram,size=512M,share=on", "-nodefaults", "-cpr-enable", "restart",
+                "-kernel", files.kernel, "-initrd", files.initrd,
+                "-append", "console=ttyS0 rdinit=/bin/sh quiet",
+                "-serial", "unix:\(directory.file("serial")),server=on,wait=off",
+                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+                "-device", "pcie-root-port,id=rp0,chassis=1", "-device", "pcie-root-port,id=rp1,chassis=2",
+                "-device", "virtio-rng-pci,bus=rp1,id=cold",
+            ] + extra
+        process = try ChildProcess(arguments)
+        qmp = try QMPClient(path: directory.file("qmp"), of: process)
+        console = try StreamClient(socket: directory.file("serial"), patience: 600)
+        try console.expect("# ")
+        _ = try run("mount -t sysfs s /sys; mount -t proc p /proc")
+    }
+
+    deinit { qmp.endVMM(startedAs: process) }
+
+    private var count = 0
+    /// What a command prints.
+    func run(_ command: String) throws -> String {
+        count += 1
+        // As it is typed it is not yet what it prints.
+        try console.send("\(command); echo en''d\(count)\n")
+        return try console.expect("end\(count)")
+    }
+
+    /// Whether a virtio device is behind a port, by the kernel's word: its vendor and device.
+    func hasDevice(_ id: String) throws -> Bool {
+        try run("cat /sys/bus/pci/devices/*/device").contains(id)
+    }
+    func update() throws { try qmp.execute("cpr-update", ["argv": arguments]) }
+}
+
+/// A watchdog that the guest sets by its configuration space.
+@Suite(.enabled(if: debianFiles != nil, "Debian's kernel is neither in the cache nor to be downloaded"))
+struct WatchdogTests {
+    @Test func whatAClientHasSetIsDoneByTheNextVMM() throws {
+        let shell = try DebianShell(["-device", "i6300esb,addr=9", "-watchdog-action", "reset"])
+        let config = "/sys/bus/pci/devices/0000:00:09.0/config"
+        #expect(try shell.run("cat /sys/bus/pci/devices/0000:00:09.0/device").contains("0x25ab"))
+        try shell.qmp.execute("watchdog-set-action", ["action": "pause"])
+        // The faster clock, and on: two seconds.
+        _ = try shell.run(
+            #"printf '\004' | dd of=\#(config) bs=1 seek=96 conv=notrunc; printf '\002' | dd of=\#(config) bs=1 seek=104 conv=notrunc"#
+        )
+        try shell.update()
+        #expect(try shell.qmp.waitForEvent("WATCHDOG") as? [String: String] == ["action": "pause"])
+        #expect(try shell.qmp.status() == "watchdog")
+        // A client may let it go on.
+        try shell.qmp.execute("cont")
+        _ = try shell.run("true")
+        #expect(
+            refusal { try shell.qmp.execute("watchdog-set-action", ["action": "bite"]) }
+                == "Parameter 'action' does not accept value 'bite'")
     }
 }
 
