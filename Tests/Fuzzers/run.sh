@@ -40,7 +40,7 @@ for target in "$@"; do
     if ! "$fuzz" "$target" $("$fuzz" "$target" --options) -dict=".build/fuzz-corpus/$target.dictionary" \
         -max_total_time="$seconds" -artifact_prefix="$findings/$target-" -print_final_stats=1 "$corpus" >"$log" 2>&1; then
         status=1
-        result="FOUND $(grep -a -m 1 'FOUND:\|Fatal error\|ERROR: libFuzzer' "$log" || true), see $log"
+        result="$(grep -a -m 1 'FOUND:\|Fatal error\|ERROR: libFuzzer' "$log" || echo 'did not run'), see $log"
     fi
     executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     edges=$(grep -ao 'cov: [0-9]*' "$log" | tail -1 | cut -d' ' -f2)

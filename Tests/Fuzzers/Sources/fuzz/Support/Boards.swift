@@ -37,7 +37,9 @@ final class FuzzBoard {
         "virtio-blk-device,drive=d", "virtio-rng-device", "virtio-serial-device", "virtconsole,chardev=c1",
         "virtio-net-device,netdev=n,mq=on",
     ]
-    private static let pciDevices = ["virtio-rng-pci", "virtio-serial-pci,addr=5.0", "virtio-blk-pci,drive=e,num-queues=2"]
+    private static let pciDevices = [
+        "virtio-rng-pci", "virtio-serial-pci,addr=5.0", "virtio-blk-pci,drive=e,num-queues=2",
+    ]
 
     private struct Parts {
         let vm: VirtualMachine

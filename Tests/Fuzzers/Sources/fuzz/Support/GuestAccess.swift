@@ -19,10 +19,12 @@ extension FuzzBoard {
         switch head & 7 {
         case 0, 1:
             let region = regions[Int(input.byte()) % regions.count]
-            access(region.space, region.start &+ UInt64(input.number(UInt16.self)) % region.size, width, isWrite, &input)
+            access(
+                region.space, region.start &+ UInt64(input.number(UInt16.self)) % region.size, width, isWrite, &input)
         case 2:
             let region = regions[Int(input.byte()) % regions.count]
-            access(region.space, region.start &+ UInt64(input.number(UInt32.self)) % region.size, width, isWrite, &input)
+            access(
+                region.space, region.start &+ UInt64(input.number(UInt32.self)) % region.size, width, isWrite, &input)
         case 3:
             let function = UInt64(input.byte() % 8) << 15
             access(vm.addressSpace, ecam + function + UInt64(input.number(UInt16.self) & 0xfff), width, isWrite, &input)

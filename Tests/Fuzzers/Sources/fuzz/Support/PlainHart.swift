@@ -19,7 +19,9 @@ struct PlainHart {
     /// A place in memory for data; nil for anything else.
     private func place(_ address: UInt64, _ size: Int) -> Int? {
         let offset = address &- base
-        guard offset <= UInt64(memory.count - size), !code.overlaps(address..<address + UInt64(size)) else { return nil }
+        guard offset <= UInt64(memory.count - size), !code.overlaps(address..<address + UInt64(size)) else {
+            return nil
+        }
         return Int(offset)
     }
 
@@ -134,7 +136,8 @@ struct PlainHart {
             let high = a.multipliedFullWidth(by: b).high
             return signed < 0 ? high &- b : high
         case (1, 3): return a.multipliedFullWidth(by: b).high
-        case (1, 4): return UInt64(bitPattern: other == 0 ? -1 : signed.dividedReportingOverflow(by: other).partialValue)
+        case (1, 4):
+            return UInt64(bitPattern: other == 0 ? -1 : signed.dividedReportingOverflow(by: other).partialValue)
         case (1, 5): return b == 0 ? .max : a / b
         case (1, 6):
             if other == 0 { return a }
@@ -153,7 +156,8 @@ struct PlainHart {
         case (0, 5): return a >> (b & 31)
         case (0x20, 5): return UInt32(bitPattern: signed >> (other & 31))
         case (1, 0): return a &* b
-        case (1, 4): return UInt32(bitPattern: other == 0 ? -1 : signed.dividedReportingOverflow(by: other).partialValue)
+        case (1, 4):
+            return UInt32(bitPattern: other == 0 ? -1 : signed.dividedReportingOverflow(by: other).partialValue)
         case (1, 5): return b == 0 ? .max : a / b
         case (1, 6):
             if other == 0 { return a }

@@ -16,8 +16,9 @@ enum SampleKernels {
         let (fileHeader, header) = is64Bit ? (64, 56) : (52, 32)
         let content: [UInt8] = [1, 2, 3, 4]
         let notes: [UInt8] =
-            note.map { little(4 as UInt32, is64Bit ? 8 : 4 as UInt32, 18 as UInt32) + Array("Xen\0".utf8)
-                + (is64Bit ? little($0) : little(UInt32($0)))
+            note.map {
+                little(4 as UInt32, is64Bit ? 8 : 4 as UInt32, 18 as UInt32) + Array("Xen\0".utf8)
+                    + (is64Bit ? little($0) : little(UInt32($0)))
             } ?? []
         let place = fileHeader + headers * header
         func word(_ value: UInt64) -> [UInt8] { is64Bit ? little(value) : little(UInt32(truncatingIfNeeded: value)) }

@@ -28,13 +28,15 @@ struct Target {
     /// `words`, as libFuzzer's dictionaries have them.
     func dictionary() throws -> String {
         let lines = try words().map { word in
-            "\"" + word.utf8.map { byte in
-                let isPlain = (0x20..<0x7f).contains(byte) && byte != 0x22 && byte != 0x5c
-                let digits = String(byte, radix: 16)
-                return isPlain ? String(Unicode.Scalar(byte)) : "\\x" + (digits.count < 2 ? "0" : "") + digits
-            }.joined() + "\"\n"
+            "\""
+                + word.utf8.map { byte in
+                    let isPlain = (0x20..<0x7f).contains(byte) && byte != 0x22 && byte != 0x5c
+                    let digits = String(byte, radix: 16)
+                    return isPlain ? String(Unicode.Scalar(byte)) : "\\x" + (digits.count < 2 ? "0" : "") + digits
+                }.joined() + "\"\n"
         }
-        return lines.joined()
+        // libFuzzer refuses an empty file.
+        return "# \(name)\n" + lines.joined()
     }
 }
 

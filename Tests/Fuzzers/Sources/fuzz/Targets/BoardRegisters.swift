@@ -28,7 +28,8 @@ extension Target {
                         do throws(VMMError) { try loadState(state, into: device) } catch {
                             found("'\(device.stateName)' refuses its own state: \(error.message)")
                         }
-                        expect(savedState(device) == state, "'\(device.stateName)' is another after its state was loaded")
+                        expect(
+                            savedState(device) == state, "'\(device.stateName)' is another after its state was loaded")
                     }
                     board.expectReset()
                 }

@@ -22,7 +22,9 @@ extension Target {
                     for _ in 0..<input.byte() % 6 { state.edit(&input) }
                     let payload = state.bytes
                     do throws(VMMError) { try loadState(payload, into: device) } catch {
-                        expect(savedState(device) == before, "'\(device.stateName)' has changed by a state that it refuses")
+                        expect(
+                            savedState(device) == before, "'\(device.stateName)' has changed by a state that it refuses"
+                        )
                         return
                     }
                     let taken = savedState(device)

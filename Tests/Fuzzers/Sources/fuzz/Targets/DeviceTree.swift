@@ -20,7 +20,8 @@ extension Target {
                 var input = bytes
                 // What the fuzzer would need long to find.
                 if input.count >= 8, input[0] != 0xff {
-                    input.replaceSubrange(0..<8, with: [0xd0, 0x0d, 0xfe, 0xed] + little(UInt32(input.count)).reversed())
+                    input.replaceSubrange(
+                        0..<8, with: [0xd0, 0x0d, 0xfe, 0xed] + little(UInt32(input.count)).reversed())
                 }
                 guard let tree = try? DeviceTree(flattened: input) else { return }
                 let flat = tree.flattened()

@@ -8,7 +8,10 @@ extension Target {
     static let frames = Target(
         name: "frames",
         seeds: {
-            [[3, 0] + [0, 0, 0, 2, 7, 8] + [0, 0, 0, 0] + [0, 0, 0, 1, 9], [1, 1, 0xff, 0xff, 0xff, 0xff], [5, 3, 255, 251, 1, 65, 255, 255]]
+            [
+                [3, 0] + [0, 0, 0, 2, 7, 8] + [0, 0, 0, 0] + [0, 0, 0, 1, 9], [1, 1, 0xff, 0xff, 0xff, 0xff],
+                [5, 3, 255, 251, 1, 65, 255, 255],
+            ]
         },
         make: {
             let (streams, other) = (FrameStream(), FrameStream())

@@ -43,7 +43,7 @@ extension Target {
                         else { continue }
                         packets += 1
                     }
-                    if bytes.first ?? 0 & 2 != 0, HandoverMessage.isIntroduction(nextOn: ours) {
+                    if (bytes.first ?? 0) & 2 != 0, HandoverMessage.isIntroduction(nextOn: ours) {
                         if let (_, state, _) = try? HandoverMessage.receiveIntroduction(ours) { close(state) }
                     }
                     for _ in 0...packets {

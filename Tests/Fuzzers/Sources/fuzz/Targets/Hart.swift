@@ -8,7 +8,9 @@ extension Target {
     static let hart = Target(
         name: "hart", longestInput: 1024, startsLong: true,
         seeds: {
-            func code(_ words: [UInt32]) -> [UInt8] { [3, 0] + [UInt8](repeating: 1, count: 31) + words.flatMap { little($0) } }
+            func code(_ words: [UInt32]) -> [UInt8] {
+                [3, 0] + [UInt8](repeating: 1, count: 31) + words.flatMap { little($0) }
+            }
             return [
                 // addi, add, ld, sd, beq back; csrrw; ecall; lr, sc; fadd.d; fence.i and a jump.
                 code([0x0010_0093, 0x0010_8133, 0x0002_3183, 0x0032_3023, 0xfe00_08e3]),

@@ -27,7 +27,8 @@ extension Target {
                 // A stream's values do not depend on where its bytes are cut.
                 let whole = Target.values(of: input, pieces: input.count)
                 let piece = max(1, Int(input.first ?? 1) % 16)
-                expect(whole == Target.values(of: input, pieces: piece), "cut every \(piece) bytes it is another stream")
+                expect(
+                    whole == Target.values(of: input, pieces: piece), "cut every \(piece) bytes it is another stream")
             }
         })
 

@@ -24,7 +24,8 @@ extension Target {
             firmware.fill(length: 64 << 10)
             let bios = try makeRAM("bios", 64 << 10)
             try space.map(bios, at: MemoryMap.firmwareEnd - UInt64(bios.usedLength), size: UInt64(bios.usedLength))
-            var configuration = ACPIConfiguration(apicIDs: [0], interrupts: InterruptLayout(acpi: true, secondIOAPIC: true))
+            var configuration = ACPIConfiguration(
+                apicIDs: [0], interrupts: InterruptLayout(acpi: true, secondIOAPIC: true))
             configuration.hasPIC = true
             let tables = ACPITables(configuration)
             return { bytes in
@@ -49,4 +50,3 @@ extension Target {
             }
         })
 }
-

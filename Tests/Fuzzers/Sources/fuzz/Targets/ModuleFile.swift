@@ -22,9 +22,6 @@ extension Target {
         var strings = "\0baton_module_query\0baton_module_provides_object_a_b\0"
         let stampPlace = strings.utf8.count
         strings += "baton_runtime_stamp_\(stamp ?? "")\0"
-        func symbol(_ name: Int, section: UInt16) -> [UInt8] {
-            little(UInt32(name)) + [0x12, 0] + little(section, 0) + little(0 as UInt64, 0 as UInt64).suffix(14) + [0, 0]
-        }
         var symbols = [UInt8](repeating: 0, count: 24)
         for (name, section) in [(1, 1), (20, 1)] + (stamp == nil ? [] : [(stampPlace, 0)]) {
             symbols += little(UInt32(name)) + [0x12, 0] + little(UInt16(section)) + little(0 as UInt64, 8 as UInt64)
@@ -43,7 +40,8 @@ extension Target {
         for value in [64, 56, 1, 64, 3, 0] { file += little(UInt16(value)) }
         file += little(1 as UInt32, 5) + little(0 as UInt64, 0, 0, UInt64(symbolsAt), UInt64(symbolsAt), 4096)
         file += symbols + text
-        file += section(0, 0, 0, link: 0) + section(11, symbolsAt, symbols.count, link: 2)
+        file +=
+            section(0, 0, 0, link: 0) + section(11, symbolsAt, symbols.count, link: 2)
             + section(3, stringsAt, text.count, link: 0)
         return file
     }

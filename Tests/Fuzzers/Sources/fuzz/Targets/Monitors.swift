@@ -10,7 +10,10 @@ extension Target {
             let registry = try MonitorSession().vm.commands
             let members = registry.qmp.values.flatMap { $0.arguments.map(\.name) }
             return registry.qmp.keys.sorted() + Set(members).sorted()
-                + ["execute", "arguments", "id", "{\"execute\": \"", "\", \"arguments\": {", "\": ", "true", "null", "[]"]
+                + [
+                    "execute", "arguments", "id", "{\"execute\": \"", "\", \"arguments\": {", "\": ", "true", "null",
+                    "[]",
+                ]
         },
         seeds: {
             let hello = #"{"execute": "qmp_capabilities"}"#
@@ -18,11 +21,13 @@ extension Target {
                 hello + #"{"execute": "query-status", "id": 7}{"execute": "query-commands"}"#,
                 hello + #"{"execute": "human-monitor-command", "arguments": {"command-line": "info status"}}"#,
                 hello + #"{"exec-oob": "x"}{"execute": "cont"}{"execute": "stop"}{"execute": "query-qmp-schema"}"#,
-                hello + #"{"execute": "ringbuf-write", "arguments": {"device": "r", "data": "YQ==", "format": "base64"}}"#
+                hello
+                    + #"{"execute": "ringbuf-write", "arguments": {"device": "r", "data": "YQ==", "format": "base64"}}"#
                     + #"{"execute": "ringbuf-read", "arguments": {"device": "r", "size": 10}}"#,
                 hello + #"{"execute": "xp", "arguments": {}}{"execute": 3}[]{]"#,
                 hello + #"{"execute": "query-metrics"}{"execute": "query-block"}{"execute": "system_reset"}"#,
-                hello + #"{"execute": "chardev-send-break", "arguments": {"id": "r"}}{"execute": "getfd", "arguments": {"fdname": "a"}}"#,
+                hello
+                    + #"{"execute": "chardev-send-break", "arguments": {"id": "r"}}{"execute": "getfd", "arguments": {"fdname": "a"}}"#,
             ].map { [UInt8(40)] + Array($0.utf8) }
         },
         make: {
@@ -43,7 +48,9 @@ extension Target {
     /// The human monitor: keys, lines and every command.
     static let hmp = Target(
         name: "hmp",
-        words: { try MonitorSession().vm.commands.hmp.keys.sorted() + ["help ", "info ", "\n", "\u{1b}[A", "0x80000000"] },
+        words: {
+            try MonitorSession().vm.commands.hmp.keys.sorted() + ["help ", "info ", "\n", "\u{1b}[A", "0x80000000"]
+        },
         seeds: {
             [
                 "help\ninfo status\ninfo\n", "xp /4xw 0x80000000\nxp/3dg 0\n", "stop\ncont\n\u{1b}[A\u{1b}[B\u{8}\n",

@@ -1,6 +1,5 @@
 @testable import BatonBase
 import BatonRuntime
-import Virtio
 
 /// Options as the command line and QMP give them, and what their values are made of.
 extension Target {
@@ -20,7 +19,9 @@ extension Target {
                 let kind = input.byte()
                 let text = String(decoding: input.rest(), as: UTF8.self)
                 for style in [KeyValueOptions.Style.options, .keyval] {
-                    if let options = try? KeyValueOptions(text, impliedKey: kind & 1 == 0 ? "driver" : nil, style: style) {
+                    if let options = try? KeyValueOptions(
+                        text, impliedKey: kind & 1 == 0 ? "driver" : nil, style: style)
+                    {
                         try Target.take(options, kind)
                     }
                 }

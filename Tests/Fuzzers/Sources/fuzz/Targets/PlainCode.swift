@@ -9,7 +9,8 @@ extension Target {
         seeds: {
             [
                 [UInt8](0..<248) + (0..<16).flatMap { [$0, 0x85, 0x41, 0] as [UInt8] },
-                [UInt8](repeating: 0xff, count: 248) + (0..<64).flatMap { [$0, $0 &* 37, $0 &* 91, $0 &* 3] as [UInt8] },
+                [UInt8](repeating: 0xff, count: 248)
+                    + (0..<64).flatMap { [$0, $0 &* 37, $0 &* 91, $0 &* 3] as [UInt8] },
             ]
         },
         make: {
@@ -44,7 +45,9 @@ private final class PlainCodeMachine {
 
     /// Any word as an instruction that is likely to be one: x2 stays where data is.
     private static func instruction(_ any: UInt32) -> UInt32 {
-        let opcodes: [UInt32] = [0x33, 0x3b, 0x13, 0x1b, 0x03, 0x23, 0x63, 0x33, 0x3b, 0x13, 0x03, 0x23, 0x37, 0x17, 0x6f, 0x67]
+        let opcodes: [UInt32] = [
+            0x33, 0x3b, 0x13, 0x1b, 0x03, 0x23, 0x63, 0x33, 0x3b, 0x13, 0x03, 0x23, 0x37, 0x17, 0x6f, 0x67,
+        ]
         let opcode = opcodes[Int(any & 15)]
         var word = any & ~0x7f | opcode
         if opcode == 0x03 || opcode == 0x23 { word = word & ~0xf_8000 | 2 << 15 }
@@ -114,7 +117,9 @@ private final class PlainCodeMachine {
                 state.x[index] == plain.x[index],
                 "x\(index) is \(Hex(state.x[index])), with another implementation \(Hex(plain.x[index]))")
         }
-        let isSame = plain.memory.withUnsafeBytes { memcmp($0.baseAddress, ram.host, PlainCodeMachine.size) == 0 }
+        let isSame = plain.memory.withUnsafeBytes {
+            $0.elementsEqual(UnsafeRawBufferPointer(start: ram.host, count: PlainCodeMachine.size))
+        }
         expect(isSame, "memory differs from that of another implementation")
     }
 }

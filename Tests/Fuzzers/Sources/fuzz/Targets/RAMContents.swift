@@ -45,7 +45,9 @@ extension Target {
                     expect(isSame, "contents that are refused have changed memory")
                     return
                 }
-                do throws(VMMError) { try checked.copy() } catch { found("what was checked cannot be copied: \(error)") }
+                do throws(VMMError) { try checked.copy() } catch {
+                    found("what was checked cannot be copied: \(error)")
+                }
                 for block in memory.blocks where checked.contains(block) {
                     expect(Target.isFilled(block, 0x5a), "'\(block.name)' does not have its contents")
                 }

@@ -75,11 +75,15 @@ private final class SBIMachine {
             let hart = accelerator.harts[Int(input.byte() & 1)]
             let state = hart.state
             let number = input.byte()
-            state.x[17] = number == 255 ? input.number(UInt64.self) : BuiltinSBI.Extension.all[Int(number) % BuiltinSBI.Extension.all.count]
+            state.x[17] =
+                number == 255
+                ? input.number(UInt64.self) : BuiltinSBI.Extension.all[Int(number) % BuiltinSBI.Extension.all.count]
             state.x[16] = UInt64(input.byte())
             for register in 10..<16 {
                 let choice = input.byte()
-                state.x[register] = choice >= 250 ? input.number(UInt64.self) : values[Int(choice) % values.count] &+ UInt64(choice / 16) * 8
+                state.x[register] =
+                    choice >= 250
+                    ? input.number(UInt64.self) : values[Int(choice) % values.count] &+ UInt64(choice / 16) * 8
             }
             for hart in accelerator.harts { _ = hart.run(20) }
         }

@@ -19,7 +19,9 @@ extension Target {
             }
             let version = reply(1, little(0 as UInt16, 1) + Array(#"{"capabilities":{"max_msg_fds":8}}"#.utf8) + [0])
             let twin = reply(
-                1, little(0 as UInt16, 1) + Array(#"{"capabilities":{"twin_socket":{"supported":true,"fd_index":0}}}"#.utf8) + [0],
+                1,
+                little(0 as UInt16, 1)
+                    + Array(#"{"capabilities":{"twin_socket":{"supported":true,"fd_index":0}}}"#.utf8) + [0],
                 fds: 1)
             var device = reply(2, []) + reply(4, little(16 as UInt32, 3, 9, 5))
             // BAR 0 can be mapped; then the other BARs, the ROM, and the configuration space.
@@ -38,7 +40,9 @@ extension Target {
             config.replaceSubrange(0x60..<0x6c, with: [0x11, 0, 7, 0, 1, 0, 0, 0, 1, 8, 0, 0])
             device += reply(9, little(0 as UInt64) + little(7 as UInt32, 256) + config)
             let more = (0..<40).flatMap { _ in reply(9, little(0 as UInt64) + little(0 as UInt32, 4, 9)) }
-            let dma = reply(11, little(0x8000_0000 as UInt64, 16), flags: 0) + reply(12, little(0x8000_0000 as UInt64, 1) + [7], flags: 0)
+            let dma =
+                reply(11, little(0x8000_0000 as UInt64, 16), flags: 0)
+                + reply(12, little(0x8000_0000 as UInt64, 1) + [7], flags: 0)
             return [version + device + more, twin + device + more, version + dma + device + dma + more]
         },
         make: {
@@ -76,7 +80,9 @@ extension Target {
                 error: flags & 0x20 == 0 ? 0 : 22)
             if flags & 0x80 != 0 { header.size = input.number(UInt32.self) }
             let message = header.bytes + payload
-            guard cbaton_send_fds(socket, message, message.count, fds, fds.count, Int32(MSG_DONTWAIT)) > 0 else { break }
+            guard cbaton_send_fds(socket, message, message.count, fds, fds.count, Int32(MSG_DONTWAIT)) > 0 else {
+                break
+            }
         }
         shutdown(socket, Int32(SHUT_WR))
     }

@@ -18,7 +18,8 @@ extension Target {
             let acknowledged =
                 start + reply(17, little(4 as UInt64)) + reply(24, config) + reply(5, little(0 as UInt64))
                 + reply(31, little(4096 as UInt64, 0) + little(2 as UInt16, 128) + [0, 0, 0, 0], fds: 1)
-            let plain = reply(1, little(features)) + reply(15, little(0x201 as UInt64)) + reply(17, little(4 as UInt64))
+            let plain =
+                reply(1, little(features)) + reply(15, little(0x201 as UInt64)) + reply(17, little(4 as UInt64))
                 + reply(24, config) + reply(24, config) + reply(11, little(0 as UInt32, 7))
             return [acknowledged, plain, reply(1, little(1 << 32 as UInt64)) + reply(24, config)]
         },
@@ -67,7 +68,9 @@ extension Target {
             // Seldom a length that is not the payload's.
             let size = flags & 0x40 == 0 ? UInt32(payload.count) : input.number(UInt32.self)
             let message = VhostUserHeader(request: request, flags: UInt32(flags & 0x0f), size: size).bytes + payload
-            guard cbaton_send_fds(socket, message, message.count, fds, fds.count, Int32(MSG_DONTWAIT)) > 0 else { break }
+            guard cbaton_send_fds(socket, message, message.count, fds, fds.count, Int32(MSG_DONTWAIT)) > 0 else {
+                break
+            }
         }
         shutdown(socket, Int32(SHUT_WR))
     }

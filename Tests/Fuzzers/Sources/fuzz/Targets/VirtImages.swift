@@ -35,8 +35,10 @@ extension Target {
                     plan = try BootPlan(
                         files: files, memorySize: UInt64(ram.usedLength), flashIsFilled: kind & 32 != 0
                     ) {
-                        BoardTree(hartCount: 1, memorySize: UInt64(ram.usedLength), aia: .none, hasFirmware: kind & 2 != 0)
-                            .make()
+                        BoardTree(
+                            hartCount: 1, memorySize: UInt64(ram.usedLength), aia: .none, hasFirmware: kind & 2 != 0
+                        )
+                        .make()
                     }
                 } catch { return }
                 do throws(VMMError) { try plan.load(into: space) } catch {

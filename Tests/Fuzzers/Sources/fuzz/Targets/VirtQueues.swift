@@ -88,8 +88,12 @@ private final class QueueMachine {
 
     // MARK: The driver
 
-    private func read(_ offset: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: slot.mmioRead(offset: offset, width: 4)) }
-    private func write(_ offset: UInt64, _ value: UInt32) { slot.mmioWrite(offset: offset, width: 4, value: UInt64(value)) }
+    private func read(_ offset: UInt64) -> UInt32 {
+        UInt32(truncatingIfNeeded: slot.mmioRead(offset: offset, width: 4))
+    }
+    private func write(_ offset: UInt64, _ value: UInt32) {
+        slot.mmioWrite(offset: offset, width: 4, value: UInt64(value))
+    }
     private func store<T: FixedWidthInteger>(_ value: T, at address: UInt64) {
         let offset = address &- QueueMachine.base
         guard offset <= UInt64(QueueMachine.size - MemoryLayout<T>.size) else { return }
@@ -174,7 +178,9 @@ private final class QueueMachine {
         for device in vm.devices { device.resume() }
         turn()
         for offset in stride(from: 0, to: rom.usedLength, by: 8) {
-            expect(rom.host.load(fromByteOffset: offset, as: UInt64.self) == 0, "\(kind) has written to memory that it may not")
+            expect(
+                rom.host.load(fromByteOffset: offset, as: UInt64.self) == 0,
+                "\(kind) has written to memory that it may not")
         }
         expectService()
     }
