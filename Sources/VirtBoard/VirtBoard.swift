@@ -83,7 +83,7 @@ public final class VirtBoard: Machine {
         _ = try firmware.add(arguments: configuration.firmwareFiles)
         let bootMenu = try firmware.setBootMenu(configuration.bootMenu.isOn, wait: configuration.bootMenu.wait)
         let smbios = try VirtBoard.tables(configuration, vm)
-        try firmware.add(smbios)
+        if let smbios { try firmware.add(smbios) }
 
         let wiring = HartWiring(accelerator.riscvHarts)
         let interrupts = InterruptControllers(
@@ -92,7 +92,7 @@ public final class VirtBoard: Machine {
         self.interrupts = interrupts
         loader = ImageLoader(
             vm: vm, accelerator: accelerator, files: configuration.files, memorySize: memorySize,
-            flash: flash, flashIsFilled: !configuration.flash.isEmpty, firmware: firmware, smbios: smbios.digest,
+            flash: flash, flashIsFilled: !configuration.flash.isEmpty, firmware: firmware, smbios: smbios?.digest,
             bootMenu: bootMenu,
             aia: configuration.aia)
         uart = try SerialUART(
@@ -149,10 +149,11 @@ public final class VirtBoard: Machine {
         try pci.mapIntoAddressSpace(configurationAt: MemoryMap.pciConfiguration)
     }
 
-    /// What UEFI tells the guest of the machine.
+    /// What UEFI tells the guest of the machine; nil where there is no UEFI, and nothing that `-smbios` says.
     private static func tables(
         _ configuration: Configuration, _ vm: VirtualMachine
-    ) throws(VMMError) -> SMBIOSTables {
+    ) throws(VMMError) -> SMBIOSTables? {
+        if configuration.flash.isEmpty, configuration.smbios.isEmpty { return nil }
         let options = try SMBIOSOptions(configuration.smbios)
         // As in QEMU: of two the last one holds for the VM, too.
         if let uuid = options.uuid { vm.uuid = uuid }

@@ -19,8 +19,8 @@ final class ImageLoader: Device {
     private let flash: [CFIFlash]
     private let flashIsFilled: Bool
     private let firmware: FwCfg
-    /// What tells the board's SMBIOS tables from others.
-    private let smbios: UInt64
+    /// What tells the board's SMBIOS tables from others; nil without any.
+    private let smbios: UInt64?
     /// What firmware is told of its menu, as `-boot` has it; empty for nothing.
     private let bootMenu: String
     private let aia: AIA
@@ -30,7 +30,7 @@ final class ImageLoader: Device {
 
     init(
         vm: VirtualMachine, accelerator: any RISCVAccelerator, files: BootFiles, memorySize: UInt64,
-        flash: [CFIFlash], flashIsFilled: Bool, firmware: FwCfg, smbios: UInt64, bootMenu: String, aia: AIA
+        flash: [CFIFlash], flashIsFilled: Bool, firmware: FwCfg, smbios: UInt64?, bootMenu: String, aia: AIA
     ) {
         (self.smbios, self.bootMenu) = (smbios, bootMenu)
         self.aia = aia
@@ -89,7 +89,7 @@ final class ImageLoader: Device {
 
     /// One that has them hidden stays as it is over updates.
     func save(to writer: inout StateWriter) {
-        if !firmware.hidesSMBIOS { writer.put("smbios", smbios, optional: true) }
+        if let smbios, !firmware.hidesSMBIOS { writer.put("smbios", smbios, optional: true) }
         if !bootMenu.isEmpty { writer.put("boot-menu", bootMenu, optional: true) }
     }
 
