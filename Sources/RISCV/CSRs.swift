@@ -23,7 +23,8 @@ enum CSR {
     /// RV64, S and U, and a bit for each letter.
     static func misa(_ has: RISCVExtensions) -> UInt64 {
         var value: UInt64 = 2 << 62 | 1 << 18 | 1 << 20
-        for (letter, set) in [(8, .i), (12, .m), (0, .a), (5, .f), (3, .d), (2, .c), (1, .b)] as [(UInt64, RISCVExtensions)]
+        for (letter, set) in [(8, .i), (12, .m), (0, .a), (5, .f), (3, .d), (2, .c), (1, .b)]
+            as [(UInt64, RISCVExtensions)]
         where has.contains(set) { value |= 1 << letter }
         return value
     }

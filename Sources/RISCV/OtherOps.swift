@@ -54,7 +54,9 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case .lbu: return shortLoad(op, d, a &+ UInt64(operand), 1) { $0 }
         case .lhu: return shortLoad(op, d, a &+ UInt64(operand), 2) { $0 }
         case .lh:
-            return shortLoad(op, d, a &+ UInt64(operand), 2) { UInt64(bitPattern: Int64(Int16(truncatingIfNeeded: $0))) }
+            return shortLoad(op, d, a &+ UInt64(operand), 2) {
+                UInt64(bitPattern: Int64(Int16(truncatingIfNeeded: $0)))
+            }
         case .sb: return shortStore(op, d, a &+ UInt64(operand), 1)
         case .sh: return shortStore(op, d, a &+ UInt64(operand), 2)
         case .zextB: value = a & 0xff

@@ -110,6 +110,9 @@ struct PreflightTests {
             "has length 16777216 in the CPR state")
         // Found only while the devices take their state.
         expect(guest.arguments + ["-smp", "2"], "the checkpoint has no section 'cpu1'")
+        expect(
+            guest.arguments + ["-cpu", "rv64,zba=off,zicond=on"],
+            "was saved by another CPU than '-cpu rv64,zicond=on,zba=off': zba was on, zicond was off")
         expect(guest.arguments + ["-qmp", "unix:/nonexistent/socket,server=on,wait=off"], "/nonexistent/socket")
         expect(guest.arguments + ["-chardev", "file,id=new,path=/nonexistent/file"], "/nonexistent/file")
         try expectUnnoticed(guest)

@@ -46,7 +46,7 @@ import Testing
         (["-M", "help"], "virt"), (["-machine", "?"], "virt"), (["-M", "virt,help"], "memory-backend=<str>"),
         (["-machine", "memory-backend=x,help"], "virt"), (["-accel", "help"], "tcg"),
         (["-accel", "tcg,help"], "thread=<str>"), (["-cpu", "help"], "rv64"),
-        (["-cpu", "rv64,help"], "no options for rv64"), (["-smp", "help"], "cpus=<uint32>"),
+        (["-cpu", "rv64,help"], "zba=<bool>"), (["-smp", "help"], "cpus=<uint32>"),
         (["-smp", "2,help"], "cpus=<uint32>"), (["-m", "help"], "size=<size>"), (["-m", "1G,help"], "size=<size>"),
         (["-name", "help"], "guest=<str>"), (["-rtc", "help"], "clock=<str>"), (["-drive", "help"], "format=<str>"),
         (["-drive", "file=x,help"], "format=<str>"), (["-blockdev", "help"], "filename=<str>"),

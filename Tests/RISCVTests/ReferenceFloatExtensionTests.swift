@@ -66,7 +66,9 @@ struct ReferenceFloatExtensionTests {
     @Test("fround, froundnx, fcvtmod.w.d") func roundings() throws {
         let program = ReferenceProgram("fround, froundnx, fcvtmod.w.d")
         // Halves, and their neighbours, around small and large whole numbers.
-        let halves: [Double] = [0.25, 0.5, 0.75, 1, 1.5, 2.5, 3.5, 1023.5, 8388607.5, 0x1p31 - 0.5, 0x1p31 + 0.5, 0x1p52]
+        let halves: [Double] = [
+            0.25, 0.5, 0.75, 1, 1.5, 2.5, 3.5, 1023.5, 8388607.5, 0x1p31 - 0.5, 0x1p31 + 0.5, 0x1p52,
+        ]
         let near = halves.flatMap { [$0.nextDown, $0, $0.nextUp, -$0.nextDown, -$0, -$0.nextUp] }
         for format in Self.formats {
             let values =

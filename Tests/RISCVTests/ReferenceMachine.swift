@@ -98,9 +98,11 @@ struct ReferenceMachine: Sendable, CustomTestStringConvertible {
         let qemu = try start(
             "qemu",
             reference.command + [
-                "-M", "virt,memory-backend=ram" + program.machine, "-cpu", processors.qemu, "-display", "none", "-global", "virtio-mmio.force-legacy=off",
+                "-M", "virt,memory-backend=ram" + program.machine, "-cpu", processors.qemu, "-display", "none",
+                "-global", "virtio-mmio.force-legacy=off",
             ])
-        let baton = try start("baton", [Products.baton, "-M", "virt,memory-backend=ram" + program.machine, "-cpu", processors.baton])
+        let baton = try start(
+            "baton", [Products.baton, "-M", "virt,memory-backend=ram" + program.machine, "-cpu", processors.baton])
         for (process, name) in [(qemu, "qemu"), (baton, "baton")] {
             let exit: ChildProcess.Exit
             do {

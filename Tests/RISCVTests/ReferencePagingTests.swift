@@ -290,9 +290,13 @@ struct ReferencePagingTests {
                     var operands: [UInt64] = []
                     for top in 0..<8 as Range<UInt64> {
                         for low in size == "4 KiB" ? 0..<16 : 0..<1 as Range<UInt64> {
-                            for flags in [Entry.all, Entry.all & ~Entry.dirty, Entry.all & ~(Entry.dirty | Entry.accessed)] {
+                            for flags in [
+                                Entry.all, Entry.all & ~Entry.dirty, Entry.all & ~(Entry.dirty | Entry.accessed),
+                            ] {
                                 let leaf = Self.leaf(target, flags) & ~(15 << 10 & (size == "4 KiB" ? UInt64.max : 0))
-                                for environment in environments { operands += [leaf | low << 10 | top << 61, environment] }
+                                for environment in environments {
+                                    operands += [leaf | low << 10 | top << 61, environment]
+                                }
                             }
                         }
                     }

@@ -32,7 +32,7 @@ struct ReferenceRegisterTests {
 
     @Test(
         .enabled(if: ReferenceMachine.recentAbsence == nil, "\(ReferenceMachine.recentAbsence ?? "")"),
-        arguments: [["sstc=off"], ["zicntr=off"], ["zihpm=off"], ["zfa=off", "zfhmin=off", "d=off", "f=off"]])
+        arguments: [["sstc=off"], ["zicntr=off"], ["zihpm=off"]])
     func areThereWithout(_ flags: [String]) throws { try compareNumbers(on: ReferenceMachine.recent, flags: flags) }
 
     private func compareNumbers(on reference: ReferenceMachine?, flags: [String]) throws {
@@ -90,7 +90,7 @@ struct ReferenceRegisterTests {
         .enabled(if: ReferenceMachine.recentAbsence == nil, "\(ReferenceMachine.recentAbsence ?? "")"),
         arguments: [
             ["sstc=off", "svpbmt=off"], ["svadu=off"], ["svade=on"], ["svade=on", "svadu=off"], ["sv57=off"],
-            ["sv48=off"], ["sv39=off"], ["b=off"], ["zfa=off", "zfhmin=off", "d=off", "f=off"], ["m=off"],
+            ["sv48=off"], ["sv39=off"], ["b=off"],
             ["zacas=off", "zawrs=off", "a=off"],
         ])
     func keepWhatIsWrittenWithout(_ flags: [String]) throws {

@@ -171,7 +171,8 @@ public struct RISCVProcessor: Equatable, Sendable {
         }
         if absent.contains(key) {
             guard !isOn else {
-                throw VMMError("'\(property)=on' is not supported: harts in software do not have it", hint: nearest(key))
+                throw VMMError(
+                    "'\(property)=on' is not supported: harts in software do not have it", hint: nearest(key))
             }
             return nil
         }
@@ -189,7 +190,9 @@ public struct RISCVProcessor: Equatable, Sendable {
         "cbom_blocksize": "64", "cbop_blocksize": "64", "cboz_blocksize": "64", "priv_spec": "v1.12.0",
         "pmp-granularity": "4", "num-pmp-regions": "16", "mvendorid": "0", "marchid": "0", "mimpid": "0",
     ]
-    private static let alwaysOn: Set = ["i", "c", "s", "u", "g", "mmu", "zicsr", "zca", "zcd", "zmmul", "zaamo", "zalrsc"]
+    private static let alwaysOn: Set = [
+        "i", "c", "s", "u", "g", "mmu", "zicsr", "zca", "zcd", "zmmul", "zaamo", "zalrsc",
+    ]
     /// QEMU's properties for what harts do not have.
     private static let absent: Set = [
         "e", "v", "h", "debug", "rva23u64", "rva23s64", "sdtrig", "sscofpmf", "smcntrpmf", "smcsrind", "smcdeleg",
