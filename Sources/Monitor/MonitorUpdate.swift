@@ -16,12 +16,15 @@ protocol ResumableMonitor: ChardevFrontend {
     /// This process has the guest, or its machine stands and waits for the
     /// checkpoint: answers the command that replaced the process before.
     func resume()
+    /// Whether the session goes on before this process has the guest, for a client that is to say `cpr-load`.
+    var answersBeforeLoad: Bool { get }
     /// Nothing became of the update, and the guest is back in this process.
     /// - Parameter answered: the new process has gone on with the session.
     func takenBack(answered: Bool)
 }
 
 extension ResumableMonitor {
+    var answersBeforeLoad: Bool { true }
     fileprivate var partName: String { MonitorUpdate.partName(chardev, number) }
 }
 
@@ -56,7 +59,9 @@ public enum MonitorUpdate {
 
     /// Whether the new VMM goes on with the session.
     private static func goesOver(_ monitor: any ResumableMonitor, _ cpr: CprController) -> Bool {
-        switch cpr.monitorSockets {
+        // As the chardev of any other front end.
+        guard monitor.isMonitor else { return true }
+        return switch cpr.monitorSockets {
         case .handedOver: true
         case .ended: false
         case .connectionsKept, .kept: monitor.chardev.isShared
@@ -65,14 +70,16 @@ public enum MonitorUpdate {
 
     /// The machine stands: a client that is to say `cpr-load` is answered.
     public static func machineStands(vm: VirtualMachine) {
-        for monitor in monitors(vm) {
+        for monitor in monitors(vm) where monitor.answersBeforeLoad {
             monitor.chardev.release()
             monitor.resume()
         }
     }
 
     private static func monitors(_ vm: VirtualMachine) -> [any ResumableMonitor] {
-        vm.monitors.compactMap { $0 as? any ResumableMonitor }
+        var monitors = vm.monitors.compactMap { $0 as? any ResumableMonitor }
+        if let stub = vm.parts(GDBServer.self).stub { monitors.append(stub) }
+        return monitors
     }
 
     /// Whether what its chardev tells a monitor is no news to its client, as this

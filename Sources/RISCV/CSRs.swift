@@ -133,7 +133,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
     }
 
     /// - Returns: nil when the write is an illegal instruction.
-    private func writeCSR(_ number: Int, _ value: UInt64) -> CSREffect? {
+    func writeCSR(_ number: Int, _ value: UInt64) -> CSREffect? {
         switch number {
         case CSR.fflags:
             pointee.fflags = UInt8(truncatingIfNeeded: value) & 31

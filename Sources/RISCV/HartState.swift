@@ -67,6 +67,10 @@ struct HartState {
     var resumeAddress = HartState.noResume
     var resumeOpaque: UInt64 = 0
     static let noResume = UInt64.max
+    /// A debugger has points or has the hart step (`HartDebugger`): what is not in a TLB is looked at.
+    var isDebugged = false
+    /// Each instruction is fetched by itself, and no breakpoint ends the loop.
+    var steps = false
     /// The SBI has an event for the hart, to be delivered before it runs on.
     var hasEvents = false
     /// Physical address of the LR reservation and the value that was read.
@@ -199,6 +203,8 @@ extension UnsafeMutablePointer where Pointee == HartState {
         fresh.owner = pointee.owner
         fresh.hasBuiltinSBI = pointee.hasBuiltinSBI
         fresh.hasAIA = pointee.hasAIA
+        fresh.isDebugged = pointee.isDebugged
+        fresh.steps = pointee.steps
         fresh.withheld = pointee.withheld
         fresh.externalSEIP = pointee.externalSEIP
         // Level inputs stay what their controllers drive.

@@ -75,12 +75,13 @@ extension UnsafeMutablePointer where Pointee == HartState {
     }
 
     private func fillFetch(_ address: UInt64) -> OpPointer? {
+        if pointee.isDebugged, let op = breakpointOp(address) { return op }
         guard let physical = translate(address, .fetch, size: 2) else { return nil }
         guard let range = pointee.cache.pointee.range(containing: physical) else {
             return fail(Cause.fetchAccess, address)
         }
         // A table of ops is entered without further checks.
-        guard isUniform(physical) else { return fetchAlone(address) }
+        guard isUniform(physical), !(pointee.isDebugged && fetchesApart(address)) else { return fetchAlone(address) }
         let ops = pointee.cache.pointee.ops(for: physical, in: range)
         let entry = tlbEntry(pointee.fetchTLB + TLB.fetchOffset, address)
         entry.pointee.tag = address & pageMask
@@ -168,6 +169,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         let inPage = 4096 - Int(address & 0xfff)
         if size > inPage { return loadCrossing(address, size: size, first: inPage) }
         guard let physical = translate(address, .load, size: size) else { return nil }
+        if pointee.isDebugged { noteAccess(address, .load, size: size) }
         if let range = pointee.cache.pointee.range(containing: physical),
             !range.pointee.hasDevice || !deviceAnswersLoads(physical)
         {
@@ -210,6 +212,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         let inPage = 4096 - Int(address & 0xfff)
         if size > inPage { return storeCrossing(address, size: size, first: inPage, value) }
         guard let physical = translate(address, .store, size: size) else { return false }
+        if pointee.isDebugged { noteAccess(address, .store, size: size) }
         if let range = pointee.cache.pointee.range(containing: physical) {
             if range.pointee.hasDevice { return storeToDevice(address, physical, size: size, value) }
             if range.pointee.readOnly {
@@ -274,6 +277,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
         guard let range = pointee.cache.pointee.range(containing: physical),
             !(kind == .store && range.pointee.readOnly)
         else { return fail(kind.accessFault, address) }
+        if pointee.isDebugged { noteAccess(address, kind, size: size) }
         let host = range.pointee.host + Int(physical - range.pointee.start)
         if kind == .store { didStore(address, physical, size: UInt64(size), range, host) }
         // A device may answer the next load.
@@ -297,6 +301,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
     }
 
     private func fillData(_ address: UInt64, _ host: UnsafeMutableRawPointer, _ kind: AccessKind) {
+        if pointee.isDebugged, isWatched(page: address) { return }
         let entry = tlbEntry(pointee.dataTLB + (kind == .store ? TLB.storeOffset : 0), address)
         entry.pointee.tag = address & pageMask
         entry.pointee.addend = UInt64(UInt(bitPattern: host)) &- address

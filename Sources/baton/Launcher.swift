@@ -94,6 +94,7 @@ final class Launcher {
         // Last: a monitor that waits for a client finds the machine complete.
         try MonitorOptions.startMetrics(invocation, vm: vm)
         try MonitorOptions.start(invocation, backends: backends, vm: vm)
+        try MonitorOptions.startDebugger(invocation, vm: vm, cpr: cpr)
         try ChardevUpdate.register(vm: vm, cpr: cpr)
         MonitorUpdate.register(vm: vm, cpr: cpr)
         ChardevUpdate.closeLeftovers(cpr)
@@ -121,6 +122,7 @@ final class Launcher {
         if cpr.isHandedOver { leave(status) }
         ServiceManager.ending()
         cpr.ending()
+        GDBServer.ending(vm: vm, status: status)
         for chardev in vm.chardevs { chardev.shutDown() }
         for backend in devices.netBackends { backend.shutDown() }
         vm.endHelpers()

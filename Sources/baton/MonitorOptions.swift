@@ -35,4 +35,22 @@ enum MonitorOptions {
         else { return text }
         return text + ",server=on,wait=off"
     }
+
+    /// `-gdb DEV` and `-s`, of which the last one holds; or what the process before was told by a monitor.
+    static func startDebugger(_ invocation: Invocation, vm: VirtualMachine, cpr: CprController) throws(VMMError) {
+        let makeChardev: (String) throws(VMMError) -> Chardev? = { [unowned vm] text throws(VMMError) in
+            let says = text.split(separator: ",").contains { $0.hasPrefix("nodelay") || $0.hasPrefix("delay") }
+            let delay = text.hasPrefix("tcp:") && !says ? ",nodelay=on" : ""
+            return try ChardevFactory.makeShortForm(listening(text) + delay, id: "gdb", vm: vm).chardev
+        }
+        try GDBServer.register(vm: vm, cpr: cpr, makeChardev: makeChardev)
+        if let option = invocation.inOrder(["gdb", "s"]).last {
+            let device = option.name == "s" ? GDBServer.defaultDevice : option.value
+            try invocation.at(option.place) { () throws(VMMError) in
+                try GDBServer.start(device, vm: vm, makeChardev: makeChardev)
+            }
+        } else if let device = try GDBServer.inheritedDevice(vm) {
+            try GDBServer.start(device, vm: vm, makeChardev: makeChardev)
+        }
+    }
 }

@@ -274,6 +274,10 @@ enum OptionTable {
         OptionSpec(name: "no-user-config", argument: nil, help: "accepted for QEMU's sake"),
         OptionSpec(name: "S", argument: nil, help: "do not start the guest; use 'cont'"),
         OptionSpec(
+            name: "gdb", argument: "dev",
+            help: "wait for gdb's connection on a device as -monitor has it, such as tcp:127.0.0.1:1234 or unix:PATH"),
+        OptionSpec(name: "s", argument: nil, help: "as -gdb tcp::1234"),
+        OptionSpec(
             name: "incoming", argument: "file:path|defer",
             help: "wait for a VM's state from a file, or from where migrate-incoming says"),
         OptionSpec(name: "no-reboot", argument: nil, help: "exit instead of rebooting"),

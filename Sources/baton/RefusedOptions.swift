@@ -8,8 +8,6 @@ enum RefusedOptions {
     private static let usb = "There is no USB: use virtio devices (-device help)."
 
     private static let options: [String: String] = [
-        "s": "There is no debugger's stub: use 'info registers' and -d int.",
-        "gdb": "There is no debugger's stub: use 'info registers' and -d int.",
         "icount": "The guest's clock is the host's; -rtc clock=vm stops it with the VM.",
         "sandbox": "Use the service manager's means, such as SystemCallFilter=.",
         "numa": "There is one node: use -smp and one memory backend.",

@@ -96,7 +96,7 @@ struct CommandLineTests {
         Line("4 harts", "-smp 4"), Line("16 harts", "-smp 16"),
         Line("topology", "-smp cpus=4,sockets=1,cores=2,threads=2"),
         Line("icount", "-icount shift=auto", .refused("-icount is not supported", "-rtc clock=vm")),
-        Line("gdb", "-s", .refused("-s is not supported", "info registers")),
+        Line("gdb", "-gdb tcp:127.0.0.1:0"), Line("gdb on a socket", "-gdb unix:SOCKET"), Line("no gdb", "-gdb none"),
     ]
 
     static let machines = [

@@ -20,6 +20,13 @@ extension VirtualMachine {
         list.byID[chardev.id] = chardev
     }
 
+    /// Forgets a chardev that nothing uses any more. Whoever has it shuts it down.
+    public func remove(_ chardev: Chardev) {
+        let list = parts(Chardevs.self)
+        list.inOrder.removeAll { $0 === chardev }
+        if list.byID[chardev.id] === chardev { list.byID[chardev.id] = nil }
+    }
+
     public func chardev(_ id: String) -> Chardev? { parts(Chardevs.self).byID[id] }
 
     /// The chardev of the monitor whose command is being carried out. Not retained.

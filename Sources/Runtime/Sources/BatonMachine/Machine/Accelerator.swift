@@ -40,6 +40,8 @@ public protocol Accelerator: AnyObject {
     var cpus: [CPUInfo] { get }
     /// Registers of one CPU as text, for `info registers`.
     func registers(ofCPU index: Int) -> String
+    /// What a debugger of the guest works on; nil where the accelerator has no such thing.
+    var debugTarget: (any DebugTarget)? { get }
 
     // MARK: CPUs on the main thread
 
@@ -88,6 +90,7 @@ public protocol Accelerator: AnyObject {
 }
 
 extension Accelerator {
+    public var debugTarget: (any DebugTarget)? { nil }
     public var hasThreads: Bool { false }
     public func makeThreads() throws(VMMError) {}
     public func resumeCPUs() {}
