@@ -20,14 +20,17 @@ final class ImageLoader: Device {
     private let flashIsFilled: Bool
     private let firmware: FwCfg
     private let aia: AIA
+    private let numa: NUMATopology?
     private var flashIsLoaded = false
     /// What `prepare` made, until the reset that uses it.
     private var prepared: BootPlan?
 
     init(
         vm: VirtualMachine, accelerator: any RISCVAccelerator, files: BootFiles, memorySize: UInt64,
-        flash: [CFIFlash], flashIsFilled: Bool, firmware: FwCfg, aia: AIA
+        flash: [CFIFlash], flashIsFilled: Bool, firmware: FwCfg, aia: AIA,
+        numa: NUMATopology?
     ) {
+        self.numa = numa
         self.aia = aia
         self.vm = vm
         self.accelerator = accelerator
@@ -44,7 +47,7 @@ final class ImageLoader: Device {
         try BootPlan(files: files, memorySize: memorySize, flashIsFilled: flashIsFilled) {
             BoardTree(
                 hartCount: accelerator.riscvHarts.count, memorySize: memorySize, aia: aia,
-                hasFirmware: files.firmware != .builtin
+                hasFirmware: files.firmware != .builtin, numa: numa
             ).make()
         }
     }

@@ -287,6 +287,17 @@ int cbaton_is_memory_file(int fd) {
     return fstatfs(fd, &system) == 0 && system.f_type == tmpfs;
 }
 
+int cbaton_is_hugetlb_file(int fd) {
+    const long hugetlbfs = 0x958458f6;
+    struct statfs system;
+    return fstatfs(fd, &system) == 0 && system.f_type == hugetlbfs;
+}
+
+int cbaton_mbind(void *start, size_t length, int mode, const unsigned long *mask, unsigned long mask_bits) {
+    const unsigned strict_and_move = 1 | 2;
+    return (int)syscall(SYS_mbind, start, length, mode, mask, mask_bits, strict_and_move);
+}
+
 int cbaton_move_mapping(void *old, size_t length, void *new_) {
     return mremap(old, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, new_) == MAP_FAILED ? -1 : 0;
 }
