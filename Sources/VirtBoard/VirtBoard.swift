@@ -19,6 +19,8 @@ public final class VirtBoard: Machine {
     public struct Configuration {
         /// Main memory: `-m` or `-machine memory-backend=`.
         public var ram: RAMBlock
+        /// `-numa`, with all of main memory; nil without.
+        public var numa: NUMATopology?
         /// Makes every other block, by name and size.
         public var allocate: (_ name: String, _ size: Int) throws(VMMError) -> RAMBlock
         /// Where devices allocate memory of their own.
@@ -49,6 +51,9 @@ public final class VirtBoard: Machine {
             self.ram = ram
             self.allocate = allocate
         }
+
+        /// Main memory in the order of its addresses.
+        var blocks: [RAMBlock] { numa?.blocks ?? [ram] }
     }
 
     public let vm: VirtualMachine
@@ -70,7 +75,7 @@ public final class VirtBoard: Machine {
     public init(vm: VirtualMachine, accelerator: any RISCVAccelerator, configuration: Configuration) throws(VMMError) {
         self.vm = vm
         self.accelerator = accelerator
-        let memorySize = UInt64(configuration.ram.usedLength)
+        let memorySize = configuration.blocks.reduce(0) { $0 + UInt64($1.usedLength) }
         vm.machineType = "virt"
         vm.ramSize = memorySize
         vm.architecture = "riscv64"
@@ -93,8 +98,7 @@ public final class VirtBoard: Machine {
         loader = ImageLoader(
             vm: vm, accelerator: accelerator, files: configuration.files, memorySize: memorySize,
             flash: flash, flashIsFilled: !configuration.flash.isEmpty, firmware: firmware, smbios: smbios?.digest,
-            bootMenu: bootMenu,
-            aia: configuration.aia)
+            bootMenu: bootMenu, aia: configuration.aia, numa: configuration.numa)
         uart = try SerialUART(
             name: "serial0", vm: vm, chardev: configuration.serial, line: interrupts.line(MemoryMap.uart0Interrupt))
         let clock = vm.clock
@@ -184,9 +188,10 @@ public final class VirtBoard: Machine {
     /// - Returns: the two flash chips.
     private static func mapMemory(_ space: AddressSpace, _ configuration: Configuration) throws(VMMError) -> [CFIFlash]
     {
-        let ram = configuration.ram
-        guard ram.usedLength >= 1 << 20, ram.usedLength % 4096 == 0 else {
-            throw VMMError("Invalid RAM size \(ram.usedLength): the virt board needs at least 1 MiB, in whole pages")
+        let blocks = configuration.blocks
+        let size = blocks.reduce(0) { $0 + $1.usedLength }
+        guard size >= 1 << 20, blocks.allSatisfy({ $0.usedLength % 4096 == 0 }) else {
+            throw VMMError("Invalid RAM size \(size): the virt board needs at least 1 MiB, in whole pages")
         }
         guard configuration.flash.count <= 2 else {
             throw VMMError("the virt board has two flash devices, \(configuration.flash.count) were given")
@@ -208,7 +213,11 @@ public final class VirtBoard: Machine {
             flash.append(
                 try CFIFlash(name: "virt.flash\(index)", block: block, at: start, backend: backend, space: space))
         }
-        try space.map(ram, at: MemoryMap.ram, size: UInt64(ram.usedLength))
+        var start = MemoryMap.ram
+        for block in blocks {
+            try space.map(block, at: start, size: UInt64(block.usedLength))
+            start += UInt64(block.usedLength)
+        }
         return flash
     }
 

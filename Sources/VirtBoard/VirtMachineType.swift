@@ -20,6 +20,8 @@ public final class VirtMachineType: MachineType {
         DeviceProperty("aclint", "bool", "off"),
     ]
 
+    public let supportsNUMA = true
+
     public init() {}
 
     public func cpuProperties(of model: String) -> [DeviceProperty] { RISCVProcessor.properties(of: model) }
@@ -34,6 +36,7 @@ public final class VirtMachineType: MachineType {
         var configuration = VirtBoard.Configuration(ram: machine.ram) { name, size throws(VMMError) in
             try machine.allocate(name, size: size)
         }
+        configuration.numa = machine.numa
         configuration.memory = machine.memory
         configuration.devices = machine.devices as? DeviceFactory
         configuration.hartCount = machine.cpuCount

@@ -9,15 +9,25 @@ enum BoardBuilder {
     ) throws(VMMError) -> (board: any Machine, devices: DeviceFactory) {
         // Memory that no option names is what the VMM likes, and so what the processes that it has started need.
         if Backends.needSharedRAM(vm) { memory.addHook(MemfdAllocator(hookName: "vhost-user")) }
-        let ram = try MemoryOptions.mainMemory(
-            name: machine.type.ramName, backend: machine.memoryBackend, size: try MemoryOptions.size(invocation),
-            path: invocation.last("mem-path"), preallocates: invocation.has("mem-prealloc"), memory: memory,
-            loader: loader)
+        let numa = try NUMAOptions(invocation, machine: machine)?.make(
+            size: try MemoryOptions.size(invocation) ?? MemoryOptions.defaultSize, backend: machine.memoryBackend,
+            path: invocation.last("mem-path"), memory: memory)
+        vm.numa = numa
+        let ram: RAMBlock
+        if let first = numa?.blocks.first {
+            ram = first
+        } else {
+            ram = try MemoryOptions.mainMemory(
+                name: machine.type.ramName, backend: machine.memoryBackend, size: try MemoryOptions.size(invocation),
+                path: invocation.last("mem-path"), preallocates: invocation.has("mem-prealloc"), memory: memory,
+                loader: loader)
+        }
         let accelerator = try machine.makeAccelerator(vm, loader: loader)
         try vm.setAccelerator(accelerator)
         let devices = DeviceFactory(vm: vm, memory: memory)
         var configuration = MachineConfiguration(
             vm: vm, accelerator: accelerator, devices: devices, memory: memory, ram: ram)
+        configuration.numa = numa
         configuration.sockets = machine.topology.sockets
         configuration.cores = machine.topology.cores
         configuration.threads = machine.topology.threads

@@ -2,6 +2,9 @@ import BatonRuntime
 
 /// `-m`, `-object memory-backend-*` and the memory part of `-machine`.
 enum MemoryOptions {
+    /// Bytes of guest RAM without `-m`.
+    static let defaultSize: UInt64 = 128 << 20
+
     /// Bytes of guest RAM from `-m`.
     static func size(_ invocation: Invocation) throws(VMMError) -> UInt64? {
         var size: UInt64?
@@ -39,9 +42,10 @@ enum MemoryOptions {
             throw VMMError("property 'size' of \(type) doesn't take value '\(size)'")
         }
         guard let length = Mapping.roundedToPages(Int(size)) else { throw VMMError("size \(size) is too large") }
-        let properties = MemoryBackendProperties(
+        var properties = MemoryBackendProperties(
             share: try options.bool("share"), merge: try options.bool("merge") ?? true,
             dump: try options.bool("dump") ?? true, prealloc: try options.bool("prealloc") ?? false)
+        properties.hostNodes = try HostNodes(options)
         let alignment = try options.size("align") ?? UInt64(Mapping.pageSize)
         guard alignment >= UInt64(Mapping.pageSize), alignment <= 1 << 40, alignment & (alignment - 1) == 0 else {
             throw VMMError(
@@ -96,7 +100,7 @@ enum MemoryOptions {
             }
             return block
         }
-        let bytes = size ?? 128 << 20
+        let bytes = size ?? defaultSize
         if path != nil || preallocates {
             let options = try KeyValueOptions("")
             options.set("id", name)

@@ -88,6 +88,23 @@ enum OptionTable {
                     DeviceProperty("slots", "uint64", "accepted for QEMU's sake"),
                     DeviceProperty("maxmem", "size", "accepted for QEMU's sake"),
                 ])),
+        OptionSpec(
+            name: "numa", argument: "node[,...]",
+            help: "the guest's NUMA nodes: node,nodeid=N,cpus=A-B,memdev=ID; cpu,node-id=N,thread-id=C; "
+                + "dist,src=N,dst=M,val=V",
+            on: .keys(
+                implied: "type",
+                [
+                    DeviceProperty("type", "str", "node, cpu or dist"),
+                    DeviceProperty("nodeid", "uint16", "of a node: its number"),
+                    DeviceProperty("cpus", "uint16List", "of a node: a CPU or a range of them; may be repeated"),
+                    DeviceProperty("memdev", "str", "of a node: id of the -object that is its memory"),
+                    DeviceProperty("node-id", "int", "of a CPU: its node"),
+                    DeviceProperty("thread-id", "int", "of a CPU: its index"),
+                    DeviceProperty("src", "uint16", "of a distance: a node"),
+                    DeviceProperty("dst", "uint16", "of a distance: a node"),
+                    DeviceProperty("val", "uint8", "of a distance: 10 is a node's own"),
+                ])),
         OptionSpec(name: "mem-path", argument: "path", help: "guest memory in a file there, or in a directory"),
         OptionSpec(name: "mem-prealloc", argument: nil, help: "all of guest memory's pages at once"),
         OptionSpec(

@@ -10,7 +10,6 @@ enum RefusedOptions {
     private static let options: [String: String] = [
         "icount": "The guest's clock is the host's; -rtc clock=vm stops it with the VM.",
         "sandbox": "Use the service manager's means, such as SystemCallFilter=.",
-        "numa": "There is one node: use -smp and one memory backend.",
         "acpitable": "The machine's own tables are all that there are.",
         "virtfs": "Use virtiofsd with -chardev socket and -device vhost-user-fs-pci,tag=NAME.",
         "fsdev": "Use virtiofsd with -chardev socket and -device vhost-user-fs-pci,tag=NAME.",

@@ -137,13 +137,26 @@ struct CommandLineTests {
         Line(
             "numa",
             "-smp 2 -object memory-backend-ram,id=m0,size=256M -object memory-backend-ram,id=m1,size=256M "
-                + "-numa node,nodeid=0,cpus=0,memdev=m0 -numa node,nodeid=1,cpus=1,memdev=m1",
-            .refused("-numa is not supported", "one node")),
+                + "-numa node,nodeid=0,cpus=0,memdev=m0 -numa node,nodeid=1,cpus=1,memdev=m1"),
+        Line(
+            "numa with distances",
+            "-smp 2 -object memory-backend-memfd,id=m0,size=128M -object memory-backend-memfd,id=m1,size=384M "
+                + "-numa node,memdev=m0 -numa node,memdev=m1 -numa cpu,node-id=1,thread-id=0 "
+                + "-numa cpu,node-id=0,thread-id=1 -numa dist,src=0,dst=1,val=20"),
+        Line(
+            "numa without memory", "-smp 2 -numa node,cpus=0 -numa node,cpus=1",
+            .refused("total memory for NUMA nodes (0x0) should equal RAM size (0x20000000)", "")),
+        Line(
+            "host nodes",
+            "-M virt,memory-backend=r -object memory-backend-ram,id=r,size=512M,host-nodes=0,policy=preferred"),
+        Line(
+            "no host nodes", "-object memory-backend-ram,id=r,size=512M,policy=bind",
+            .refused("host-nodes must be set for policy bind", "")),
         Line(
             "hugetlb",
             "-M virt,memory-backend=ram0 -object "
-                + "memory-backend-memfd,id=ram0,size=512M,share=on,hugetlb=on,hugetlbsize=2M",
-            .refused("hugetlb", "")),
+                + "memory-backend-memfd,id=ram0,size=512M,share=on,hugetlb=on,hugetlbsize=8K",
+            .refused("the host has no huge pages of 8192 bytes", "/sys/kernel/mm/hugepages")),
     ]
 
     static let devices = [

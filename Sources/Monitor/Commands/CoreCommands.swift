@@ -31,6 +31,7 @@ public func registerCoreCommands(
     try registerRunControl(vm)
     try registerMachineQueries(vm, context)
     try registerMemoryQueries(vm, memory)
+    try registerNUMAQueries(vm)
     try ExaminePhysical.register(vm)
     try registerBlockQueries(vm)
     try registerBlockStatisticsQueries(vm)

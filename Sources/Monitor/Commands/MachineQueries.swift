@@ -69,15 +69,26 @@ private func registerCPUs(_ vm: VirtualMachine) throws(VMMError) {
         members: [
             QMPMember("cpu-index", .int), QMPMember("qom-path", .string), QMPMember("thread-id", .int),
             QMPMember("target", .string),
+            QMPMember(
+                "props",
+                .object(
+                    name: "CpuInstanceProperties",
+                    members: [
+                        QMPMember("node-id", .int, optional: true), QMPMember("thread-id", .int, optional: true),
+                    ]), optional: true),
         ])
     try vm.commands.add(
         QMPCommand.query("query-cpus-fast", returns: .array(cpu)) { [unowned vm] in
             .array(
-                (vm.accelerator?.cpus ?? []).map {
-                    [
-                        "cpu-index": JSON($0.index), "qom-path": .string($0.qomPath),
-                        "thread-id": .int(Int64($0.threadID)), "target": .string($0.target),
+                (vm.accelerator?.cpus ?? []).map { cpu -> JSON in
+                    var info: JSONObject = [
+                        "cpu-index": JSON(cpu.index), "qom-path": .string(cpu.qomPath),
+                        "thread-id": .int(Int64(cpu.threadID)), "target": .string(cpu.target),
                     ]
+                    if let node = vm.numa?.node(ofCPU: cpu.index) {
+                        info["props"] = ["node-id": JSON(node), "thread-id": JSON(cpu.index)]
+                    }
+                    return .object(info)
                 })
         })
     try vm.commands.add(

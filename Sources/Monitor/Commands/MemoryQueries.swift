@@ -15,22 +15,20 @@ func registerMemoryQueries(_ vm: VirtualMachine, _ memory: GuestMemory) throws(V
     try commands.add(
         QMPCommand.query("query-memdev", returns: .array(memdev)) {
             .array(
-                memory.backends.map {
-                    [
-                        "id": .string($0.id), "size": JSON($0.block.usedLength),
-                        "merge": .bool($0.properties.merge), "dump": .bool($0.properties.dump),
-                        "prealloc": .bool($0.properties.prealloc), "share": .bool($0.block.shared),
-                        "host-nodes": [], "policy": "default",
+                memory.backends.map { backend -> JSON in
+                    let nodes: [JSON] = (backend.properties.hostNodes?.nodes ?? []).map { JSON($0) }
+                    let policy = backend.properties.hostNodes?.policy ?? .default
+                    return [
+                        "id": .string(backend.id), "size": JSON(backend.block.usedLength),
+                        "merge": .bool(backend.properties.merge), "dump": .bool(backend.properties.dump),
+                        "prealloc": .bool(backend.properties.prealloc), "share": .bool(backend.block.shared),
+                        "host-nodes": .array(nodes), "policy": .string(policy.rawValue),
                     ]
                 })
         })
     try commands.add(
         HMPCommand.info("memdev", "show memory backends") {
-            memory.backends.map {
-                "memory backend: \($0.id)\n  type: \($0.typeName)\n  size:  \($0.block.usedLength)\n"
-                    + "  merge: \($0.properties.merge)\n  dump: \($0.properties.dump)\n"
-                    + "  prealloc: \($0.properties.prealloc)\n  share: \($0.block.shared)\n"
-            }.joined()
+            memory.backends.map(memdevText).joined()
         })
 
     try commands.add(
@@ -53,6 +51,17 @@ func registerMemoryQueries(_ vm: VirtualMachine, _ memory: GuestMemory) throws(V
         })
     try commands.add(HMPCommand.info("ramblock", "show system ramblock information") { ramBlockTable(memory) })
     try commands.add(HMPCommand.info("mtree", "show memory tree") { [unowned vm] in memoryTree(vm.addressSpace) })
+}
+
+private func memdevText(_ backend: GuestMemory.Backend) -> String {
+    let properties = backend.properties
+    let policy = properties.hostNodes?.policy ?? .default
+    var nodes = ""
+    for node in properties.hostNodes?.nodes ?? [] { nodes += nodes.isEmpty ? "\(node)" : ",\(node)" }
+    return "memory backend: \(backend.id)\n  type: \(backend.typeName)\n  size:  \(backend.block.usedLength)\n"
+        + "  merge: \(properties.merge)\n  dump: \(properties.dump)\n"
+        + "  prealloc: \(properties.prealloc)\n  share: \(backend.block.shared)\n"
+        + "  policy: \(policy.rawValue)\n  host nodes: \(nodes)\n"
 }
 
 /// A table like QEMU's, with the allocator, descriptor and sharing of each

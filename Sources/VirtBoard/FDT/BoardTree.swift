@@ -15,6 +15,7 @@ struct BoardTree {
     /// Whether firmware runs in M-mode: else what is M-mode's is disabled, as
     /// firmware would leave it.
     let hasFirmware: Bool
+    var numa: NUMATopology?
 
     // Phandles: CPUs and their controllers, then the board's own.
     private func cpuHandle(_ hart: Int) -> UInt32 { UInt32(1 + 2 * hart) }
@@ -49,20 +50,21 @@ struct BoardTree {
             node.set("compatible", "syscon-\(name)")
         }
 
-        let memory = root.child("memory@80000000")
-        memory.set("device_type", "memory")
-        memory.set("reg", cells64: [MemoryMap.ram, memorySize])
+        addMemory(root)
 
         let cpus = root.child("cpus")
         cpus.set("#address-cells", 1)
         cpus.set("#size-cells", 0)
         cpus.set("timebase-frequency", MemoryMap.timebase)
-        let cluster = DeviceTreeNode("cluster0")
         for hart in 0..<hartCount {
             addCPU(cpus, hart: hart, handle: cpuHandle(hart), controller: controllerHandle(hart))
-            cluster.child("core\(hart)").set("cpu", cpuHandle(hart))
         }
-        cpus.child("cpu-map").append(cluster)
+        // A node is a cluster, as in QEMU.
+        let map = cpus.child("cpu-map")
+        for (index, harts) in (numa?.nodes.map(\.cpus) ?? [Array(0..<hartCount)]).enumerated() where !harts.isEmpty {
+            let cluster = map.child("cluster\(index)")
+            for (core, hart) in harts.enumerated() { cluster.child("core\(core)").set("cpu", cpuHandle(hart)) }
+        }
 
         let soc = root.child("soc")
         soc.set("#address-cells", 2)
@@ -97,6 +99,30 @@ struct BoardTree {
         return tree
     }
 
+    /// A node of the tree for each NUMA node that has memory, and the distances if any were given.
+    private func addMemory(_ root: DeviceTreeNode) {
+        func add(_ start: UInt64, _ size: UInt64, node: Int?) {
+            let memory = root.child("memory@\(String(start, radix: 16))")
+            memory.set("device_type", "memory")
+            memory.set("reg", cells64: [start, size])
+            if let node { memory.set("numa-node-id", UInt32(node)) }
+        }
+        guard let numa else { return add(MemoryMap.ram, memorySize, node: nil) }
+        var start = MemoryMap.ram
+        for (index, node) in numa.nodes.enumerated() where node.size > 0 {
+            add(start, node.size, node: index)
+            start += node.size
+        }
+        guard let distances = numa.distances else { return }
+        let map = root.child("distance-map")
+        map.set("compatible", "numa-distance-map-v1")
+        map.set(
+            "distance-matrix",
+            cells: distances.indices.flatMap { source in
+                distances.indices.flatMap { [UInt32(source), UInt32($0), UInt32(distances[source][$0])] }
+            })
+    }
+
     /// Both chips, of 32 bits; and fw_cfg.
     private func addFirmwareDevices(_ root: DeviceTreeNode) {
         let flash = device(root, "flash", MemoryMap.flash, MemoryMap.flashSize, "cfi-flash")
@@ -124,6 +150,7 @@ struct BoardTree {
         where extensions.contains(set) { cpu.set("riscv,\(name)-block-size", RISCVExtensions.cacheBlockSize) }
         let modes: [(RISCVExtensions, String)] = [(.sv57, "sv57"), (.sv48, "sv48"), (.sv39, "sv39")]
         cpu.set("mmu-type", "riscv,\(modes.first { extensions.contains($0.0) }?.1 ?? "none")")
+        if let node = numa?.node(ofCPU: hart) { cpu.set("numa-node-id", UInt32(node)) }
         let node = cpu.child("interrupt-controller")
         node.set("#interrupt-cells", 1)
         node.set("interrupt-controller")

@@ -89,10 +89,7 @@ struct GuestImage {
             let zeroes = piece.memorySize - UInt64(piece.content.count)
             let start = piece.address + UInt64(piece.content.count)
             // A flat image's bss is the kernel's own to clear.
-            if format == .elf, zeroes > 0, let host = space.dma(start, length: zeroes, writing: true) {
-                host.initializeMemory(as: UInt8.self, repeating: 0, count: Int(zeroes))
-                space.didWrite(start, length: zeroes)
-            }
+            if format == .elf, zeroes > 0 { _ = space.clear(start, length: zeroes) }
         }
     }
 }

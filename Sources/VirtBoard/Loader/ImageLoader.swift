@@ -24,15 +24,18 @@ final class ImageLoader: Device {
     /// What firmware is told of its menu, as `-boot` has it; empty for nothing.
     private let bootMenu: String
     private let aia: AIA
+    private let numa: NUMATopology?
     private var flashIsLoaded = false
     /// What `prepare` made, until the reset that uses it.
     private var prepared: BootPlan?
 
     init(
         vm: VirtualMachine, accelerator: any RISCVAccelerator, files: BootFiles, memorySize: UInt64,
-        flash: [CFIFlash], flashIsFilled: Bool, firmware: FwCfg, smbios: UInt64?, bootMenu: String, aia: AIA
+        flash: [CFIFlash], flashIsFilled: Bool, firmware: FwCfg, smbios: UInt64?, bootMenu: String, aia: AIA,
+        numa: NUMATopology?
     ) {
         (self.smbios, self.bootMenu) = (smbios, bootMenu)
+        self.numa = numa
         self.aia = aia
         self.vm = vm
         self.accelerator = accelerator
@@ -49,7 +52,7 @@ final class ImageLoader: Device {
         try BootPlan(files: files, memorySize: memorySize, flashIsFilled: flashIsFilled) {
             BoardTree(
                 hartCount: accelerator.riscvHarts.count, memorySize: memorySize, aia: aia,
-                extensions: accelerator.processor.extensions, hasFirmware: files.firmware != .builtin
+                extensions: accelerator.processor.extensions, hasFirmware: files.firmware != .builtin, numa: numa
             ).make()
         }
     }

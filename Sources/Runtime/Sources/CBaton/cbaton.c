@@ -293,6 +293,11 @@ long cbaton_huge_page_size(int fd) {
     return system.f_bsize;
 }
 
+int cbaton_mbind(void *start, size_t length, int mode, const unsigned long *mask, unsigned long mask_bits) {
+    const unsigned strict_and_move = 1 | 2;
+    return (int)syscall(SYS_mbind, start, length, mode, mask, mask_bits, strict_and_move);
+}
+
 int cbaton_move_mapping(void *old, size_t length, void *new_) {
     return mremap(old, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, new_) == MAP_FAILED ? -1 : 0;
 }

@@ -148,12 +148,12 @@ public final class VirtioBlock: VirtioStorage {
     public override func loadDevice(from reader: StateReader) throws(VMMError) -> () -> Void {
         let applyUnfinished = try loadUnfinished(from: reader)
         let isWriteback = reader.has("write-cache") ? try reader.bool("write-cache") : nil
-        let capacity = reader.has("capacity") ? try reader.unsigned("capacity") : nil
+        let capacity = reader.has("capacity") ? try reader.unsigned("capacity", in: 0...UInt64(Int64.max) / 512) : nil
         return { [self] in
             applyUnfinished()
             if let isWriteback { setWriteback(isWriteback) }
             // It may have been given another size by the process before, or by somebody else.
-            backend.refreshSize()
+            backend.refreshSize(known: (capacity ?? 0) * 512)
             config.put(backend.size / 512, at: Field.capacity)
             if let capacity, capacity != backend.size / 512 { configChanged() }
         }

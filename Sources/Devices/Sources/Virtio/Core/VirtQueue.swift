@@ -273,13 +273,18 @@ public final class VirtQueue {
                 owner.fail("queue \(index): more than \(VirtQueue.maxSegments) descriptors in a chain")
                 return nil
             }
-            guard let host = translate(address, length, writing: writable) else {
-                owner.fail("queue \(index): buffer of \(length) bytes at \(Hex(address)) is not in RAM")
-                return nil
+            if let host = translate(address, length, writing: writable) {
+                segments[count] = iovec(iov_base: host, iov_len: Int(length))
+                addresses[count] = address
+                count &+= 1
+            } else {
+                let before = count
+                guard addPieces(address, length, writing: writable, &count) else {
+                    owner.fail("queue \(index): buffer of \(length) bytes at \(Hex(address)) is not in RAM")
+                    return nil
+                }
+                if !writable { readableCount &+= count - before - 1 }
             }
-            segments[count] = iovec(iov_base: host, iov_len: Int(length))
-            addresses[count] = address
-            count &+= 1
 
             if flags & Flag.next == 0 { break }
             slot = Int(UInt16(truncatingIfNeeded: word >> 48))
@@ -291,6 +296,24 @@ public final class VirtQueue {
         return VirtioChain(
             head: head, readableCount: readableCount, writableCount: count &- readableCount,
             readableBytes: readableBytes, writableBytes: writableBytes)
+    }
+
+    /// Adds the segments of a buffer that goes from one range of RAM to the next, as from one NUMA node to another.
+    /// - Returns: false when not all of it is RAM, or there is no room for them.
+    private func addPieces(_ address: UInt64, _ length: UInt64, writing: Bool, _ count: inout Int) -> Bool {
+        var (place, left) = (address, length)
+        while left > 0 {
+            guard count < VirtQueue.maxSegments, let range = addressSpace.ramRange(containing: place),
+                !(writing && range.readOnly)
+            else { return false }
+            let size = min(left, range.end - place)
+            segments[count] = iovec(iov_base: range.host + Int(place - range.start), iov_len: Int(size))
+            addresses[count] = place
+            count += 1
+            place &+= size
+            left -= size
+        }
+        return true
     }
 
     private enum Flag {

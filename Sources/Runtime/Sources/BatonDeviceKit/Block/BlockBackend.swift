@@ -220,9 +220,11 @@ public final class BlockBackend {
     }
 
     /// Looks at the size again: another process may have changed it before this one got the guest.
-    public func refreshSize() {
+    /// - Parameter known: bytes that the guest's disk has. A file that somebody has made shorter meanwhile changes
+    ///   nothing of that, here or in the process before: what lies behind its end fails, until it is long again.
+    public func refreshSize(known: UInt64 = 0) {
         let end = lseek(fd, 0, SEEK_END)
-        if end >= 0 { setSize(UInt64(end) & ~511) }
+        if end >= 0 { setSize(max(known, UInt64(end) & ~511)) }
     }
 
     private func setSize(_ bytes: UInt64) {

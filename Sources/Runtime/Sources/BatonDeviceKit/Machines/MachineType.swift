@@ -21,12 +21,15 @@ public protocol MachineType: AnyObject {
     func cpuProperties(of model: String) -> [DeviceProperty]
     /// The accelerators of `-accel` that are tried, in order, when nothing is said.
     var accelerators: [String] { get }
+    /// Whether it takes `MachineConfiguration.numa`.
+    var supportsNUMA: Bool { get }
     /// Builds a machine and adds its parts to the VM, always in the same order.
     /// - Throws: why it cannot be built, with QEMU's texts where it has them.
     func make(_ configuration: MachineConfiguration) throws(VMMError) -> any Machine
 }
 
 extension MachineType {
+    public var supportsNUMA: Bool { false }
     public var properties: [DeviceProperty] { [] }
     public func cpuProperties(of model: String) -> [DeviceProperty] { [] }
 }
@@ -58,8 +61,10 @@ public struct MachineConfiguration {
     public let devices: DeviceContext
     /// Where devices allocate memory of their own.
     public let memory: GuestMemory
-    /// Main memory: `-m` or `-machine memory-backend=`.
+    /// Main memory: `-m` or `-machine memory-backend=`; of a machine with `numa` the first block of it.
     public let ram: RAMBlock
+    /// `-numa`: whose memory all of main memory is; nil without.
+    public var numa: NUMATopology?
 
     /// `-smp`: all positive.
     public var sockets = 1

@@ -129,7 +129,11 @@ public final class AddressSpace {
         add(range)
     }
 
+    /// Whether a range of RAM begins where another ends, as those of NUMA nodes do.
+    private var hasNeighbours = false
+
     private func add(_ range: RAMRange) {
+        hasNeighbours = hasNeighbours || ramRanges.contains { $0.end == range.start || range.end == $0.start }
         ramRanges.append(range)
         ramRanges.sort { $0.start < $1.start }
         for listener in listeners { listener.mapped(range) }
@@ -279,7 +283,18 @@ public final class AddressSpace {
 
     /// Says that a device has stored to `[address, address + length)`.
     public func didWrite(_ address: UInt64, length: UInt64) {
-        for listener in listeners { listener.externalWrite(address, length: length) }
+        guard hasNeighbours else {
+            for listener in listeners { listener.externalWrite(address, length: length) }
+            return
+        }
+        var (place, left) = (address, length)
+        // A listener looks at one range of RAM.
+        while let range = ramRange(containing: place), left > range.end - place {
+            for listener in listeners { listener.externalWrite(place, length: range.end - place) }
+            left -= range.end - place
+            place = range.end
+        }
+        for listener in listeners { listener.externalWrite(place, length: left) }
     }
 
     private var messageDepth = 0
@@ -307,18 +322,40 @@ public final class AddressSpace {
     /// - Throws: an error when the range is not all writable RAM.
     public func write(_ bytes: UnsafeRawBufferPointer, at address: UInt64, what: String) throws(VMMError) {
         guard bytes.count > 0, let source = bytes.baseAddress else { return }
-        guard let target = loaderTarget(address, length: UInt64(bytes.count)) else {
+        guard let pieces = pieces(address, length: UInt64(bytes.count)) else {
             throw VMMError(
                 "\(what) (\(bytes.count) bytes at \(Hex(address))) does not fit into guest memory",
                 hint: "Give the guest more memory with -m.")
         }
-        target.copyMemory(from: source, byteCount: bytes.count)
+        var offset = 0
+        for piece in pieces {
+            piece.host.copyMemory(from: source + offset, byteCount: piece.count)
+            offset += piece.count
+        }
         didWrite(address, length: UInt64(bytes.count))
     }
 
-    /// Like `dma`, but a loader may fill read-only memory.
-    private func loaderTarget(_ address: UInt64, length: UInt64) -> UnsafeMutableRawPointer? {
-        guard let range = ramRange(containing: address), length <= range.end - address else { return nil }
-        return range.host + Int(address - range.start)
+    /// Fills guest RAM with zeroes.
+    /// - Returns: false, with nothing done, when the range is not all RAM.
+    public func clear(_ address: UInt64, length: UInt64) -> Bool {
+        guard let pieces = pieces(address, length: length) else { return false }
+        for piece in pieces { piece.host.initializeMemory(as: UInt8.self, repeating: 0, count: piece.count) }
+        didWrite(address, length: length)
+        return true
+    }
+
+    /// The host's memory behind a range of addresses, which may go from one range of RAM to the next, as from one NUMA
+    /// node to another; nil where not all of it is RAM. Unlike `dma`, a loader may fill read-only memory.
+    private func pieces(_ address: UInt64, length: UInt64) -> [(host: UnsafeMutableRawPointer, count: Int)]? {
+        var pieces: [(host: UnsafeMutableRawPointer, count: Int)] = []
+        var (place, left) = (address, length)
+        while left > 0 {
+            guard let range = ramRange(containing: place) else { return nil }
+            let count = min(left, range.end - place)
+            pieces.append((range.host + Int(place - range.start), Int(count)))
+            place &+= count
+            left -= count
+        }
+        return pieces
     }
 }

@@ -55,7 +55,11 @@ public final class GuestMemory {
         }
         let block = try type.makeBlock(request, common: properties, options: options, memory: self)
         try adopt(block, merge: properties.merge && merge, dump: properties.dump && dumpGuestCore)
-        if properties.prealloc && !isForeign(block) { try populate(block) }
+        if !isForeign(block) {
+            // Before there is a page that would have to move.
+            try properties.hostNodes?.apply(to: block.host, length: block.maxLength)
+            if properties.prealloc { try populate(block) }
+        }
         backends.append(Backend(id: id, typeName: type.typeName, block: block, properties: properties))
     }
 

@@ -29,7 +29,10 @@ public enum Mapping {
     ) throws(VMMError) -> UnsafeMutableRawPointer {
         precondition(length > 0 && length % pageSize == 0 && alignment >= pageSize && alignment & (alignment - 1) == 0)
         let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
-        let flags = (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_NORESERVE | (fd < 0 ? MAP_ANONYMOUS : 0)
+        // Of huge pages there are few, and none appears: all are reserved here, or an access would be a bus error later.
+        let isHuge = fd >= 0 && cbaton_huge_page_size(fd) != 0
+        let flags =
+            (shared ? MAP_SHARED : MAP_PRIVATE) | (isHuge ? 0 : MAP_NORESERVE) | (fd < 0 ? MAP_ANONYMOUS : 0)
         // Reserve enough to find an aligned start in, then map over it.
         let slack = alignment > pageSize ? alignment : 0
         let room = max(length, reserve)
@@ -42,7 +45,8 @@ public enum Mapping {
         else {
             let code = errno
             munmap(reserved, room + slack)
-            throw .system("cannot set up guest memory '\(name)' (\(length) bytes)", errno: code)
+            let failure = VMMError.system("cannot set up guest memory '\(name)' (\(length) bytes)", errno: code)
+            throw isHuge && code == ENOMEM ? VMMError(failure.message, hint: HugePages.scarcity) : failure
         }
         let before = start - reserved
         if before > 0 { munmap(reserved, before) }
@@ -55,8 +59,12 @@ public enum Mapping {
     /// - Parameter sealSize: seals the memfd, against being resized by anyone who
     ///   gets hold of it, which would make our accesses fault, and against
     ///   further seals, which would keep the next process from writing to it.
-    public static func createMemfd(name: String, length: Int, sealSize: Bool = false) throws(VMMError) -> OwnedFD {
-        let raw = cbaton_memfd_create(name, sealSize ? CBATON_MFD_ALLOW_SEALING : 0)
+    /// - Parameter hugePages: `length` is a multiple of their size.
+    public static func createMemfd(
+        name: String, length: Int, sealSize: Bool = false, hugePages: HugePages? = nil
+    ) throws(VMMError) -> OwnedFD {
+        let raw = cbaton_memfd_create(
+            name, (sealSize ? CBATON_MFD_ALLOW_SEALING : 0) | (hugePages?.memfdFlags ?? 0))
         guard raw >= 0 else { throw .system("failed to create memfd '\(name)'") }
         let fd = OwnedFD(adopting: raw)
         guard retryingInterrupts({ ftruncate(fd.raw, off_t(length)) }) == 0 else {

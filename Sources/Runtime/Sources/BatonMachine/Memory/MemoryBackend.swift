@@ -31,9 +31,8 @@ public protocol MemoryBackendType: AnyObject {
     var properties: [DeviceProperty] { get }
     /// Makes the block of one object.
     ///
-    /// The backend takes its own keys from `options`; `id`, `size`, `share`,
-    /// `merge`, `dump`, `prealloc` and `align` have been taken and are in
-    /// `request` and `common`.
+    /// The backend takes its own keys from `options`; what every memory backend
+    /// has has been taken, and is in `request` and `common`.
     /// - Parameters:
     ///   - memory: where blocks that outlive an exec are recorded and found.
     /// - Returns: a block that owns its mapping and descriptor.
@@ -61,6 +60,8 @@ public struct MemoryBackendProperties {
     public var dump: Bool
     /// `prealloc=`: populate the memory at start.
     public var prealloc: Bool
+    /// `host-nodes=` and `policy=`; nil for the default policy.
+    public var hostNodes: HostNodes?
 
     static let all = [
         DeviceProperty("size", "size", "bytes of memory"),
@@ -69,6 +70,8 @@ public struct MemoryBackendProperties {
         DeviceProperty("dump", "bool", "whether it is part of a core dump"),
         DeviceProperty("prealloc", "bool", "whether it is allocated at the start"),
         DeviceProperty("align", "size", "alignment of the mapping"),
+        DeviceProperty("host-nodes", "list", "the host's NUMA nodes that it comes from, as 0-1"),
+        DeviceProperty("policy", "str", "how: default, preferred, bind or interleave"),
     ]
 
     public init(share: Bool? = nil, merge: Bool = true, dump: Bool = true, prealloc: Bool = false) {

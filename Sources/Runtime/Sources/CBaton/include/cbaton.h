@@ -94,6 +94,9 @@ static inline int cbaton_change64(void *p, uint64_t old, uint64_t new_) {
 }
 
 #define CBATON_MFD_ALLOW_SEALING 2u
+/* Of huge pages; the binary logarithm of their size stands from bit CBATON_MFD_HUGE_SHIFT on. */
+#define CBATON_MFD_HUGETLB 4u
+#define CBATON_MFD_HUGE_SHIFT 26
 /* Seals a memfd against shrinking, growing and any further seal: whoever is given
  * it can neither cut it off under us nor keep a later process from writing to it.
  * Returns 0, or -1 and errno. */
@@ -311,8 +314,13 @@ int cbaton_is_memory_filesystem(const char *path);
 
 /* True when a file is in such a file system, of small pages (tmpfs, memfd). */
 int cbaton_is_memory_file(int fd);
+
 /* Bytes of a page of a file in huge pages (hugetlbfs); 0 for any other file. */
 long cbaton_huge_page_size(int fd);
+
+/* mbind(2), which has pages that are there already moved, and fails where they cannot be. MASK has a bit of each node of
+ * the first MASK_BITS. Returns 0, or -1 and errno. */
+int cbaton_mbind(void *start, size_t length, int mode, const unsigned long *mask, unsigned long mask_bits);
 
 /* Moves a mapping of LENGTH bytes to NEW, in the place of what is there (mremap(2)). Returns 0, or -1 and
  * errno; nothing may be there then. */
