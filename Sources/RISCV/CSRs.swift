@@ -115,7 +115,8 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case CSR.pmpaddr0...CSR.pmpaddr63: return 0
         case CSR.mcycle: return cycle
         case CSR.minstret: return instret
-        case CSR.mhpmcounter3...CSR.mhpmcounter31, CSR.mhpmevent3...CSR.mhpmevent31: return 0
+        case CSR.mhpmcounter3...CSR.mhpmcounter31: return has.contains(.hpmCounters) ? 0 : nil
+        case CSR.mhpmevent3...CSR.mhpmevent31: return 0
         // No triggers: tdata1's type says that there is none at any index.
         case CSR.tselect...CSR.tdata3: return 0
         case CSR.tinfo: return 1
@@ -153,7 +154,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
             pointee.mie = pointee.mie & ~pointee.mideleg | value & pointee.mideleg
             return .interrupts
         case CSR.stvec: if value & 2 == 0 { pointee.stvec = value }
-        case CSR.scounteren: pointee.scounteren = value & 0xffff_ffff
+        case CSR.scounteren: pointee.scounteren = value & counterMask
         case CSR.senvcfg: pointee.senvcfg = value & EnvCfg.supervisor(has)
         case CSR.sscratch: pointee.sscratch = value
         case CSR.sepc: pointee.sepc = value & ~1
@@ -181,7 +182,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
             pointee.mie = value & CSR.allInterrupts
             return .interrupts
         case CSR.mtvec: if value & 2 == 0 { pointee.mtvec = value }
-        case CSR.mcounteren: pointee.mcounteren = value & 0xffff_ffff
+        case CSR.mcounteren: pointee.mcounteren = value & counterMask
         case CSR.menvcfg:
             let value = value & EnvCfg.machine(has)
             let changed = pointee.menvcfg ^ value
@@ -258,6 +259,9 @@ extension UnsafeMutablePointer where Pointee == HartState {
 
     // MARK: Counters and timers
 
+    /// A bit for each counter that there is.
+    private var counterMask: UInt64 { has.contains(.hpmCounters) ? 0xffff_ffff : 7 }
+
     private var instretStands: Bool { pointee.mcountinhibit & 4 != 0 }
     private var cycleStands: Bool { pointee.mcountinhibit & 1 != 0 }
     /// Instructions retired before the current one, which the budget has
@@ -276,7 +280,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
     }
 
     private func readCounter(_ index: Int) -> UInt64? {
-        guard has.contains(index < 3 ? .zicntr : .zihpm) else { return nil }
+        guard has.contains(index < 3 ? .zicntr : .hpmCounters) else { return nil }
         if pointee.mode < Mode.machine && pointee.mcounteren >> UInt64(index) & 1 == 0 { return nil }
         if pointee.mode == Mode.user && pointee.scounteren >> UInt64(index) & 1 == 0 { return nil }
         switch index {

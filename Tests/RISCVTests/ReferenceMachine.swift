@@ -61,7 +61,8 @@ struct ReferenceMachine: Sendable, CustomTestStringConvertible {
             ]
             if version >= (8, 0) { options += ["svadu=true", "zawrs=false", "svinval=false", "sv57=false"] }
             if version >= (8, 1) { options += ["zicbom=false", "zicboz=false", "zfa=false"] }
-            processor = try RISCVProcessor("max," + Self.flags(RISCVProcessor.original).joined(separator: ","))
+            processor = try RISCVProcessor(
+                "max," + Self.flags(RISCVProcessor.original.union(.zihpm)).joined(separator: ","))
             return (options.joined(separator: ","), processor.text)
         }
         // No triggers; hpmcounter3 to 31, which Baton has as zeroes.

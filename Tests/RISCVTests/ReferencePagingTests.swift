@@ -318,7 +318,18 @@ struct ReferencePagingTests {
                     })
             }
         }
-        try program.compare(on: ReferenceMachine.recent, exceptions: Self.exceptions)
+        try program.compare(
+            on: ReferenceMachine.recent,
+            exceptions: Self.exceptions + [
+                ReferenceException(
+                    reason:
+                        "QEMU sets A and D before it finds that N is reserved (privileged 1.13, 12.3.2: step 5, then 9)",
+                    isRequired: false
+                ) {
+                    let set = $0.qemu.watched & ~$0.baton.watched
+                    return $0.operands[0] >> 63 == 1 && set & ~(Entry.accessed | Entry.dirty) == 0 ? .watched : []
+                }
+            ])
     }
 
     /// Loads, stores and instructions that lie on two pages, of which either may be missing.

@@ -71,6 +71,8 @@ public struct RISCVExtensions: OptionSet, Hashable, Sendable {
     @inlinable public static var sv48: Self { Self(rawValue: 1 << 51) }
     @inlinable public static var sv57: Self { Self(rawValue: 1 << 52) }
     @inlinable public static var pmp: Self { Self(rawValue: 1 << 53) }
+    /// hpmcounter3 to 31, which Zihpm has.
+    @inlinable public static var hpmCounters: Self { Self(rawValue: 1 << 54) }
     @inlinable public static var translation: Self { [.sv39, .sv48, .sv57] }
 
     /// Bytes of a block of Zicbom, Zicbop and Zicboz.
@@ -111,7 +113,8 @@ public struct RISCVExtensions: OptionSet, Hashable, Sendable {
         Entry("ziccif", .ziccif, isProperty: false), Entry("zicclsm", .zicclsm, isProperty: false),
         Entry("ziccrse", .ziccrse, isProperty: false), Entry("zicond", .zicond), Entry("zicntr", .zicntr),
         Entry("zicsr", .zicsr, isProperty: false), Entry("zifencei", .zifencei), Entry("zihintntl", .zihintntl),
-        Entry("zihintpause", .zihintpause), Entry("zihpm", .zihpm), Entry("zmmul", .zmmul, isProperty: false),
+        Entry("zihintpause", .zihintpause), Entry("zihpm", .zihpm, implies: .hpmCounters),
+        Entry("zmmul", .zmmul, isProperty: false),
         Entry("za64rs", .za64rs, isProperty: false), Entry("zaamo", .zaamo, isProperty: false),
         Entry("zacas", .zacas, needs: .a), Entry("zalrsc", .zalrsc, isProperty: false),
         Entry("zawrs", .zawrs, needs: .a), Entry("zfa", .zfa, needs: .f), Entry("zfhmin", .zfhmin, needs: .f),
@@ -126,6 +129,7 @@ public struct RISCVExtensions: OptionSet, Hashable, Sendable {
     /// What `-cpu` names and `riscv,isa` does not.
     static let others = [
         Entry("sv39", .sv39), Entry("sv48", .sv48), Entry("sv57", .sv57), Entry("pmp", .pmp),
+        Entry("hpm-counters", .hpmCounters, isProperty: false),
     ]
     static let entries = letters + words + others
 

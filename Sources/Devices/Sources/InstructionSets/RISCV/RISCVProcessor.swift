@@ -16,6 +16,7 @@ public struct RISCVProcessor: Equatable, Sendable {
     /// All that harts had before `-cpu` took properties, with each model.
     public static let original: RISCVExtensions = [
         .i, .m, .a, .f, .d, .c, .zicntr, .zicsr, .zifencei, .zba, .zbb, .zbs, .sstc, .svadu, .sv39, .sv48, .pmp,
+        .hpmCounters,
     ]
 
     /// As `-cpu` has it.
@@ -36,7 +37,7 @@ public struct RISCVProcessor: Equatable, Sendable {
     private static let common: RISCVExtensions = [
         .i, .m, .a, .f, .d, .c, .zic64b, .zicbom, .zicbop, .zicboz, .ziccamoa, .ziccif, .zicclsm, .ziccrse, .zicntr,
         .zicsr, .zihintpause, .zihpm, .zmmul, .za64rs, .zaamo, .zalrsc, .zca, .zcd, .zba, .zbb, .zbs, .ssccptr,
-        .sscounterenw, .sstvala, .sstvecd, .ssu64xl, .pmp,
+        .sscounterenw, .sstvala, .sstvecd, .ssu64xl, .pmp, .hpmCounters,
     ]
     private static let rv64: RISCVExtensions = common.union([
         .zifencei, .zihintntl, .zawrs, .zfa, .zbc, .sstc, .svadu, .svvptc, .sv39, .sv48, .sv57,
