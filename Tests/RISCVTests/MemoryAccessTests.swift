@@ -167,7 +167,7 @@ struct MemoryAccessTests {
             assembly: """
                     li t0, 9 << 60 | 0x80300
                     csrw satp, t0
-                    li t1, 10 << 60 | 0x12345
+                    li t1, 11 << 60 | 0x12345
                     csrw satp, t1
                     csrr a0, satp
                     \(TestMachine.finish("a0"))
