@@ -38,6 +38,9 @@ enum ArchTests {
     ]
     private static let sharedGroups = ["rv32i_m/F", "rv32i_m/D"]
 
+    /// QEMU (11.1) takes another number for x0 in what follows an amocas with rd = x0, and leaves that in the signature.
+    private static let inapplicable: Set = ["rv64i_m/Zacas/src/amocas.d_64-01", "rv64i_m/Zacas/src/amocas.w-01"]
+
     private static let repository = SourceRepository(
         name: "riscv-arch-test", commit: "cd94912fed2aab75d7d5f115b441da0813fdce8d",
         places: ["https://github.com/riscv-non-isa/riscv-arch-test"])
@@ -75,6 +78,7 @@ enum ArchTests {
         let files = try FileManager.default.subpathsOfDirectory(atPath: directory).sorted()
         return try files.filter { $0.hasSuffix(".S") }.compactMap { file in
             let name = "\(group)/src/\(file.dropLast(2))"
+            guard !inapplicable.contains(name) else { return nil }
             let text = try String(contentsOfFile: "\(directory)/\(file)", encoding: .utf8)
             guard let march = march(text), let definitions = definitions(text) else { return nil }
             return Case(name: name, march: march, definitions: definitions)
