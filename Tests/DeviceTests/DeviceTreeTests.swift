@@ -119,8 +119,8 @@ extension [UInt8] {
         #expect(source.contains("timebase-frequency = <0x989680>;"))
     }
 
-    /// Every node that both have gives the same `reg`, `compatible` and
-    /// `interrupts`.
+    /// Every node that both have gives the same `reg`, `compatible` and `interrupts`. QEMU before version 8 says sv48 for
+    /// `mmu-type`, whatever its harts have.
     @Test(.enabled(if: haveQEMU, "qemu-system-riscv64 is not installed")) func theBoardsTreeAgreesWithQEMUs() throws {
         let directory = try TemporaryDirectory()
         _ = try run([
@@ -134,8 +134,8 @@ extension [UInt8] {
         var compared = 0
         func compare(_ a: DeviceTreeNode, _ b: DeviceTreeNode, _ path: String) {
             for name in [
-                "reg", "compatible", "interrupts", "clock-frequency", "value", "ranges", "mmu-type",
-                "interrupt-map-mask", "bus-range",
+                "reg", "compatible", "interrupts", "clock-frequency", "value", "ranges", "interrupt-map-mask",
+                "bus-range",
             ] {
                 guard let value = a.value(name) else { continue }
                 #expect(b.value(name) == value, "\(path) \(name)")
