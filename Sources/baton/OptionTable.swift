@@ -367,9 +367,10 @@ enum OptionTable {
         "hdd": "index=3,media=disk", "cdrom": "index=2,media=cdrom",
     ]
 
-    private static let byName = Dictionary(uniqueKeysWithValues: all.map { ($0.name, $0) })
+    /// Places in `all`, so that a start copies no table.
+    private static let places = Dictionary(uniqueKeysWithValues: all.indices.lazy.map { (all[$0].name, $0) })
 
-    static func find(_ name: String) -> OptionSpec? { byName[name] }
+    static func find(_ name: String) -> OptionSpec? { places[name].map { all[$0] } }
 
     /// The option's name, if a word of the command line is written as one: with one or two dashes before it.
     static func name(_ word: String) -> String? {

@@ -150,6 +150,28 @@ import Testing
         #expect(space.dma(Self.base, length: 4, writing: false)?.load(as: UInt32.self) == 0x5a5a_5a5a)
     }
 
+    /// The next start would take it for one of the format, whose header may name any file of the host's.
+    @Test func anImageWhoseFormatWasGuessedStaysRaw() throws {
+        let guessed = try BlockBackend(id: "g", filename: path, readOnly: false, formatIsKnown: false)
+        let flash = try Self.make(AddressSpace(), guessed)
+        try flash.readContents()
+        func program(_ word: UInt64, _ offset: UInt64) {
+            flash.mmioWrite(offset: offset, width: 4, value: 0x0040_0040)
+            flash.mmioWrite(offset: offset, width: 4, value: word)
+        }
+        for word in [0x0020_0020, 0x00d0_00d0] { flash.mmioWrite(offset: 0, width: 4, value: UInt64(word)) }
+        let qcow2 = UInt64(littleEndian: 0xfb49_4651)
+        program(qcow2, 0)
+        #expect(flash.mmioRead(offset: 0, width: 4) == 0x0090_0090)
+        #expect(try file(0..<4) == [0xff, 0xff, 0xff, 0xff])
+        flash.mmioWrite(offset: 0, width: 4, value: 0x0050_0050)
+        program(qcow2, 0x200)
+        program(0x1234_5678, 0)
+        #expect(flash.mmioRead(offset: 0, width: 4) == Self.ready)
+        #expect(try file(0..<4) == [0x78, 0x56, 0x34, 0x12])
+        #expect(try file(0x200..<0x204) == Array("QFI".utf8) + [0xfb])
+    }
+
     /// In the middle of each command; what another VMM then has goes on from there.
     @Test func anUpdateKeepsWhatIsInHand() throws {
         #expect(flash.isAsAtPowerOn == true)

@@ -193,17 +193,43 @@ extension BlockBackend {
         request.pointee.mayUnmap = settings.detectZeroes == .unmap && settings.discards
     }
 
+    /// The first and the last sector of the disk, where a range has them.
+    private func restrictedSectors(in range: Range<UInt64>) -> [Range<UInt64>] {
+        let ends: [Range<UInt64>] = size == 512 ? [0..<512] : [0..<512, (size - 512)..<size]
+        return ends.filter { $0.overlaps(range) }
+    }
+
+    /// Whether such a sector would make the image look like one of a format, which is logged.
+    private func looksFormatted(_ sector: Range<UInt64>, _ bytes: [UInt8]) -> Bool {
+        let format =
+            (sector.lowerBound == 0 ? ImageFormat.find(head: bytes) : nil)
+            ?? (sector.upperBound == size ? ImageFormat.find(tail: bytes) : nil)
+        guard let format else { return false }
+        Log.guestError("drive '\(id)': a write that would make the image look like \(format) is refused")
+        return true
+    }
+
+    /// Whether a write of whole sectors, from memory that nobody changes meanwhile, would do that to an image whose format
+    /// was guessed.
+    func changesFormat(_ vectors: UnsafeBufferPointer<iovec>, offset: UInt64) -> Bool {
+        guard restrictsFormat else { return false }
+        let length = vectors.reduce(0) { $0 + UInt64($1.iov_len) }
+        return restrictedSectors(in: offset..<offset + length).contains { sector in
+            guard sector.lowerBound >= offset else { return false }
+            let parts = BlockBackend.slice(vectors, from: sector.lowerBound - offset, count: 512)
+            return looksFormatted(
+                sector, parts.flatMap { UnsafeRawBufferPointer(start: $0.iov_base, count: $0.iov_len) })
+        }
+    }
+
     /// Looks at what a request would write to the first or last sector of an image whose format was guessed: what would
     /// make it look like another format is refused, as in QEMU. What is looked at is what is written: the sector's bytes
     /// are copied, so that the guest cannot change them in between.
     /// - Returns: an errno value for a write that is refused; else nil.
     private func replaceRestricted(_ request: UnsafeMutablePointer<BlockRequest>) -> Int32? {
         let range = request.pointee.offset..<request.pointee.offset + request.pointee.length
-        guard range.lowerBound < 512 || range.upperBound > size - 512, let vectors = request.pointee.vectors else {
-            return nil
-        }
-        let ends: [Range<UInt64>] = size == 512 ? [0..<512] : [0..<512, (size - 512)..<size]
-        let sectors = ends.filter { $0.overlaps(range) }
+        let sectors = restrictedSectors(in: range)
+        guard !sectors.isEmpty, let vectors = request.pointee.vectors else { return nil }
         let given = UnsafeBufferPointer(start: vectors, count: request.pointee.vectorCount)
         var memory: UnsafeMutableRawPointer?
         guard posix_memalign(&memory, 4096, 4096 * sectors.count) == 0, let memory else { return ENOMEM }
@@ -218,12 +244,7 @@ extension BlockBackend {
                 place.copyMemory(from: base, byteCount: vector.iov_len)
                 place += vector.iov_len
             }
-            let bytes = Array(UnsafeRawBufferPointer(start: copy, count: 512))
-            let format =
-                (sector.lowerBound == 0 ? ImageFormat.find(head: bytes) : nil)
-                ?? (sector.upperBound == size ? ImageFormat.find(tail: bytes) : nil)
-            if let format {
-                Log.guestError("drive '\(id)': a write that would make the image look like \(format) is refused")
+            if looksFormatted(sector, Array(UnsafeRawBufferPointer(start: copy, count: 512))) {
                 free(memory)
                 return EPERM
             }

@@ -168,9 +168,14 @@ public final class BlockBackend {
         carryOut(.read, vectors, offset: offset)
     }
 
-    /// Writes from the vectors, as `read` reads.
+    /// Writes whole sectors from the vectors, as `read` reads. An image whose format was guessed stays raw, and what is
+    /// written is durable where the drive's cache says so.
     public func write(_ vectors: UnsafeBufferPointer<iovec>, offset: UInt64) -> Bool {
-        carryOut(.write, vectors, offset: offset)
+        if changesFormat(vectors, offset: offset) {
+            errno = EPERM
+            return false
+        }
+        return carryOut(.write, vectors, offset: offset)
     }
 
     private func carryOut(
@@ -183,6 +188,7 @@ public final class BlockBackend {
             (request.vectors, request.vectorCount) = (copies.baseAddress, copies.count)
             request.length = copies.reduce(0) { $0 + UInt64($1.iov_len) }
             request.isUnaligned = settings.cache.isDirect
+            request.isDurable = kind == .write && !isWriteback && !settings.cache.ignoresFlush
             while request.length > 0 {
                 request.beginPiece()
                 let moved = withUnsafeMutablePointer(to: &request) { BlockFile.carryOut($0) }
