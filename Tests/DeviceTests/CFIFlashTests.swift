@@ -153,7 +153,8 @@ import Testing
     /// The next start would take it for one of the format, whose header may name any file of the host's.
     @Test func anImageWhoseFormatWasGuessedStaysRaw() throws {
         let guessed = try BlockBackend(id: "g", filename: path, readOnly: false, formatIsKnown: false)
-        let flash = try Self.make(AddressSpace(), guessed)
+        let space = AddressSpace()
+        let flash = try Self.make(space, guessed)
         try flash.readContents()
         func program(_ word: UInt64, _ offset: UInt64) {
             flash.mmioWrite(offset: offset, width: 4, value: 0x0040_0040)
@@ -170,6 +171,7 @@ import Testing
         #expect(flash.mmioRead(offset: 0, width: 4) == Self.ready)
         #expect(try file(0..<4) == [0x78, 0x56, 0x34, 0x12])
         #expect(try file(0x200..<0x204) == Array("QFI".utf8) + [0xfb])
+        #expect(space.dma(Self.base, length: 4, writing: false)?.load(as: UInt32.self) == 0x1234_5678)
     }
 
     /// In the middle of each command; what another VMM then has goes on from there.
