@@ -87,7 +87,7 @@ public final class VirtBoard: Machine {
             space: vm.addressSpace, layout: .memory, memorySize: memorySize, cpuCount: configuration.hartCount)
         _ = try firmware.add(arguments: configuration.firmwareFiles)
         let bootMenu = try firmware.setBootMenu(configuration.bootMenu.isOn, wait: configuration.bootMenu.wait)
-        let smbios = try VirtBoard.tables(configuration, vm)
+        let smbios = try VirtBoard.tables(configuration, vm, memorySize: memorySize)
         if let smbios { try firmware.add(smbios) }
 
         let wiring = HartWiring(accelerator.riscvHarts)
@@ -155,14 +155,13 @@ public final class VirtBoard: Machine {
 
     /// What UEFI tells the guest of the machine; nil where there is no UEFI, and nothing that `-smbios` says.
     private static func tables(
-        _ configuration: Configuration, _ vm: VirtualMachine
+        _ configuration: Configuration, _ vm: VirtualMachine, memorySize: UInt64
     ) throws(VMMError) -> SMBIOSTables? {
         if configuration.flash.isEmpty, configuration.smbios.isEmpty { return nil }
         let options = try SMBIOSOptions(configuration.smbios)
         // As in QEMU: of two the last one holds for the VM, too.
         if let uuid = options.uuid { vm.uuid = uuid }
-        let size = UInt64(configuration.ram.usedLength)
-        var machine = SMBIOSMachine(version: "virt", memory: [MemoryMap.ram..<MemoryMap.ram + size])
+        var machine = SMBIOSMachine(version: "virt", memory: [MemoryMap.ram..<MemoryMap.ram + memorySize])
         machine.uuid = vm.uuid
         machine.sockets = configuration.topology.sockets
         machine.cores = configuration.topology.cores

@@ -72,6 +72,8 @@ struct FirmwareTests {
         let command =
             command(flash).map { $0.hasPrefix("file:") ? "unix:\(socket),server=on,wait=off" : $0 } + [
                 "-smbios", "type=1,manufacturer=Baton,serial=XYZ123",
+                "-object", "memory-backend-memfd,id=m0,size=192M", "-object", "memory-backend-memfd,id=m1,size=64M",
+                "-numa", "node,memdev=m0", "-numa", "node,memdev=m1",
                 "-device", "pcie-root-port,id=rp0,chassis=1", "-device", "virtio-rng-pci,bus=rp0",
             ]
         let process = try ChildProcess(command)
@@ -81,6 +83,9 @@ struct FirmwareTests {
         try console.send("smbiosview -t 1\r")
         try console.expect("Manufacturer: Baton")
         try console.expect("SerialNumber: XYZ123")
+        // 256 MiB, of both nodes.
+        try console.send("smbiosview -t 17\r")
+        try console.expect("Size: 256")
         // What the guest has read stays what it is.
         try qmp.execute("cpr-update", ["argv": command])
         let other = command.map { $0.replacingOccurrences(of: "XYZ123", with: "XYZ124") }
