@@ -300,6 +300,20 @@ import Virtio
         #expect(driver.queues[1].reap().isEmpty)
     }
 
+    @Test("a file that somebody has made shorter does not change the size of its disk")
+    func shortened() throws {
+        let device = try start()
+        machine.vm.stop()
+        let state = savedState(device)
+        #expect(truncate(directory.file("disk0"), 512) == 0)
+        try loadState(state, into: device)
+        #expect(savedState(device) == state)
+        try machine.vm.start()
+        #expect(try command([0, 0, 0, 0, 0, 0]) == .good)
+        let capacity = try command([0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], room: 8)
+        #expect(capacity.data == big(UInt32(Self.size / 512 - 1)) + big(UInt32(512)))
+    }
+
     @Test("whatever a driver sends is answered, or the device asks to be reset")
     func hostile() throws {
         let device = try start([

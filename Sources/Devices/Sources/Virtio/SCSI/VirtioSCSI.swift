@@ -222,8 +222,10 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
         }
         let capacities = try reader.array("capacities", count: disks.count...disks.count)
         let owed = try reader.array("owed", count: disks.count...disks.count)
-        guard owed.allSatisfy({ $0 <= 3 }) else {
-            throw VMMError("field 'owed' of section '\(reader.section)' has an invalid value")
+        for (name, values, highest) in [("capacities", capacities, UInt64(Int64.max) / 512), ("owed", owed, 3)] {
+            guard values.allSatisfy({ $0 <= highest }) else {
+                throw VMMError("field '\(name)' of section '\(reader.section)' has an invalid value")
+            }
         }
         let applyUnfinished = try loadUnfinished(from: reader)
         return { [self] in
@@ -232,7 +234,7 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
                 disk.owesEvent = owed[index] & 1 != 0
                 disk.owesAttention = owed[index] & 2 != 0
                 // It may have been given another size by the process before, or by somebody else.
-                disk.backend.refreshSize()
+                disk.backend.refreshSize(known: capacities[index] * 512)
                 if capacities[index] != disk.backend.size / 512 { resized(disk) }
             }
         }
