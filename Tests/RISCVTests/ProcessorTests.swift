@@ -58,6 +58,7 @@ import Testing
             ),
             ("rv64,zba", "Expected key=value format, found zba.", ""),
             ("rv64,nothing=on", "Property 'rv64-riscv-cpu.nothing' not found", ""),
+            ("rv64,rva22x64=on", "Property 'rv64-riscv-cpu.rva22x64' not found", ""),
             ("rv64,zic64b=off", "Property 'rv64-riscv-cpu.zic64b' not found", ""),
             ("rv64,f=off", "D extension requires F extension", "d=off"),
             ("rv64,f=off,d=off", "Zfa extension requires F extension", "zfa=off"),

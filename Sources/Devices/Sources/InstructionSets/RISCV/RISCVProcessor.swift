@@ -49,13 +49,14 @@ public struct RISCVProcessor: Equatable, Sendable {
     private static let rva22u64: RISCVExtensions = common.union([.b, .zfhmin, .zkt])
     private static let rva22s64: RISCVExtensions = rva22u64.union([.zifencei, .svade, .svinval, .svpbmt, .sv39])
 
+    /// Each is a model, and a property of every model.
+    private static let profiles = ["rva22u64": rva22u64, "rva22s64": rva22s64]
+
     private static func extensions(of model: String) -> RISCVExtensions? {
         switch model {
         case "rv64": rv64
         case "max": max
-        case "rva22u64": rva22u64
-        case "rva22s64": rva22s64
-        default: nil
+        default: profiles[model]
         }
     }
 
@@ -83,8 +84,8 @@ public struct RISCVProcessor: Equatable, Sendable {
             }
             let (key, value) = (String(part[..<place]), String(part[part.index(after: place)...]))
             guard let isOn = try Self.setting(model, key, value) else { continue }
-            if key.hasPrefix("rva22") {
-                set.formUnion(key == "rva22u64" ? Self.rva22u64 : Self.rva22s64)
+            if let profile = Self.profiles[key] {
+                set.formUnion(profile)
                 continue
             }
             guard let entry = RISCVExtensions.entries.first(where: { $0.name == key && $0.isProperty }) else {
@@ -177,11 +178,9 @@ public struct RISCVProcessor: Equatable, Sendable {
             }
             return nil
         }
-        if key == "rva22u64" || key == "rva22s64" {
-            guard isOn else {
-                throw VMMError(
-                    "'\(property)=off' is not supported", hint: "Switch extensions off one by one, as in zfhmin=off.")
-            }
+        guard isOn || profiles[key] == nil else {
+            throw VMMError(
+                "'\(property)=off' is not supported", hint: "Switch extensions off one by one, as in zfhmin=off.")
         }
         return isOn
     }
