@@ -114,13 +114,18 @@ open class DeviceContext {
         let before = vm.devices.count
         undo = []
         defer { undo = [] }
-        try type.make(DeviceOptions(model: type.name, id: id, bus: bus, options: options), context: self)
+        do throws(VMMError) {
+            try type.make(DeviceOptions(model: type.name, id: id, bus: bus, options: options), context: self)
+        } catch {
+            for body in undo.reversed() { body() }
+            throw error
+        }
         if let id { ids.insert(id) }
         made.append(MadeDevice(id: id, type: type, parts: Array(vm.devices[before...]), undo: undo))
     }
 
-    /// Has `body` called when the device that is being made is taken away: for what it has of others. The device takes
-    /// part in nothing any more by then.
+    /// Has `body` called when the device that is being made is taken away, or cannot be made after all: for what it has
+    /// of others. The device takes part in nothing any more by then.
     public func whenUnplugged(_ body: @escaping () -> Void) { undo.append(body) }
 
     // MARK: While the machine exists
@@ -129,14 +134,9 @@ open class DeviceContext {
     /// - Throws: why there is no such device; nothing has changed.
     public func plug(_ body: () throws(VMMError) -> Void) throws(VMMError) {
         isHotPlugging = true
+        defer { isHotPlugging = false }
         let before = made.count
-        do throws(VMMError) {
-            try body()
-            isHotPlugging = false
-        } catch {
-            isHotPlugging = false
-            throw error
-        }
+        try body()
         for device in made[before...] {
             for part in device.parts {
                 part.reset()
