@@ -60,31 +60,3 @@ extension Hart {
         return result
     }
 }
-
-extension UnsafeMutablePointer where Pointee == HartState {
-    /// Where loads of the current mode find an address, whatever they may do there. Neither sets a bit of a page table
-    /// nor asks a device.
-    func translateForDebugger(_ address: UInt64) -> UInt64? {
-        let scheme = pointee.satp >> 60
-        guard dataMode != Mode.machine, scheme != SATPMode.bare else { return address }
-        // Sv39 has three levels, Sv48 four, and so on.
-        let levels = scheme - SATPMode.sv39 + 3
-        let unused = 64 - (12 + 9 * levels)
-        guard UInt64(bitPattern: Int64(bitPattern: address << unused) >> Int64(unused)) == address else { return nil }
-        var table = (pointee.satp & ((1 << 44) - 1)) << 12
-        for level in (0..<levels).reversed() {
-            let shift = 12 + 9 * level
-            let place = table + (address >> shift & 0x1ff) * 8
-            guard let range = pointee.cache.pointee.range(containing: place) else { return nil }
-            let entry = (range.pointee.host + Int(place - range.pointee.start)).load(as: UInt64.self)
-            guard entry & 1 != 0 else { return nil }
-            let base = (entry >> 10 & ((1 << 44) - 1)) << 12
-            if entry & 0xe != 0 {
-                let inside = (1 << shift) - 1 as UInt64
-                return base & ~inside | address & inside
-            }
-            table = base
-        }
-        return nil
-    }
-}
