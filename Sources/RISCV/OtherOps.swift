@@ -51,14 +51,14 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case .clmulr: value = UInt64(truncatingIfNeeded: carrylessProduct(a, x[operand]) >> 63)
         case .czeroEqz: value = x[operand] == 0 ? 0 : a
         case .czeroNez: value = x[operand] != 0 ? 0 : a
-        case .lbu: return shortLoad(op, d, a &+ UInt64(operand), 1) { $0 }
-        case .lhu: return shortLoad(op, d, a &+ UInt64(operand), 2) { $0 }
+        case .lbu: return slowLoad(op, d, a &+ UInt64(operand), 1) { $0 }
+        case .lhu: return slowLoad(op, d, a &+ UInt64(operand), 2) { $0 }
         case .lh:
-            return shortLoad(op, d, a &+ UInt64(operand), 2) {
+            return slowLoad(op, d, a &+ UInt64(operand), 2) {
                 UInt64(bitPattern: Int64(Int16(truncatingIfNeeded: $0)))
             }
-        case .sb: return shortStore(op, d, a &+ UInt64(operand), 1)
-        case .sh: return shortStore(op, d, a &+ UInt64(operand), 2)
+        case .sb: return slowStore(op, d, a &+ UInt64(operand), 1, x[d.destination])
+        case .sh: return slowStore(op, d, a &+ UInt64(operand), 2, x[d.destination])
         case .zextB: value = a & 0xff
         case .sextB: value = UInt64(bitPattern: Int64(Int8(truncatingIfNeeded: a)))
         case .zextH: value = a & 0xffff
@@ -68,24 +68,6 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case .mul: value = a &* x[operand]
         }
         x[d.destination] = value
-        return op + d.step
-    }
-
-    @inline(__always)
-    private func shortLoad(
-        _ op: OpPointer, _ d: DecodedOp, _ address: UInt64, _ size: Int, _ extend: (UInt64) -> UInt64
-    ) -> OpPointer {
-        guard let value = load(address, size: size) else {
-            return trap(op, pointee.fault.cause, pointee.fault.address)
-        }
-        x[d.destination] = extend(value)
-        return op + d.step
-    }
-
-    private func shortStore(_ op: OpPointer, _ d: DecodedOp, _ address: UInt64, _ size: Int) -> OpPointer {
-        guard store(address, size: size, x[d.destination]) else {
-            return trap(op, pointee.fault.cause, pointee.fault.address)
-        }
         return op + d.step
     }
 }

@@ -34,24 +34,12 @@ extension UnsafeMutablePointer where Pointee == HartState {
         case .sd, .cSd: return slowStore(op, d, address, 8, x[d.destination])
 
         case .flw, .fld, .cFld:
-            guard enableFloat() else { return illegalFloat(op) }
-            let size = d.code == .flw ? 4 : 8
-            guard let value = load(address, size: size) else {
-                return trap(op, pointee.fault.cause, pointee.fault.address)
-            }
-            f[d.destination] = size == 8 ? value : nanBoxed(UInt32(truncatingIfNeeded: value))
-            return op + d.step
+            return slowFloatLoad(op, d, address, d.code == .flw ? 4 : 8)
         case .fsw, .fsd, .cFsd:
             guard enableFloat() else { return illegalFloat(op) }
             return slowStore(op, d, address, d.code == .fsw ? 4 : 8, f[d.destination])
 
-        case .flh:
-            guard enableFloat() else { return illegalFloat(op) }
-            guard let value = load(x[d.source1] &+ d.immediate, size: 2) else {
-                return trap(op, pointee.fault.cause, pointee.fault.address)
-            }
-            f[d.destination] = nanBoxed(UInt16(truncatingIfNeeded: value))
-            return op + d.step
+        case .flh: return slowFloatLoad(op, d, x[d.source1] &+ d.immediate, 2)
         case .fsh:
             guard enableFloat() else { return illegalFloat(op) }
             return slowStore(op, d, x[d.source1] &+ d.immediate, 2, f[d.destination])
@@ -105,7 +93,7 @@ extension UnsafeMutablePointer where Pointee == HartState {
     }
 
     @inline(__always)
-    private func slowLoad(
+    func slowLoad(
         _ op: OpPointer, _ d: DecodedOp, _ address: UInt64, _ size: Int, _ extend: (UInt64) -> UInt64
     ) -> OpPointer {
         guard let value = load(address, size: size) else {
@@ -115,8 +103,22 @@ extension UnsafeMutablePointer where Pointee == HartState {
         return op + d.step
     }
 
+    private func slowFloatLoad(_ op: OpPointer, _ d: DecodedOp, _ address: UInt64, _ size: Int) -> OpPointer {
+        guard enableFloat() else { return illegalFloat(op) }
+        guard let value = load(address, size: size) else {
+            return trap(op, pointee.fault.cause, pointee.fault.address)
+        }
+        f[d.destination] =
+            switch size {
+            case 2: nanBoxed(UInt16(truncatingIfNeeded: value))
+            case 4: nanBoxed(UInt32(truncatingIfNeeded: value))
+            default: value
+            }
+        return op + d.step
+    }
+
     @inline(__always)
-    private func slowStore(_ op: OpPointer, _ d: DecodedOp, _ address: UInt64, _ size: Int, _ value: UInt64)
+    func slowStore(_ op: OpPointer, _ d: DecodedOp, _ address: UInt64, _ size: Int, _ value: UInt64)
         -> OpPointer
     {
         guard store(address, size: size, value) else {

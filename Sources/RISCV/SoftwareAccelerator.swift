@@ -140,27 +140,20 @@ public final class SoftwareAccelerator: RISCVAccelerator {
         var limit = SoftwareAccelerator.sliceLength
         if let deadline = earliestDeadline { limit = min(limit, max(1_000, deadline - start)) }
         let count = max(500, limit &* (speed / 1_000_000) / 1_000 / Int64(runnableHarts))
-        if debugger.letsAllRun {
-            for hart in harts where !yieldRequested { ran += hart.run(count) }
-        } else {
-            for hart in harts where !yieldRequested {
-                switch debugger.action(of: hart) {
-                case .run: ran += hart.run(count)
-                case .step: ran += debugger.step(hart)
-                case .stand: break
-                }
+        for hart in harts where !yieldRequested {
+            switch debugger.action(of: hart) {
+            case .run: ran += hart.run(count)
+            case .step: ran += debugger.step(hart)
+            case .stand: break
             }
         }
         let elapsed = EventLoop.now - start
         if ran > 10_000 && elapsed > 10_000 {
             speed = min(max((speed * 7 + ran * 1_000_000_000 / elapsed) / 8, 1_000_000), 4_000_000_000)
         }
-        if yieldRequested || harts.contains(where: { !$0.isIdle && mayRun($0) }) { return .busy }
+        if yieldRequested || harts.contains(where: { !$0.isIdle && debugger.action(of: $0) != .stand }) { return .busy }
         return .idle(until: earliestDeadline)
     }
-
-    /// Whether a debugger lets a hart run.
-    private func mayRun(_ hart: Hart) -> Bool { debugger.letsAllRun || debugger.action(of: hart) != .stand }
 
     public func yield() {
         yieldRequested = true

@@ -65,10 +65,7 @@ final class HartDebugger: DebugTarget {
 
     // MARK: Asked by harts
 
-    /// Whether every hart runs, and none steps.
-    var letsAllRun: Bool { actions.isEmpty }
-
-    func action(of hart: Hart) -> DebugAction { actions[hart.index] ?? .run }
+    func action(of hart: Hart) -> DebugAction { actions.isEmpty ? .run : actions[hart.index] ?? .run }
 
     /// Whether each instruction of an address' page is to be looked up by itself.
     func isApart(_ address: UInt64) -> Bool { breakpointPages.contains(address & pageMask) }
