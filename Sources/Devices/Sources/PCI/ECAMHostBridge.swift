@@ -86,7 +86,7 @@ public final class ECAMHostBridge: PCIHost, MMIODevice, Device {
     public func interruptChanged(_ function: PCIFunction) {
         guard let wire = wire(function) else { return }
         if function.drivenLevel { return lines[wire].set(true) }
-        lines[wire].set(bus.allFunctions.contains { $0.drivenLevel && self.wire($0) == wire })
+        lines[wire].set(bus.contains { $0.drivenLevel && self.wire($0) == wire })
     }
 
     /// The usual swizzle: slot plus pin, modulo 4.

@@ -16,8 +16,9 @@ public final class PCIBus: DeviceBus {
     public static let busType = "PCI"
     public let busName: String
     /// The host bridge, at the top of all buses; nil while a bridge that leads here is not plugged.
-    public var host: (any PCIHost)? { bridge.map { $0.bus?.host } ?? top }
-    private weak var top: (any PCIHost)?
+    public var host: (any PCIHost)? { top ?? bridge?.bus?.host }
+    /// On the first bus. It owns the bus.
+    private unowned let top: (any PCIHost)?
     /// What leads here from another bus; nil on the first bus.
     public private(set) weak var bridge: PCIBridge?
     /// How many devices there may be.
@@ -25,7 +26,11 @@ public final class PCIBus: DeviceBus {
     /// By device and function number.
     private var table: [PCIFunction?] = Array(repeating: nil, count: 256)
     /// The same, in order.
-    public private(set) var functions: [PCIFunction] = []
+    public private(set) var functions: [PCIFunction] = [] {
+        didSet { bridges = functions.compactMap { $0 as? PCIBridge } }
+    }
+    /// Those that lead to further buses, in order.
+    private var bridges: [PCIBridge] = []
 
     /// The first bus, below the host bridge.
     public init(name: String, host: any PCIHost) {
@@ -37,6 +42,7 @@ public final class PCIBus: DeviceBus {
     /// A bus behind a bridge.
     init(name: String, behind bridge: PCIBridge, devices: Int) {
         busName = name
+        top = nil
         self.bridge = bridge
         deviceLimit = devices
     }
@@ -53,13 +59,18 @@ public final class PCIBus: DeviceBus {
 
     /// Every function of this bus and of all behind it: those behind a bridge come after it.
     public var allFunctions: [PCIFunction] {
-        guard functions.contains(where: { $0 is PCIBridge }) else { return functions }
+        guard !bridges.isEmpty else { return functions }
         return functions.flatMap { [$0] + (($0 as? PCIBridge)?.secondaryBus.allFunctions ?? []) }
+    }
+
+    /// Whether one of `allFunctions` is such a one.
+    public func contains(where predicate: (PCIFunction) -> Bool) -> Bool {
+        functions.contains(where: predicate) || bridges.contains { $0.secondaryBus.contains(where: predicate) }
     }
 
     /// The bus of a number that the guest has given, behind a bridge of this bus.
     public func busBehind(_ number: Int) -> PCIBus? {
-        for case let bridge as PCIBridge in functions {
+        for bridge in bridges {
             if let bus = bridge.bus(number) { return bus }
         }
         return nil
