@@ -96,10 +96,7 @@ struct ChardevHeritage {
     static func find(
         _ id: String, backend: String, reopen: Bool, vm: VirtualMachine
     ) throws(VMMError) -> ChardevHeritage? {
-        // One that comes later, under the id of one that has gone, is new.
-        guard let cpr = vm.handover, cpr.awaitsLoad, let state = try cpr.inheritedPart(ChardevUpdate.part(id)) else {
-            return nil
-        }
+        guard let cpr = vm.handover, let state = try cpr.inheritedPart(ChardevUpdate.part(id)) else { return nil }
         let heritage = ChardevHeritage(cpr: cpr, id: id, state: state)
         if reopen {
             heritage.discard()

@@ -6,7 +6,10 @@ extension CprController: MachineHandover {
     public var isSuccessor: Bool { inherited != nil }
     public var hasOwnCommandLine: Bool { inherited?.isSent == true }
 
-    public func inheritedPart(_ name: String) throws(VMMError) -> StateReader? { try inherited?.part(name) }
+    public func inheritedPart(_ name: String) throws(VMMError) -> StateReader? {
+        // A part that comes later, under the name of one that has gone, is new.
+        awaitsLoad ? try inherited?.part(name) : nil
+    }
 
     public func takePart(
         handOver: @escaping () throws(VMMError) -> Void, failed: @escaping () -> Void, committed: @escaping () -> Void

@@ -28,10 +28,7 @@ public struct NetHeritage {
     /// - Returns: nil when the process before had no such back end.
     /// - Throws: an error when it was of another kind.
     public static func find(_ id: String, backend: String, vm: VirtualMachine) throws(VMMError) -> NetHeritage? {
-        // One that comes later, under the id of one that has gone, is new.
-        guard let handover = vm.handover, handover.awaitsLoad,
-            let state = try handover.inheritedPart(part(id))
-        else { return nil }
+        guard let handover = vm.handover, let state = try handover.inheritedPart(part(id)) else { return nil }
         let before = try state.string("backend")
         let heritage = NetHeritage(state: state, handover: handover, id: id)
         guard before == backend else {

@@ -31,7 +31,8 @@ public protocol MachineHandover: AnyObject {
     var monitorSockets: MonitorSockets { get }
     /// Descriptors that outlive an exec: those of the process before that nobody has claimed, and what parts save.
     var fds: PreservedFDs { get }
-    /// What a part of the process before has handed over under a name; nil when nothing.
+    /// What a part of the process before has handed over under a name; nil when nothing, and once the guest is this
+    /// process' own.
     /// - Throws: an error when it is damaged.
     func inheritedPart(_ name: String) throws(VMMError) -> StateReader?
     /// A part's state for the next process, to be given in `handOver` of `takePart`.
