@@ -54,8 +54,6 @@ public final class VirtioBalloon: VirtioDevice {
     /// Bytes that are done of the first chain, by queue: of page numbers, or of free pages.
     private var progress: [Int]
     private var change: SeldomEvent?
-    /// The process before owes a BALLOON_CHANGE.
-    private var owesChange = false
     private var hasWarned = false
 
     public init(vm: VirtualMachine, properties: Properties = Properties()) {
@@ -283,8 +281,7 @@ public final class VirtioBalloon: VirtioDevice {
     }
 
     public override func resumeDevice() {
-        if owesChange { change?.report() }
-        owesChange = false
+        change?.resume()
         pollStatistics()
     }
 
@@ -293,7 +290,7 @@ public final class VirtioBalloon: VirtioDevice {
         writer.put("actual", UInt64(field(Field.actual)))
         writer.put("poison", UInt64(field(Field.poison)))
         writer.put("progress", progress.map { UInt64($0) })
-        writer.put("owes-change", owesChange || change?.isOwed == true)
+        writer.put("owes-change", change?.isOwed == true)
     }
 
     public override func loadDevice(from reader: StateReader) throws(VMMError) -> () -> Void {
@@ -310,7 +307,7 @@ public final class VirtioBalloon: VirtioDevice {
             config.put(actual, at: Field.actual)
             config.put(poison, at: Field.poison)
             progress = done.map { Int($0) }
-            owesChange = owes
+            change?.restore(isOwed: owes)
         }
     }
 }

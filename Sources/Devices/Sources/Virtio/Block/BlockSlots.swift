@@ -43,6 +43,39 @@ struct BlockSlot {
         capacity = size
     }
 
+    /// Has the request, a read or a write, move bytes of the chain that the queue has just given.
+    /// - Parameters:
+    ///   - skip: bytes before them: of those that the device may write in a read, else of those that it may read.
+    ///   - length: as many as the chain has behind that, at most.
+    ///   - offset: where they are on the disk.
+    mutating func move(_ chain: VirtioChain, _ queue: VirtQueue, skip: Int, length: Int, offset: UInt64) {
+        let isRead = request.kind == .read
+        let first = isRead ? chain.readableCount : 0
+        let segments = isRead ? chain.writableCount : chain.readableCount
+        reserve(segments)
+        guard let storage, let ranges else { return }
+        var (skip, left, count) = (skip, length, 0)
+        for place in first..<first &+ segments where left > 0 {
+            let segment = queue.segments[place]
+            if segment.iov_len <= skip {
+                skip &-= segment.iov_len
+                continue
+            }
+            let part = min(segment.iov_len &- skip, left)
+            storage[count] = iovec(iov_base: segment.iov_base.map { $0 + skip }, iov_len: part)
+            ranges[count] = Range(address: queue.addresses[place] &+ UInt64(skip), length: UInt64(part))
+            left &-= part
+            count &+= 1
+            skip = 0
+        }
+        rangeCount = isRead ? count : 0
+        self.length = length
+        request.offset = offset
+        request.length = UInt64(length)
+        request.vectors = storage
+        request.vectorCount = count
+    }
+
     mutating func free() {
         storage?.deallocate()
         ranges?.deallocate()
@@ -71,13 +104,26 @@ struct BlockSlots {
         return made
     }
 
-    /// Takes a free slot.
-    mutating func take() -> UnsafeMutablePointer<BlockSlot>? {
+    /// Takes a free slot for the request of a chain that moves nothing yet.
+    /// - Returns: nil when there is none.
+    mutating func take(
+        _ kind: BlockRequest.Kind, _ chain: VirtioChain, _ queue: VirtQueue
+    ) -> UnsafeMutablePointer<BlockSlot>? {
         let slots = slots ?? make()
         guard firstFree >= 0 else { return nil }
         let slot = slots + firstFree
         firstFree = slot.pointee.nextFree
         slot.pointee.isUsed = true
+        slot.pointee.head = chain.head
+        slot.pointee.queue = queue.index
+        slot.pointee.length = 0
+        slot.pointee.readable = chain.readableBytes
+        slot.pointee.begun = EventLoop.now
+        slot.pointee.rangeCount = 0
+        slot.pointee.request.kind = kind
+        slot.pointee.request.length = 0
+        slot.pointee.request.vectorCount = 0
+        slot.pointee.request.mayUnmap = false
         return slot
     }
 

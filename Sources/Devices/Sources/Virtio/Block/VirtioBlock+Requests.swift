@@ -51,21 +51,11 @@ extension VirtioBlock {
         _ set: (UnsafeMutablePointer<BlockSlot>) -> Void
     ) {
         // There are as many as can be in hand.
-        guard let slot = slots.take() else { return answer(chain, queue, Status.ioError) }
+        guard let slot = slots.take(kind, chain, queue) else { return answer(chain, queue, Status.ioError) }
         let last = chain.readableCount &+ chain.writableCount &- 1
         let vector = queue.segments[last]
-        slot.pointee.head = chain.head
-        slot.pointee.queue = queue.index
         slot.pointee.status = vector.iov_base.map { $0 + (vector.iov_len &- 1) }
         slot.pointee.statusAddress = queue.addresses[last] &+ UInt64(vector.iov_len &- 1)
-        slot.pointee.length = 0
-        slot.pointee.readable = chain.readableBytes
-        slot.pointee.begun = EventLoop.now
-        slot.pointee.rangeCount = 0
-        slot.pointee.request.kind = kind
-        slot.pointee.request.length = 0
-        slot.pointee.request.vectorCount = 0
-        slot.pointee.request.mayUnmap = false
         set(slot)
         backend.start(BlockSlots.request(of: slot))
     }
@@ -86,22 +76,8 @@ extension VirtioBlock {
         let length = chain.writableBytes &- 1
         guard let offset = place(sector, length) else { return answer(chain, queue, Status.ioError) }
         guard length > 0 else { return answer(chain, queue, Status.ok) }
-        begin(.read, chain, queue) { slot in
-            slot.pointee.reserve(chain.writableCount)
-            guard let storage = slot.pointee.storage, let ranges = slot.pointee.ranges else { return }
-            // All but the last byte, which is the status.
-            var (left, count) = (length, 0)
-            while left > 0 {
-                let place = chain.readableCount &+ count
-                let part = min(queue.segments[place].iov_len, left)
-                storage[count] = iovec(iov_base: queue.segments[place].iov_base, iov_len: part)
-                ranges[count] = BlockSlot.Range(address: queue.addresses[place], length: UInt64(part))
-                left &-= part
-                count &+= 1
-            }
-            slot.pointee.rangeCount = count
-            use(slot, offset: offset, length: length, vectors: count)
-        }
+        // All but the last byte, which is the status.
+        begin(.read, chain, queue) { $0.pointee.move(chain, queue, skip: 0, length: length, offset: offset) }
     }
 
     private func write(_ chain: VirtioChain, _ queue: VirtQueue, _ sector: UInt64) {
@@ -110,31 +86,7 @@ extension VirtioBlock {
             return answer(chain, queue, Status.ioError)
         }
         guard length > 0 else { return answer(chain, queue, Status.ok) }
-        begin(.write, chain, queue) { slot in
-            slot.pointee.reserve(chain.readableCount)
-            guard let storage = slot.pointee.storage else { return }
-            var (skip, count) = (16, 0)
-            for place in 0..<chain.readableCount {
-                let segment = queue.segments[place]
-                if segment.iov_len <= skip {
-                    skip &-= segment.iov_len
-                    continue
-                }
-                storage[count] = iovec(
-                    iov_base: segment.iov_base.map { $0 + skip }, iov_len: segment.iov_len &- skip)
-                skip = 0
-                count &+= 1
-            }
-            use(slot, offset: offset, length: length, vectors: count)
-        }
-    }
-
-    private func use(_ slot: UnsafeMutablePointer<BlockSlot>, offset: UInt64, length: Int, vectors: Int) {
-        slot.pointee.length = length
-        slot.pointee.request.offset = offset
-        slot.pointee.request.length = UInt64(length)
-        slot.pointee.request.vectors = slot.pointee.storage
-        slot.pointee.request.vectorCount = vectors
+        begin(.write, chain, queue) { $0.pointee.move(chain, queue, skip: 16, length: length, offset: offset) }
     }
 
     private func getID(_ chain: VirtioChain, _ queue: VirtQueue) {

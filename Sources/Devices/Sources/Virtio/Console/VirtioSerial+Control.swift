@@ -90,20 +90,12 @@ extension VirtioSerial {
 
     /// - Returns: false when there is no buffer, or the driver has broken the rules.
     private func send(_ event: Control, _ value: UInt16, of port: VirtioSerialPort, by queue: VirtQueue) -> Bool {
-        guard let chain = queue.next() ?? (queue.enableNotifications() ? queue.next() : nil) else { return false }
-        guard chain.writableBytes >= VirtioSerial.messageSize else {
-            fail("buffer of \(chain.writableBytes) bytes for control messages")
-            return false
-        }
         var message: [UInt8] = Array(repeating: 0, count: VirtioSerial.messageSize)
         message.put(UInt32(port.number), at: 0)
         message.put(event.rawValue, at: 4)
         message.put(value, at: 6)
         // The driver learns its length from the buffer's; a shorter buffer gets the beginning.
         if event == .portName { message += (port.name ?? "").utf8 }
-        let count = message.withUnsafeBytes { queue.copyIn(chain, offset: 0, from: $0) }
-        queue.consume()
-        queue.push(chain, written: count)
-        return true
+        return send(message, least: VirtioSerial.messageSize, kind: "control messages", by: queue)
     }
 }

@@ -46,8 +46,6 @@ public final class VirtioSerialPort: ChardevFrontend {
 
     /// VSERPORT_CHANGE; nil for a port without an id.
     private var change: SeldomEvent?
-    /// The process before owes one.
-    private var owesChange = false
 
     struct Pending: OptionSet {
         let rawValue: UInt8
@@ -125,13 +123,7 @@ public final class VirtioSerialPort: ChardevFrontend {
 
     public func chardevCanReceive() -> Int {
         guard takesInput else { return 0 }
-        let queue = device.receiveQueue(ofPort: number)
-        guard let chain = queue.next() else {
-            // Ask to be told of the next buffer, unless it has just come.
-            guard device.isOperating, queue.enableNotifications(), let chain = queue.next() else { return 0 }
-            return chain.writableBytes
-        }
-        return chain.writableBytes
+        return device.receiveQueue(ofPort: number).nextOrNotification()?.writableBytes ?? 0
     }
 
     public func chardevReceive(_ bytes: UnsafeRawBufferPointer) {
@@ -190,8 +182,7 @@ public final class VirtioSerialPort: ChardevFrontend {
 
     /// The machine runs again, here or in another process.
     func resume() {
-        if owesChange { change?.report() }
-        owesChange = false
+        change?.resume()
         acceptInput()
     }
 
@@ -246,7 +237,7 @@ public final class VirtioSerialPort: ChardevFrontend {
         (isConsole ? Flag.isConsole : 0) | (isReady ? Flag.isReady : 0) | (isOpenInGuest ? Flag.isOpenInGuest : 0)
             | (isToldOpen ? Flag.isToldOpen : 0) | (owesClose ? Flag.owesClose : 0)
             | UInt64(pending.rawValue) << Flag.pendingShift
-            | (owesChange || change?.isOwed == true ? Flag.owesChange : 0)
+            | (change?.isOwed == true ? Flag.owesChange : 0)
     }
 
     /// Whether saved flags are of such a port.
@@ -261,7 +252,7 @@ public final class VirtioSerialPort: ChardevFrontend {
         isToldOpen = flags & Flag.isToldOpen != 0
         owesClose = flags & Flag.owesClose != 0
         pending = Pending(rawValue: UInt8(truncatingIfNeeded: flags >> Flag.pendingShift) & 7)
-        owesChange = flags & Flag.owesChange != 0
+        change?.restore(isOwed: flags & Flag.owesChange != 0)
         // The peer of before has not come along, and somebody else has connected meanwhile.
         if isToldOpen, !isConsole, let chardev, chardev.isOpen, !chardev.isInherited, !chardev.descriptors.isEmpty {
             owesClose = true

@@ -17,11 +17,12 @@ final class SeldomEvent {
 
     deinit { timer?.cancel() }
 
-    /// An event waits for its time: whoever goes on with the guest reports it.
-    var isOwed: Bool { timer != nil }
+    /// The last change is still to be told: in a saved state, by whoever goes on with the guest.
+    private(set) var isOwed = false
 
     /// Something has changed.
     func report() {
+        isOwed = true
         guard timer == nil else { return }
         let now = EventLoop.now
         if now < nextAt {
@@ -32,6 +33,15 @@ final class SeldomEvent {
             return
         }
         nextAt = now + SeldomEvent.interval
+        isOwed = false
         vm.emit(name, data())
     }
+
+    /// The machine runs again, here or in another process.
+    func resume() {
+        if isOwed { report() }
+    }
+
+    /// - Parameter isOwed: of the saved state.
+    func restore(isOwed: Bool) { self.isOwed = isOwed }
 }

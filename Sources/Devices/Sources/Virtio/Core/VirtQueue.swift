@@ -373,6 +373,13 @@ public final class VirtQueue {
         return hasAvailable
     }
 
+    /// The next chain; without one, asks to be notified of it, unless it has just come.
+    func nextOrNotification() -> VirtioChain? {
+        if let chain = next() { return chain }
+        guard let owner, owner.isOperating, enableNotifications() else { return nil }
+        return next()
+    }
+
     /// Interrupts the driver if it wants to know of what was published since
     /// the last call (virtio 1.3, 2.7.7).
     public func signal() {

@@ -139,37 +139,12 @@ extension VirtioSCSI {
             return respond(chain, queue, sense: .outOfRange)
         }
         guard length <= UInt64(VirtioStorage.maxRequest) else { return respond(chain, queue, sense: .invalidField) }
-        let room =
-            isRead
-            ? chain.writableBytes - VirtioSCSI.responseSize : chain.readableBytes - VirtioSCSI.requestSize
+        let skip = isRead ? VirtioSCSI.responseSize : VirtioSCSI.requestSize
+        let room = (isRead ? chain.writableBytes : chain.readableBytes) - skip
         guard length <= UInt64(room) else { return respond(chain, queue, response: Response.overrun) }
         guard length > 0 else { return respond(chain, queue) }
-        begin(kind, index, chain, queue) { slot in
-            let count = isRead ? chain.writableCount : chain.readableCount
-            slot.pointee.reserve(count)
-            guard let storage = slot.pointee.storage, let ranges = slot.pointee.ranges else { return }
-            let first = isRead ? chain.readableCount : 0
-            var skip = isRead ? VirtioSCSI.responseSize : VirtioSCSI.requestSize
-            var (left, used) = (Int(length), 0)
-            for place in first..<first + count where left > 0 {
-                let segment = queue.segments[place]
-                if segment.iov_len <= skip {
-                    skip -= segment.iov_len
-                    continue
-                }
-                let part = min(segment.iov_len - skip, left)
-                storage[used] = iovec(iov_base: segment.iov_base.map { $0 + skip }, iov_len: part)
-                ranges[used] = BlockSlot.Range(address: queue.addresses[place] &+ UInt64(skip), length: UInt64(part))
-                left -= part
-                used += 1
-                skip = 0
-            }
-            slot.pointee.rangeCount = isRead ? used : 0
-            slot.pointee.length = Int(length)
-            slot.pointee.request.offset = offset
-            slot.pointee.request.length = length
-            slot.pointee.request.vectors = storage
-            slot.pointee.request.vectorCount = used
+        begin(kind, index, chain, queue) {
+            $0.pointee.move(chain, queue, skip: skip, length: Int(length), offset: offset)
         }
     }
 
@@ -179,17 +154,8 @@ extension VirtioSCSI {
         _ set: (UnsafeMutablePointer<BlockSlot>) -> Void
     ) {
         // There are as many as can be in hand.
-        guard let slot = slots.take() else { return respond(chain, queue, sense: .readError) }
-        slot.pointee.head = chain.head
-        slot.pointee.queue = queue.index
+        guard let slot = slots.take(kind, chain, queue) else { return respond(chain, queue, sense: .readError) }
         slot.pointee.disk = index
-        slot.pointee.length = 0
-        slot.pointee.begun = EventLoop.now
-        slot.pointee.rangeCount = 0
-        slot.pointee.request.kind = kind
-        slot.pointee.request.length = 0
-        slot.pointee.request.vectorCount = 0
-        slot.pointee.request.mayUnmap = false
         set(slot)
         disks[index].backend.start(BlockSlots.request(of: slot))
     }

@@ -172,10 +172,6 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
         let queue = queues[Queue.events]
         defer { queue.signal() }
         for disk in disks where disk.owesEvent {
-            guard let chain = queue.next() ?? (queue.enableNotifications() ? queue.next() : nil) else { return }
-            guard chain.writableBytes >= VirtioSCSI.eventSize else {
-                return fail("buffer of \(chain.writableBytes) bytes for events")
-            }
             // VIRTIO_SCSI_T_PARAM_CHANGE.
             var event = [UInt8](repeating: 0, count: VirtioSCSI.eventSize)
             event.put(UInt32(3), at: 0)
@@ -183,9 +179,7 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
             event.replaceSubrange(6..<8, with: SCSIDisk.address(disk.lun))
             let sense = SCSISense.capacityChanged
             event.put(UInt32(sense.code) | UInt32(sense.qualifier) << 8, at: 12)
-            let count = event.withUnsafeBytes { queue.copyIn(chain, offset: 0, from: $0) }
-            queue.consume()
-            queue.push(chain, written: count)
+            guard send(event, kind: "events", by: queue) else { return }
             disk.owesEvent = false
         }
     }

@@ -30,14 +30,7 @@ final class VirtioOffloadVsock: VirtioOffloadDevice, VsockOffloadHost {
     private func sendReset() {
         guard owesReset, isRunning, isOperating else { return }
         let queue = queues[VirtioOffloadVsock.eventQueue]
-        guard let chain = queue.next() ?? (queue.enableNotifications() ? queue.next() : nil) else { return }
-        let event = littleEndianBytes(VirtioOffloadVsock.transportReset)
-        guard chain.writableBytes >= event.count else {
-            return fail("buffer of \(chain.writableBytes) bytes for events")
-        }
-        _ = event.withUnsafeBytes { queue.copyIn(chain, offset: 0, from: $0) }
-        queue.consume()
-        queue.push(chain, written: event.count)
+        guard send(littleEndianBytes(VirtioOffloadVsock.transportReset), kind: "events", by: queue) else { return }
         queue.signal()
         owesReset = false
     }
