@@ -266,7 +266,7 @@ open class StreamChardev: Chardev {
             let count = retryingInterrupts { receive(inputFD, into: buffer) }
             if count > 0 {
                 frontend?.chardevReceive(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
-            } else if count == 0 || (errno != EAGAIN && errno != EWOULDBLOCK) || events.contains(.hangup) {
+            } else if count == 0 || !isTransientFailure() || (errno == EAGAIN && events.contains(.hangup)) {
                 peerClosed()
             }
         }
@@ -301,7 +301,7 @@ open class StreamChardev: Chardev {
             let count = retryingInterrupts { transmit(outputFD, rest) }
             if count > 0 {
                 done += count
-            } else if count < 0, errno == EAGAIN || errno == EWOULDBLOCK {
+            } else if count < 0, isTransientFailure() {
                 break
             } else {
                 failOutput()

@@ -56,6 +56,6 @@ final class UDPChardev: KeptStreamChardev {
     /// A datagram for somebody who is not there is lost.
     override func transmit(_ fd: Int32, _ bytes: UnsafeRawBufferPointer) -> Int {
         let count = send(fd, bytes.baseAddress, min(bytes.count, UDPChardev.longest / 2), Int32(MSG_NOSIGNAL))
-        return count < 0 && errno != EAGAIN && errno != EINTR ? bytes.count : count
+        return count < 0 && !isTransientFailure() && errno != EINTR ? bytes.count : count
     }
 }

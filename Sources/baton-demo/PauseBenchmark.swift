@@ -20,6 +20,8 @@ struct PauseBenchmark {
     private static let descriptors = 1000
     private static let deviceCounts = [1, 10, 100]
     private static let worksMeasured = 5
+    /// The default of `downtime-ms`.
+    private static let downtime = 300
 
     func run() throws {
         // For the thousand descriptors, here and in the VMMs.
@@ -45,6 +47,7 @@ struct PauseBenchmark {
             _ = try compare("\(size) in use", memory, steps: false)
         }
         try many(base, image: image)
+        try limited(base, image: image)
         try failures(image: image)
         try work(image: image)
     }
@@ -85,6 +88,16 @@ struct PauseBenchmark {
         }
     }
 
+    /// Where VMM, guest and update together get one processor's time, as much as the guest alone would use.
+    private func limited(_ base: Double, image: String) throws {
+        let limit: ProcessorLimit
+        do { limit = try ProcessorLimit(processors: 1) } catch {
+            return print("  128M, cpr-update, cpu.max of one CPU: skipped: \(error)")
+        }
+        let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
+        row("128M, cpr-update, cpu.max of one CPU", try baton(memory, Self.update, limit: limit), base: base)
+    }
+
     /// Updates that come to nothing: the guest goes on in the old VMM.
     private func failures(image: String) throws {
         let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
@@ -92,19 +105,38 @@ struct PauseBenchmark {
             ("refuses", ["/bin/sh", "-c", "exit 3"]), ("crashes", ["/bin/sh", "-c", "kill -SEGV $$"]),
             ("hangs", ["/bin/sleep", "1000"]),
         ] {
-            let gaps = try measure(memory) { probe, _ in
-                let message = try QMPConnection.encode(
-                    "cpr-update", ["argv": command, "preflight": false, "timeout-ms": 200])
-                return try (0..<min(repetitions, 100)).map { _ in try probe.gap([message], isRefused: true) }
-            }
+            let gaps = try measure(memory) { probe, _ in try refusedGaps(probe, command, ["timeout-ms": 200]) }
             row("128M, the new VMM \(name)", Summary(gaps))
         }
+        guard Tool.find("strace") != nil else {
+            return print("  128M, the new VMM stops after the change of hands: skipped: needs strace")
+        }
+        let trace = directory.file("trace")
+        // With -D the tracer is no parent of the new VMM, which has the VM's PID.
+        let tracer = ["strace", "-D", "-q", "-o", trace, "-e", "trace=write"]
+        let gaps = try measure(memory) { probe, arguments in
+            try probe.command("cpr-update", ["argv": tracer + arguments, "preflight": false])
+            // The new VMM says so when it loads the state of a guest that stands still (see WatchMessages).
+            let writes = try String(contentsOfFile: trace, encoding: .utf8).split(separator: "\n")
+            guard let call = writes.firstIndex(where: { $0.contains("L\", 9)") }) else {
+                throw Failure("the new VMM has not said that it loads the state: \(writes)")
+            }
+            return try refusedGaps(
+                probe, tracer + ["-e", "inject=write:signal=STOP:when=\(call + 1)"] + arguments,
+                ["preflight": false, "timeout-ms": 20_000, "downtime-ms": Self.downtime])
+        }
+        row("128M, it stops with the guest, for \(Self.downtime) ms", Summary(gaps))
+    }
+
+    private func refusedGaps(_ probe: PauseProbe, _ argv: [String], _ limits: [String: Any]) throws -> [Double] {
+        let message = try QMPConnection.encode("cpr-update", limits.merging(["argv": argv]) { $1 })
+        return try (0..<min(repetitions, 100)).map { _ in try probe.gap([message], isRefused: true) }
     }
 
     private func work(image: String) throws {
         print("the guest's work in the first second after a restart, as a part of that in the second before:")
-        func row(_ name: String, _ memory: Memory) throws {
-            let samples = try measure(memory) { probe, arguments in
+        func row(_ name: String, _ memory: Memory, _ limit: ProcessorLimit? = nil) throws {
+            let samples = try measure(memory, limit: limit) { probe, arguments in
                 let messages = try Self.update(arguments, checkpoint: "")
                 return try (0..<Self.worksMeasured).map { _ in try probe.work(messages) }
             }.sorted()
@@ -115,6 +147,13 @@ struct PauseBenchmark {
         try row("128M", Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image))
         for (size, bytes) in Self.usedSizes {
             if let memory = try Memory(size: size, used: bytes, image: image) { try row("\(size) in use", memory) }
+        }
+        guard let limit = try? ProcessorLimit(processors: 1) else { return }
+        try row("128M, cpu.max of one CPU", Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image), limit)
+        for (size, bytes) in Self.usedSizes {
+            if let memory = try Memory(size: size, used: bytes, image: image) {
+                try row("\(size) in use, cpu.max of one CPU", memory, limit)
+            }
         }
     }
 
@@ -225,9 +264,11 @@ struct PauseBenchmark {
 
     private var outsideMeasured: Int { min(max(repetitions, 1), 100) }
 
-    private func baton(_ memory: Memory, _ steps: Steps, descriptors: Int = 0, extra: [String] = []) throws -> Pauses {
+    private func baton(
+        _ memory: Memory, _ steps: Steps, descriptors: Int = 0, extra: [String] = [], limit: ProcessorLimit? = nil
+    ) throws -> Pauses {
         var own: [(exec: Double, hands: Double)] = [], outside: [Double] = []
-        let gaps = try measure(memory, extra: extra) { probe, arguments in
+        let gaps = try measure(memory, extra: extra, limit: limit) { probe, arguments in
             for number in 0..<descriptors {
                 let fd = open("/dev/null", O_RDONLY | O_CLOEXEC)
                 defer { close(fd) }
@@ -269,7 +310,7 @@ struct PauseBenchmark {
     }
 
     private func measure(
-        _ memory: Memory, mode: String = "restart", extra: [String] = [],
+        _ memory: Memory, mode: String = "restart", extra: [String] = [], limit: ProcessorLimit? = nil,
         _ body: (_ probe: PauseProbe, _ arguments: [String]) throws -> [Double]
     ) throws -> [Double] {
         let socket = directory.file("pause.sock")
@@ -277,8 +318,11 @@ struct PauseBenchmark {
             [vmm, "-machine", "virt,memory-backend=ram", "-cpr-enable", mode] + memory.arguments(socket: socket)
             + extra
         let probe = try PauseProbe(arguments, page: memory.page, socketPath: socket, log: directory.file("vmm.log"))
+        try limit?.add(probe.process.pid)
         let samples = try body(probe, arguments)
         try probe.command("quit")
+        // A control group is removed when it is empty.
+        if limit != nil { try probe.wait("the VMM's end") { !probe.process.isRunning } }
         return samples
     }
 

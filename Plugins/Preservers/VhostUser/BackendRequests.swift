@@ -37,7 +37,7 @@ extension VhostUserDevice {
         }
         // No request that is served here has descriptors.
         if fdCount > 0 { for fd in fds.prefix(Int(fdCount)) { close(fd) } }
-        if count < 0, errno == EAGAIN || errno == EWOULDBLOCK { return }
+        if count < 0, isTransientFailure() { return }
         guard count > 0 else {
             // Without its channel a back end still serves the queues.
             vm.loop.unwatch(requestSocket)

@@ -149,7 +149,7 @@ extension VhostUserDevice: ChardevFrontend {
         let flags = Int32(MSG_PEEK | MSG_DONTWAIT)
         let count = retryingInterrupts { recv(channel.socket, &byte, 1, flags) }
         if count > 0 { return disconnect("it has sent something unasked") }
-        if count < 0, errno == EAGAIN || errno == EWOULDBLOCK { return }
+        if count < 0, isTransientFailure() { return }
         disconnect("it has closed the connection")
     }
 }

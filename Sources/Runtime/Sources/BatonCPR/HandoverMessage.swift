@@ -105,7 +105,7 @@ enum HandoverMessage {
         let got = retryingInterrupts {
             cbaton_receive_fds(channel, &bytes, bytes.count, &fds, &count, Int32(MSG_DONTWAIT))
         }
-        if got < 0, errno == EAGAIN || errno == EWOULDBLOCK { return nil }
+        if got < 0, isTransientFailure() { return nil }
         guard got > 0 else { throw VMMError("the VMM that runs the guest has given this one up, or has ended") }
         let received = Array(fds.prefix(max(0, Int(count))))
         if let message = HandoverMessage(bytes[..<got], received, secret: secret) { return message }

@@ -215,7 +215,7 @@ public final class HelperProcess {
     func receive() -> News? {
         var bytes = [UInt8](repeating: 0, count: 1 + Int(CBATON_HELPER_LINE))
         let count = retryingInterrupts { recv(socket, &bytes, bytes.count, Int32(MSG_DONTWAIT)) }
-        guard count > 0 else { return count < 0 && errno == EAGAIN ? nil : .ended(nil) }
+        guard count > 0 else { return count < 0 && isTransientFailure() ? nil : .ended(nil) }
         let payload = bytes[1..<count]
         var number: Int32 { payload.prefix(4).reversed().reduce(0) { $0 << 8 | Int32($1) } }
         switch Int32(bytes[0]) {

@@ -161,7 +161,7 @@ final class TrialRun {
             // What a wrapper has started may have the pipe still.
             _ = messages.receive(from: watchReader)
             _ = decideByMessages()
-        } else if count == 0 || errno != EAGAIN {
+        } else if count == 0 || !isTransientFailure() {
             loop?.unwatch(reportReader)
             hasEnded = true
             if speaksNoMore { decideByEnd() }

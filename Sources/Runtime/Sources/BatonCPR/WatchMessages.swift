@@ -81,7 +81,7 @@ struct WatchMessages {
         var count = retryingInterrupts { read(watch, &buffer, buffer.count) }
         // The other side has closed it without having read all; what it said before is there.
         if count < 0, errno == ECONNRESET { count = retryingInterrupts { read(watch, &buffer, buffer.count) } }
-        if count < 0 && errno == EAGAIN { return true }
+        if count < 0, isTransientFailure() { return true }
         guard count > 0 else { return false }
         for byte in buffer[..<count] {
             if text != nil {

@@ -67,7 +67,7 @@ final class FrameStream {
         }
         let room = UnsafeMutableRawBufferPointer(rebasing: input[inputEnd...])
         let count = retryingInterrupts { Glibc.read(fd, room.baseAddress, room.count) }
-        if count < 0 { return errno == EAGAIN ? nil : End(reason: VMMError.system("read failed").message) }
+        if count < 0 { return isTransientFailure() ? nil : End(reason: VMMError.system("read failed").message) }
         guard count > 0 else { return End(reason: "the peer closed the connection") }
         inputEnd += count
         return deliverAll(deliver)
@@ -124,7 +124,7 @@ final class FrameStream {
     private func write(_ bytes: UnsafeRawBufferPointer, to fd: Int32, rest: (Int) -> Void) -> End? {
         guard !bytes.isEmpty else { return nil }
         let count = retryingInterrupts { Glibc.send(fd, bytes.baseAddress, bytes.count, Int32(MSG_NOSIGNAL)) }
-        guard count >= 0 || errno == EAGAIN else { return End(reason: VMMError.system("write failed").message) }
+        guard count >= 0 || isTransientFailure() else { return End(reason: VMMError.system("write failed").message) }
         rest(max(0, count))
         return nil
     }

@@ -12,6 +12,14 @@ extension VMMError {
     }
 }
 
+/// Whether a read or write that failed so may do its work when it is repeated: nothing was there yet, or the kernel had
+/// no memory for it. The connection is as good as before, and who closes it loses what is in it.
+/// - Parameter code: the errno value; by default the calling thread's current one.
+/// - Source: recv(2), send(2), unix(7): EAGAIN, ENOMEM, ENOBUFS.
+public func isTransientFailure(_ code: Int32 = errno) -> Bool {
+    code == EAGAIN || code == EWOULDBLOCK || code == ENOMEM || code == ENOBUFS
+}
+
 /// Repeats `body` while it fails with EINTR.
 /// - Parameter body: a system call that returns -1 and sets errno on failure.
 /// - Returns: the first result that is not an interrupted call.

@@ -41,11 +41,16 @@ public final class EventLoop {
         var generation: UInt32
         var events: IOEvents
         var handler: (IOEvents) -> Void
+        /// The epoll set has it, if perhaps with other events.
+        var isKnown: Bool
     }
 
     private let epoll: Int32
     private var watches: [Int32: Watch] = [:]
     private var generation: UInt32 = 0
+    /// Watched descriptors of which the kernel could not be told yet, and when it is tried again.
+    private var owed: Set<Int32> = []
+    private var retry: Timer?
     /// Latest deadline first, so that the next is taken off the end. There are
     /// a handful at most.
     private var timers: [Timer] = []
@@ -70,6 +75,8 @@ public final class EventLoop {
     private static let share: Int64 = 3_000_000
     /// Work between two looks at the clock, see `mayGoOn`.
     private static let workBetweenLooks = 1 << 18
+    /// Nanoseconds between two attempts to tell the kernel of a watch.
+    private static let retryInterval: Int64 = 10_000_000
     /// When the share began; 0 before the first turn.
     private var shareStart: Int64 = 0
     private var workLeft = workBetweenLooks
@@ -107,30 +114,70 @@ public final class EventLoop {
     /// Watches a borrowed fd. The handler runs on the main thread, any number
     /// of times, until `unwatch`, which must come before the fd is closed.
     /// Watching an fd again replaces its events and handler.
+    ///
+    /// When the kernel has no room for the watch (epoll_ctl(2): ENOMEM; ENOSPC at `fs.epoll.max_user_watches`, which all
+    /// of a user's processes share), it is made as soon as there is some: nobody is deaf for good.
+    /// - Throws: when the fd cannot be watched at all (no such descriptor, a regular file).
     public func watch(_ fd: Int32, _ events: IOEvents, _ handler: @escaping (IOEvents) -> Void) throws(VMMError) {
         generation &+= 1
-        var event = epoll_event()
-        event.events = events.rawValue
-        event.data.u64 = UInt64(generation) << 32 | UInt64(UInt32(bitPattern: fd))
-        let operation = watches[fd] == nil ? EPOLL_CTL_ADD : EPOLL_CTL_MOD
-        guard epoll_ctl(epoll, operation, fd, &event) == 0 else { throw .system("Could not watch fd \(fd)") }
-        watches[fd] = Watch(generation: generation, events: events, handler: handler)
+        let isKnown = watches[fd]?.isKnown ?? false
+        let watch = Watch(generation: generation, events: events, handler: handler, isKnown: isKnown)
+        let isMade = tellKernel(fd, watch)
+        guard isMade || lacksRoom else { throw .system("Could not watch fd \(fd)") }
+        watches[fd] = watch
+        if isMade { made(fd) } else { owe(fd) }
     }
 
     /// Changes what a watched fd is watched for; does nothing for others.
     public func setEvents(_ fd: Int32, _ events: IOEvents) {
-        guard let watch = watches[fd], watch.events != events else { return }
+        guard var watch = watches[fd], watch.events != events else { return }
+        watch.events = events
+        watches[fd] = watch
+        if tellKernel(fd, watch) { made(fd) } else if lacksRoom { owe(fd) }
+    }
+
+    /// - Returns: whether the epoll set has the watch as it is; if not, errno says why.
+    private func tellKernel(_ fd: Int32, _ watch: Watch) -> Bool {
         var event = epoll_event()
-        event.events = events.rawValue
+        event.events = watch.events.rawValue
         event.data.u64 = UInt64(watch.generation) << 32 | UInt64(UInt32(bitPattern: fd))
-        if epoll_ctl(epoll, EPOLL_CTL_MOD, fd, &event) == 0 { watches[fd]?.events = events }
+        return epoll_ctl(epoll, watch.isKnown ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) == 0
+    }
+
+    /// Whether the call that has just failed may succeed later.
+    private var lacksRoom: Bool { errno == ENOMEM || errno == ENOSPC }
+
+    private func made(_ fd: Int32) {
+        watches[fd]?.isKnown = true
+        if !owed.isEmpty { owed.remove(fd) }
+    }
+
+    private func owe(_ fd: Int32) {
+        if owed.isEmpty {
+            let error = VMMError.system("Could not watch fd \(fd)")
+            Report.warning("\(error.message); this is tried again until there is room (fs.epoll.max_user_watches)")
+        }
+        owed.insert(fd)
+        awaitRoom()
+    }
+
+    /// Tries again in a while, if there is something to try.
+    private func awaitRoom() {
+        guard !owed.isEmpty, retry?.handler == nil else { return }
+        retry = schedule(at: EventLoop.now + EventLoop.retryInterval) { [unowned self] in
+            for fd in owed {
+                if let watch = watches[fd], tellKernel(fd, watch) { made(fd) } else if !lacksRoom { owed.remove(fd) }
+            }
+            awaitRoom()
+        }
     }
 
     public func isWatched(_ fd: Int32) -> Bool { watches[fd] != nil }
 
     public func unwatch(_ fd: Int32) {
-        guard watches.removeValue(forKey: fd) != nil else { return }
-        epoll_ctl(epoll, EPOLL_CTL_DEL, fd, nil)
+        guard let watch = watches.removeValue(forKey: fd) else { return }
+        owed.remove(fd)
+        if watch.isKnown { epoll_ctl(epoll, EPOLL_CTL_DEL, fd, nil) }
     }
 
     /// Forgets all timers, and all watched descriptors but these: nothing that was
@@ -138,6 +185,7 @@ public final class EventLoop {
     package func keepOnly(_ fds: Set<Int32>) {
         for fd in watches.keys where !fds.contains(fd) { unwatch(fd) }
         for timer in timers { timer.cancel() }
+        awaitRoom()
     }
 
     /// Calls `handler` once at `deadline` (CLOCK_MONOTONIC, nanoseconds) or as

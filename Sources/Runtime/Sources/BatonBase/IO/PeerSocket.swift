@@ -124,7 +124,7 @@ public final class PeerSocket {
             }
             if sent > 0 {
                 done += sent
-            } else if sent < 0, errno == EAGAIN || errno == EWOULDBLOCK {
+            } else if sent < 0, isTransientFailure() {
                 try wait(POLLOUT)
             } else {
                 throw .system(errno)
@@ -156,7 +156,7 @@ public final class PeerSocket {
                         Int32(MSG_DONTWAIT))
                 }
             }
-            if got < 0, errno == EAGAIN || errno == EWOULDBLOCK {
+            if got < 0, isTransientFailure() {
                 if !waits { return Array(bytes[..<done]) }
                 try wait(POLLIN)
                 continue

@@ -86,7 +86,7 @@ public final class FrameReader {
             guard count >= 0 else {
                 // A datagram's refusal by its receiver is told to the sender here.
                 if errno == ECONNREFUSED { continue }
-                if errno != EAGAIN { end(.system("read failed")) }
+                if !isTransientFailure() { end(.system("read failed")) }
                 return
             }
             // Too short for its header, or too long: not a frame.
