@@ -20,6 +20,9 @@ struct BenchCommand: ParsableCommand {
     @Flag(help: "Measure the guest's pause in a restart only.")
     var pauseOnly = false
 
+    @Option(help: "Of the pauses, measure only rows with TEXT in their names; may be given several times.")
+    var row: [String] = []
+
     @Flag(help: "Measure a guest on KVM only.")
     var kvmOnly = false
 
@@ -32,8 +35,10 @@ struct BenchCommand: ParsableCommand {
             try speed(baton: baton, directory: directory)
             try StartUpBenchmark(vmm: baton, repetitions: repetitions, directory: directory).run()
         }
-        try RestartBenchmark(vmm: baton, repetitions: repetitions, directory: directory).run()
-        try PauseBenchmark(vmm: baton, qemu: findQEMU(.riscv64), repetitions: repetitions, directory: directory).run()
+        if row.isEmpty { try RestartBenchmark(vmm: baton, repetitions: repetitions, directory: directory).run() }
+        try PauseBenchmark(
+            vmm: baton, qemu: findQEMU(.riscv64), repetitions: repetitions, rows: row, directory: directory
+        ).run()
         if !pauseOnly { try kvm(baton: baton, directory: directory) }
     }
 

@@ -12,6 +12,8 @@ struct PauseBenchmark {
     /// nil: not to be had.
     let qemu: QEMUInstallation?
     let repetitions: Int
+    /// Only rows with one of these in their names are measured; all if there is none.
+    let rows: [String]
     let directory: TemporaryDirectory
 
     private static let sizes = [("128M", 128 << 20), ("1G", 1 << 30), ("16G", 16 << 30)]
@@ -57,34 +59,39 @@ struct PauseBenchmark {
     /// Beside QEMU, if that is there.
     /// - Returns: the median of `cpr-update`.
     private func compare(_ name: String, _ memory: Memory, steps: Bool) throws -> Double {
-        let update = try baton(memory, Self.update)
-        row("\(name), baton cpr-update", update)
-        row("\(name), the same without a trial", try baton(memory, Self.updateWithoutTrial))
-        if steps { row("\(name), baton save, exec, load", try baton(memory, Self.threeSteps)) }
-        let transfer = try self.transfer(memory)
-        row("\(name), baton transfer", transfer)
-        guard let qemu else { return update.guest.median }
-        let exec = try cprExec(qemu, memory)
-        row("\(name), QEMU \(qemu.version) cpr-exec, from outside", exec)
-        ratio("baton cpr-update / QEMU cpr-exec", update.outside, exec)
-        let qemuTransfer = try cprTransfer(qemu, memory)
-        row("\(name), QEMU \(qemu.version) cpr-transfer, from outside", qemuTransfer)
-        ratio("baton transfer / QEMU cpr-transfer", transfer.outside, qemuTransfer)
-        return update.guest.median
+        let update = try measureRow("\(name), baton cpr-update") { try baton(memory, Self.update) }
+        _ = try measureRow("\(name), the same without a trial") { try baton(memory, Self.updateWithoutTrial) }
+        if steps { _ = try measureRow("\(name), baton save, exec, load") { try baton(memory, Self.threeSteps) } }
+        let transfer = try measureRow("\(name), baton transfer") { try self.transfer(memory) }
+        let median = update?.guest.median ?? 0
+        guard let qemu else { return median }
+        if let exec = try measureRow(
+            "\(name), QEMU \(qemu.version) cpr-exec, from outside", { try cprExec(qemu, memory) })
+        {
+            ratio("baton cpr-update / QEMU cpr-exec", update?.outside, exec)
+        }
+        if let other = try measureRow(
+            "\(name), QEMU \(qemu.version) cpr-transfer, from outside", { try cprTransfer(qemu, memory) })
+        {
+            ratio("baton transfer / QEMU cpr-transfer", transfer?.outside, other)
+        }
+        return median
     }
 
     /// Of what there are many.
     private func many(_ base: Double, image: String) throws {
         let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
-        let held = try baton(memory, Self.update, descriptors: Self.descriptors)
-        row("128M, cpr-update, \(Self.descriptors) descriptors", held, base: base)
+        _ = try measureRow("128M, cpr-update, \(Self.descriptors) descriptors", base: base) {
+            try baton(memory, Self.update, descriptors: Self.descriptors)
+        }
         let files = (0..<Self.descriptors).flatMap { ["-chardev", "file,id=c\($0),path=\(directory.file("c\($0)"))"] }
-        row(
-            "128M, cpr-update, \(Self.descriptors) file chardevs", try baton(memory, Self.update, extra: files),
-            base: base)
+        _ = try measureRow("128M, cpr-update, \(Self.descriptors) file chardevs", base: base) {
+            try baton(memory, Self.update, extra: files)
+        }
         for count in Self.deviceCounts {
-            let cards = try baton(memory, Self.update, extra: networkCards(count))
-            row("128M, cpr-update, \(count) network cards", cards, base: base)
+            _ = try measureRow("128M, cpr-update, \(count) network cards", base: base) {
+                try baton(memory, Self.update, extra: networkCards(count))
+            }
         }
     }
 
@@ -95,37 +102,50 @@ struct PauseBenchmark {
             return print("  128M, cpr-update, cpu.max of one CPU: skipped: \(error)")
         }
         let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
-        row("128M, cpr-update, cpu.max of one CPU", try baton(memory, Self.update, limit: limit), base: base)
+        _ = try measureRow("128M, cpr-update, cpu.max of one CPU", base: base) {
+            try baton(memory, Self.update, limit: limit)
+        }
     }
 
     /// Updates that come to nothing: the guest goes on in the old VMM.
     private func failures(image: String) throws {
         let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
+        let stopped = "128M, it stops with the guest for \(Self.downtime) ms"
         for (name, command) in [
             ("refuses", ["/bin/sh", "-c", "exit 3"]), ("crashes", ["/bin/sh", "-c", "kill -SEGV $$"]),
             ("hangs", ["/bin/sleep", "1000"]),
         ] {
-            let gaps = try measure(memory) { probe, _ in try refusedGaps(probe, command, ["timeout-ms": 200]) }
-            row("128M, the new VMM \(name)", Summary(gaps))
+            _ = try measureRow("128M, the new VMM \(name)") {
+                Summary(try measure(memory) { probe, _ in try refusedGaps(probe, command, ["timeout-ms": 200]) })
+            }
         }
         guard Tool.find("strace") != nil else {
-            return print("  128M, the new VMM stops after the change of hands: skipped: needs strace")
+            return print("  \(stopped): skipped: needs strace")
         }
+        _ = try measureRow(stopped) { try stoppedGaps(memory) }
+    }
+
+    /// Gaps where the new VMM stops when it has the guest, until the old one takes that back.
+    private func stoppedGaps(_ memory: Memory) throws -> Summary {
         let trace = directory.file("trace")
         // With -D the tracer is no parent of the new VMM, which has the VM's PID.
         let tracer = ["strace", "-D", "-q", "-o", trace, "-e", "trace=write"]
-        let gaps = try measure(memory) { probe, arguments in
+        _ = try measure(memory) { probe, arguments in
             try probe.command("cpr-update", ["argv": tracer + arguments, "preflight": false])
-            // The new VMM says so when it loads the state of a guest that stands still (see WatchMessages).
-            let writes = try String(contentsOfFile: trace, encoding: .utf8).split(separator: "\n")
-            guard let call = writes.firstIndex(where: { $0.contains("L\", 9)") }) else {
-                throw Failure("the new VMM has not said that it loads the state: \(writes)")
-            }
-            return try refusedGaps(
-                probe, tracer + ["-e", "inject=write:signal=STOP:when=\(call + 1)"] + arguments,
-                ["preflight": false, "timeout-ms": 20_000, "downtime-ms": Self.downtime])
+            return []
         }
-        row("128M, it stops with the guest, for \(Self.downtime) ms", Summary(gaps))
+        // The new VMM says so when it loads the state of a guest that stands still (see WatchMessages).
+        let writes = try String(contentsOfFile: trace, encoding: .utf8).split(separator: "\n")
+        guard let call = writes.firstIndex(where: { $0.contains("L\", 9)") }) else {
+            throw Failure("the new VMM has not said that it loads the state: \(writes)")
+        }
+        let injection = ["-e", "inject=write:signal=STOP:when=\(call + 1)"]
+        return Summary(
+            try measure(memory) { probe, arguments in
+                try refusedGaps(
+                    probe, tracer + injection + arguments,
+                    ["preflight": false, "timeout-ms": 20_000, "downtime-ms": Self.downtime])
+            })
     }
 
     private func refusedGaps(_ probe: PauseProbe, _ argv: [String], _ limits: [String: Any]) throws -> [Double] {
@@ -136,6 +156,7 @@ struct PauseBenchmark {
     private func work(image: String) throws {
         print("the guest's work in the first second after a restart, as a part of that in the second before:")
         func row(_ name: String, _ memory: Memory, _ limit: ProcessorLimit? = nil) throws {
+            guard isWanted("\(name), cpr-update") else { return }
             let samples = try measure(memory, limit: limit) { probe, arguments in
                 let messages = try Self.update(arguments, checkpoint: "")
                 return try (0..<Self.worksMeasured).map { _ in try probe.work(messages) }
@@ -170,26 +191,28 @@ struct PauseBenchmark {
         }
     }
 
-    private func row(_ name: String, _ summary: Summary, more: Double? = nil) {
-        let text = more.map { String(format: "  %+.2f ms", $0) } ?? ""
-        print("  \(name.padding(toLength: 40, withPad: " ", startingAt: 0))\(summary)\(text)")
+    /// Measures a row and prints it, unless it is left out.
+    private func measureRow<Figures: RowFigures>(
+        _ name: String, base: Double? = nil, _ measure: () throws -> Figures
+    ) throws -> Figures? {
+        guard isWanted(name) else { return nil }
+        let figures = try measure()
+        let more = base.map { String(format: "  %+.2f ms", figures.summary.median - $0) } ?? ""
+        print("  \(name.padding(toLength: 40, withPad: " ", startingAt: 0))\(figures.summary)\(more)")
+        if let details = figures.details { print("    \(details)") }
+        return figures
     }
 
-    private func row(_ name: String, _ pauses: Pauses, base: Double? = nil) {
-        row(name, pauses.guest, more: base.map { pauses.guest.median - $0 })
-        print(
-            String(
-                format: "    %.2f from outside; as the VMM has it, %.2f for the exec and %.2f for the change of hands",
-                pauses.outside.median, pauses.exec, pauses.hands))
-    }
+    private func isWanted(_ name: String) -> Bool { rows.isEmpty || rows.contains { name.contains($0) } }
 
-    private func ratio(_ name: String, _ own: Summary, _ other: Summary) {
+    private func ratio(_ name: String, _ own: Summary?, _ other: Summary) {
+        guard let own else { return }
         print("    \(name): " + String(format: "%.3f", own.median / other.median))
     }
 
     /// An update, several times: the longest gap, and the medians of the pause from outside and of both as the VMM
     /// has them, in ms.
-    private struct Pauses {
+    private struct Pauses: RowFigures {
         let guest: Summary
         let outside: Summary
         let exec: Double
@@ -200,6 +223,13 @@ struct PauseBenchmark {
             self.outside = Summary(outside)
             exec = Summary(own.map(\.exec)).median
             hands = Summary(own.map(\.hands)).median
+        }
+
+        var summary: Summary { guest }
+        var details: String? {
+            String(
+                format: "%.2f from outside; as the VMM has it, %.2f for the exec and %.2f for the change of hands",
+                outside.median, exec, hands)
         }
     }
 
@@ -378,4 +408,16 @@ struct PauseBenchmark {
         try probe.command("quit")
         return Summary(samples)
     }
+}
+
+/// What a row of the benchmark shows.
+private protocol RowFigures {
+    var summary: Summary { get }
+    /// A second line.
+    var details: String? { get }
+}
+
+extension Summary: RowFigures {
+    fileprivate var summary: Summary { self }
+    fileprivate var details: String? { nil }
 }
