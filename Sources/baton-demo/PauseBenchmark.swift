@@ -154,9 +154,13 @@ struct PauseBenchmark {
     }
 
     private func work(image: String) throws {
-        print("the guest's work in the first second after a restart, as a part of that in the second before:")
+        var isFirst = true
         func row(_ name: String, _ memory: Memory, _ limit: ProcessorLimit? = nil) throws {
             guard isWanted("\(name), cpr-update") else { return }
+            if isFirst {
+                print("the guest's work in the first second after a restart, as a part of that in the second before:")
+                isFirst = false
+            }
             let samples = try measure(memory, limit: limit) { probe, arguments in
                 let messages = try Self.update(arguments, checkpoint: "")
                 return try (0..<Self.worksMeasured).map { _ in try probe.work(messages) }

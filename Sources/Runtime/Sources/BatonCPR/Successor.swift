@@ -284,18 +284,8 @@ final class Successor {
     /// - Parameter deadline: as of CLOCK_MONOTONIC in nanoseconds; nil for none.
     /// - Returns: nil when nothing came in time.
     private func awaitNews(until deadline: Int64?) -> News? {
-        while true {
-            let left = deadline.map { max(0, $0 - EventLoop.now) }
-            var states = [channel, process].map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-            let ready = poll(&states, 2, left.map { Int32(min(($0 + 999_999) / 1_000_000, 1 << 30)) } ?? -1)
-            if ready < 0, errno == EINTR { continue }
-            guard ready != 0 else {
-                if let deadline, EventLoop.now < deadline { continue }
-                return nil
-            }
-            guard states[0].revents != 0 else { return .end }
-            return messages.receive(from: channel) ? .message : .end
-        }
+        guard let first = FD.awaitInput(anyOf: [channel, process], until: deadline) else { return nil }
+        return first == 0 && messages.receive(from: channel) ? .message : .end
     }
 
     // MARK: The way back

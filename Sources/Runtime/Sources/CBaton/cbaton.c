@@ -377,3 +377,8 @@ void cbaton_eventfd_add(int fd) {
     ssize_t done = write(fd, &one, sizeof one);
     (void)done;
 }
+
+int cbaton_poll(struct pollfd *states, size_t count, int64_t nanoseconds) {
+    struct timespec time = {nanoseconds / 1000000000, nanoseconds % 1000000000};
+    return ppoll(states, count, nanoseconds < 0 ? NULL : &time, NULL);
+}

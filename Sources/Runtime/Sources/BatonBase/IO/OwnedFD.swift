@@ -64,11 +64,20 @@ public enum FD {
     /// - Parameter deadline: as of CLOCK_MONOTONIC in nanoseconds.
     /// - Returns: false when nothing has come until then.
     public static func awaitInput(_ fd: Int32, until deadline: Int64) -> Bool {
+        awaitInput(anyOf: [fd], until: deadline) != nil
+    }
+
+    /// Waits until a read of one of `fds` would not block. Negative descriptors are not looked at.
+    /// - Parameter deadline: as of CLOCK_MONOTONIC in nanoseconds; nil for none.
+    /// - Returns: the place of the first of them that is ready; nil when nothing has come until then.
+    public static func awaitInput(anyOf fds: [Int32], until deadline: Int64?) -> Int? {
+        var states = fds.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
         while true {
-            let left = deadline - cbaton_monotonic_ns()
-            guard left > 0 else { return false }
-            var state = pollfd(fd: fd, events: Int16(POLLIN), revents: 0)
-            if poll(&state, 1, Int32(min(left / 1_000_000 + 1, 1 << 30))) > 0 { return true }
+            // Not rounded to milliseconds: a guest may stand still meanwhile.
+            let left = deadline.map { max(0, $0 - cbaton_monotonic_ns()) } ?? -1
+            let ready = cbaton_poll(&states, states.count, left)
+            if ready > 0 { return states.firstIndex { $0.revents != 0 } }
+            if left == 0 { return nil }
         }
     }
 

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include "baton-module.h"
 #include <signal.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <sys/epoll.h>
@@ -367,6 +368,9 @@ int cbaton_eventfd(void);
 uint64_t cbaton_eventfd_take(int fd);
 /* Counts one up; never blocks on an eventfd made by cbaton_eventfd. */
 void cbaton_eventfd_add(int fd);
+
+/* ppoll(2) with a time in nanoseconds; negative: without end. */
+int cbaton_poll(struct pollfd *states, size_t count, int64_t nanoseconds);
 
 /* Opens a pseudo-terminal: a master fd with FD_CLOEXEC and O_NONBLOCK, and the
  * slave's path. The slave is in raw mode and hung up until someone opens it.
