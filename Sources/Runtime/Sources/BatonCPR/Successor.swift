@@ -252,8 +252,12 @@ final class Successor {
         return takeBack(reason)
     }
 
+    /// Nanoseconds that it takes to end a new VMM that is late, and to go on with the guest: 1 to 2 ms.
+    private static let wayBack: Int64 = 2_000_000
+
     private func wait(limit: Int64, since start: Int64, _ whenItWaits: () -> Void) -> String {
-        var deadline = start + limit
+        // The way back is a part of the time that the guest stands still.
+        var deadline = start + limit - min(Successor.wayBack, limit / 4)
         var hasWaited = false
         while messages.stage != .committed {
             let isPatient = messages.stage == .waiting && messages.refusal == nil
