@@ -32,9 +32,9 @@ enum SuccessorFault: CaseIterable {
             // As many of each as the dynamic linker and the loading of modules make.
             let (call, most) = [("openat", 20), ("mmap", 60), ("read", 12)].randomElement(using: &random)!
             let when = Int.random(in: 1...most, using: &random)
-            // -D: the tracer is the child, and not the VMM.
-            return ["strace", "-D", "-qq", "-o", "/dev/null", "-e", "inject=\(call):signal=KILL:when=\(when)"]
-                + arguments
+            // Not with -D: strace waits for any child then, and a VMM of before that ends just now would have it start the
+            // new VMM before that is traced.
+            return ["strace", "-qq", "-o", "/dev/null", "-e", "inject=\(call):signal=KILL:when=\(when)"] + arguments
         }
     }
 }
