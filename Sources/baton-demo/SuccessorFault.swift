@@ -32,9 +32,10 @@ enum SuccessorFault: CaseIterable {
             // As many of each as the dynamic linker and the loading of modules make.
             let (call, most) = [("openat", 20), ("mmap", 60), ("read", 12)].randomElement(using: &random)!
             let when = Int.random(in: 1...most, using: &random)
-            // Not with -D: strace waits for any child then, and a VMM of before that ends just now would have it start the
-            // new VMM before that is traced.
-            return ["strace", "-qq", "-o", "/dev/null", "-e", "inject=\(call):signal=KILL:when=\(when)"] + arguments
+            // A child of the shell's, as strace waits for any of its own children: those of the VM's process, such as a VMM
+            // of before that ends just now, have it start the new VMM untraced (with -D), or stay for ever (without).
+            let tracer = "strace -qq -o /dev/null -e inject=\(call):signal=KILL:when=\(when) \"$@\"; exit $?"
+            return ["/bin/sh", "-c", tracer, "sh"] + arguments
         }
     }
 }

@@ -90,10 +90,10 @@ int cbaton_run_apart(void (*body)(void *), void *context) {
 
 /* ---- At a lower priority. */
 
-/* Of a thread that runs under SCHED_IDLE: when it began, in nanoseconds of CLOCK_MONOTONIC; else 0. */
-static __thread int64_t idle_since;
-/* Nanoseconds that it may wait for a processor beyond as many as it has had. */
+/* Nanoseconds that a thread under SCHED_IDLE may wait for a processor beyond twice what it has had of one. */
 #define IDLE_PATIENCE 100000000
+/* Nanoseconds between two looks whether it does. */
+#define IDLE_LOOK 50000000
 
 static int64_t clock_ns(clockid_t clock) {
     struct timespec time;
@@ -106,45 +106,28 @@ struct nice_work {
     void (*body)(void *);
     void *context;
     cpu_set_t cpus; /* the caller's */
-    int may_idle;
-    int is_done;
 };
-
-/* Takes SCHED_IDLE, if that can be left again: without the right to, for which RLIMIT_NICE or CAP_SYS_NICE is needed,
- * the thread is of no more use. */
-static int become_idle(void) {
-    const struct sched_param none = {0};
-    if (sched_getscheduler(0) != SCHED_OTHER || sched_setscheduler(0, SCHED_IDLE, &none)) return 1;
-    if (sched_setscheduler(0, SCHED_OTHER, &none)) return 0;
-    if (!sched_setscheduler(0, SCHED_IDLE, &none)) idle_since = clock_ns(CLOCK_MONOTONIC);
-    return 1;
-}
 
 static void *run_nicely(void *argument) {
     struct nice_work *work = argument;
     sched_setaffinity(0, sizeof work->cpus, &work->cpus);
     /* On Linux a nice value is a thread's. Without the change the work is done all the same. */
-    setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + work->increment);
-    /* A processor that does nothing else counts as idle with this: what wakes up is put there, and not in the place of
-     * the guest on another one. */
-    if (work->may_idle && !become_idle()) return NULL;
+    int nice = getpriority(PRIO_PROCESS, 0) + work->increment;
+    if (nice > 19) nice = 19;
+    setpriority(PRIO_PROCESS, 0, nice);
+    /* A processor that does nothing else counts as idle with SCHED_IDLE: what wakes up is put there, and not in the
+     * place of the guest on another one. It takes RLIMIT_NICE or CAP_SYS_NICE to leave that again, as it takes to
+     * lower a nice value. */
+    if (sched_getscheduler(0) == SCHED_OTHER && setpriority(PRIO_PROCESS, 0, nice - 1) == 0) {
+        setpriority(PRIO_PROCESS, 0, nice);
+        sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});
+    }
     work->body(work->context);
-    work->is_done = 1;
     return NULL;
 }
 
-void cbaton_let_others_run(void) {
-    sched_yield();
-    if (idle_since == 0) return;
-    int64_t had = clock_ns(CLOCK_THREAD_CPUTIME_ID);
-    if (clock_ns(CLOCK_MONOTONIC) - idle_since < 2 * had + IDLE_PATIENCE) return;
-    /* Other processors' work leaves nothing for it: its nice value gets it a share. */
-    idle_since = 0;
-    sched_setscheduler(0, SCHED_OTHER, &(struct sched_param){0});
-}
-
 void cbaton_run_nicely(int increment, void (*body)(void *), void *context) {
-    struct nice_work work = {increment, body, context, {{0}}, 1, 0};
+    struct nice_work work = {increment, body, context, {{0}}};
     pthread_t thread;
     cpu_set_t here;
     CPU_ZERO(&here);
@@ -152,10 +135,21 @@ void cbaton_run_nicely(int increment, void (*body)(void *), void *context) {
     if (cpu >= 0) CPU_SET(cpu, &here);
     /* It begins where the caller is, which only waits from now on: on another processor it might share that with the
      * guest, for a tick of the kernel's. */
-    int knows = sched_getaffinity(0, sizeof work.cpus, &work.cpus) == 0 && cpu >= 0;
-    for (; knows && !work.is_done && work.may_idle >= 0; work.may_idle--) {
-        if (start_thread(&thread, PTHREAD_CREATE_JOINABLE, &here, run_nicely, &work) != 0) break;
-        pthread_join(thread, NULL);
+    if (sched_getaffinity(0, sizeof work.cpus, &work.cpus) || cpu < 0 ||
+        start_thread(&thread, PTHREAD_CREATE_JOINABLE, &here, run_nicely, &work)) {
+        body(context);
+        return;
     }
-    if (!work.is_done) body(context);
+    int64_t begin = clock_ns(CLOCK_MONOTONIC), look = begin + IDLE_PATIENCE, had = 0;
+    struct timespec until;
+    clockid_t clock;
+    do {
+        until = (struct timespec){look / 1000000000, look % 1000000000};
+        if (pthread_clockjoin_np(thread, NULL, CLOCK_MONOTONIC, &until) != ETIMEDOUT) return;
+        look = clock_ns(CLOCK_MONOTONIC) + IDLE_LOOK;
+        if (pthread_getcpuclockid(thread, &clock) == 0) had = clock_ns(clock);
+    } while (clock_ns(CLOCK_MONOTONIC) - begin < 2 * had + IDLE_PATIENCE);
+    /* Others' work leaves nothing for it, and it may never come to see that itself: its nice value gets it a share. */
+    pthread_setschedparam(thread, SCHED_OTHER, &(struct sched_param){0});
+    pthread_join(thread, NULL);
 }

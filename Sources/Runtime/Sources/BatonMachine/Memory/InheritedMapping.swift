@@ -85,7 +85,7 @@ struct InheritedMapping {
         for start in stride(from: range.lowerBound / page * page, to: range.upperBound, by: InheritedMapping.step) {
             let pages = (min(InheritedMapping.step, range.upperBound - start) + page - 1) / page
             // Where both share a processor the kernel would change between them at its ticks only.
-            cbaton_let_others_run()
+            sched_yield()
             guard EventLoop.now < deadline, mincore(mapping + start, pages * page, &isResident) == 0 else {
                 return false
             }

@@ -254,11 +254,9 @@ int cbaton_start_thread(pthread_t *thread, void (*body)(void *context), void *co
 
 /* Calls BODY with CONTEXT at a nice value that is INCREMENT higher than the caller's, in a
  * thread that has ended when this returns; or in the caller, where there can be no thread.
- * The thread begins under SCHED_IDLE (sched(7)). */
+ * The thread begins under SCHED_IDLE (sched(7)). When it waits for a processor longer than twice the time
+ * that it has had one, it goes on under SCHED_OTHER, at its nice value. */
 void cbaton_run_nicely(int increment, void (*body)(void *context), void *context);
-/* Of such a BODY, to be called often: lets others have the processor. A thread that has waited for one
- * longer than it has run goes on under SCHED_OTHER, at its nice value. */
-void cbaton_let_others_run(void);
 
 /* A program that is run, and with it whatever that starts in turn, however it goes to
  * the background: all of it has one process above it, the supervisor, which ends it. */
