@@ -33,11 +33,12 @@ public final class KVMAccelerator: X86Accelerator {
     /// Messages to local APICs: 1 MiB (Intel SDM 3A, 11.11.1).
     private static let messages: (start: UInt64, size: UInt64) = (0xfee0_0000, 0x10_0000)
 
+    /// - Parameter device: the path of KVM's device; nil for the kernel's own place.
     /// - Throws: why KVM cannot be used here.
-    public init(vm: VirtualMachine) throws(VMMError) {
+    public init(vm: VirtualMachine, device: String? = nil) throws(VMMError) {
         self.vm = vm
         lock = vm.lock
-        system = try KVMSystem()
+        system = try KVMSystem(path: device ?? KVMSystem.defaultPath)
         interrupts = KVMInterrupts(system: system, loop: vm.loop)
         memory = KVMMemory(system: system, space: vm.addressSpace)
         doorbells = KVMDoorbells(system: system)

@@ -147,10 +147,16 @@ public protocol AcceleratorType: AnyObject {
     var architectures: [String] { get }
     /// What `-accel NAME,...` takes besides.
     var properties: [DeviceProperty] { get }
+    /// What may follow the name of a CPU model in `-cpu`, where the machine does not know it.
+    func cpuProperties(of model: String) -> [DeviceProperty]
     /// - Parameters:
     ///   - options: those of `-accel`, of which it reads its own.
     /// - Throws: why this host has no such accelerator; another may be tried then.
     func make(vm: VirtualMachine, options: KeyValueOptions) throws(VMMError) -> any Accelerator
+}
+
+extension AcceleratorType {
+    public func cpuProperties(of model: String) -> [DeviceProperty] { [] }
 }
 
 /// What the guest can ask of the machine it runs on: by a call of its firmware, a device's register …
