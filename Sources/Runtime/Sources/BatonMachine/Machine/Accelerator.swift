@@ -87,6 +87,12 @@ public protocol Accelerator: AnyObject {
     /// Makes a route for messages: what is counted on an eventfd is an interrupt. Nil when there are none.
     /// - Parameter event: an eventfd. Borrowed until the route is removed.
     func makeMessageRoute(event: Int32) -> (any MessageRoute)?
+
+    // MARK: Devices of the host's
+
+    /// Says that a device of the host's does DMA to guest memory: CPUs' caches may have to be kept for it.
+    /// - Parameter file: the open device, or the group that it is in. Borrowed. It may be said again.
+    func addDMA(file: Int32)
 }
 
 extension Accelerator {
@@ -103,6 +109,7 @@ extension Accelerator {
     public func add(_ doorbell: Doorbell) -> Bool { false }
     public func remove(_ doorbell: Doorbell) {}
     public func makeMessageRoute(event: Int32) -> (any MessageRoute)? { nil }
+    public func addDMA(file: Int32) {}
 }
 
 /// A register to which writes are events: Linux's ioeventfd.
