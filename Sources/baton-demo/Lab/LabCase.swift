@@ -111,7 +111,9 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         for number in 0..<updates {
             do { try guest.update() } catch { throw Failure("update \(number + 1): \(error)") }
         }
+        let exits = try guest.watchExits()
         try guest.finish()
-        return String(format: "at work after %.0f s; ", booted) + "\(updates) updates, nothing lost: \(guest.summary)"
+        return String(format: "at work after %.0f s; ", booted)
+            + "\(updates) updates, nothing lost: \(guest.summary); \(exits)"
     }
 }
