@@ -77,6 +77,10 @@ struct KVMFaultTests {
         (answer("KVM_CREATE_VM", -12), [], "ioctl(KVM_CREATE_VM) failed: Cannot allocate memory", ""),
         (answer("KVM_CREATE_VCPU", -12), [], "KVM_CREATE_VCPU of CPU 0 failed: Cannot allocate memory", ""),
         (answer("KVM_CREATE_IRQCHIP", -12), [], "KVM_CREATE_IRQCHIP failed: Cannot allocate memory", ""),
+        (
+            answer("KVM_CREATE_IRQCHIP", -25), [], "KVM_CREATE_IRQCHIP failed: Inappropriate ioctl for device",
+            "built with KVM_IOAPIC"
+        ),
         (answer("KVM_SET_CPUID2", -22), [], "KVM_SET_CPUID2 failed: Invalid argument", ""),
         (answer("KVM_GET_SUPPORTED_CPUID", -12), [], "KVM_GET_SUPPORTED_CPUID failed: Cannot allocate memory", ""),
         (answer("KVM_SET_USER_MEMORY_REGION", -12), [], "KVM_SET_USER_MEMORY_REGION of ", ""),

@@ -48,8 +48,8 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     /// Why the case cannot be run here; nil if it can.
     func obstacle(_ files: LabFiles) -> String? {
         switch setup {
-        case .ownKernel where !files.own.isComplete:
-            "needs a kernel of our own, which baton-demo lab --build-kernel builds"
+        case .ownKernel where !LabKernelBuild.isDone(files.own):
+            "needs a kernel of our own, with the options of today, which baton-demo lab --build-kernel builds"
         case .persistent where Tool.find("mkfs.ext4") == nil: "needs mkfs.ext4 (Debian's package e2fsprogs)"
         default: nil
         }
