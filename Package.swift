@@ -98,10 +98,14 @@ let hostTargets: [Target] = [
     .target(name: "CKVM", path: "Plugins/Accelerators/CKVM"),
     part("KVM", [devices, "CKVM"], settings: hot),
     .testTarget(name: "KVMTests", dependencies: ["KVM", "CKVM", devices, runtime], path: "Tests/KVMTests"),
+    // Has KVM answer a VMM as a kernel with faults.
+    .executableTarget(name: "kvm-faults", path: "Tests/KVMFaults"),
 ]
+let hostTestTools: [Target.Dependency] = ["kvm-faults"]
 #else
 let hostModules: [Module] = []
 let hostTargets: [Target] = []
+let hostTestTools: [Target.Dependency] = []
 #endif
 
 /// For Tests/Fuzzers: parts that are in no library, so that their insides can be looked into.
@@ -196,7 +200,8 @@ let package = Package(
             name: "HarnessTests", dependencies: ["Harness", "TestSupport", runtime], path: "Tests/HarnessTests"),
         // Stops or kills a VMM at one of its system calls.
         .executableTarget(name: "call-tracer", path: "Tests/CallTracer"),
-        .testTarget(name: "BatonTests", dependencies: ["TestSupport", "call-tracer"], path: "Tests/BatonTests"),
+        .testTarget(
+            name: "BatonTests", dependencies: ["TestSupport", "call-tracer"] + hostTestTools, path: "Tests/BatonTests"),
         // Answers the VMM's VFIO system calls, for a machine without such devices.
         .executableTarget(name: "vfio-simulator", path: "Tests/VFIOSimulator"),
         .testTarget(name: "VFIOTests", dependencies: ["TestSupport", "vfio-simulator"], path: "Tests/VFIOTests"),

@@ -138,6 +138,18 @@ package struct FeatureWord {
         extended8EBX, extended21EAX, paravirtual,
     ]
 
+    /// Names of the flags that a guest may get, sorted.
+    static var names: [String] {
+        var names: Set<String> = []
+        for word in all {
+            word.forEachName { bit, name in
+                guard isName(name), word.excluded & 1 << bit == 0 else { return }
+                names.insert(String(decoding: name, as: UTF8.self))
+            }
+        }
+        return names.sorted()
+    }
+
     /// Other names that QEMU takes.
     private static let aliases = [
         "sse3": "pni", "sse4-1": "sse4.1", "sse4-2": "sse4.2", "sse4_1": "sse4.1", "sse4_2": "sse4.2", "xd": "nx",

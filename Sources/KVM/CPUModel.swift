@@ -38,6 +38,17 @@ package struct CPUModel {
         return text.split(separator: " ")
     }
 
+    /// What may follow a model's name.
+    static var properties: [DeviceProperty] {
+        [
+            DeviceProperty("check", "bool", "warn of flags that the host lacks (on)"),
+            DeviceProperty("enforce", "bool", "refuse to start without them (off)"),
+            DeviceProperty("migratable", "bool", "leave out what ties a guest to this host (on)"),
+            DeviceProperty("kvm", "bool", "tell the guest that it runs on KVM (on)"),
+            DeviceProperty("model-id", "str", "the CPU's name"),
+        ] + FeatureWord.names.map { DeviceProperty($0, "bool", "a flag of CPUID") }
+    }
+
     /// - Throws: QEMU's error for a model, property or value that there is not.
     package init(_ text: String) throws(VMMError) {
         let parts = text.split(separator: ",", omittingEmptySubsequences: false).map(String.init)

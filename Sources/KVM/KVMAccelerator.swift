@@ -15,6 +15,7 @@ public final class KVMAccelerator: X86Accelerator {
     let interrupts: KVMInterrupts
     private let memory: KVMMemory
     private let doorbells: KVMDoorbells
+    private var assignment: KVMAssignment
     private(set) var virtualCPUs: [KVMVirtualCPU] = []
     public private(set) var systemDevices: [any Device] = []
     private var noted: VMMError?
@@ -33,14 +34,16 @@ public final class KVMAccelerator: X86Accelerator {
     /// Messages to local APICs: 1 MiB (Intel SDM 3A, 11.11.1).
     private static let messages: (start: UInt64, size: UInt64) = (0xfee0_0000, 0x10_0000)
 
+    /// - Parameter device: the path of KVM's device; nil for the kernel's own place.
     /// - Throws: why KVM cannot be used here.
-    public init(vm: VirtualMachine) throws(VMMError) {
+    public init(vm: VirtualMachine, device: String? = nil) throws(VMMError) {
         self.vm = vm
         lock = vm.lock
-        system = try KVMSystem()
+        system = try KVMSystem(path: device ?? KVMSystem.defaultPath)
         interrupts = KVMInterrupts(system: system, loop: vm.loop)
         memory = KVMMemory(system: system, space: vm.addressSpace)
         doorbells = KVMDoorbells(system: system)
+        assignment = KVMAssignment(system: system)
         let code = ckvm_prepare_signals()
         guard code == 0 else { throw .system("Could not prepare the signal that stops CPUs", errno: code) }
     }
@@ -162,6 +165,7 @@ public final class KVMAccelerator: X86Accelerator {
     public var takesDoorbells: Bool { true }
     public func add(_ doorbell: Doorbell) -> Bool { doorbells.add(doorbell) }
     public func remove(_ doorbell: Doorbell) { doorbells.remove(doorbell) }
+    public func addDMA(file: Int32) { assignment.add(file) }
     public func makeMessageRoute(event: Int32) -> (any MessageRoute)? { interrupts.makeRoute(event: event) }
 
     // MARK: What went wrong

@@ -30,7 +30,12 @@ final class KVMInterrupts {
 
     /// Makes the controllers. As on a PC, the timer's interrupt 0 is input 2 of the I/O APIC.
     func build(hasPIC: Bool, hasPIT: Bool) throws(VMMError) {
-        try KVMDescriptor.check(system.vm.call(CKVM_CREATE_IRQCHIP), "KVM_CREATE_IRQCHIP")
+        let made = system.vm.call(CKVM_CREATE_IRQCHIP)
+        guard made >= 0 else {
+            throw .system(
+                "KVM_CREATE_IRQCHIP failed", errno: -made,
+                hint: made == -ENOTTY ? "From Linux 6.17 on the host's kernel must be built with KVM_IOAPIC." : nil)
+        }
         if hasPIT {
             var config = kvm_pit_config()
             // Port 0x61 too: KVM_PIT_SPEAKER_DUMMY.

@@ -20,6 +20,8 @@ final class KVMMemory: MemoryListener {
     private var slots: [Slot] = []
     /// The first thing that KVM refused: no guest may run then.
     private(set) var failure: VMMError?
+    /// A device's memory that KVM does not take is reached by exits, which is told once.
+    private var hasWarned = false
 
     init(system: KVMSystem, space: AddressSpace) {
         (self.system, self.space) = (system, space)
@@ -55,16 +57,23 @@ final class KVMMemory: MemoryListener {
     private func add(start: UInt64, size: UInt64, host: UnsafeMutableRawPointer, readOnly: Bool, isDevice: Bool) {
         let used = Set(slots.map(\.number))
         guard let number = (0..<UInt32(system.maximumSlots)).first(where: { !used.contains($0) }) else {
-            failure =
-                failure
-                ?? VMMError(
-                    "KVM has no memory slot left for the memory at \(Hex(start)) (\(system.maximumSlots) are in use)",
-                    hint: "Give the guest fewer pieces of memory, or fewer devices with memory of their own.")
-            return
+            let text = "KVM has no memory slot left for the memory at \(Hex(start)) (\(system.maximumSlots) are in use)"
+            let hint = "Give the guest fewer pieces of memory, or fewer devices with memory of their own."
+            return refuse(VMMError(text, hint: hint), isDevice: isDevice)
         }
         let slot = Slot(
             start: start, size: size, host: host, readOnly: readOnly, isDevice: isDevice, number: number)
         if tell(slot, size: size) { slots.append(slot) }
+    }
+
+    /// A guest does without a device's memory: the device is called for each access in its place.
+    private func refuse(_ error: VMMError, isDevice: Bool) {
+        guard isDevice else {
+            failure = failure ?? error
+            return
+        }
+        if !hasWarned { Report.warning("\(error.message); the device's memory is slow") }
+        hasWarned = true
     }
 
     @discardableResult
@@ -78,10 +87,9 @@ final class KVMMemory: MemoryListener {
         region.userspace_addr = UInt64(UInt(bitPattern: slot.host))
         let result = system.vm.call(CKVM_SET_USER_MEMORY_REGION, &region)
         if result < 0 {
-            failure =
-                failure
-                ?? .system(
-                    "KVM_SET_USER_MEMORY_REGION of \(slot.size) bytes at \(Hex(slot.start)) failed", errno: -result)
+            let text = "KVM_SET_USER_MEMORY_REGION of \(slot.size) bytes at \(Hex(slot.start)) failed"
+            // What cannot be taken away would stay in the guest's reach.
+            refuse(.system(text, errno: -result), isDevice: slot.isDevice && size > 0)
         }
         return result >= 0
     }

@@ -68,15 +68,21 @@ final class KVMSystem {
         ("KVM_CAP_GET_TSC_KHZ", KVM_CAP_GET_TSC_KHZ), ("KVM_CAP_SIGNAL_MSI", KVM_CAP_SIGNAL_MSI),
         ("KVM_CAP_READONLY_MEM", KVM_CAP_READONLY_MEM), ("KVM_CAP_IMMEDIATE_EXIT", KVM_CAP_IMMEDIATE_EXIT),
     ]
-    static let path = "/dev/kvm"
+    /// Where the kernel has it.
+    static let defaultPath = "/dev/kvm"
 
+    /// - Parameter path: of KVM's device.
     /// - Throws: what is missing, and what to do about it.
-    init() throws(VMMError) {
-        let fd = ckvm_open(KVMSystem.path)
-        guard fd >= 0 else { throw KVMSystem.openError(-fd) }
+    init(path: String) throws(VMMError) {
+        let fd = ckvm_open(path)
+        guard fd >= 0 else { throw KVMSystem.openError(path, -fd) }
         system = KVMDescriptor(fd)
         let version = system.call(CKVM_GET_API_VERSION)
-        guard version >= 0 else { throw .system("\(KVMSystem.path) is not KVM", errno: -version) }
+        guard version >= 0 else {
+            throw .system(
+                "\(path) is not KVM", errno: -version,
+                hint: "Give KVM's own file with -accel kvm,device=, or leave it out.")
+        }
         guard version == KVM_API_VERSION else {
             throw VMMError(
                 "kvm version \(version < KVM_API_VERSION ? "too old" : "not supported") (\(version), not 12)",
@@ -111,15 +117,17 @@ final class KVMSystem {
     /// x86-64 CPUs are KVM's alone.
     private static let otherMachine = "Without KVM there is the riscv64 machine: -machine virt -accel tcg."
 
-    private static func openError(_ code: Int32) -> VMMError {
+    private static func openError(_ path: String, _ code: Int32) -> VMMError {
         let hint =
             switch code {
+            case ENOENT where path != defaultPath: "Give KVM's own file with -accel kvm,device=, or leave it out."
             case ENOENT, ENODEV, ENXIO:
                 "Load the module kvm_intel or kvm_amd, and enable virtualization in the host's firmware. \(otherMachine)"
             case EACCES, EPERM: "Add the user to the group that \(path) belongs to. \(otherMachine)"
             default: otherMachine
             }
-        return .system("Could not access KVM kernel module", errno: code, hint: hint)
+        let what = "Could not access KVM kernel module"
+        return .system(path == defaultPath ? what : "\(what): \(path)", errno: code, hint: hint)
     }
 
     /// Turns a capability of the VM on.

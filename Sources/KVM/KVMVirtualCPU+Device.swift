@@ -12,8 +12,8 @@ extension KVMVirtualCPU {
         do throws(VMMError) {
             try getState().save(to: &writer)
         } catch {
-            // A section without registers is refused by whoever reads it: this VMM keeps the guest.
-            Report.error(error)
+            // Nothing is saved then, and this VMM keeps the guest.
+            accelerator.note(failure: error)
         }
         if thread != nil, !place.isFresh {
             place.note(threadID, processGroups: accelerator.processGroups)

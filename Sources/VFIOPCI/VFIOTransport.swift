@@ -10,8 +10,9 @@ public enum VFIOQuery {
 /// How a VFIO device is reached: by the kernel's descriptor of it, or over a
 /// connection to a vfio-user server.
 ///
-/// Methods answer with an error number, 0 for success. They are called on the
-/// main thread, and may block for as long as the device takes to answer.
+/// Methods answer with an error number, 0 for success. They are called with the
+/// VM lock held, on the main thread or (an access of the guest's) a CPU's, and
+/// may block for as long as the device takes to answer.
 public protocol VFIOTransport: AnyObject {
     /// Has `argument`, whose index is set, filled in. Its size stays the same:
     /// an answer that is longer says so in its first field.

@@ -26,8 +26,7 @@ struct QEMUInstallation {
         if let path = Tool.find(target.program), let installed = try? QEMUInstallation(command: [path]) {
             return installed
         }
-        let later = try LaterDebian(
-            cache: cache, name: target.directory, package: target.package, program: "usr/bin/\(target.program)")
+        let later = try later(target, cache: cache)
         func cached() throws -> QEMUInstallation {
             guard let command = later.command else {
                 throw Failure("\(later.root) holds no \(target.program) and C library")
@@ -46,6 +45,12 @@ struct QEMUInstallation {
             }
         }
         throw Failure(reasons.joined(separator: "\n"))
+    }
+
+    /// The one of a later Debian, which may not be in the cache yet.
+    static func later(_ target: Target, cache: String) throws -> LaterDebian {
+        try LaterDebian(
+            cache: cache, name: target.directory, package: target.package, program: "usr/bin/\(target.program)")
     }
 
     private init(command: [String]) throws {

@@ -73,9 +73,14 @@ enum Help {
             let type = try MachineOptions(invocation, loader: try moduleLoader(invocation)).type
             return "Available CPUs:\n" + type.cpuModels.map { "  \($0)\n" }.joined()
         case ("cpu", .one(let model)):
-            let type = try MachineOptions(invocation, loader: try moduleLoader(invocation)).type
+            let loader = try moduleLoader(invocation)
+            let type = try MachineOptions(invocation, loader: loader).type
             guard type.cpuModels.contains(model) else { throw VMMError("unable to find CPU model '\(model)'") }
-            return DeviceProperty.help(type.cpuProperties(of: model), of: model)
+            var properties = type.cpuProperties(of: model)
+            for name in type.accelerators {
+                properties += try loader.acceleratorType(name).cpuProperties(of: model)
+            }
+            return DeviceProperty.help(properties, of: model)
         case ("vga", _): return "none                 no graphic card (default)\n"
         case ("display", _): return "Available display backend types:\nnone\n"
         case ("d", _): return LogOptions.help

@@ -131,6 +131,45 @@ struct InstallTests {
         #expect(!FileManager.default.fileExists(atPath: directory.file("new")))
     }
 
+    // MARK: Machines
+
+    @Test("The machine and accelerator of the documentation build outside of the tree, and go over updates")
+    func machine() throws {
+        let page = "\(Products.repository)/Sources/Documentation/machines.md"
+        let text = try String(contentsOfFile: page, encoding: .utf8)
+        let block = try #require(text.components(separatedBy: "```swift\n").last?.components(separatedBy: "```").first)
+        _ = try make("mode", "swift")
+        let project = directory.file("project"), module = "libmachine-counting.so"
+        try directory.write("project/module.swift", block)
+        try ChildProcess.run(["make", "-s", "-B", "-C", project, "CC=clang", "MODULE=\(module)"], by: .seconds(300))
+        let ram = directory.file("ram")
+        let arguments = [
+            "\(prefix)/bin/baton", "-module", "\(project)/\(module)", "-machine", "counting,memory-backend=ram",
+            "-object", "memory-backend-file,id=ram,size=1M,share=on,mem-path=\(ram)", "-m", "1M", "-nodefaults",
+            "-nographic", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
+        ]
+        let process = try ChildProcess(arguments)
+        let qmp = try QMPClient(path: directory.file("qmp"), of: process)
+        let memory = try SharedMemory(path: ram)
+        var counted: UInt64 = 0
+        func awaitSteps() throws {
+            let target = counted + 20
+            try eventually("it counts on; \(process.report)") {
+                let count = memory.load(UInt64.self, at: 0)
+                guard count >= counted else { throw TestError("\(count) came after \(counted)") }
+                counted = count
+                return count >= target
+            }
+        }
+        for _ in 0..<3 {
+            try awaitSteps()
+            try qmp.execute("cpr-update", ["argv": arguments])
+        }
+        try awaitSteps()
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
+    }
+
     // MARK: Registration
 
     @Test(

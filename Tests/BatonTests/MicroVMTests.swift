@@ -4,57 +4,13 @@ import Testing
 
 /// The machine `microvm` on KVM, as its users start it: with guests of a few instructions, as a /dev/kvm may be an
 /// emulation that runs no others.
-@Suite(.serialized) struct MicroVMTests {
-    /// Whether a machine can be made.
-    static let isUsable: Bool = {
-        guard access("/dev/kvm", R_OK | W_OK) == 0 else { return false }
-        return (try? ROM([0xf4]).run(by: .seconds(20))) != nil
-    }()
-
-    /// Firmware of 64 KiB, whose code runs in real mode from its first byte on, with everything but CS as after a reset.
-    private struct ROM {
-        let directory: TemporaryDirectory
-        let path: String
-
-        /// - Parameter code: below 64 KiB less 16 bytes.
-        init(_ code: [UInt8]) throws {
-            directory = try TemporaryDirectory()
-            var bytes = Data(count: 1 << 16)
-            bytes.replaceSubrange(0..<code.count, with: code)
-            // At 16 bytes below the end: a jump to the first byte.
-            bytes.replaceSubrange(0xfff0..<0xfff3, with: [0xe9, 0x0d, 0x00] as [UInt8])
-            path = try directory.write("rom", bytes)
-        }
-
-        var arguments: [String] {
-            [
-                Products.baton, "-M", "microvm", "-m", "16M", "-bios", path, "-nodefaults",
-                "-serial", "file:\(directory.file("serial"))", "-device", "isa-debug-exit",
-                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
-            ]
-        }
-
-        var output: String { (try? String(contentsOfFile: directory.file("serial"), encoding: .utf8)) ?? "" }
-
-        /// Starts a VM, and ends it by a client.
-        @discardableResult
-        func run(by deadline: Deadline) throws -> ChildProcess {
-            let process = try ChildProcess(arguments)
-            let qmp = try QMPClient(path: directory.file("qmp"), of: process)
-            try qmp.execute("quit")
-            guard try process.waitForExit(by: deadline) == .status(0) else { throw TestError(process.report) }
-            return process
-        }
-    }
-
-    private static let usable: Comment = "needs a /dev/kvm that can be used"
-
-    @Test("Writes to ports reach their devices, and one ends the VMM", .enabled(if: isUsable, usable))
+@Suite(.serialized, .enabled(if: MicroVMROM.isUsable, MicroVMROM.usable)) struct MicroVMTests {
+    @Test("Writes to ports reach their devices, and one ends the VMM")
     func ports() throws {
         var code: [UInt8] = [0xba, 0xf8, 0x03]  // mov dx, 0x3f8
         for byte in "ports\n".utf8 { code += [0xb0, byte, 0xee] }  // mov al, byte; out dx, al
         code += [0xba, 0x01, 0x05, 0xb0, 21, 0xee, 0xf4]  // mov dx, 0x501; mov al, 21; out dx, al; hlt
-        let rom = try ROM(code)
+        let rom = try MicroVMROM(code)
         let process = try ChildProcess(rom.arguments)
         #expect(try process.waitForExit() == .status(43), "\(process.report)")
         #expect(rom.output == "ports\n")
@@ -64,19 +20,12 @@ import Testing
     private static let seabios = "/usr/share/seabios/bios-microvm.bin"
 
     @Test(
-        "SeaBIOS boots a disk, whose guest goes on over updates", .enabled(if: isUsable, usable),
+        "SeaBIOS boots a disk, whose guest goes on over updates",
         .enabled(if: access(seabios, R_OK) == 0, "needs Debian's seabios"))
     func seabios() throws {
         let directory = try TemporaryDirectory()
         var disk = Data(count: 1 << 20)
-        disk.replaceSubrange(
-            0..<19,
-            with: [
-                0xb0, 0x61,  // mov al, 'a'
-                0xba, 0xf8, 0x03, 0xee,  // mov dx, 0x3f8; out dx, al
-                0xb9, 0xff, 0xff, 0xe2, 0xfe,  // mov cx, 0xffff; loop to itself
-                0xfe, 0xc0, 0x3c, 0x7b, 0x75, 0xf1, 0xeb, 0xed,  // inc al; to the out, after 'z' to the first
-            ] as [UInt8])
+        disk.replaceSubrange(0..<MicroVMROM.letters.count, with: MicroVMROM.letters)
         disk.replaceSubrange(510..<512, with: [0x55, 0xaa] as [UInt8])
         let image = try directory.write("disk", disk)
         let serial = directory.file("serial")
@@ -106,7 +55,7 @@ import Testing
         for (index, letter) in all.enumerated() { #expect(letter == UInt8(ascii: "a") + UInt8(index % 26)) }
     }
 
-    @Test("After an internal error of KVM's the guest runs only after a reset", .enabled(if: isUsable, usable))
+    @Test("After an internal error of KVM's the guest runs only after a reset")
     func internalError() throws {
         // To protected mode by a GDT at 0x50, and to an address without memory, from which nothing can be executed.
         var code: [UInt8] = [
@@ -120,7 +69,7 @@ import Testing
         code += [0x0f, 0x00, 0x50, 0x00, 0x0f, 0x00]  // the GDT's limit and address
         code += [UInt8](repeating: 0, count: 0x58 - code.count)
         code += [0xff, 0xff, 0x00, 0x00, 0x00, 0x9a, 0xcf, 0x00]  // code of 4 GiB
-        let rom = try ROM(code)
+        let rom = try MicroVMROM(code)
         let process = try ChildProcess(rom.arguments)
         let qmp = try QMPClient(path: rom.directory.file("qmp"), of: process)
         func expectRefusal() {
@@ -143,9 +92,93 @@ import Testing
         #expect(try process.waitForExit() == .status(0))
     }
 
-    @Test("What does not fit together is refused by name", .enabled(if: isUsable, usable))
+    @Test("KVM's device can be another file, which is KVM's and may be opened")
+    func device() throws {
+        let rom = try MicroVMROM([0xf4])
+        // Of KVM's numbers, but root's alone.
+        let node = rom.directory.file("kvm")
+        func errors(_ device: String, _ rom: MicroVMROM, prefix: [String] = []) throws -> String {
+            let process = try ChildProcess(prefix + rom.arguments(extra: ["-accel", "kvm,device=\(device)"]))
+            #expect(try process.waitForExit() == .status(1), "\(process.report)")
+            return process.errors
+        }
+        let absent = try errors(node, rom)
+        #expect(absent.contains("Could not access KVM kernel module: \(node): No such file or directory"), "\(absent)")
+        #expect(absent.contains("-accel kvm,device="))
+        let wrong = try errors("/dev/null", rom)
+        #expect(wrong.contains("/dev/null is not KVM: Inappropriate ioctl for device"), "\(wrong)")
+        #expect(try errors("/dev/kvm,kernel-irqchip=off", rom).contains("'kernel-irqchip' does not accept value 'off'"))
+        guard geteuid() == 0 else { return }
+        var status = stat()
+        #expect(stat("/dev/kvm", &status) == 0 && mknod(node, S_IFCHR | 0o600, status.st_rdev) == 0)
+        // What root has written is not nobody's.
+        let other = try MicroVMROM([0xf4])
+        for directory in [rom.directory, other.directory] { chmod(directory.path, 0o777) }
+        let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        let refused = try errors(node, other, prefix: nobody)
+        #expect(refused.contains("Could not access KVM kernel module: \(node): Permission denied"), "\(refused)")
+        #expect(refused.contains("Add the user to the group that \(node) belongs to"), "\(refused)")
+        let process = try ChildProcess(rom.arguments(extra: ["-accel", "kvm,device=\(node),kernel-irqchip=on"]))
+        let qmp = try QMPClient(path: rom.socket, of: process)
+        #expect(try qmp.status() == "running")
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
+    }
+
+    /// The same guest with other CPUs: `-cpu`, `-smp`, and what the error says.
+    private static let otherCPUs =
+        [
+            ("x86-64-v2", [], "the guest's CPU 0 is another than this one: CPUID["),
+            ("host,-sse2", [], "the guest's CPU 0 is another than this one: CPUID[eax=01h].EDX"),
+            ("host", ["-smp", "2"], "the guest's CPU 0 is another than this one: CPUID["),
+        ] as [(String, [String], String)]
+
+    @Test("An update to other CPUs is refused, and the guest goes on", arguments: otherCPUs, [true, false])
+    func otherCPU(_ other: (cpu: String, words: [String], text: String), preflight: Bool) throws {
+        let rom = try MicroVMROM(MicroVMROM.letters)
+        let process = try ChildProcess(rom.arguments)
+        let qmp = try QMPClient(path: rom.socket, of: process)
+        try rom.awaitOutput()
+        let argv = rom.arguments(cpu: other.cpu, extra: other.words)
+        let text = refusal { try qmp.execute("cpr-update", ["argv": argv, "preflight": preflight]) }
+        #expect(text.contains(other.text), "\(text)")
+        #expect(try qmp.status() == "running")
+        try rom.awaitOutput()
+        try qmp.execute("cpr-update", ["argv": rom.arguments])
+        try rom.awaitOutput()
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
+    }
+
+    @Test("A checkpoint of another CPU is refused by name, and stays good for the right one")
+    func otherCheckpoint() throws {
+        let rom = try MicroVMROM(MicroVMROM.letters)
+        let first = try ChildProcess(rom.arguments(mode: "reboot"))
+        let source = try QMPClient(path: rom.socket, of: first)
+        try rom.awaitOutput()
+        let file: [String: Any] = ["filename": rom.directory.file("state"), "mode": "reboot"]
+        try source.execute("cpr-save", file)
+        try source.execute("quit")
+        #expect(try first.waitForExit() == .status(0))
+        func load(_ cpu: String) throws -> (ChildProcess, QMPClient, String) {
+            let process = try ChildProcess(rom.arguments(cpu: cpu, mode: "reboot", extra: ["-S"]))
+            let qmp = try QMPClient(path: rom.socket, of: process)
+            return (process, qmp, refusal { try qmp.execute("cpr-load", file) })
+        }
+        let (wrong, client, text) = try load("x86-64-v2")
+        #expect(text.contains("the guest's CPU 0 is another than this one: CPUID["), "\(text)")
+        try client.execute("quit")
+        #expect(try wrong.waitForExit() == .status(0))
+        let (process, qmp, answer) = try load("host")
+        #expect(answer == "accepted")
+        try rom.awaitOutput()
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
+    }
+
+    @Test("What does not fit together is refused by name")
     func refusals() throws {
-        let rom = try ROM([0xf4])
+        let rom = try MicroVMROM([0xf4])
         let kernel = try rom.directory.write("kernel", Data("no kernel of any kind".utf8))
         for (words, text) in [
             (["-M", "microvm", "-accel", "tcg"], "machine 'microvm' cannot run on accelerator 'tcg'"),

@@ -41,26 +41,39 @@ import Testing
     }
 
     /// What asks for help, and what must be in the answer.
-    static let questions: [([String], String)] = [
-        (["-h"], "usage:"), (["--help"], "usage:"), (["-version"], "version"),
-        (["-M", "help"], "virt"), (["-machine", "?"], "virt"), (["-M", "virt,help"], "memory-backend=<str>"),
-        (["-machine", "memory-backend=x,help"], "virt"), (["-accel", "help"], "tcg"),
-        (["-accel", "tcg,help"], "thread=<str>"), (["-cpu", "help"], "rv64"),
-        (["-cpu", "rv64,help"], "zba=<bool>"), (["-smp", "help"], "cpus=<uint32>"),
-        (["-smp", "2,help"], "cpus=<uint32>"), (["-m", "help"], "size=<size>"), (["-m", "1G,help"], "size=<size>"),
-        (["-name", "help"], "guest=<str>"), (["-rtc", "help"], "clock=<str>"), (["-drive", "help"], "format=<str>"),
-        (["-drive", "file=x,help"], "format=<str>"), (["-blockdev", "help"], "filename=<str>"),
-        (["-blockdev", "file,help"], "filename=<str>"), (["-device", "help"], "virtio-blk-device"),
-        (["-device", "virtio-blk-device,help"], "share-rw=<bool>"), (["-netdev", "help"], "stream"),
-        (["-netdev", "stream,help"], "addr.type=<str>"), (["-netdev", "tap,help"], "ifname=<str>"),
-        (["-object", "help"], "memory-backend-file"), (["-object", "memory-backend-file,help"], "mem-path=<str>"),
-        (["-object", "memory-backend-ram,id=x,help"], "size=<size>"),
-        (["-object", "memory-backend-memfd,help"], "seal=<bool>"), (["-object", "iommufd,help"], "fd=<str>"),
-        (["-chardev", "help"], "socket"), (["-chardev", "socket,help"], "reconnect-ms=<uint32>"),
-        (["-chardev", "null,id=x,help"], "reopen-on-cpr=<bool>"), (["-mon", "help"], "mode=<str>"),
-        (["-display", "help"], "none"), (["-d", "help"], "guest_errors"), (["-trace", "help"], "cpr_save"),
-        (["-module", "help"], "mode-restart"), (["-cpr-enable", "help"], "restart"),
+    static let questions: [([String], String)] =
+        [
+            (["-h"], "usage:"), (["--help"], "usage:"), (["-version"], "version"),
+            (["-M", "help"], "virt"), (["-machine", "?"], "virt"), (["-M", "virt,help"], "memory-backend=<str>"),
+            (["-machine", "memory-backend=x,help"], "virt"), (["-accel", "help"], "tcg"),
+            (["-accel", "tcg,help"], "thread=<str>"), (["-cpu", "help"], "rv64"),
+            (["-cpu", "rv64,help"], "zba=<bool>"), (["-smp", "help"], "cpus=<uint32>"),
+            (["-smp", "2,help"], "cpus=<uint32>"), (["-m", "help"], "size=<size>"), (["-m", "1G,help"], "size=<size>"),
+            (["-name", "help"], "guest=<str>"), (["-rtc", "help"], "clock=<str>"),
+            (["-drive", "help"], "format=<str>"),
+            (["-drive", "file=x,help"], "format=<str>"), (["-blockdev", "help"], "filename=<str>"),
+            (["-blockdev", "file,help"], "filename=<str>"), (["-device", "help"], "virtio-blk-device"),
+            (["-device", "virtio-blk-device,help"], "share-rw=<bool>"), (["-netdev", "help"], "stream"),
+            (["-netdev", "stream,help"], "addr.type=<str>"), (["-netdev", "tap,help"], "ifname=<str>"),
+            (["-object", "help"], "memory-backend-file"), (["-object", "memory-backend-file,help"], "mem-path=<str>"),
+            (["-object", "memory-backend-ram,id=x,help"], "size=<size>"),
+            (["-object", "memory-backend-memfd,help"], "seal=<bool>"), (["-object", "iommufd,help"], "fd=<str>"),
+            (["-chardev", "help"], "socket"), (["-chardev", "socket,help"], "reconnect-ms=<uint32>"),
+            (["-chardev", "null,id=x,help"], "reopen-on-cpr=<bool>"), (["-mon", "help"], "mode=<str>"),
+            (["-display", "help"], "none"), (["-d", "help"], "guest_errors"), (["-trace", "help"], "cpr_save"),
+            (["-module", "help"], "mode-restart"), (["-cpr-enable", "help"], "restart"),
+            (["-M", "microvm,help"], "ioapic2=<OnOffAuto>"),
+        ] + hostQuestions
+
+    #if arch(x86_64)
+    /// About what is for the host's own processors.
+    private static let hostQuestions = [
+        (["-M", "microvm", "-cpu", "max,help"], "avx2=<bool>"), (["-accel", "kvm,help"], "device=<str>"),
+        (["-accel", "help"], "kvm"),
     ]
+    #else
+    private static let hostQuestions: [([String], String)] = []
+    #endif
 
     @Test("A question is answered, and starts no VM", arguments: questions)
     func help(question: ([String], String)) throws {

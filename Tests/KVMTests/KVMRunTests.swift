@@ -79,6 +79,34 @@ struct KVMRunTests {
         #expect(machine[0x8000] == UInt64.max)
     }
 
+    @Test("has accesses to a device's memory that KVM does not take carried out by the device")
+    func refusedMemory() throws {
+        let machine = try KVMMachine()
+        machine.loadLongMode([
+            0xbb, 0x00, 0x00, 0x40, 0x00,  // mov ebx, 0x400000: behind RAM
+            0x8b, 0x43, 0x08,  // 1: mov eax, [rbx+8]
+            0x48, 0x89, 0x04, 0x25, 0x00, 0x80, 0x00, 0x00,  // mov [0x8000], rax
+            0xeb, 0xf3,  // jmp 1b
+        ])
+        machine[0x4010] = 0x40_0083
+        let registers = TestPorts()
+        try machine.vm.addressSpace.map(registers, at: 0x40_0000, size: 0x1000, name: "registers")
+        let memory = try Mapping.map(length: 8192, alignment: 4096, fd: -1, shared: false, name: "memory")
+        // The kernel takes whole pages only.
+        machine.vm.addressSpace.mapMemory(memory + 16, at: 0x40_0000, size: 0x1000, readOnly: false)
+        #expect(machine.accelerator.failure == nil)
+        try machine.vm.start()
+        try machine.run(until: "an answer of the device") { machine[0x8000] == 0x48 }
+        machine.vm.stop()
+        machine.vm.addressSpace.unmapMemory(at: 0x40_0000)
+        memory.storeBytes(of: 0x1234, toByteOffset: 8, as: UInt64.self)
+        machine.vm.addressSpace.mapMemory(memory, at: 0x40_0000, size: 0x1000, readOnly: false)
+        try machine.vm.start()
+        try machine.run(until: "what is in memory") { machine[0x8000] == 0x1234 }
+        machine.vm.stop()
+        #expect(machine.accelerator.failure == nil)
+    }
+
     @Test("counts in long mode, and stops soon")
     func counts() throws {
         let machine = try KVMMachine()

@@ -1,6 +1,6 @@
 import Foundation
 
-/// Builds riscv64 guests with the clang and lld of the Swift toolchain.
+/// Builds guests, for riscv64 unless they say otherwise, with the clang and lld of the Swift toolchain.
 public enum GuestBuilder {
     /// The toolchain's directory; nil when it has no clang or lld.
     public static let toolchain: String? = {
@@ -91,6 +91,20 @@ public enum GuestBuilder {
         return try build(
             ([source.deletingPathExtension().lastPathComponent] + flags).joined(), sources: sources,
             flags: ["-fpie"] + flags, linkerScript: try text("\(guests)/flat.ld"), binary: true)
+    }
+
+    /// Builds a guest of Tests/Guests/microvm, for x86-64: an ELF file with a PVH note.
+    /// - Parameter name: of the source, without its end.
+    public static func microvm(_ name: String, to path: String) throws {
+        guard let toolchain else { throw TestError("the Swift toolchain has no clang and lld") }
+        let directory = "\(Products.repository)/Tests/Guests/microvm"
+        try ChildProcess.run([
+            "\(toolchain)/clang", "--target=x86_64-unknown-linux-gnu", "-march=x86-64", "-ffreestanding",
+            "-fno-builtin", "-fno-stack-protector", "-nostdlib", "-nostdinc", "-O2", "-Wall", "-Wextra", "-Werror",
+            "-mgeneral-regs-only", "-mno-red-zone", "-fno-pic", "-fuse-ld=lld", "-static", "-Wl,-no-pie",
+            "-Wl,--build-id=none",
+            "-Wl,-T,\(directory)/microvm.ld", "-o", path, "\(directory)/\(name).c",
+        ])
     }
 
     /// FNV-1a, 64 bits.

@@ -34,6 +34,9 @@ final class VFIODeviceType: DeviceType {
             try bus.plug(assignment.device, at: place)
             preserver.add(assignment)
             context.vm.addressSpace.pinPages()
+            if context.vm.cpr?.isTrial != true {
+                context.vm.accelerator?.addDMA(file: assignment.file.group?.fd ?? assignment.file.fd)
+            }
         } catch {
             throw error.prefixed("vfio \(host.name)")
         }

@@ -48,8 +48,8 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     /// Why the case cannot be run here; nil if it can.
     func obstacle(_ files: LabFiles) -> String? {
         switch setup {
-        case .ownKernel where !files.own.isComplete:
-            "needs a kernel of our own, which baton-demo lab --build-kernel builds"
+        case .ownKernel where !LabKernelBuild.isDone(files.own):
+            "needs a kernel of our own, with the options of today, which baton-demo lab --build-kernel builds"
         case .persistent where Tool.find("mkfs.ext4") == nil: "needs mkfs.ext4 (Debian's package e2fsprogs)"
         default: nil
         }
@@ -111,7 +111,9 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         for number in 0..<updates {
             do { try guest.update() } catch { throw Failure("update \(number + 1): \(error)") }
         }
+        let exits = try guest.watchExits()
         try guest.finish()
-        return String(format: "at work after %.0f s; ", booted) + "\(updates) updates, nothing lost: \(guest.summary)"
+        return String(format: "at work after %.0f s; ", booted)
+            + "\(updates) updates, nothing lost: \(guest.summary); \(exits)"
     }
 }

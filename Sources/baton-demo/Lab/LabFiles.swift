@@ -20,20 +20,19 @@ struct LabFiles {
     /// - Throws: why something is not to be had.
     static func obtain(cache: String, progress: (String) -> Void) throws -> LabFiles {
         #if arch(x86_64)
-        let directory = "\(cache)/lab"
-        let qemu = try LaterDebian(
-            cache: directory, name: "qemu", package: "qemu-system-x86", program: "usr/bin/qemu-system-x86_64")
+        // The one that is measured beside has the devices that the lab needs.
+        let qemu = try QEMUInstallation.later(.x86_64, cache: cache)
         if qemu.command == nil { progress("downloading QEMU's x86 emulator, for the lab") }
         let command = try qemu.obtain()
-        let linux = "\(qemu.cache)/linux"
+        let directory = "\(qemu.cache)/lab", linux = "\(directory)/linux"
         let files = LabFiles(
             emulator: command + ["-L", "\(qemu.root)/usr/share/qemu", "-L", "\(qemu.root)/usr/share/seabios"],
             host: LinuxKernel(directory: "\(linux)/amd64"), guest: LinuxKernel(directory: "\(linux)/cloud-amd64"),
-            own: LinuxKernel(directory: "\(qemu.cache)/own-linux", hasModules: false),
+            own: LinuxKernel(directory: "\(directory)/own-linux", hasModules: false),
             busybox: "\(linux)/busybox", firmware: "\(qemu.root)/usr/share/seabios/bios-microvm.bin")
         if !files.areThere {
             progress("downloading Debian's amd64 kernels, for the lab and its guests")
-            try download(to: linux, cache: qemu.cache)
+            try download(to: linux, cache: directory)
         }
         guard files.areThere else { throw Failure("\(directory) is not complete after the download") }
         return files

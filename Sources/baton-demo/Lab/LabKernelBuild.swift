@@ -8,9 +8,20 @@ enum LabKernelBuild {
     /// What the kernel's makefiles call.
     private static let programs = ["make", "gcc", "ld", "flex", "bison", "bc", "tar", "xz", "nice"]
 
+    private static func options() throws -> String { try "\(GuestBuilder().sources)/lab/host.config" }
+
+    /// With which options a kernel was built.
+    private static func record(of kernel: LinuxKernel) -> String { "\(kernel.directory)/options" }
+
+    /// Whether there is a kernel, built with the options of today.
+    static func isDone(_ kernel: LinuxKernel) -> Bool {
+        guard kernel.isComplete, let options = try? options() else { return false }
+        return FileManager.default.contentsEqual(atPath: options, andPath: record(of: kernel))
+    }
+
     /// - Throws: what is missing, or why the build failed.
     static func build(_ kernel: LinuxKernel, progress: (String) -> Void) throws {
-        guard !kernel.isComplete else { return }
+        guard !isDone(kernel) else { return }
         let missing = programs.filter { Tool.find($0) == nil }
         guard missing.isEmpty else {
             throw Failure("building the lab's kernel needs \(missing.joined(separator: ", ")), and libelf-dev")
@@ -21,12 +32,14 @@ enum LabKernelBuild {
         progress("downloading Debian's source of Linux, for the lab's own kernel")
         let source = try obtainSource(scratch: scratch)
         progress("building the lab's own kernel: ten minutes on two cores")
-        let options = try "\(GuestBuilder().sources)/lab/host.config", output = "\(scratch)/output"
+        let options = try options(), output = "\(scratch)/output"
         let make = ["nice", "-n", "19", "make", "-s", "-C", source, "O=\(output)"]
         try Tool.require(make + ["KCONFIG_ALLCONFIG=\(options)", "allnoconfig"])
         try checkOptions(options, built: "\(output)/.config")
         try Tool.require(make + ["-j\(ProcessInfo.processInfo.activeProcessorCount)", "bzImage"])
+        try? FileManager.default.removeItem(atPath: kernel.directory)
         try FileManager.default.createDirectory(atPath: kernel.directory, withIntermediateDirectories: true)
+        try FileManager.default.copyItem(atPath: options, toPath: record(of: kernel))
         try FileManager.default.moveItem(atPath: "\(output)/arch/x86/boot/bzImage", toPath: kernel.image)
     }
 

@@ -17,7 +17,7 @@ public protocol MachineType: AnyObject {
     var maximumCPUs: Int { get }
     /// The names that `-cpu` takes; the first is the default. What may follow a name is the accelerator's business.
     var cpuModels: [String] { get }
-    /// What `-cpu MODEL,help` lists.
+    /// What `-cpu MODEL,help` lists, besides the accelerator's.
     func cpuProperties(of model: String) -> [DeviceProperty]
     /// The accelerators of `-accel` that are tried, in order, when nothing is said.
     var accelerators: [String] { get }

@@ -87,6 +87,12 @@ public protocol Accelerator: AnyObject {
     /// Makes a route for messages: what is counted on an eventfd is an interrupt. Nil when there are none.
     /// - Parameter event: an eventfd. Borrowed until the route is removed.
     func makeMessageRoute(event: Int32) -> (any MessageRoute)?
+
+    // MARK: Devices of the host's
+
+    /// Says that a device of the host's does DMA to guest memory: CPUs' caches may have to be kept for it.
+    /// - Parameter file: the open device, or the group that it is in. Borrowed. It may be said again.
+    func addDMA(file: Int32)
 }
 
 extension Accelerator {
@@ -103,6 +109,7 @@ extension Accelerator {
     public func add(_ doorbell: Doorbell) -> Bool { false }
     public func remove(_ doorbell: Doorbell) {}
     public func makeMessageRoute(event: Int32) -> (any MessageRoute)? { nil }
+    public func addDMA(file: Int32) {}
 }
 
 /// A register to which writes are events: Linux's ioeventfd.
@@ -147,10 +154,16 @@ public protocol AcceleratorType: AnyObject {
     var architectures: [String] { get }
     /// What `-accel NAME,...` takes besides.
     var properties: [DeviceProperty] { get }
+    /// What may follow the name of a CPU model in `-cpu`, where the machine does not know it.
+    func cpuProperties(of model: String) -> [DeviceProperty]
     /// - Parameters:
     ///   - options: those of `-accel`, of which it reads its own.
     /// - Throws: why this host has no such accelerator; another may be tried then.
     func make(vm: VirtualMachine, options: KeyValueOptions) throws(VMMError) -> any Accelerator
+}
+
+extension AcceleratorType {
+    public func cpuProperties(of model: String) -> [DeviceProperty] { [] }
 }
 
 /// What the guest can ask of the machine it runs on: by a call of its firmware, a device's register …
