@@ -61,7 +61,8 @@ final class HotPlug {
         guard text.hasPrefix("{"), case .object(var object) = try JSON(parsing: text) else {
             return text + ",\(key)=\(value)"
         }
-        object[key] = .string(value)
+        // JSON has types: a number is one.
+        object[key] = Int64(value).map(JSON.int) ?? .string(value)
         return JSON.object(object).text()
     }
 
