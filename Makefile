@@ -138,7 +138,7 @@ format: packages
 	$(SWIFT) format --in-place --parallel --recursive $(FORMATTED)
 
 bench: build
-	@.build/release/baton-demo bench
+	@.build/release/baton-demo bench --picture Sources/Documentation/update.svg
 
 # The pages have the programs' own help texts in them, and the day of the last commit.
 MANUAL := .build/manual
@@ -159,7 +159,8 @@ deb: manual
 	@cp -r $(PACKAGING)/debian $(DEBTREE)/
 	@cp -r $(MANUAL) $(DEBTREE)/manual
 	@cp -r $(PACKAGING)/examples $(DEBTREE)/
-	@cp README.md Sources/Documentation/*.md $(DEBTREE)/documentation/
+	@cp Sources/Documentation/*.md Sources/Documentation/*.svg $(DEBTREE)/documentation/
+	@sed 's,Sources/Documentation/,,g' README.md >$(DEBTREE)/documentation/README.md
 	@cp $(PACKAGING)/systemd/baton@.service $(DEBTREE)/debian/baton@.service
 	@cp $(PACKAGING)/systemd/baton.sysusers $(DEBTREE)/debian/baton.sysusers
 	@cp $(PACKAGING)/completion/baton.bash $(DEBTREE)/manual/

@@ -3,11 +3,16 @@ import Foundation
 /// Ports of this machine that nobody uses.
 public enum FreePort {
     /// UDP ports of 127.0.0.1 that are free now. Who binds one may still find it taken, by somebody who was faster.
-    public static func udp(_ count: Int) throws -> [UInt16] {
+    public static func udp(_ count: Int) throws -> [UInt16] { try free(SOCK_DGRAM, count) }
+
+    /// A TCP port of 127.0.0.1 that is free now, as with `udp`.
+    public static func tcp() throws -> UInt16 { try free(SOCK_STREAM, 1)[0] }
+
+    private static func free(_ type: __socket_type, _ count: Int) throws -> [UInt16] {
         var fds: [Int32] = []
         defer { for fd in fds { close(fd) } }
         return try (0..<count).map { _ in
-            let fd = try Loopback.socket(SOCK_DGRAM)
+            let fd = try Loopback.socket(type)
             // Open to the end: two of them are different.
             fds.append(fd)
             return try Loopback.withAddress(0) { address, size in

@@ -10,7 +10,7 @@ struct BatonDemo: ParsableCommand {
         subcommands: [
             RunCommand.self, PeersCommand.self, BenchCommand.self, FetchCommand.self, PeerCommand.self,
             TestsCommand.self, GuestCommand.self, FloodCommand.self, KVMCommand.self, LabCommand.self,
-            ManualCommand.self,
+            ManualCommand.self, CloudCommand.self, FioCommand.self,
         ],
         defaultSubcommand: RunCommand.self)
 }
@@ -46,7 +46,8 @@ struct GuestCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "guest", abstract: "Builds one of the guest programs in Tests/Guests.")
 
-    @Argument(help: "demo (a static Linux program), counter or bench (flat bare-metal images), or probe (of KVM).")
+    @Argument(
+        help: "demo (a static Linux program), counter, bench or blockload (flat bare-metal images), or probe (of KVM).")
     var guest: GuestProgram
 
     @Option(help: "The machine that a demo is for: virt or microvm.")

@@ -26,20 +26,48 @@ struct BenchCommand: ParsableCommand {
     @Flag(help: "Measure a guest on KVM only.")
     var kvmOnly = false
 
+    @Option(help: "Write a picture (SVG) of an update to this file.")
+    var picture: String?
+
+    @Flag(help: "Measure what the picture shows only.")
+    var pictureOnly = false
+
+    @Flag(help: "Measure disks only.")
+    var disksOnly = false
+
     func run() throws {
         setvbuf(stdout, nil, Int32(_IOLBF), 0)
         let directory = try TemporaryDirectory.scratch()
         let baton = try RunCommand.locate(vmm: vmm)
         if kvmOnly { return try kvm(baton: baton, directory: directory) }
+        if pictureOnly { return try draw(baton: baton, directory: directory) }
+        if disksOnly { return try disks(baton: baton, directory: directory) }
         if !pauseOnly {
             try speed(baton: baton, directory: directory)
             try StartUpBenchmark(vmm: baton, repetitions: repetitions, directory: directory).run()
+            try disks(baton: baton, directory: directory)
         }
         if row.isEmpty { try RestartBenchmark(vmm: baton, repetitions: repetitions, directory: directory).run() }
         try PauseBenchmark(
             vmm: baton, qemu: findQEMU(.riscv64), repetitions: repetitions, rows: row, directory: directory
         ).run()
+        if row.isEmpty { try draw(baton: baton, directory: directory) }
         if !pauseOnly { try kvm(baton: baton, directory: directory) }
+    }
+
+    private func draw(baton: String, directory: TemporaryDirectory) throws {
+        guard let picture else { return }
+        let update = try UpdatePicture.measured(vmm: baton, repetitions: repetitions, directory: directory)
+        try update.svg().write(toFile: picture, atomically: true, encoding: .utf8)
+        print("a picture of an update: \(picture)")
+    }
+
+    /// Beside the installed QEMU, of whichever version, or else the one in the cache.
+    private func disks(baton: String, directory: TemporaryDirectory) throws {
+        let qemu = Tool.find("qemu-system-riscv64").map { [$0] } ?? findQEMU(.riscv64)?.command
+        try BlockBenchmark(
+            vmm: baton, qemu: qemu, repetitions: min(max(repetitions, 1), 5), directory: directory
+        ).run()
     }
 
     private func findQEMU(_ target: QEMUInstallation.Target) -> QEMUInstallation? {

@@ -70,21 +70,26 @@ struct DebianInstaller {
             .map { Files(version: $0, in: "\(directory)/\($0)") }.first { $0.areThere }
     }
 
-    private struct Index {
+    struct Index {
         let apt: PrivateApt
         let archive: String
         let keyring: String
+        /// apt's files.
+        let directory: String
     }
 
-    private func suiteIndex(progress: (String) -> Void) throws -> Index {
+    /// The archive of Debian 13's packages for the guest's CPUs, with its index read.
+    /// - Parameter directory: takes apt's files; the caller removes it in the end. The default is removed when the
+    ///   installer has been downloaded.
+    func suiteIndex(directory: String? = nil, progress: (String) -> Void) throws -> Index {
         let archive = try PrivateApt.archiveAddress()
         progress("reading the index of \(archive)")
         let keyring = try trixieKeyring(archive: archive)
+        let directory = directory ?? "\(aptDirectory)/\(Self.suite)-\(architecture)"
         let apt = try PrivateApt(
-            directory: "\(aptDirectory)/\(Self.suite)-\(architecture)", archive: archive, suite: Self.suite,
-            architecture: architecture, keyring: keyring)
+            directory: directory, archive: archive, suite: Self.suite, architecture: architecture, keyring: keyring)
         try apt.update()
-        return Index(apt: apt, archive: archive, keyring: keyring)
+        return Index(apt: apt, archive: archive, keyring: keyring, directory: directory)
     }
 
     private func download(progress: (String) -> Void) throws -> Files {

@@ -10,6 +10,8 @@ enum GuestProgram: String, CaseIterable, ExpressibleByArgument {
     case counter
     /// A bare-metal image that runs integer code and says how many instructions that took.
     case bench
+    /// A bare-metal image that queues requests to a disk, and waits for them.
+    case blockload
     /// An ELF file for x86-64 that counts and measures its exits.
     case microvm
     /// A bare-metal x86-64 kernel that tries what KVM executes.
@@ -49,7 +51,7 @@ struct GuestBuilder {
             ]
         switch guest {
         case .demo: arguments += ["-fno-pic", "-Wl,-z,max-page-size=4096"]
-        case .counter, .bench:
+        case .counter, .bench, .blockload:
             arguments += ["-fpie", "-Wl,-no-pie", "-Wl,--oformat=binary", "-Wl,-T,\(sources)/flat.ld"]
         case .microvm:
             arguments += ["-mgeneral-regs-only", "-mno-red-zone", "-fno-pic", "-Wl,-no-pie", "-Wl,--build-id=none"]

@@ -128,10 +128,14 @@ struct PeerCommand: ParsableCommand {
     var cache = ".cache"
 
     func run() throws {
-        let words = try LaterDebian(
+        for word in try Self.obtain(peer, cache: cache) { print(word) }
+    }
+
+    /// What to execute, or the file to read, from the cache or downloaded into it.
+    static func obtain(_ peer: Peer, cache: String) throws -> [String] {
+        try LaterDebian(
             cache: cache, name: peer.directory, package: peer.package, program: peer.program,
             isData: peer == .firmware
         ).obtain()
-        for word in words { print(word) }
     }
 }

@@ -244,6 +244,16 @@ final class PauseProbe {
         return (milliseconds("exec-pause-us"), milliseconds("pause-us"))
     }
 
+    /// What the VMM says of its last update: all figures in microseconds, by their names without `-us`.
+    func phases() throws -> [String: Double] {
+        let cpr = try command("query-cpr") as? [String: Any]
+        let update = cpr?["last-update"] as? [String: Any] ?? [:]
+        return update.reduce(into: [:]) { phases, member in
+            guard member.key.hasSuffix("-us"), let value = member.value as? Int else { return }
+            phases[String(member.key.dropLast(3))] = Double(value)
+        }
+    }
+
     /// - Returns: the guest's work in the second after the commands as a part of that in the second before, in percent.
     func work(_ commands: [Data]) throws -> Double {
         // All of its memory is mapped again then.

@@ -64,10 +64,14 @@ struct PrivateApt {
         return "\(directory)/\(file)"
     }
 
-    /// Downloads a package and everything that it depends on, as for a machine
+    /// Downloads packages and everything that they depend on, as for a machine
     /// with nothing installed, and returns the paths of the files.
-    func downloadWithDependencies(_ package: String) throws -> [String] {
-        try run(["install", "--no-install-recommends", "--download-only", "-y", package], in: nil)
+    /// - Parameter packages: names, or patterns of apt's such as `?essential`.
+    func downloadWithDependencies(_ packages: String...) throws -> [String] {
+        try downloadWithDependencies(packages)
+    }
+    func downloadWithDependencies(_ packages: [String]) throws -> [String] {
+        try run(["install", "--no-install-recommends", "--download-only", "-y"] + packages, in: nil)
         let archives = "\(directory)/cache/archives"
         return try FileManager.default.contentsOfDirectory(atPath: archives)
             .filter { $0.hasSuffix(".deb") }.map { "\(archives)/\($0)" }

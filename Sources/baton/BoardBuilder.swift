@@ -72,7 +72,7 @@ enum BoardBuilder {
                     guard unlessRemoved, plugged.wasRemoved(.device, try options.string("id")) else {
                         return try devices.add(options)
                     }
-                    if try options.string("driver")?.hasPrefix("virtio-net-") == true { devices.passOverCard() }
+                    try devices.passOver(options)
                 }
             }
         }

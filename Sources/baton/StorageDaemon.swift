@@ -70,7 +70,7 @@ enum StorageDaemon {
     // MARK: Temporary overlays
 
     /// Runs `qemu-img` to its end.
-    private static func runImageTool(_ arguments: [String]) throws(VMMError) {
+    private static func runImageTool(_ arguments: [String], in directory: String) throws(VMMError) {
         let words = CStringArray(["qemu-img"] + arguments)
         var pid: pid_t = 0
         let code = withExtendedLifetime(words) { cbaton_spawn(words.pointers, nil, 0, 2, &pid) }
@@ -81,13 +81,15 @@ enum StorageDaemon {
         }
         var status: Int32 = 0
         guard retryingInterrupts({ waitpid(pid, &status, 0) }) == pid, status == 0 else {
-            throw VMMError("qemu-img could not make a temporary overlay")
+            throw VMMError(
+                "qemu-img could not make a temporary overlay in '\(directory)'",
+                hint: "It has said why. Where there is room can be said with TMPDIR.")
         }
     }
 
     /// An image of what the guest writes, over one that stays as it is; it goes with the daemon's directory.
     static func makeOverlay(of image: String, format: String, in directory: String) throws(VMMError) {
-        try runImageTool(["create", "-q", "-f", "qcow2", "-b", image, "-F", format, overlay(directory)])
+        try runImageTool(["create", "-q", "-f", "qcow2", "-b", image, "-F", format, overlay(directory)], in: directory)
     }
 
     static func overlay(_ directory: String) -> String { "\(directory)/overlay.qcow2" }

@@ -114,6 +114,137 @@ struct HotPlugTests {
         #expect(FileManager.default.fileExists(atPath: peer))
     }
 
+    /// The labels of `query-chardev`, but for those of monitor and serial port.
+    private func chardevs(_ qmp: QMPClient) throws -> [String] {
+        let list = try qmp.execute("query-chardev") as? [[String: Any]] ?? []
+        return list.compactMap { $0["label"] as? String }.filter { $0.hasPrefix("x") }
+    }
+
+    @Test func chardevsComeStayOverUpdatesAndGo() throws {
+        let directory = try TemporaryDirectory()
+        let guest = try guest(["-chardev", "file,id=x0,path=\(directory.file("x0"))"])
+        defer { _ = try? guest.qmp.execute("quit") }
+        func add(_ id: String, _ type: String, _ data: [String: Any]) throws -> Any {
+            try guest.qmp.execute("chardev-add", ["id": id, "backend": ["type": type, "data": data]])
+        }
+        let socket: [String: Any] = ["addr": ["type": "unix", "data": ["path": directory.file("x1")]]]
+        _ = try add("x1", "socket", socket)
+        let terminal = try #require(try add("x2", "pty", [:]) as? [String: String])
+        #expect(terminal["pty"]?.hasPrefix("/dev/pts/") == true)
+        _ = try add("x3", "file", ["out": directory.file("x3")])
+        try guest.qmp.execute("human-monitor-command", ["command-line": "chardev-add ringbuf,id=x4,size=4096"])
+        _ = try guest.qmp.execute("ringbuf-write", ["device": "x4", "data": "kept"])
+        let client = try StreamClient(socket: directory.file("x1"))
+        for _ in 0..<2 {
+            try update(guest)
+            #expect(try chardevs(guest.qmp) == ["x0", "x1", "x2", "x3", "x4"])
+        }
+        client.poll()
+        #expect(!client.isClosed)
+        #expect(try guest.qmp.execute("ringbuf-read", ["device": "x4", "size": 4]) as? String == "kept")
+        for id in ["x1", "x0"] { try guest.qmp.execute("chardev-remove", ["id": id]) }
+        #expect(!FileManager.default.fileExists(atPath: directory.file("x1")))
+        try eventually("the client's connection ends") {
+            client.poll()
+            return client.isClosed
+        }
+        try update(guest)
+        #expect(try chardevs(guest.qmp) == ["x2", "x3", "x4"])
+        // The name is free for another kind, in whichever VMM.
+        _ = try add("x1", "null", [:])
+        try update(guest)
+        #expect(try chardevs(guest.qmp) == ["x2", "x3", "x4", "x1"])
+    }
+
+    @Test func chardevsThatCannotBeAddedAreRefusedAsInQEMU() throws {
+        let directory = try TemporaryDirectory()
+        let guest = try guest([
+            "-chardev", "null,id=x0", "-device", "virtio-serial-pci,id=s", "-device",
+            "virtserialport,chardev=x0,id=p,bus=s.0",
+        ])
+        defer { _ = try? guest.qmp.execute("quit") }
+        func add(_ id: String, _ type: String, _ data: [String: Any] = [:]) -> String {
+            refusal { try guest.qmp.execute("chardev-add", ["id": id, "backend": ["type": type, "data": data]]) }
+        }
+        #expect(add("x0", "null") == "Duplicate ID 'x0' for chardev")
+        #expect(add("x1", "vc") == "Parameter 'backend.type' does not accept value 'vc'")
+        #expect(add("x1", "file") == "Parameter 'out' is missing")
+        #expect(add("x1", "null", ["colour": "red"]) == "Parameter 'colour' is unexpected")
+        #expect(add("x1", "file", ["out": directory.file("no/such")]).contains("no/such"))
+        let place: [String: Any] = ["type": "unix", "data": ["path": directory.file("x1")]]
+        #expect(add("x1", "socket", ["addr": place, "wait": true]).contains("cannot wait for a client"))
+        #expect(add("x1", "socket", ["addr": place, "server": false]).contains("Failed to connect"))
+        #expect(
+            add("x1", "socket", ["addr": ["type": "fd", "data": ["str": "gone"]]])
+                == "File descriptor named 'gone' has not been found")
+        #expect(
+            add("x1", "socket", ["addr": ["type": "vsock"]]) == "Parameter 'addr.type' does not accept value 'vsock'")
+        #expect(
+            refusal {
+                try guest.qmp.execute("human-monitor-command", ["command-line": "chardev-add null,id=x1,mux=on"])
+            }
+                == "accepted")
+        #expect(try chardevs(guest.qmp) == ["x0"])
+        #expect(refusal { try guest.qmp.execute("chardev-remove", ["id": "x1"]) } == "Chardev 'x1' not found")
+        #expect(refusal { try guest.qmp.execute("chardev-remove", ["id": "x0"]) } == "Chardev 'x0' is busy")
+        try guest.qmp.execute("device_del", ["id": "p"])
+        try deleted(guest.qmp, "p")
+        try guest.qmp.execute("chardev-remove", ["id": "x0"])
+    }
+
+    /// A controller comes, and devices on its bus; one of the command line's goes, and those after it stay what they are.
+    @Test func controllersComeWithWhatIsOnTheirBuses() throws {
+        let directory = try TemporaryDirectory()
+        var disks: [String] = []
+        for name in ["n0", "n1", "n2"] {
+            let image = try directory.writeSparse(name, size: 1 << 20)
+            disks += ["-blockdev", "driver=file,node-name=\(name),filename=\(image)"]
+        }
+        let guest = try guest(
+            disks + [
+                "-device", "virtio-scsi-pci,id=cold", "-device", "scsi-hd,drive=n0,id=d0", "-device",
+                "scsi-hd,drive=n1,id=d1", "-device", "virtio-serial-pci,id=lines", "-device",
+                "virtserialport,name=a,id=a",
+                "-device", "virtserialport,name=b,id=b",
+            ])
+        defer { _ = try? guest.qmp.execute("quit") }
+        func add(_ device: [String: Any]) throws { try guest.qmp.execute("device_add", device) }
+        try guest.qmp.execute("chardev-add", ["id": "x", "backend": ["type": "null", "data": [:]]])
+        try add(["driver": "virtio-serial-pci", "bus": "rp0", "id": "s"])
+        try add(["driver": "virtserialport", "bus": "s.0", "id": "p", "chardev": "x", "name": "late"])
+        try add(["driver": "virtio-scsi-pci", "bus": "rp1", "id": "c"])
+        try add(["driver": "scsi-hd", "bus": "c.0", "id": "d2", "drive": "n2"])
+        for id in ["d0", "a"] {
+            try guest.qmp.execute("device_del", ["id": id])
+            try deleted(guest.qmp, id)
+        }
+        for _ in 0..<2 { try update(guest) }
+        #expect(try plugged(guest.qmp).sorted() == ["c", "cold", "lines", "s"])
+        #expect(
+            refusal { try add(["driver": "scsi-hd", "id": "again", "drive": "n1"]) }
+                == "Drive 'n1' is already in use by another device")
+        // With a bus goes what is on it.
+        for (bus, child) in [("s", "p"), ("c", "d2")] {
+            try guest.qmp.execute("device_del", ["id": bus])
+            try deleted(guest.qmp, child)
+            try deleted(guest.qmp, bus)
+        }
+        try guest.qmp.execute("chardev-remove", ["id": "x"])
+        try guest.qmp.execute("blockdev-del", ["node-name": "n2"])
+        try guest.qmp.execute("blockdev-del", ["node-name": "n0"])
+        try update(guest)
+        #expect(try plugged(guest.qmp).sorted() == ["cold", "lines"])
+        try add(["driver": "virtio-balloon-pci", "bus": "rp0", "id": "air"])
+        try update(guest)
+        #expect(try guest.qmp.execute("query-balloon") as? [String: Int] == ["actual": 16 << 20])
+        #expect(
+            refusal { try add(["driver": "virtio-balloon-pci", "bus": "rp1"]) }
+                == "Only one balloon device is supported")
+        try guest.qmp.execute("device_del", ["id": "air"])
+        try deleted(guest.qmp, "air")
+        #expect(refusal { try guest.qmp.execute("query-balloon") }.contains("No balloon device"))
+    }
+
     @Test func whatCannotBePluggedLeavesEverythingAsItWas() throws {
         let guest = try guest(["-device", "virtio-rng-pci,id=fixed", "-device", "virtio-rng-pci,bus=rp1,id=there"])
         defer { _ = try? guest.qmp.execute("quit") }

@@ -210,6 +210,46 @@ struct PasstTests {
         #expect(vmm.errors.contains("Debian's package passt"))
     }
 
+    @Test(
+        "a passt that hangs holds up its network, and neither monitors, nor updates, nor the end",
+        .enabled(if: installed != nil, "needs passt"))
+    func hung() throws {
+        try withUserNetwork {
+            "user,id=n,\(Self.network),hostfwd=udp:127.0.0.1:\($0)-:7"
+        } _: { guest in
+            let passt = try #require(try started(guest).first)
+            kill(passt, SIGSTOP)
+            for _ in 0..<3 { try guest.update() }
+            #expect(try guest.qmp.status() == "running")
+            kill(passt, SIGCONT)
+            try exchange(guest, port: guest.port, updates: 1) { guest.process.report }
+            #expect(try started(guest) == [passt])
+            kill(passt, SIGSTOP)
+            try guest.qmp.execute("quit")
+            try guest.process.waitForExit()
+            try eventually("passt ends") { try started(guest).isEmpty }
+        }
+    }
+
+    /// Programs that are not what they should be, first in PATH.
+    @Test(
+        "a passt that is old, broken or hung is an error at the start, with what it says",
+        arguments: [
+            ("echo \"passt: unrecognized option '--socket'\" >&2; exit 1", "unrecognized option '--socket'"),
+            ("exit 1", "'passt' ended with status 1"), ("kill -SEGV $$", "'passt' was ended by signal 11"),
+            ("exec sleep 1000", "'passt' is not ready after 10 s"),
+        ])
+    func brokenPrograms(_ script: String, _ says: String) throws {
+        let directory = try TemporaryDirectory()
+        let program = try directory.write("passt", "#!/bin/sh\n\(script)\n")
+        #expect(chmod(program, 0o755) == 0 && chmod(directory.path, 0o755) == 0)
+        let vmm = try ChildProcess(
+            [Products.baton, "-nodefaults", "-S", "-bios", "none", "-netdev", "user,id=n"],
+            environment: ["PATH": "\(directory.path):\(ProcessInfo.processInfo.environment["PATH"] ?? "")"])
+        #expect(try vmm.waitForExit() == .status(1), "\(vmm.report)")
+        #expect(vmm.errors.contains("netdev 'n': ") && vmm.errors.contains(says), "\(vmm.errors)")
+    }
+
     // MARK: Datagrams
 
     /// Sends datagrams to the guest by a port of this machine, and gets each back once, in order.

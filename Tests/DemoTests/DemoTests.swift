@@ -1,4 +1,5 @@
 import Foundation
+import FoundationXML
 import TestSupport
 import Testing
 
@@ -125,6 +126,20 @@ struct DemoTests {
         #expect(run.errors.contains("are for the machine virt"), "\(run.report)")
     }
 
+    /// What `make bench` draws is XML, and has the figures in it.
+    @Test func aPictureOfAnUpdateIsDrawn() throws {
+        let directory = try TemporaryDirectory(), file = directory.file("update.svg")
+        _ = try ChildProcess.run([demo, "bench", "--picture-only", "--repetitions", "3", "--picture", file])
+        let text = try String(contentsOfFile: file, encoding: .utf8)
+        #expect(text.hasPrefix("<svg ") && text.hasSuffix("</svg>\n"))
+        let reader = try SVGReader(text)
+        #expect(reader.words.contains("old VMM") && reader.words.contains("new VMM") && reader.words.contains("guest"))
+        #expect(reader.words.count { $0.hasSuffix(" us") } >= 2, "the parts of the pause: \(reader.words)")
+        // Within the picture.
+        #expect(
+            reader.bars.count > 8 && reader.bars.allSatisfy { $0.x >= 0 && $0.width > 0 && $0.x + $0.width <= 840.1 })
+    }
+
     @Test func withoutNetworkTheBareMetalGuestRuns() throws {
         let empty = try TemporaryDirectory()
         let output = try ChildProcess.run(
@@ -174,5 +189,36 @@ struct DemoTests {
         #expect(try run.waitForExit() == .status(1), "\(run.report)")
         #expect(run.errors.contains("interrupted"))
         #expect(kill(pid, 0) == -1)
+    }
+}
+
+/// The words and bars of an SVG.
+private final class SVGReader: NSObject, XMLParserDelegate {
+    private(set) var words: [String] = []
+    private(set) var bars: [(x: Double, width: Double)] = []
+    private var text: String?
+
+    init(_ svg: String) throws {
+        super.init()
+        let parser = XMLParser(data: Data(svg.utf8))
+        parser.delegate = self
+        guard parser.parse() else { throw Failure("not XML: \(parser.parserError.map { "\($0)" } ?? "")") }
+    }
+
+    func parser(
+        _ parser: XMLParser, didStartElement name: String, namespaceURI: String?, qualifiedName: String?,
+        attributes: [String: String]
+    ) {
+        if name == "text" { text = "" }
+        if name == "rect", let width = attributes["width"].flatMap(Double.init) {
+            bars.append((attributes["x"].flatMap(Double.init) ?? 0, width))
+        }
+    }
+
+    func parser(_ parser: XMLParser, foundCharacters characters: String) { text?.append(characters) }
+
+    func parser(_ parser: XMLParser, didEndElement name: String, namespaceURI: String?, qualifiedName: String?) {
+        if name == "text", let text { words.append(text) }
+        text = nil
     }
 }

@@ -300,6 +300,53 @@ import Virtio
         #expect(driver.queues[1].reap().isEmpty)
     }
 
+    /// Buffers for events, one behind the other.
+    private func offerEvents(_ count: Int) {
+        for index in 0..<count {
+            let place = Self.data + 0x8000 + UInt64(16 * index)
+            driver.queues[1].submit([.init(address: place, length: 16, writable: true)])
+        }
+    }
+
+    @Test("disks that come and go are told by events, and what is in hand of others goes on")
+    func comingAndGoing() throws {
+        let device = try start(["scsi-hd,drive=d0,id=a", "scsi-hd,drive=d1,id=b"], held: true)
+        func plug(_ text: String) throws {
+            try factory.plug { () throws(VMMError) in try factory.add(KeyValueOptions(text, impliedKey: "driver")) }
+        }
+        try plug("scsi-hd,drive=d2,id=c")
+        #expect(factory.device("c")?.settled.map { "\($0)=\($1)" } == ["bus=s.0", "scsi-id=2", "lun=0"])
+        // A request of the second disk is in hand while the first goes.
+        submit([0x28, 0, 0, 0, 0, 7, 0, 0, 2, 0], target: 1, room: 1024, kick: false)
+        driver.queues[2].ring()
+        try #require(engine.held.count == 1)
+        let file = engine.held[0].pointee.fd
+        engine.end(0, error: 125)
+        let first = try #require(factory.device("a"))
+        #expect(first.bus === device && first.isHotPluggable)
+        factory.unplug(first)
+        // It is begun again, at the place that its disk has now.
+        #expect(machine.wait { engine.held.count == 1 })
+        #expect(engine.held[0].pointee.fd == file && engine.held[0].pointee.offset == 7 * 512)
+        engine.end(0)
+        #expect(machine.wait { driver.queues[2].usedIndex == 1 })
+        #expect(result().status == 0 && result().response == 0)
+        _ = driver.queues[2].reap()
+        #expect(try command([0x12, 0, 0, 0, 36, 0], target: 0, room: 36).response == 3)
+        #expect(machine.vm.blockBackend("d0")?.user == nil)
+
+        // Nothing is told twice, nor forgotten over an update.
+        machine.vm.stop()
+        let state = savedState(device)
+        try loadState(state, into: device)
+        #expect(savedState(device) == state)
+        try machine.vm.start()
+        offerEvents(3)
+        #expect(driver.queues[1].reap().map(\.length) == [16, 16])
+        #expect(machine.bytes(Self.data + 0x8000, 16) == [1, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0])
+        #expect(machine.bytes(Self.data + 0x8010, 16) == [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0])
+    }
+
     @Test("a file that somebody has made shorter does not change the size of its disk")
     func shortened() throws {
         let device = try start()

@@ -51,6 +51,7 @@ import Virtio
     private enum Event {
         static let ready: UInt16 = 0
         static let add: UInt16 = 1
+        static let remove: UInt16 = 2
         static let portReady: UInt16 = 3
         static let console: UInt16 = 4
         static let open: UInt16 = 6
@@ -323,6 +324,62 @@ import Virtio
         other.connected = true
         try next(other).resume()
         // In this memory the ring has gone on.
+    }
+
+    @Test("a port that comes or goes while the driver is at work is told to it, also by the next VMM")
+    func comingAndGoing() throws {
+        _ = bringUp()
+        _ = received()
+        let fresh = Line("fresh")
+        fresh.connect()
+        var options = VirtioSerialPort.Options(isConsole: false, chardev: fresh)
+        options.name = "late"
+        let port = try device.plug(options)
+        #expect(received() == [Message(port: 2, event: Event.add, value: 1)])
+        send(Message(port: 2, event: Event.portReady, value: 1))
+        #expect(
+            received() == [
+                Message(port: 2, event: Event.name, value: 1, name: "late"),
+                Message(port: 2, event: Event.open, value: 1),
+            ])
+        offer(4)
+        open(2)
+        #expect(port.isOpenInGuest)
+
+        // The driver has what it has written back, and its chardev is free for another port of the number.
+        fresh.room = 0
+        machine.store(bytes: [1], at: Self.data + 0x300)
+        driver.queues[7].submit([.init(address: Self.data + 0x300, length: 1, writable: false)])
+        #expect(driver.queues[7].reap().isEmpty)
+        device.unplug(port)
+        #expect(driver.queues[7].reap().count == 1 && fresh.frontend == nil)
+        try device.plug(options)
+        #expect(
+            received() == [
+                Message(port: 2, event: Event.remove, value: 1), Message(port: 2, event: Event.add, value: 1),
+            ])
+    }
+
+    @Test("of a port that has gone the next VMM tells the driver, when that has a buffer")
+    func goneOverAnUpdate() throws {
+        let agent = try #require(line.frontend as? VirtioSerialPort)
+        send(Message(port: .max, event: Event.ready, value: 1))
+        device.unplug(agent)
+        machine.vm.stop()
+        let states = machine.vm.devices.map(savedState)
+        let slot = VirtioMMIO(slot: 0, line: Wire().line)
+        let restored = VirtioSerial(vm: machine.vm, maxPorts: 3)
+        try restored.plug(.init(isConsole: true, chardev: Line("terminal")))
+        try slot.plug(restored)
+        try loadState(states[0], into: slot)
+        try loadState(states[1], into: restored)
+        #expect(savedState(restored) == states[1])
+        offer(2)
+        restored.resume()
+        #expect(
+            received() == [
+                Message(port: 1, event: Event.remove, value: 1), Message(port: 0, event: Event.add, value: 1),
+            ])
     }
 
     @Test("a state with other ports is refused")

@@ -240,7 +240,58 @@ struct ServedDiskTests {
         try guest.end()
     }
 
+    @Test("of which a part is missing fails what is read there, and harms nothing else")
+    func cutShort() throws {
+        let directory = try TemporaryDirectory(), image = try image("qcow2", in: directory)
+        let first = try start(drive("file=\(image),format=qcow2"), in: directory)
+        try first.end()
+        let size = try FileManager.default.attributesOfItem(atPath: image)[.size] as? Int ?? 0
+        try #require(size > 1 << 20)
+        #expect(truncate(image, off_t(size / 2)) == 0)
+        // What refers to the other half is found when it is read.
+        let guest = try VhostUserGuest(
+            "blk", in: directory,
+            arguments: try arguments(
+                drive("file=\(image),format=qcow2"), in: directory, extra: ["-cpr-enable", "restart"]))
+        for _ in 0..<2 { try guest.update() }
+        #expect(try guest.qmp.execute("query-status") as? [String: Any] != nil)
+        let daemon = try StartedDaemon.one(image)
+        try guest.update()
+        #expect(try StartedDaemon.one(image) == daemon)
+        try guest.end()
+        try eventually("the daemon's end") { try StartedDaemon.storage(image) == [] }
+    }
+
     // MARK: Refusals
+
+    /// Programs that are not what they should be, first in PATH.
+    @Test(
+        "is refused with what its program says, or that it says nothing",
+        arguments: [
+            (
+                "echo \"qemu-storage-daemon: --export: Parameter 'type' does not accept value 'vhost-user-blk'\" >&2; exit 1",
+                "drive 'hd': --export: Parameter 'type' does not accept value 'vhost-user-blk'"
+            ),
+            ("exit 3", "drive 'hd': 'qemu-storage-daemon' ended with status 3"),
+            ("kill -SEGV $$", "drive 'hd': 'qemu-storage-daemon' was ended by signal 11"),
+            ("exec sleep 1000", "drive 'hd': 'qemu-storage-daemon' is not ready after 10 s"),
+            // One that ignores the request to end.
+            ("trap '' TERM; while :; do read line </dev/zero; done", "drive 'hd': 'qemu-storage-daemon' is not ready"),
+            ("exec </dev/zero cat >&2", "drive 'hd': "),
+        ])
+    func brokenPrograms(_ script: String, _ says: String) throws {
+        let directory = try TemporaryDirectory(), image = try image("qcow2", in: directory)
+        let program = try directory.write("bin-qemu-storage-daemon", "#!/bin/sh\n\(script)\n")
+        let bin = directory.file("bin")
+        try FileManager.default.createDirectory(atPath: bin, withIntermediateDirectories: false)
+        try FileManager.default.moveItem(atPath: program, toPath: "\(bin)/qemu-storage-daemon")
+        #expect(chmod("\(bin)/qemu-storage-daemon", 0o755) == 0)
+        let vmm = try ChildProcess(
+            try arguments(drive("file=\(image)"), in: directory, extra: ["-S"]),
+            environment: ["PATH": "\(bin):\(ProcessInfo.processInfo.environment["PATH"] ?? "")"])
+        #expect(try vmm.waitForExit() == .status(1), "\(vmm.report)")
+        #expect(vmm.errors.contains(says), "\(vmm.errors.suffix(400))")
+    }
 
     @Test("is refused with the reason when it cannot be served")
     func refusals() throws {
@@ -250,6 +301,17 @@ struct ServedDiskTests {
         try ChildProcess.run(["qemu-img", "create", "-q", "-f", "qcow2", loop, "16M"])
         try ChildProcess.run(["qemu-img", "rebase", "-u", "-b", loop, "-F", "qcow2", loop])
         let cut = try directory.write("cut.qcow2", try Data(contentsOf: URL(fileURLWithPath: image)).prefix(64))
+        // Each behind the other.
+        let (first, second) = (directory.file("first.qcow2"), directory.file("second.qcow2"))
+        for path in [first, second] {
+            try ChildProcess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "16M"])
+        }
+        try ChildProcess.run(["qemu-img", "rebase", "-u", "-b", second, "-F", "qcow2", first])
+        try ChildProcess.run(["qemu-img", "rebase", "-u", "-b", first, "-F", "qcow2", second])
+        // It says that it has more than any file can.
+        var header = try Data(contentsOf: URL(fileURLWithPath: image))
+        header.replaceSubrange(24..<32, with: Data(repeating: 0xff, count: 8))
+        let endless = try directory.write("endless.qcow2", header)
         let cases: [(disk: [String], path: String?, says: [String])] = [
             (
                 drive("file=\(image),format=qcow2"), "/nowhere",
@@ -259,6 +321,10 @@ struct ServedDiskTests {
             (drive("file=\(broken)"), nil, ["drive 'hd'", "looks like an image of the format qcow2"]),
             (drive("file=\(cut),format=qcow2"), nil, ["drive 'hd'"]),
             (drive("file=\(loop),format=qcow2"), nil, ["drive 'hd'"]),
+            (drive("file=\(first),format=qcow2"), nil, ["drive 'hd'"]),
+            (drive("file=\(first),format=qcow2,snapshot=on"), nil, ["qemu-img could not make a temporary overlay"]),
+            (drive("file=\(endless),format=qcow2"), nil, ["drive 'hd'"]),
+            (drive("file=\(cut),format=qcow2,snapshot=on"), nil, ["qemu-img could not make a temporary overlay"]),
             (drive("file=\(image),format=no-such"), nil, ["does not accept value 'no-such'"]),
             (drive("file=\(image),format=vmdk"), nil, ["drive 'hd'"]),
             (drive("file=\(image),werror=stop"), nil, ["werror=stop is not supported", "werror=report"]),

@@ -1,4 +1,5 @@
 import BatonRuntime
+import Chardev
 import PCI
 import Virtio
 
@@ -44,26 +45,24 @@ final class HotPlug {
     /// - Parameter text: as the argument of `-device`.
     func addDevice(_ text: String) throws(VMMError) {
         try checkIdle()
-        var text = text
         let options = try KeyValueOptions(text, impliedKey: "driver")
-        if try options.string("driver")?.hasPrefix("virtio-net-") == true, !options.has("mac") {
-            // The next VMM counts anew.
-            text = try HotPlug.text(text, with: "mac", devices.nextAddress)
-        }
-        let all = try KeyValueOptions(text, impliedKey: "driver")
-        try globals.apply(to: all)
-        let id = try all.string("id")
+        try globals.apply(to: options)
+        let id = try options.string("id")
         let count = devices.made.count
-        try devices.plug { () throws(VMMError) in try devices.add(all) }
+        try devices.plug { () throws(VMMError) in try devices.add(options) }
+        var text = text
+        guard devices.made.count > count, let device = devices.made.last else { return }
+        for (key, value) in device.settled { text = try HotPlug.text(text, with: key, value) }
         plugged.add(.device, id, text)
-        if id == nil, devices.made.count > count, let last = devices.made.last { unnamed.append((last, text)) }
+        if id == nil { unnamed.append((device, text)) }
     }
 
     private static func text(_ text: String, with key: String, _ value: String) throws(VMMError) -> String {
         guard text.hasPrefix("{"), case .object(var object) = try JSON(parsing: text) else {
             return text + ",\(key)=\(value)"
         }
-        object[key] = .string(value)
+        // JSON has types: a number is one.
+        object[key] = Int64(value).map(JSON.int) ?? .string(value)
         return JSON.object(object).text()
     }
 
@@ -73,8 +72,16 @@ final class HotPlug {
         guard let device = devices.device(id) else {
             throw VMMError("Device '\(id)' not found", class: .deviceNotFound)
         }
+        if device.bus?.unplugsAtOnce == true, device.isHotPluggable { return gone(device) }
+        // The command line of an update has it, and no name to leave it out by.
+        for child in devices.children(of: device)
+        where child.id == nil && !unnamed.contains(where: { $0.device === child }) {
+            throw VMMError(
+                "Device '\(id)' has a '\(child.model)' of the command line that has no id",
+                hint: "Give all devices ids that are to be taken away.")
+        }
         guard let function = device.function, let bus = function.bus, let port = bus.bridge as? PCIERootPort else {
-            let bus = device.function?.bus?.busName ?? "main-system-bus"
+            let bus = device.bus?.busName ?? "main-system-bus"
             throw VMMError("Bus '\(bus)' does not support hotplugging")
         }
         guard device.isHotPluggable else { throw VMMError("Device '\(device.model)' does not support hotplugging") }
@@ -109,6 +116,7 @@ final class HotPlug {
     }
 
     private func gone(_ device: MadeDevice) {
+        for child in devices.children(of: device).reversed() { gone(child) }
         devices.unplug(device)
         if let id = device.id {
             plugged.remove(.device, id)
@@ -167,6 +175,38 @@ final class HotPlug {
         }
         try devices.remove(netBackend: id)
         plugged.remove(.netdev, id)
+    }
+
+    /// `chardev-add`.
+    /// - Parameter text: as the argument of `-chardev`.
+    func addChardev(_ text: String) throws(VMMError) -> Chardev {
+        try checkIdle()
+        let options = try KeyValueOptions(text, impliedKey: "backend")
+        if try options.bool("mux") == true {
+            throw VMMError(
+                "a multiplexed chardev cannot be added while the machine exists",
+                hint: "Give it on the command line, or leave mux=on out.")
+        }
+        if try options.string("backend") == "socket", try options.bool("server") == true {
+            guard try options.bool("wait") != true else {
+                throw VMMError(
+                    "chardev-add cannot wait for a client, as the guest would stand still", hint: "Leave wait=on out.")
+            }
+            options.set("wait", "off")
+        }
+        let chardev = try ChardevFactory.make(options, vm: vm)
+        plugged.add(.chardev, chardev.id, text)
+        return chardev
+    }
+
+    /// `chardev-remove`.
+    func removeChardev(_ id: String) throws(VMMError) {
+        try checkIdle()
+        guard let chardev = vm.chardev(id) else { throw VMMError("Chardev '\(id)' not found") }
+        guard chardev.frontend == nil, !chardev.isShared else { throw VMMError("Chardev '\(id)' is busy") }
+        vm.remove(chardev)
+        chardev.shutDown()
+        plugged.remove(.chardev, id)
     }
 
     /// `object-add`.

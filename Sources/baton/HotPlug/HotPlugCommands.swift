@@ -1,4 +1,5 @@
 import BatonRuntime
+import Chardev
 
 /// The monitors' commands of `HotPlug`, which they keep.
 extension HotPlug {
@@ -33,10 +34,50 @@ extension HotPlug {
         try add(
             "object-del", hmp: ("object_del", "id", "destroy object"), arguments: [QMPMember("id", .string)], key: "id"
         ) { [self] id throws(VMMError) in try removeObject(id) }
+        try registerChardevCommands()
         let device = [QMPMember("device", .string, optional: true), QMPMember("path", .string)]
         vm.commands.addEvent("DEVICE_DELETED", data: .object(name: "q_obj_DEVICE_DELETED-arg", members: device))
         vm.commands.addEvent(
             "DEVICE_UNPLUG_GUEST_ERROR", data: .object(name: "q_obj_DEVICE_UNPLUG_GUEST_ERROR-arg", members: device))
+    }
+
+    private func registerChardevCommands() throws(VMMError) {
+        let backend = QMPType.object(
+            name: "ChardevBackend",
+            members: [
+                QMPMember("type", .enumeration(name: "ChardevBackendKind", values: ChardevAddition.types)),
+                QMPMember("data", .any, optional: true),
+            ])
+        try vm.commands.add(
+            QMPCommand(
+                "chardev-add", arguments: [QMPMember("id", .string), QMPMember("backend", backend)],
+                returns: .object(name: "ChardevReturn", members: [QMPMember("pty", .string, optional: true)])
+            ) { [self] (given: JSONObject) throws(VMMError) -> JSON in
+                let backend = given["backend"]?.objectValue ?? [:]
+                let properties = try ChardevAddition.properties(
+                    id: given["id"]?.stringValue ?? "", type: backend["type"]?.stringValue ?? "",
+                    data: backend["data"]?.objectValue ?? [:], findDescriptor: vm.namedFDs.find)
+                let chardev = try addChardev(JSON.object(properties).text())
+                // It is the chardev's now.
+                if case .string(let name)? = backend["data"]?.objectValue?["addr"]?.objectValue?["data"]?.objectValue?[
+                    "str"]
+                {
+                    vm.namedFDs.release(name)
+                }
+                guard let terminal = chardev as? PTYChardev else { return [:] }
+                return ["pty": .string(terminal.slavePath)]
+            })
+        try vm.commands.add(
+            HMPCommand("chardev-add", parameters: "args", help: "add chardev") {
+                [self] (line: String) throws(VMMError) -> String in
+                guard !line.isEmpty else { throw VMMError("usage: chardev-add backend,id=str[,prop=value][,...]") }
+                _ = try addChardev(line)
+                return ""
+            })
+        try add(
+            "chardev-remove", hmp: ("chardev-remove", "id", "remove chardev"), arguments: [QMPMember("id", .string)],
+            key: "id"
+        ) { [self] id throws(VMMError) in try removeChardev(id) }
     }
 
     /// Adds a command to both monitors.

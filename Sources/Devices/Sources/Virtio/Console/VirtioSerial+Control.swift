@@ -76,10 +76,17 @@ extension VirtioSerial {
         let queue = queues[ControlQueue.toDriver]
         defer { queue.signal() }
         var sent = 0
+        // Before another port of the number is there.
+        while let number = goneNumbers.first {
+            guard send(.deviceRemove, 1, number: number, by: queue) else { return }
+            goneNumbers.removeFirst()
+            sent += 1
+        }
         for port in ports {
             guard let port else { continue }
             while let (event, value) = port.nextMessage() {
-                guard send(event, value, of: port, by: queue) else { return }
+                let name = event == .portName ? port.name : nil
+                guard send(event, value, number: port.number, name: name, by: queue) else { return }
                 port.didSend(event, value)
                 sent += 1
             }
@@ -89,13 +96,15 @@ extension VirtioSerial {
     }
 
     /// - Returns: false when there is no buffer, or the driver has broken the rules.
-    private func send(_ event: Control, _ value: UInt16, of port: VirtioSerialPort, by queue: VirtQueue) -> Bool {
+    private func send(
+        _ event: Control, _ value: UInt16, number: Int, name: String? = nil, by queue: VirtQueue
+    ) -> Bool {
         var message: [UInt8] = Array(repeating: 0, count: VirtioSerial.messageSize)
-        message.put(UInt32(port.number), at: 0)
+        message.put(UInt32(number), at: 0)
         message.put(event.rawValue, at: 4)
         message.put(value, at: 6)
         // The driver learns its length from the buffer's; a shorter buffer gets the beginning.
-        if event == .portName { message += (port.name ?? "").utf8 }
+        if let name { message += name.utf8 }
         return send(message, least: VirtioSerial.messageSize, kind: "control messages", by: queue)
     }
 }

@@ -17,11 +17,17 @@ public final class VirtioSerial: VirtioDevice, DeviceBus {
     public let busName: String
     /// How a port that finds no room is refused is the device's own matter.
     public var isFull: Bool { false }
+    public var hotPlugRefusal: VMMError? { nil }
+    public var unplugsAtOnce: Bool { true }
 
     /// By number; nil where none is plugged.
     private(set) var ports: [VirtioSerialPort?]
     /// Some port has messages for the driver that wait for buffers.
     var owesMessages = false
+    /// Ports that have gone, of which the driver has not been told yet.
+    var goneNumbers: [Int] = []
+    /// Numbers of ports that the command line has and the machine has not any more: not to be given to those after them.
+    private var passedOver: Set<Int> = []
 
     /// - Parameters:
     ///   - maxPorts: 1 to `portLimit`.
@@ -71,8 +77,10 @@ public final class VirtioSerial: VirtioDevice, DeviceBus {
             }
             return number
         }
-        if options.isConsole, ports[0] == nil { return 0 }
-        guard let free = ports.indices.dropFirst().first(where: { ports[$0] == nil }) else {
+        func isFree(_ number: Int) -> Bool { ports[number] == nil && !passedOver.contains(number) }
+        if options.isConsole, isFree(0) { return 0 }
+        let others = ports.indices.dropFirst()
+        guard let free = others.first(where: isFree) ?? others.first(where: { ports[$0] == nil }) else {
             throw VMMError(
                 "virtio-serial-bus: Maximum port limit for this device reached",
                 hint: "Give the virtio-serial device a higher max_ports=.")
@@ -80,7 +88,7 @@ public final class VirtioSerial: VirtioDevice, DeviceBus {
         return free
     }
 
-    /// Plugs a port, before the machine runs.
+    /// Plugs a port. A driver that is at work is told of it.
     /// - Throws: QEMU's errors when its number, its name or its chardev is taken; nothing has changed.
     @discardableResult
     public func plug(_ options: VirtioSerialPort.Options) throws(VMMError) -> VirtioSerialPort {
@@ -91,8 +99,27 @@ public final class VirtioSerial: VirtioDevice, DeviceBus {
         let port = VirtioSerialPort(of: self, number: number, options)
         try options.chardev?.attach(port)
         ports[number] = port
+        if isOperating, usesMultiport {
+            port.announce()
+            hasMessages()
+        }
         return port
     }
+
+    /// Takes a port away, and tells the driver.
+    public func unplug(_ port: VirtioSerialPort) {
+        guard ports[port.number] === port else { return }
+        port.leave()
+        ports[port.number] = nil
+        guard isOperating, usesMultiport else { return }
+        // What its program has written is dropped, as in QEMU: it waits for that.
+        if isRunning { handle(transmitQueue(ofPort: port.number)) }
+        if !goneNumbers.contains(port.number) { goneNumbers.append(port.number) }
+        hasMessages()
+    }
+
+    /// Keeps the number of a port that is not there any more from those that are made after it.
+    func passOver(_ options: VirtioSerialPort.Options) throws(VMMError) { passedOver.insert(try number(for: options)) }
 
     // MARK: Queues
 
@@ -129,6 +156,7 @@ public final class VirtioSerial: VirtioDevice, DeviceBus {
 
     public override func resetDevice() {
         owesMessages = false
+        goneNumbers = []
         for port in ports { port?.reset() }
     }
 
@@ -145,6 +173,7 @@ public final class VirtioSerial: VirtioDevice, DeviceBus {
         writer.put("ports", plugged.map { UInt64($0.number) })
         writer.put("port-names", plugged.map { $0.name ?? "" })
         for port in plugged { writer.put("port\(port.number)", [UInt64(port.sent), port.flags]) }
+        if !goneNumbers.isEmpty { writer.put("gone", goneNumbers.map { UInt64($0) }) }
     }
 
     public override func loadDevice(from reader: StateReader) throws(VMMError) -> () -> Void {
@@ -161,7 +190,11 @@ public final class VirtioSerial: VirtioDevice, DeviceBus {
                     + zip(numbers, names).map { "\($0) '\($1)'" }.joined(separator: ", "),
                 hint: "Give the device the same virtconsole and virtserialport as before.")
         }
-        var apply: [() -> Void] = []
+        let gone = reader.has("gone") ? try reader.array("gone", count: 0...self.ports.count) : []
+        guard gone.allSatisfy({ $0 < UInt64(self.ports.count) }) else {
+            throw VMMError("field 'gone' of section '\(reader.section)' has an invalid value")
+        }
+        var apply: [() -> Void] = [{ [self] in goneNumbers = gone.map { Int($0) } }]
         for port in plugged {
             let values = try reader.array("port\(port.number)", count: 2...2)
             guard values[0] <= UInt64(UInt32.max), port.accepts(flags: values[1]) else {

@@ -180,6 +180,12 @@ public final class VirtioSerialPort: ChardevFrontend {
         if isOpen { acceptInput() }
     }
 
+    /// It is taken away: its chardev is free for others.
+    func leave() {
+        setOpenInGuest(false)
+        chardev?.detach()
+    }
+
     /// The machine runs again, here or in another process.
     func resume() {
         change?.resume()

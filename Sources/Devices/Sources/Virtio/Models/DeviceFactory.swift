@@ -164,10 +164,23 @@ public final class DeviceFactory: DeviceContext {
         }
         if let id = try options.text("iothread"), !vm.hasIOThread(id) { throw options.notFound("iothread", id) }
         let place = try place(options, busType)
-        let number = vm.devices.count { $0 is VirtioSCSI }
-        let device = VirtioSCSI(vm: vm, properties: properties, busName: "\(options.id ?? "scsi\(number)").0")
+        let device = VirtioSCSI(vm: vm, properties: properties, busName: busName("scsi", options))
         try plug(device, place, options)
+        addBus(device)
+    }
+
+    /// The name of a device's bus: after its id, or else the next of the kind, as in QEMU.
+    private func busName(_ kind: String, _ options: DeviceOptions) -> String {
+        if let id = options.id { return "\(id).0" }
+        var number = 0
+        while buses.contains(where: { $0.busName == "\(kind)\(number).0" }) { number += 1 }
+        return "\(kind)\(number).0"
+    }
+
+    /// Makes the bus of the device that is being made known, until that is taken away.
+    private func addBus(_ device: some VirtioDevice & DeviceBus) {
         add(device)
+        whenUnplugged { [unowned self, weak device] in if let device { remove(device) } }
     }
 
     func addSCSIDisk(_ options: DeviceOptions, isCD: Bool) throws(VMMError) {
@@ -178,12 +191,7 @@ public final class DeviceFactory: DeviceContext {
                 hint: "Use virtio-blk-pci, or convert the image with 'qemu-img convert -O raw'.")
         }
         guard let backend = vm.blockBackend(drive) else { throw options.notFound("drive", drive) }
-        let bus: VirtioSCSI
-        do throws(VMMError) {
-            bus = try self.bus(VirtioSCSI.self, for: options)
-        } catch {
-            throw VMMError(error.message, hint: "Put a -device virtio-scsi-pci (or virtio-scsi-device) before it.")
-        }
+        let bus = try scsiBus(options)
         try takeBootIndex(options)
         var properties = SCSIDisk.Properties()
         properties.isCD = isCD
@@ -196,13 +204,30 @@ public final class DeviceFactory: DeviceContext {
         properties.deviceID = try options.text("device_id")
         properties.wwn = try options.options.number("wwn") ?? 0
         properties.rotationRate = UInt16(try options.options.number("rotation_rate", in: 0...0xffff) ?? 0)
-        let (target, lun) = try bus.place(
-            VirtioSCSI.Address(
-                channel: try options.options.number("channel"), target: try options.options.number("scsi-id"),
-                lun: try options.options.number("lun")))
+        let address = try scsiAddress(options)
+        let (target, lun) = try bus.place(address)
         try backend.lock(for: .disk(sharesWrites: try options.options.bool("share-rw") ?? false))
-        bus.plug(SCSIDisk(target: target, lun: lun, backend: backend, properties: properties))
+        let disk = SCSIDisk(target: target, lun: lun, backend: backend, properties: properties)
+        bus.plug(disk)
         backend.user = options.id ?? "\(bus.stateName)/\(target):\(lun)"
+        if options.bus == nil { settle("bus", bus.busName) }
+        if address.target == nil { settle("scsi-id", "\(target)") }
+        if address.lun == nil { settle("lun", "\(lun)") }
+        whenUnplugged { [unowned bus, unowned disk] in bus.unplug(disk) }
+    }
+
+    private func scsiBus(_ options: DeviceOptions) throws(VMMError) -> VirtioSCSI {
+        do throws(VMMError) {
+            return try bus(VirtioSCSI.self, for: options)
+        } catch {
+            throw VMMError(error.message, hint: "Put a -device virtio-scsi-pci (or virtio-scsi-device) before it.")
+        }
+    }
+
+    private func scsiAddress(_ options: DeviceOptions) throws(VMMError) -> VirtioSCSI.Address {
+        VirtioSCSI.Address(
+            channel: try options.options.number("channel"), target: try options.options.number("scsi-id"),
+            lun: try options.options.number("lun"))
     }
 
     /// `bootindex=`: firmware that could read it finds its disk by itself.
@@ -306,37 +331,54 @@ public final class DeviceFactory: DeviceContext {
         if let asked, asked > UInt64(VirtioSerial.portLimit) {
             throw VMMError("maximum ports supported: \(VirtioSerial.portLimit)")
         }
-        let ports = asked.map { Int($0) } ?? (wantsMultiport ? VirtioSerial.defaultPorts : 1)
+        let ports = asked.map { Int($0) } ?? (wantsMultiport || isHotPlugging ? VirtioSerial.defaultPorts : 1)
         // As in QEMU, whose guests then share one among all queues.
         let place = try place(options, busType, vectors: ports > 1 ? ports + 1 : nil)
-        let device = VirtioSerial(
-            vm: vm, maxPorts: ports, busName: "\(options.id ?? "virtio-serial\(serials.count)").0")
+        let device = VirtioSerial(vm: vm, maxPorts: ports, busName: busName("virtio-serial", options))
         try plug(device, place, options)
         serials.append(device)
-        add(device)
+        if asked == nil { settle("max_ports", "\(ports)") }
+        addBus(device)
+        whenUnplugged { [unowned self, weak device] in serials.removeAll { $0 === device } }
     }
 
     func addSerialPort(_ options: DeviceOptions, isConsole: Bool) throws(VMMError) {
-        var port = VirtioSerialPort.Options(isConsole: isConsole)
+        var wanted = VirtioSerialPort.Options(isConsole: isConsole)
         if let name = try options.text("chardev") {
-            port.chardev = vm.chardev(name)
-            if port.chardev == nil { throw options.notFound("chardev", name) }
-        }
-        port.id = options.id
-        port.name = try options.text("name")
-        port.number = try options.options.number("nr", in: 0...UInt64(UInt32.max)).map { Int($0) }
-        let serial: VirtioSerial? =
-            if options.bus != nil {
-                try bus(VirtioSerial.self, for: options)
-            } else {
-                serials.first { $0.hasRoom(for: port) } ?? serials.first
+            wanted.chardev = vm.chardev(name)
+            if wanted.chardev == nil { throw options.notFound("chardev", name) }
+            if isHotPlugging, wanted.chardev?.isShared == true {
+                throw VMMError(
+                    "chardev '\(name)' is a multiplexer, which a port that is plugged cannot leave again",
+                    hint: "Give it a chardev of its own.")
             }
-        guard let serial else {
+        }
+        wanted.id = options.id
+        wanted.name = try options.text("name")
+        wanted.number = try portNumber(options)
+        let serial = try serialBus(options, for: wanted)
+        let port = try serial.plug(wanted)
+        if options.bus == nil { settle("bus", serial.busName) }
+        if wanted.number == nil { settle("nr", "\(port.number)") }
+        whenUnplugged { [unowned serial, unowned port] in serial.unplug(port) }
+    }
+
+    private func portNumber(_ options: DeviceOptions) throws(VMMError) -> Int? {
+        try options.options.number("nr", in: 0...UInt64(UInt32.max)).map { Int($0) }
+    }
+
+    private func serialBus(_ options: DeviceOptions, for port: VirtioSerialPort.Options) throws(VMMError)
+        -> VirtioSerial
+    {
+        let name = options.bus ?? (serials.first { $0.hasRoom(for: port) } ?? serials.first)?.busName
+        guard let name else {
             throw VMMError(
                 "No 'virtio-serial-bus' bus found for device '\(options.model)'",
                 hint: "Put a -device virtio-serial-pci (or virtio-serial-device) before it.")
         }
-        try serial.plug(port)
+        return try bus(
+            VirtioSerial.self,
+            for: DeviceOptions(model: options.model, id: options.id, bus: name, options: options.options))
     }
 
     func addNet(_ options: DeviceOptions, _ busType: String) throws(VMMError) {
@@ -346,7 +388,9 @@ public final class DeviceFactory: DeviceContext {
         guard !backends[index].isUsed else { throw options.inUse("netdev", name) }
         // QEMU's default addresses, counted up.
         var mac: [UInt8] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56 &+ networkCards]
+        var hasAddress = false
         if let text = try options.text("mac") {
+            hasAddress = true
             guard let parsed = DeviceFactory.mac(text) else { throw options.badValue("mac", text) }
             mac = parsed
         }
@@ -367,19 +411,35 @@ public final class DeviceFactory: DeviceContext {
         try plug(device, place, options)
         backends[index].isUsed = true
         networkCards &+= 1
+        // The next VMM counts anew.
+        if !hasAddress {
+            settle("mac", mac.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: ":"))
+        }
         whenUnplugged { [unowned self, weak device] in
             (device as? VirtioNet)?.detach()
             if let index = backendPlaces[name] { backends[index].isUsed = false }
         }
     }
 
-    /// A card of the command line is not made, as it was taken away since: those after it keep their addresses.
-    public func passOverCard() { networkCards &+= 1 }
-
-    /// The address that the next card gets by itself.
-    public var nextAddress: String {
-        let last = String(0x56 &+ networkCards, radix: 16)
-        return "52:54:00:12:34:" + (last.utf8.count < 2 ? "0" : "") + last
+    /// A device of the command line is not made, as it was taken away since: those after it get the addresses, numbers and
+    /// places that they would get beside it.
+    public func passOver(_ options: KeyValueOptions) throws(VMMError) {
+        guard let model = try options.string("driver") else { return }
+        let device = DeviceOptions(
+            model: model, id: try options.identifier(), bus: try options.string("bus"), options: options)
+        switch model {
+        case "virtio-net-pci": networkCards &+= 1
+        case "virtserialport", "virtconsole":
+            var port = VirtioSerialPort.Options(isConsole: model == "virtconsole")
+            port.number = try portNumber(device)
+            // It may have gone with its bus.
+            guard let serial = try? serialBus(device, for: port) else { return }
+            try serial.passOver(port)
+        case "scsi-hd", "scsi-cd":
+            guard let bus = try? scsiBus(device) else { return }
+            bus.passOver(try bus.place(try scsiAddress(device)))
+        default: break
+        }
     }
 
     /// Six pairs of hexadecimal digits, with `:` or `-` between.

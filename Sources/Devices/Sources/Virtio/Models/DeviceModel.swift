@@ -7,7 +7,7 @@ public final class DeviceModel: DeviceType {
     public let category: DeviceCategory
     /// Made when somebody asks: most types are not used in any one machine.
     public private(set) lazy var properties = makeProperties()
-    /// Those on PCI with nothing that another process serves.
+    /// Those on PCI, and those on the buses of such.
     public let isHotPluggable: Bool
     private let makeProperties: () -> [DeviceProperty]
     private let build: (DeviceFactory, DeviceOptions) throws(VMMError) -> Void
@@ -35,16 +35,20 @@ public final class DeviceModel: DeviceType {
     public static let all: [DeviceModel] =
         [
             DeviceModel(
-                name: "virtconsole", bus: VirtioSerial.busType, category: .input, properties: port,
+                name: "virtconsole", bus: VirtioSerial.busType, category: .input, isHotPluggable: true,
+                properties: port,
                 make: { factory, options throws(VMMError) in try factory.addSerialPort(options, isConsole: true) }),
             DeviceModel(
-                name: "virtserialport", bus: VirtioSerial.busType, category: .input, properties: port,
+                name: "virtserialport", bus: VirtioSerial.busType, category: .input, isHotPluggable: true,
+                properties: port,
                 make: { factory, options throws(VMMError) in try factory.addSerialPort(options, isConsole: false) }),
             DeviceModel(
-                name: "scsi-hd", bus: VirtioSCSI.busType, category: .storage, properties: scsiDisk,
+                name: "scsi-hd", bus: VirtioSCSI.busType, category: .storage, isHotPluggable: true,
+                properties: scsiDisk,
                 make: { factory, options throws(VMMError) in try factory.addSCSIDisk(options, isCD: false) }),
             DeviceModel(
-                name: "scsi-cd", bus: VirtioSCSI.busType, category: .storage, properties: scsiDisk,
+                name: "scsi-cd", bus: VirtioSCSI.busType, category: .storage, isHotPluggable: true,
+                properties: scsiDisk,
                 make: { factory, options throws(VMMError) in try factory.addSCSIDisk(options, isCD: true) }),
         ]
         + onBothBuses("virtio-blk", .storage, disk) { factory, options, bus throws(VMMError) in
@@ -125,8 +129,6 @@ public final class DeviceModel: DeviceType {
             DeviceProperty("bootindex", "int32", "accepted for QEMU's sake"),
         ] + VirtioNetFeature.properties
 
-    private static let hotPluggable = ["virtio-blk", "virtio-net", "virtio-rng"]
-
     /// `NAME-device` for virtio-mmio and `NAME-pci`.
     private static func onBothBuses(
         _ name: String, _ category: DeviceCategory, _ properties: @escaping @autoclosure () -> [DeviceProperty],
@@ -138,7 +140,7 @@ public final class DeviceModel: DeviceType {
         return variants.map { bus, suffix, more in
             DeviceModel(
                 name: "\(name)-\(suffix)", bus: bus, category: category,
-                isHotPluggable: bus == PCIBus.busType && hotPluggable.contains(name), properties: properties() + more(),
+                isHotPluggable: bus == PCIBus.busType, properties: properties() + more(),
                 make: { factory, options throws(VMMError) in try make(factory, options, bus) })
         }
     }

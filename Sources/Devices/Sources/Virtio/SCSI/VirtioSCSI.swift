@@ -15,6 +15,8 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
         public init() {}
     }
 
+    /// VIRTIO_SCSI_F_HOTPLUG: the driver is told of disks that come and go.
+    static let hotPlugFeature: UInt64 = 1 << 1
     /// VIRTIO_SCSI_F_CHANGE: the driver is told of other sizes.
     static let changeFeature: UInt64 = 1 << 2
 
@@ -47,10 +49,24 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
     public let busName: String
     /// How a disk that finds no place is refused is the device's own matter.
     public var isFull: Bool { false }
+    public var hotPlugRefusal: VMMError? { nil }
+    public var unplugsAtOnce: Bool { true }
 
     private(set) var disks: [SCSIDisk] = []
     /// By target, its disks' places in `disks`.
     private var targets: [[Int]] = Array(repeating: [], count: VirtioSCSI.maxTarget + 1)
+    /// Places of disks that the command line has and the machine has not any more: not to be given to those after them.
+    private var passedOver: Set<UInt64> = []
+    /// Disks that have come or gone, of which the driver is still to be told, in order.
+    private var comingsAndGoings: [ComingOrGoing] = []
+
+    /// A disk's place, and the event's reason (virtio 1.2, 5.6.6.3).
+    private struct ComingOrGoing: Equatable {
+        static let rescan: UInt64 = 1
+        static let removed: UInt64 = 2
+        var place: UInt64
+        var reason: UInt64
+    }
     /// Room for a request and a response.
     let scratch: UnsafeMutableRawBufferPointer
     /// A control request waits until nothing is in hand.
@@ -72,7 +88,7 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
         config.put(UInt16(VirtioSCSI.maxTarget), at: Field.maxTarget)
         config.put(UInt32(VirtioSCSI.maxLUN), at: Field.maxLUN)
         super.init(
-            model: "virtio-scsi", deviceID: 8, vm: vm, features: VirtioSCSI.changeFeature,
+            model: "virtio-scsi", deviceID: 8, vm: vm, features: VirtioSCSI.changeFeature | VirtioSCSI.hotPlugFeature,
             queueSizes: Array(repeating: properties.queueSize, count: Queue.firstRequests + count), config: config,
             requests: count * Int(properties.queueSize))
     }
@@ -101,7 +117,8 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
         func isFree(_ target: Int, _ lun: UInt16) -> Bool { !targets[target].contains { disks[$0].lun == lun } }
         guard let target = address.target.map({ Int($0) }) else {
             let lun = UInt16(address.lun ?? 0)
-            guard let target = targets.indices.first(where: { isFree($0, lun) }) else {
+            func isOwn(_ target: Int) -> Bool { !passedOver.contains(VirtioSCSI.word(UInt8(target), lun)) }
+            guard let target = targets.indices.first(where: { isFree($0, lun) && isOwn($0) }) else {
                 throw VMMError("no free target")
             }
             return (UInt8(target), lun)
@@ -110,20 +127,43 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
             guard isFree(target, UInt16(lun)) else { throw VMMError("lun already used by another disk") }
             return (UInt8(target), UInt16(lun))
         }
-        guard let lun = (0...UInt16(VirtioSCSI.maxLUN)).first(where: { isFree(target, $0) }) else {
+        let luns = 0...UInt16(VirtioSCSI.maxLUN)
+        guard
+            let lun = luns.first(where: {
+                isFree(target, $0) && !passedOver.contains(VirtioSCSI.word(UInt8(target), $0))
+            })
+        else {
             throw VMMError("no free lun")
         }
         return (UInt8(target), lun)
     }
 
-    /// Plugs a disk at a free place, before the machine runs.
+    /// Plugs a disk at a free place. A driver that is at work is told of it.
     func plug(_ disk: SCSIDisk) {
-        let index = disks.count
+        targets[Int(disk.target)].append(disks.count)
         disks.append(disk)
-        targets[Int(disk.target)].append(index)
         use(disk.backend) { [unowned(unsafe) self] in completed($0) }
-        disk.backend.onResize = { [unowned(unsafe) self] in resized(disks[index]) }
+        disk.backend.onResize = { [unowned(unsafe) self, unowned(unsafe) disk] in resized(disk) }
+        changed(disk, ComingOrGoing.rescan)
     }
+
+    /// Takes a disk away, and tells the driver. Waits for what is in hand.
+    func unplug(_ disk: SCSIDisk) {
+        guard let index = disks.firstIndex(where: { $0 === disk }) else { return }
+        // Requests name disks by their places here, so those of all disks end.
+        let wasHeld = isHeld
+        if !wasHeld { hold() }
+        for other in disks { other.backend.finish() }
+        VirtioStorage.letGo(disk.backend)
+        disk.backend.user = nil
+        disks.remove(at: index)
+        for target in targets.indices { targets[target] = disks.indices.filter { disks[$0].target == UInt8(target) } }
+        if !wasHeld { release() }
+        changed(disk, ComingOrGoing.removed)
+    }
+
+    /// Keeps the place of a disk that is not there any more from those that are made after it.
+    func passOver(_ place: (target: UInt8, lun: UInt16)) { passedOver.insert(VirtioSCSI.word(place.target, place.lun)) }
 
     /// Where in `disks` a logical unit is; nil when it is not there.
     func index(target: UInt8, lun: UInt16) -> Int? { targets[Int(target)].first { disks[$0].lun == lun } }
@@ -166,28 +206,54 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
         sendEvents()
     }
 
+    /// A driver that is not at work yet finds what there is.
+    private func changed(_ disk: SCSIDisk, _ reason: UInt64) {
+        guard isOperating, has(VirtioSCSI.hotPlugFeature) else { return }
+        let change = ComingOrGoing(place: VirtioSCSI.word(disk.target, disk.lun), reason: reason)
+        // However often it comes and goes, once each is enough.
+        comingsAndGoings.removeAll { $0 == change }
+        comingsAndGoings.append(change)
+        sendEvents()
+    }
+
+    private enum Event {
+        static let transportReset: UInt32 = 1
+        static let parameterChange: UInt32 = 3
+    }
+
     /// Tells the driver what has changed, as far as it has buffers. With the machine stopped, `resume` comes back to it.
     private func sendEvents() {
-        guard isRunning, isOperating, has(VirtioSCSI.changeFeature) else { return }
+        guard isRunning, isOperating else { return }
         let queue = queues[Queue.events]
         defer { queue.signal() }
+        while let change = comingsAndGoings.first {
+            guard send(Event.transportReset, UInt32(change.reason), of: change.place, by: queue) else { return }
+            comingsAndGoings.removeFirst()
+        }
+        guard has(VirtioSCSI.changeFeature) else { return }
         for disk in disks where disk.owesEvent {
-            // VIRTIO_SCSI_T_PARAM_CHANGE.
-            var event = [UInt8](repeating: 0, count: VirtioSCSI.eventSize)
-            event.put(UInt32(3), at: 0)
-            (event[4], event[5]) = (1, disk.target)
-            event.replaceSubrange(6..<8, with: SCSIDisk.address(disk.lun))
             let sense = SCSISense.capacityChanged
-            event.put(UInt32(sense.code) | UInt32(sense.qualifier) << 8, at: 12)
-            guard send(event, kind: "events", by: queue) else { return }
+            let reason = UInt32(sense.code) | UInt32(sense.qualifier) << 8
+            guard send(Event.parameterChange, reason, of: word(disk), by: queue) else { return }
             disk.owesEvent = false
         }
+    }
+
+    /// - Returns: false when there is no buffer, or the driver has broken the rules.
+    private func send(_ event: UInt32, _ reason: UInt32, of place: UInt64, by queue: VirtQueue) -> Bool {
+        var bytes = [UInt8](repeating: 0, count: VirtioSCSI.eventSize)
+        bytes.put(event, at: 0)
+        (bytes[4], bytes[5]) = (1, UInt8(truncatingIfNeeded: place >> 16))
+        bytes.replaceSubrange(6..<8, with: SCSIDisk.address(UInt16(truncatingIfNeeded: place)))
+        bytes.put(reason, at: 12)
+        return send(bytes, kind: "events", by: queue)
     }
 
     // MARK: State
 
     public override func resetDevice() {
         isControlWaiting = false
+        comingsAndGoings = []
         for disk in disks { disk.reset() }
     }
 
@@ -197,12 +263,18 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
     }
 
     /// Target and LUN of a disk in a saved state.
-    private func word(_ disk: SCSIDisk) -> UInt64 { UInt64(disk.target) << 16 | UInt64(disk.lun) }
+    private static func word(_ target: UInt8, _ lun: UInt16) -> UInt64 { UInt64(target) << 16 | UInt64(lun) }
+    private func word(_ disk: SCSIDisk) -> UInt64 { VirtioSCSI.word(disk.target, disk.lun) }
+
+    private static let changesLimit = 100_000
 
     public override func saveDevice(to writer: inout StateWriter) {
         writer.put("disks", disks.map(word))
         writer.put("capacities", disks.map { $0.backend.size / 512 })
         writer.put("owed", disks.map { ($0.owesEvent ? 1 : 0) | ($0.owesAttention ? 2 : 0) })
+        if !comingsAndGoings.isEmpty {
+            writer.put("changes", comingsAndGoings.map { $0.reason << 32 | $0.place })
+        }
         saveUnfinished(to: &writer)
     }
 
@@ -221,9 +293,14 @@ public final class VirtioSCSI: VirtioStorage, DeviceBus {
                 throw VMMError("field '\(name)' of section '\(reader.section)' has an invalid value")
             }
         }
+        let changes = reader.has("changes") ? try reader.array("changes", count: 0...VirtioSCSI.changesLimit) : []
+        guard changes.allSatisfy({ 1...2 ~= $0 >> 32 && $0 & 0xffff_ffff <= VirtioSCSI.word(.max, .max) }) else {
+            throw VMMError("field 'changes' of section '\(reader.section)' has an invalid value")
+        }
         let applyUnfinished = try loadUnfinished(from: reader)
         return { [self] in
             applyUnfinished()
+            comingsAndGoings = changes.map { ComingOrGoing(place: $0 & 0xffff_ffff, reason: $0 >> 32) }
             for (index, disk) in disks.enumerated() {
                 disk.owesEvent = owed[index] & 1 != 0
                 disk.owesAttention = owed[index] & 2 != 0

@@ -14,11 +14,14 @@ public protocol DeviceBus: AnyObject {
     var hotPlugRefusal: VMMError? { get }
     /// A device has been plugged while the machine exists: tells the guest, if it has all of it.
     func didPlug()
+    /// Whether a device is taken away at once, and the guest told; else the guest is asked first. No by default.
+    var unplugsAtOnce: Bool { get }
 }
 
 extension DeviceBus {
     public var hotPlugRefusal: VMMError? { VMMError("Bus '\(busName)' does not support hotplugging") }
     public func didPlug() {}
+    public var unplugsAtOnce: Bool { false }
 }
 
 /// A device that was made, with what it consists of.
@@ -30,12 +33,19 @@ public final class MadeDevice {
     public let isHotPluggable: Bool
     /// What was added to the VM, in order.
     public let parts: [any Device]
+    /// Where it is plugged; nil for one that has no bus.
+    public let bus: (any DeviceBus)?
+    /// What it got by itself, as its properties say it: see `DeviceContext.settle`.
+    public let settled: [(key: String, value: String)]
     /// What its makers have to undo.
     fileprivate let undo: [() -> Void]
 
-    fileprivate init(id: String?, type: any DeviceType, parts: [any Device], undo: [() -> Void]) {
+    fileprivate init(
+        id: String?, type: any DeviceType, parts: [any Device], bus: (any DeviceBus)?,
+        settled: [(key: String, value: String)], undo: [() -> Void]
+    ) {
         (self.id, model, isHotPluggable) = (id, type.name, type.isHotPluggable)
-        (self.parts, self.undo) = (parts, undo)
+        (self.parts, self.bus, self.settled, self.undo) = (parts, bus, settled, undo)
     }
 
     /// For a device on PCI.
@@ -57,6 +67,9 @@ open class DeviceContext {
     /// Whether the machine exists: what is made now is plugged into it.
     public private(set) var isHotPlugging = false
     private var undo: [() -> Void] = []
+    /// Of the device that is being made.
+    private var settled: [(key: String, value: String)] = []
+    private var busOfDevice: (any DeviceBus)?
 
     public init(vm: VirtualMachine, memory: GuestMemory) {
         self.vm = vm
@@ -65,6 +78,9 @@ open class DeviceContext {
 
     /// Makes a bus known. Boards and bridges call this.
     public func add(_ bus: any DeviceBus) { buses.append(bus) }
+
+    /// Forgets a bus whose device is taken away.
+    public func remove(_ bus: any DeviceBus) { buses.removeAll { $0 === bus } }
 
     /// The bus for a device: the one of `bus=`, or the first of the type that
     /// has room.
@@ -79,11 +95,13 @@ open class DeviceContext {
             }
             guard !bus.isFull else { throw VMMError("Bus '\(name)' is full") }
             if isHotPlugging, let refusal = bus.hotPlugRefusal { throw refusal }
+            busOfDevice = bus
             return bus
         }
         for bus in buses {
             guard let bus = bus as? Bus, !bus.isFull else { continue }
             if isHotPlugging, let refusal = bus.hotPlugRefusal { throw refusal }
+            busOfDevice = bus
             return bus
         }
         throw VMMError("No '\(Bus.busType)' bus found for device '\(options.model)'")
@@ -112,8 +130,9 @@ open class DeviceContext {
             throw VMMError("Device '\(type.name)' does not support hotplugging")
         }
         let before = vm.devices.count
-        undo = []
-        defer { undo = [] }
+        func begin() { (undo, settled, busOfDevice) = ([], [], nil) }
+        begin()
+        defer { begin() }
         do throws(VMMError) {
             try type.make(DeviceOptions(model: type.name, id: id, bus: bus, options: options), context: self)
         } catch {
@@ -121,12 +140,19 @@ open class DeviceContext {
             throw error
         }
         if let id { ids.insert(id) }
-        made.append(MadeDevice(id: id, type: type, parts: Array(vm.devices[before...]), undo: undo))
+        made.append(
+            MadeDevice(
+                id: id, type: type, parts: Array(vm.devices[before...]), bus: busOfDevice, settled: settled, undo: undo)
+        )
     }
 
     /// Has `body` called when the device that is being made is taken away, or cannot be made after all: for what it has
     /// of others. The device takes part in nothing any more by then.
     public func whenUnplugged(_ body: @escaping () -> Void) { undo.append(body) }
+
+    /// The device that is being made has got the value of a property by itself. Another one may get another value later:
+    /// the next VMM is given this one for a device that was plugged while the machine exists.
+    public func settle(_ key: String, _ value: String) { settled.append((key, value)) }
 
     // MARK: While the machine exists
 
@@ -142,7 +168,7 @@ open class DeviceContext {
                 part.reset()
                 if vm.isRunning { part.resume() }
             }
-            device.function?.bus?.didPlug()
+            device.bus?.didPlug()
         }
     }
 
@@ -163,6 +189,11 @@ open class DeviceContext {
         }
         for body in device.undo.reversed() { body() }
         if let id = device.id { ids.remove(id) }
+    }
+
+    /// The devices on the buses that a device has: they go with it.
+    public func children(of device: MadeDevice) -> [MadeDevice] {
+        made.filter { child in child.bus.map { bus in device.parts.contains { $0 === bus } } ?? false }
     }
 
     public func device(_ id: String) -> MadeDevice? { made.first { $0.id == id } }
