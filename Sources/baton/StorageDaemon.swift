@@ -69,6 +69,9 @@ enum StorageDaemon {
 
     // MARK: Temporary overlays
 
+    /// Nanoseconds that `qemu-img` may take: it opens images, and writes some KiB.
+    private static let imageToolLimit: Int64 = 20_000_000_000
+
     /// Runs `qemu-img` to its end.
     private static func runImageTool(_ arguments: [String], in directory: String) throws(VMMError) {
         let words = CStringArray(["qemu-img"] + arguments)
@@ -79,8 +82,17 @@ enum StorageDaemon {
                 "cannot execute 'qemu-img'", errno: code,
                 hint: "A temporary overlay (snapshot=on) needs it: install Debian's package qemu-utils.")
         }
+        let process = OwnedFD(adopting: cbaton_pidfd_open(pid))
+        let isLate = process.raw >= 0 && !FD.awaitInput(process.raw, until: EventLoop.now + imageToolLimit)
+        if isLate { kill(pid, SIGKILL) }
         var status: Int32 = 0
-        guard retryingInterrupts({ waitpid(pid, &status, 0) }) == pid, status == 0 else {
+        let ended = retryingInterrupts { waitpid(pid, &status, 0) }
+        if isLate {
+            throw VMMError(
+                "qemu-img could not make a temporary overlay in '\(directory)' within \(imageToolLimit / 1_000_000) ms",
+                hint: "It has no end where images are each other's backing files.")
+        }
+        guard ended == pid, status == 0 else {
             throw VMMError(
                 "qemu-img could not make a temporary overlay in '\(directory)'",
                 hint: "It has said why. Where there is room can be said with TMPDIR.")
