@@ -9,7 +9,8 @@
  *   late CALL     the same, of an old VMM when the new one has the guest
  *   ended COUNT   it ended by itself, or the new one got the guest, after so many calls
  *
- * The new VMM's calls count from its exec on, the old one's from when it is a child. */
+ * The new VMM's calls count from its exec on, the old one's from when it is a child. A wait or a look that is
+ * repeated counts once: how often depends on how long the other VMM takes. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -35,6 +36,17 @@ static int is_commit(pid_t pid, const struct __ptrace_syscall_info *info) {
     char letter = 0;
     struct iovec here = {&letter, 1}, there = {(void *)(uintptr_t)(info->entry.args[1] + 8), 1};
     return process_vm_readv(pid, &here, 1, &there, 1, 0) == 1 && letter == 'C';
+}
+
+/* Whether a call only looks for something, as the one before did. */
+static int is_repeated(const struct __ptrace_syscall_info *info) {
+    static unsigned long long last = ~0ull;
+    const unsigned long long call = info->entry.nr;
+    const int looks = call == SYS_recvmsg || call == SYS_epoll_pwait2 || call == SYS_poll || call == SYS_ppoll ||
+                      call == SYS_sched_yield;
+    const int repeated = looks && call == last;
+    last = call;
+    return repeated;
 }
 
 int main(int argc, char **argv) {
@@ -87,7 +99,7 @@ int main(int argc, char **argv) {
                     return 0;
                 }
             }
-            if (is_entry && pid == counted && ++count == wanted) {
+            if (is_entry && pid == counted && !is_repeated(&info) && ++count == wanted) {
                 kill(pid, number);
                 /* Whatever is traced goes on when this process ends. */
                 printf("%s %llu\n", is_committed ? "late" : "done", (unsigned long long)info.entry.nr);
