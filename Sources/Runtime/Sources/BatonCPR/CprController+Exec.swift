@@ -147,6 +147,7 @@ extension CprController {
         do throws(VMMError) {
             let (successor, handed) = try start(target, mode, mayWait: isSaved)
             standing = successor
+            successor.beforeEnd = { [memory] in memory.giveBackSlowly() }
             try cancellable(by: successor.cancel) { () throws(VMMError) in
                 try successor.awaitReady(vm.loop, limit: options.limit) { vm.run(until: $0) }
             }

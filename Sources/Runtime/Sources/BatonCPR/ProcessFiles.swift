@@ -25,4 +25,13 @@ enum ProcessFiles {
         guard let text = read("stat", of: process), let name = text.lastIndex(of: ")") else { return nil }
         return text[text.index(after: name)...].split(separator: " ")
     }
+
+    /// Where a process is, in the words of an error: its state, the number of its system call, and the function of the
+    /// kernel that it waits in, as far as the kernel tells (proc(5): `stat`, `syscall`, `wchan`).
+    static func whereabouts(of process: pid_t) -> String? {
+        guard let state = fields(of: process)?.first else { return nil }
+        let call = read("syscall", of: process)?.prefix { $0 != " " && $0 != "\n" } ?? "unknown"
+        let place = read("wchan", of: process).map { $0 == "0" || $0.isEmpty ? "" : ", in \($0)" } ?? ""
+        return "in state \(state), system call \(call)\(place)"
+    }
 }

@@ -24,6 +24,8 @@ final class Successor {
     /// Called when the guest is the old VMM's again, while the process that
     /// failed may still be there.
     nonisolated(unsafe) static var whenTakenBack: (() -> Void)?
+    /// What this process does last, without its descriptors, when the guest is the new VMM's.
+    var beforeEnd: (() -> Void)?
     /// A pidfd of the process in which the last new VMM was executed; nil when
     /// nobody has looked for one. Owned.
     nonisolated(unsafe) static var executed: Int32?
@@ -203,7 +205,8 @@ final class Successor {
                 _ = messages.receive(from: channel)
                 guard messages.stage == .starting else { return }
                 if messages.refusal == nil, !patience.isOver(for: pid > 0 ? pid : nil) { return look() }
-                reason = messages.refusal == nil ? messages.tooLate(limit: limit) : messages.ended
+                let place = pid > 0 ? ProcessFiles.whereabouts(of: pid).map { " (it is \($0))" } ?? "" : ""
+                reason = messages.refusal == nil ? messages.tooLate(limit: limit) + place : messages.ended
             }
         }
         look()
@@ -376,6 +379,9 @@ final class Successor {
         Placeholder.leave()
         // What frees our memory takes its time, beside the guest.
         setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)
+        // Whoever waits for the end of a connection must not wait for that.
+        cbaton_close_range(0, ~0)
+        beforeEnd?()
         _exit(0)
     }
 

@@ -92,9 +92,8 @@ final class TrialRun {
 
     /// Where the trial hangs, as far as the kernel tells.
     private var whereabouts: String {
-        guard let program, let state = ProcessFiles.fields(of: program)?.first else { return "" }
-        let call = ProcessFiles.read("syscall", of: program)?.prefix { $0 != " " && $0 != "\n" } ?? "unknown"
-        return " (it is in state \(state), system call \(call)\(share(of: program)))"
+        guard let program, let place = ProcessFiles.whereabouts(of: program) else { return "" }
+        return " (it is \(place)\(share(of: program)))"
     }
 
     /// Whether it was the machine that was slow.
