@@ -205,8 +205,7 @@ final class Successor {
                 _ = messages.receive(from: channel)
                 guard messages.stage == .starting else { return }
                 if messages.refusal == nil, !patience.isOver(for: pid > 0 ? pid : nil) { return look() }
-                let place = pid > 0 ? ProcessFiles.whereabouts(of: pid).map { " (it is \($0))" } ?? "" : ""
-                reason = messages.refusal == nil ? messages.tooLate(limit: limit) + place : messages.ended
+                reason = messages.refusal == nil ? messages.tooLate(limit: limit) + whereabouts : messages.ended
             }
         }
         look()
@@ -221,6 +220,12 @@ final class Successor {
         guard messages.stage != .ready else { return }
         leaveWhenReady()
         throw VMMError("the VMM is ending")
+    }
+
+    /// Where a new VMM that is late is, as far as the kernel tells.
+    private var whereabouts: String {
+        guard pid > 0, let place = ProcessFiles.whereabouts(of: pid) else { return "" }
+        return " (it is \(place))"
     }
 
     /// Ends the update, in `awaitReady`.

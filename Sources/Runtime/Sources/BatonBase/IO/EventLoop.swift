@@ -121,35 +121,34 @@ public final class EventLoop {
     public func watch(_ fd: Int32, _ events: IOEvents, _ handler: @escaping (IOEvents) -> Void) throws(VMMError) {
         generation &+= 1
         let isKnown = watches[fd]?.isKnown ?? false
-        let watch = Watch(generation: generation, events: events, handler: handler, isKnown: isKnown)
-        let isMade = tellKernel(fd, watch)
-        guard isMade || lacksRoom else { throw .system("Could not watch fd \(fd)") }
-        watches[fd] = watch
-        if isMade { made(fd) } else { owe(fd) }
+        guard set(fd, Watch(generation: generation, events: events, handler: handler, isKnown: isKnown)) else {
+            throw .system("Could not watch fd \(fd)")
+        }
     }
 
     /// Changes what a watched fd is watched for; does nothing for others.
     public func setEvents(_ fd: Int32, _ events: IOEvents) {
         guard var watch = watches[fd], watch.events != events else { return }
         watch.events = events
-        watches[fd] = watch
-        if tellKernel(fd, watch) { made(fd) } else if lacksRoom { owe(fd) }
+        _ = set(fd, watch)
     }
 
-    /// - Returns: whether the epoll set has the watch as it is; if not, errno says why.
-    private func tellKernel(_ fd: Int32, _ watch: Watch) -> Bool {
+    /// Keeps a watch, and tells the kernel of it, now or when it has room.
+    /// - Returns: false when the fd cannot be watched so at all, and errno says why; nothing has changed.
+    private func set(_ fd: Int32, _ watch: Watch) -> Bool {
+        var watch = watch
         var event = epoll_event()
         event.events = watch.events.rawValue
         event.data.u64 = UInt64(watch.generation) << 32 | UInt64(UInt32(bitPattern: fd))
-        return epoll_ctl(epoll, watch.isKnown ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) == 0
-    }
-
-    /// Whether the call that has just failed may succeed later.
-    private var lacksRoom: Bool { errno == ENOMEM || errno == ENOSPC }
-
-    private func made(_ fd: Int32) {
-        watches[fd]?.isKnown = true
-        if !owed.isEmpty { owed.remove(fd) }
+        if epoll_ctl(epoll, watch.isKnown ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &event) == 0 {
+            watch.isKnown = true
+            if !owed.isEmpty { owed.remove(fd) }
+        } else {
+            guard errno == ENOMEM || errno == ENOSPC else { return false }
+            owe(fd)
+        }
+        watches[fd] = watch
+        return true
     }
 
     private func owe(_ fd: Int32) {
@@ -166,7 +165,8 @@ public final class EventLoop {
         guard !owed.isEmpty, retry?.handler == nil else { return }
         retry = schedule(at: EventLoop.now + EventLoop.retryInterval) { [unowned self] in
             for fd in owed {
-                if let watch = watches[fd], tellKernel(fd, watch) { made(fd) } else if !lacksRoom { owed.remove(fd) }
+                if let watch = watches[fd], set(fd, watch) { continue }
+                owed.remove(fd)
             }
             awaitRoom()
         }
