@@ -22,14 +22,8 @@ struct KVMAssignment {
         }
         guard let device else { return }
         var file = file
-        let result = withUnsafeMutablePointer(to: &file) { place in
-            var attribute = kvm_device_attr()
-            // With Linux 6.6 group and device files are one to it, by the older name's numbers.
-            attribute.group = UInt32(KVM_DEV_VFIO_GROUP)
-            attribute.attr = UInt64(KVM_DEV_VFIO_GROUP_ADD)
-            attribute.addr = UInt64(UInt(bitPattern: place))
-            return device.call(CKVM_SET_DEVICE_ATTR, &attribute)
-        }
+        // With Linux 6.6 group and device files are one to it, by the older name's numbers.
+        let result = device.attribute(CKVM_SET_DEVICE_ATTR, group: KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, &file)
         // A group has several devices, and an older kernel takes no device's file.
         guard result < 0, result != -EEXIST, result != -EINVAL, result != -EBADF else { return }
         Report.warning(VMMError.system("Failed to add fd \(file) to KVM VFIO device", errno: -result).message)

@@ -24,6 +24,18 @@ final class KVMDescriptor {
     @discardableResult
     func call(_ request: UInt, value: UInt = 0) -> Int32 { ckvm_ioctl_value(fd, request, value) }
 
+    /// An ioctl for an attribute of a device or CPU (Documentation/virt/kvm/devices of the kernel's).
+    /// - Parameter value: the attribute's, which is read or filled.
+    func attribute<T>(_ request: UInt, group: Int32, _ attribute: Int32, _ value: inout T) -> Int32 {
+        withUnsafeMutablePointer(to: &value) { place in
+            var argument = kvm_device_attr()
+            argument.group = UInt32(group)
+            argument.attr = UInt64(attribute)
+            argument.addr = UInt64(UInt(bitPattern: place))
+            return call(request, &argument)
+        }
+    }
+
     /// 0 for a capability that there is not.
     func capability(_ number: Int32) -> Int { max(0, Int(call(CKVM_CHECK_EXTENSION, value: UInt(number)))) }
 

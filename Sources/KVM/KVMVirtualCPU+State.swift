@@ -62,13 +62,7 @@ extension KVMVirtualCPU {
 
     private func tscOffset(_ request: UInt, _ value: UInt64) -> (code: Int32, value: UInt64) {
         var value = value
-        let code = withUnsafeMutablePointer(to: &value) { place in
-            var attribute = kvm_device_attr()
-            attribute.group = UInt32(KVM_VCPU_TSC_CTRL)
-            attribute.attr = UInt64(KVM_VCPU_TSC_OFFSET)
-            attribute.addr = UInt64(UInt(bitPattern: place))
-            return file.call(request, &attribute)
-        }
+        let code = file.attribute(request, group: KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, &value)
         return (code, value)
     }
 

@@ -60,10 +60,9 @@ final class KVMVirtualCPU: X86CPU {
             throw .system("Could not map the state of CPU \(index)")
         }
         self.run = run
-        var attribute = kvm_device_attr()
-        attribute.group = UInt32(KVM_VCPU_TSC_CTRL)
-        attribute.attr = UInt64(KVM_VCPU_TSC_OFFSET)
-        hasTSCOffset = file.call(CKVM_HAS_DEVICE_ATTR, &attribute) == 0
+        var offset: UInt64 = 0
+        hasTSCOffset =
+            file.attribute(CKVM_HAS_DEVICE_ATTR, group: KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, &offset) == 0
         tscFrequency = UInt32(max(0, file.call(CKVM_GET_TSC_KHZ)))
         let table = CPUIDEntry.buffer(of: cpuid)
         defer { table.deallocate() }
