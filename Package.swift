@@ -99,7 +99,7 @@ let hostTargets: [Target] = [
     part("KVM", [devices, "CKVM"], settings: hot),
     .testTarget(name: "KVMTests", dependencies: ["KVM", "CKVM", devices, runtime], path: "Tests/KVMTests"),
     // Has KVM answer a VMM as a kernel with faults.
-    .executableTarget(name: "kvm-faults", path: "Tests/KVMFaults"),
+    .executableTarget(name: "kvm-faults", dependencies: ["CallNotices"], path: "Tests/KVMFaults"),
 ]
 let hostTestTools: [Target.Dependency] = ["kvm-faults"]
 #else
@@ -203,7 +203,9 @@ let package = Package(
         .testTarget(
             name: "BatonTests", dependencies: ["TestSupport", "call-tracer"] + hostTestTools, path: "Tests/BatonTests"),
         // Answers the VMM's VFIO system calls, for a machine without such devices.
-        .executableTarget(name: "vfio-simulator", path: "Tests/VFIOSimulator"),
+        .executableTarget(name: "vfio-simulator", dependencies: ["CallNotices"], path: "Tests/VFIOSimulator"),
+        // What programs have in common that answer system calls in the kernel's place.
+        .target(name: "CallNotices", path: "Tests/CallNotices"),
         .testTarget(name: "VFIOTests", dependencies: ["TestSupport", "vfio-simulator"], path: "Tests/VFIOTests"),
         .executableTarget(name: "vfio-user-server", path: "Tests/VFIOUserServer"),
         .testTarget(

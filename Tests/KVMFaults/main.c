@@ -24,12 +24,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <sys/wait.h>
 #include <unistd.h>
+
+#include "call-notices.h"
 
 #define REQUEST(name) {#name, (unsigned)name}
 static const struct { const char *name; unsigned number; } requests[] = {
@@ -64,7 +63,8 @@ static int log_fd = -1;
 
 /* MARK: The child */
 
-static int install_filter(void) {
+/* Starts the command under a filter; its calls come by the listener. */
+static pid_t start(char **command, int *listener) {
     struct sock_filter code[FAULTS + 8], *at = code;
     unsigned char left = (unsigned char)fault_count;
     *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
@@ -77,47 +77,7 @@ static int install_filter(void) {
     }
     *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
-    struct sock_fprog program = {(unsigned short)(at - code), code};
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return -1;
-    return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
-}
-
-/* Starts the command; the listener comes over a socket. */
-static pid_t start(char **command, int *listener) {
-    int pair[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)) return -1;
-    char byte = 0;
-    struct iovec data = {&byte, 1};
-    union { struct cmsghdr head; char space[CMSG_SPACE(sizeof(int))]; } control = {0};
-    struct msghdr message = {
-        .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-    pid_t parent = getpid(), child = fork();
-    if (child == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (getppid() != parent) _exit(127);
-        int fd = install_filter();
-        if (fd < 0) {
-            perror("seccomp");
-            _exit(127);
-        }
-        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-        head->cmsg_level = SOL_SOCKET;
-        head->cmsg_type = SCM_RIGHTS;
-        head->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(head), &fd, sizeof fd);
-        if (sendmsg(pair[1], &message, 0) != 1) _exit(127);
-        close(fd);
-        execvp(command[0], command);
-        perror(command[0]);
-        _exit(127);
-    }
-    close(pair[1]);
-    *listener = -1;
-    if (child > 0 && recvmsg(pair[0], &message, MSG_CMSG_CLOEXEC) == 1 && CMSG_FIRSTHDR(&message)) {
-        memcpy(listener, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof *listener);
-    }
-    close(pair[0]);
-    return child;
+    return call_notices_start(command, code, (size_t)(at - code), listener);
 }
 
 /* MARK: Requests */
@@ -236,7 +196,7 @@ static bool option(const char *name, char *value) {
 }
 
 int main(int count, char **arguments) {
-    int at = 1, listener, status = 0;
+    int at = 1, listener;
     for (; at < count && strcmp(arguments[at], "--"); at += 2) {
         if (at + 1 < count && option(arguments[at], arguments[at + 1])) continue;
         fprintf(stderr, "kvm-faults: bad option %s\n", arguments[at]);
@@ -248,9 +208,8 @@ int main(int count, char **arguments) {
     if (child < 0 || listener < 0) return fprintf(stderr, "kvm-faults: cannot start %s\n", arguments[at + 1]), 2;
     for (struct pollfd state = {listener, POLLIN, 0};;) {
         int ready = poll(&state, 1, -1);
-        if (ready > 0 && state.revents & (POLLHUP | POLLERR) && !(state.revents & POLLIN)) break;
+        if (ready > 0 && call_notices_ended(&state)) break;
         if (ready > 0 && !serve(listener)) break;
     }
-    if (waitpid(child, &status, 0) != child) return 2;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return call_notices_status(child);
 }

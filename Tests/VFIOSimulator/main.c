@@ -25,15 +25,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "call-notices.h"
 #include "simulator.h"
 
 struct settings settings;
@@ -91,7 +89,8 @@ int take_fd(pid_t pid, int fd) {
 
 /* MARK: The child */
 
-static int install_filter(void) {
+/* Starts the command under a filter; its calls come by the listener. */
+static pid_t start(char **command, int *listener) {
 #if defined(__x86_64__)
     const unsigned architecture = AUDIT_ARCH_X86_64;
 #elif defined(__aarch64__)
@@ -120,47 +119,7 @@ static int install_filter(void) {
     *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x3c00, 0, 1);
     *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
-    struct sock_fprog program = {(unsigned short)(at - code), code};
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return -1;
-    return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
-}
-
-/* Starts the command; the listener comes over a socket. */
-static pid_t start(char **command, int *listener) {
-    int pair[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)) return -1;
-    char byte = 0;
-    struct iovec data = {&byte, 1};
-    union { struct cmsghdr head; char space[CMSG_SPACE(sizeof(int))]; } control = {0};
-    struct msghdr message = {
-        .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-    pid_t parent = getpid(), child = fork();
-    if (child == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (getppid() != parent) _exit(127);
-        int fd = install_filter();
-        if (fd < 0) {
-            perror("seccomp");
-            _exit(127);
-        }
-        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-        head->cmsg_level = SOL_SOCKET;
-        head->cmsg_type = SCM_RIGHTS;
-        head->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(head), &fd, sizeof fd);
-        if (sendmsg(pair[1], &message, 0) != 1) _exit(127);
-        close(fd);
-        execvp(command[0], command);
-        perror(command[0]);
-        _exit(127);
-    }
-    close(pair[1]);
-    *listener = -1;
-    if (child > 0 && recvmsg(pair[0], &message, MSG_CMSG_CLOEXEC) == 1 && CMSG_FIRSTHDR(&message)) {
-        memcpy(listener, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof *listener);
-    }
-    close(pair[0]);
-    return child;
+    return call_notices_start(command, code, (size_t)(at - code), listener);
 }
 
 /* MARK: Requests */
@@ -253,7 +212,7 @@ static void run(int listener) {
         long long left = next - now();
         struct timespec wait = {0, left > 0 ? left : 0};
         int ready = ppoll(&state, 1, &wait, NULL);
-        if (ready > 0 && state.revents & (POLLHUP | POLLERR) && !(state.revents & POLLIN)) return;
+        if (ready > 0 && call_notices_ended(&state)) return;
         if (ready > 0 && !serve(listener)) return;
         take_notices();
         if (now() >= next) {
@@ -381,7 +340,5 @@ int main(int count, char **arguments) {
         const struct device *d = &devices[i];
         note(0, "end dma=%lu faults=%lu interrupts=%lu%s", d->dma_count, d->fault_count, d->raised, label(d));
     }
-    int status = 0;
-    if (waitpid(child, &status, 0) != child) return 2;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return call_notices_status(child);
 }

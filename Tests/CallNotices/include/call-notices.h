@@ -1,0 +1,17 @@
+/* A command whose system calls another process answers in the kernel's place (seccomp user notification,
+ * Documentation/userspace-api/seccomp_filter.rst of the kernel's): the simulated hosts of the tests. */
+#pragma once
+#include <linux/filter.h>
+#include <poll.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+/* Starts COMMAND, which ends with the caller, under a filter of COUNT instructions. *LISTENER gets the descriptor over
+ * which its calls come, and those of what it executes and forks; -1 if there is none. Returns its PID, or -1. */
+pid_t call_notices_start(char **command, const struct sock_filter *code, size_t count, int *listener);
+
+/* Whether a poll of the listener says that the last process has ended. */
+int call_notices_ended(const struct pollfd *state);
+
+/* Waits for the command, whose processes have all ended. Returns the exit status to end with. */
+int call_notices_status(pid_t child);
