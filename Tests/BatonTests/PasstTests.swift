@@ -241,11 +241,9 @@ struct PasstTests {
         ])
     func brokenPrograms(_ script: String, _ says: String) throws {
         let directory = try TemporaryDirectory()
-        let program = try directory.write("passt", "#!/bin/sh\n\(script)\n")
-        #expect(chmod(program, 0o755) == 0 && chmod(directory.path, 0o755) == 0)
         let vmm = try ChildProcess(
             [Products.baton, "-nodefaults", "-S", "-bios", "none", "-netdev", "user,id=n"],
-            environment: ["PATH": "\(directory.path):\(ProcessInfo.processInfo.environment["PATH"] ?? "")"])
+            environment: try directory.standIn(for: "passt", script))
         #expect(try vmm.waitForExit() == .status(1), "\(vmm.report)")
         #expect(vmm.errors.contains("netdev 'n': ") && vmm.errors.contains(says), "\(vmm.errors)")
     }

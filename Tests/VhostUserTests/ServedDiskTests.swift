@@ -281,14 +281,9 @@ struct ServedDiskTests {
         ])
     func brokenPrograms(_ script: String, _ says: String) throws {
         let directory = try TemporaryDirectory(), image = try image("qcow2", in: directory)
-        let program = try directory.write("bin-qemu-storage-daemon", "#!/bin/sh\n\(script)\n")
-        let bin = directory.file("bin")
-        try FileManager.default.createDirectory(atPath: bin, withIntermediateDirectories: false)
-        try FileManager.default.moveItem(atPath: program, toPath: "\(bin)/qemu-storage-daemon")
-        #expect(chmod("\(bin)/qemu-storage-daemon", 0o755) == 0)
         let vmm = try ChildProcess(
             try arguments(drive("file=\(image)"), in: directory, extra: ["-S"]),
-            environment: ["PATH": "\(bin):\(ProcessInfo.processInfo.environment["PATH"] ?? "")"])
+            environment: try directory.standIn(for: "qemu-storage-daemon", script))
         #expect(try vmm.waitForExit() == .status(1), "\(vmm.report)")
         #expect(vmm.errors.contains(says), "\(vmm.errors.suffix(400))")
     }
