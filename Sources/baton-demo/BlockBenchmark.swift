@@ -56,7 +56,7 @@ struct BlockBenchmark {
     }
 
     private func show(_ work: Work, _ own: [Double], _ other: [Double]?) {
-        let rate = Self.median(own)
+        let rate = Summary(own).median
         var text = "  \(work.operation) of \(work.bytes >> 10) KiB, \(work.depth) at a time"
             .padding(toLength: 36, withPad: " ", startingAt: 0)
         text +=
@@ -64,15 +64,13 @@ struct BlockBenchmark {
             ? String(format: "%8.1f us a request", 1e6 / rate)
             : String(format: "%8.0f requests a second, %6.0f MB/s", rate, rate * Double(work.bytes) / 1e6)
         if let other {
-            let theirs = Self.median(other)
+            let theirs = Summary(other).median
             text += String(
                 format: work.isLatency ? "; QEMU %8.1f us, %.2f times as fast" : "; QEMU %8.0f, %.2f times as many",
                 work.isLatency ? 1e6 / theirs : theirs, rate / theirs)
         }
         print(text)
     }
-
-    private static func median(_ values: [Double]) -> Double { values.sorted()[values.count / 2] }
 
     /// - Returns: requests a second, by work.
     private func once(

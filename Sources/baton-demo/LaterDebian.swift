@@ -57,7 +57,7 @@ struct LaterDebian {
         try? FileManager.default.removeItem(atPath: scratch)
         try FileManager.default.createDirectory(atPath: scratch, withIntermediateDirectories: true)
         defer { try? FileManager.default.removeItem(atPath: scratch) }
-        for file in try apt.downloadWithDependencies(package) { try Tool.require(["dpkg-deb", "-x", file, scratch]) }
+        for file in try apt.downloadWithDependencies([package]) { try Tool.require(["dpkg-deb", "-x", file, scratch]) }
         try? FileManager.default.removeItem(atPath: root)
         try FileManager.default.moveItem(atPath: scratch, toPath: root)
     }

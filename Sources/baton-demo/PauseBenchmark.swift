@@ -37,12 +37,12 @@ struct PauseBenchmark {
         print("the longest gap that the guest sees in an update (\(repetitions) times each):")
         var base = 0.0
         for (size, bytes) in Self.sizes {
-            let memory = try Memory(size: size, bytes: bytes, image: image)
+            let memory = try CountingMemory(size: size, bytes: bytes, image: image)
             let median = try compare(size, memory, steps: true)
             if base == 0 { base = median }
         }
         for (size, bytes) in Self.usedSizes {
-            guard let memory = try Memory(size: size, used: bytes, image: image) else {
+            guard let memory = try CountingMemory(size: size, used: bytes, image: image) else {
                 print("  \(size) in use: skipped, as this machine has not as much to spare")
                 continue
             }
@@ -58,7 +58,7 @@ struct PauseBenchmark {
 
     /// Beside QEMU, if that is there.
     /// - Returns: the median of `cpr-update`.
-    private func compare(_ name: String, _ memory: Memory, steps: Bool) throws -> Double {
+    private func compare(_ name: String, _ memory: CountingMemory, steps: Bool) throws -> Double {
         let update = try measureRow("\(name), baton cpr-update") { try baton(memory, Self.update) }
         _ = try measureRow("\(name), the same without a trial") { try baton(memory, Self.updateWithoutTrial) }
         if steps { _ = try measureRow("\(name), baton save, exec, load") { try baton(memory, Self.threeSteps) } }
@@ -80,7 +80,7 @@ struct PauseBenchmark {
 
     /// Of what there are many.
     private func many(_ base: Double, image: String) throws {
-        let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
+        let memory = try CountingMemory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
         _ = try measureRow("128M, cpr-update, \(Self.descriptors) descriptors", base: base) {
             try baton(memory, Self.update, descriptors: Self.descriptors)
         }
@@ -97,19 +97,19 @@ struct PauseBenchmark {
 
     /// Where VMM, guest and update together get one processor's time, as much as the guest alone would use.
     private func limited(_ base: Double, image: String) throws {
+        let name = "128M, cpr-update, cpu.max of one CPU"
+        guard isWanted(name) else { return }
         let limit: ProcessorLimit
-        do { limit = try ProcessorLimit(processors: 1) } catch {
-            return print("  128M, cpr-update, cpu.max of one CPU: skipped: \(error)")
-        }
-        let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
-        _ = try measureRow("128M, cpr-update, cpu.max of one CPU", base: base) {
+        do { limit = try ProcessorLimit(processors: 1) } catch { return print("  \(name): skipped: \(error)") }
+        let memory = try CountingMemory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
+        _ = try measureRow(name, base: base) {
             try baton(memory, Self.update, limit: limit)
         }
     }
 
     /// Updates that come to nothing: the guest goes on in the old VMM.
     private func failures(image: String) throws {
-        let memory = try Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
+        let memory = try CountingMemory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image)
         let stopped = "128M, it stops with the guest for \(Self.downtime) ms"
         for (name, command) in [
             ("refuses", ["/bin/sh", "-c", "exit 3"]), ("crashes", ["/bin/sh", "-c", "kill -SEGV $$"]),
@@ -119,14 +119,13 @@ struct PauseBenchmark {
                 Summary(try measure(memory) { probe, _ in try refusedGaps(probe, command, ["timeout-ms": 200]) })
             }
         }
-        guard Tool.find("strace") != nil else {
-            return print("  \(stopped): skipped: needs strace")
-        }
+        guard isWanted(stopped) else { return }
+        guard Tool.find("strace") != nil else { return print("  \(stopped): skipped: needs strace") }
         _ = try measureRow(stopped) { try stoppedGaps(memory) }
     }
 
     /// Gaps where the new VMM stops when it has the guest, until the old one takes that back.
-    private func stoppedGaps(_ memory: Memory) throws -> Summary {
+    private func stoppedGaps(_ memory: CountingMemory) throws -> Summary {
         let trace = directory.file("trace")
         // With -D the tracer is no parent of the new VMM, which has the VM's PID.
         let tracer = ["strace", "-D", "-q", "-o", trace, "-e", "trace=write"]
@@ -155,7 +154,7 @@ struct PauseBenchmark {
 
     private func work(image: String) throws {
         var isFirst = true
-        func row(_ name: String, _ memory: Memory, _ limit: ProcessorLimit? = nil) throws {
+        func row(_ name: String, _ memory: CountingMemory, _ limit: ProcessorLimit? = nil) throws {
             guard isWanted("\(name), cpr-update") else { return }
             if isFirst {
                 print("the guest's work in the first second after a restart, as a part of that in the second before:")
@@ -169,14 +168,18 @@ struct PauseBenchmark {
                 format: "%7.1f %%   (%.1f to %.1f)", samples[samples.count / 2], samples[0], samples.last ?? 0)
             print("  \("\(name), cpr-update".padding(toLength: 40, withPad: " ", startingAt: 0))\(text)")
         }
-        try row("128M", Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image))
+        try row("128M", CountingMemory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image))
         for (size, bytes) in Self.usedSizes {
-            if let memory = try Memory(size: size, used: bytes, image: image) { try row("\(size) in use", memory) }
+            if let memory = try CountingMemory(size: size, used: bytes, image: image) {
+                try row("\(size) in use", memory)
+            }
         }
         guard let limit = try? ProcessorLimit(processors: 1) else { return }
-        try row("128M, cpu.max of one CPU", Memory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image), limit)
+        try row(
+            "128M, cpu.max of one CPU", CountingMemory(size: Self.sizes[0].0, bytes: Self.sizes[0].1, image: image),
+            limit)
         for (size, bytes) in Self.usedSizes {
-            if let memory = try Memory(size: size, used: bytes, image: image) {
+            if let memory = try CountingMemory(size: size, used: bytes, image: image) {
                 try row("\(size) in use, cpu.max of one CPU", memory, limit)
             }
         }
@@ -237,45 +240,6 @@ struct PauseBenchmark {
         }
     }
 
-    /// A guest's memory: a file in a memory file system, where there is one.
-    private struct Memory {
-        let size: String
-        let image: String
-        let page: CounterPage
-
-        private static let parent =
-            FileManager.default.isWritableFile(atPath: "/dev/shm") ? "/dev/shm" : NSTemporaryDirectory()
-
-        /// Memory of which the guest uses little.
-        init(size: String, bytes: Int, image: String, used: Int = 0) throws {
-            self.size = size
-            self.image = image
-            page = try CounterPage(path: "\(Self.parent)/baton-bench-\(getpid())", size: bytes, used: used)
-        }
-
-        /// Memory of which the guest uses all but the first MiBs; nil where
-        /// there is not twice as much.
-        init?(size: String, used bytes: Int, image: String) throws {
-            var room = statvfs()
-            guard statvfs(Self.parent, &room) == 0, Int(room.f_bavail) * Int(room.f_frsize) > bytes * 2,
-                let line = try String(contentsOfFile: "/proc/meminfo", encoding: .utf8).split(separator: "\n")
-                    .first(where: { $0.hasPrefix("MemAvailable:") }),
-                let available = line.split(separator: " ").dropFirst().first.flatMap({ Int($0) }),
-                available << 10 > bytes * 2
-            else { return nil }
-            try self.init(size: size, bytes: bytes, image: image, used: bytes - (16 << 20))
-        }
-
-        /// What both VMMs are started with.
-        func arguments(socket: String) -> [String] {
-            [
-                "-object", "memory-backend-file,id=ram,size=\(size),share=on,mem-path=\(page.path)", "-m", size,
-                "-bios", "none", "-kernel", image, "-nodefaults", "-nographic", "-serial", "null", "-monitor", "none",
-                "-qmp", "unix:\(socket),server=on,wait=off",
-            ]
-        }
-    }
-
     // MARK: Baton
 
     private typealias Steps = (_ arguments: [String], _ checkpoint: String) throws -> [Data]
@@ -299,7 +263,8 @@ struct PauseBenchmark {
     private var outsideMeasured: Int { min(max(repetitions, 1), 100) }
 
     private func baton(
-        _ memory: Memory, _ steps: Steps, descriptors: Int = 0, extra: [String] = [], limit: ProcessorLimit? = nil
+        _ memory: CountingMemory, _ steps: Steps, descriptors: Int = 0, extra: [String] = [],
+        limit: ProcessorLimit? = nil
     ) throws -> Pauses {
         var own: [(exec: Double, hands: Double)] = [], outside: [Double] = []
         let gaps = try measure(memory, extra: extra, limit: limit) { probe, arguments in
@@ -320,7 +285,7 @@ struct PauseBenchmark {
     }
 
     /// To a process that is there already, each time to a new one.
-    private func transfer(_ memory: Memory) throws -> Pauses {
+    private func transfer(_ memory: CountingMemory) throws -> Pauses {
         let channel = directory.file("channel")
         let message = try QMPConnection.encode("cpr-update", ["mode": "transfer", "channel": channel])
         var own: [(exec: Double, hands: Double)] = [], outside: [Double] = []
@@ -344,7 +309,7 @@ struct PauseBenchmark {
     }
 
     private func measure(
-        _ memory: Memory, mode: String = "restart", extra: [String] = [], limit: ProcessorLimit? = nil,
+        _ memory: CountingMemory, mode: String = "restart", extra: [String] = [], limit: ProcessorLimit? = nil,
         _ body: (_ probe: PauseProbe, _ arguments: [String]) throws -> [Double]
     ) throws -> [Double] {
         let socket = directory.file("pause.sock")
@@ -367,11 +332,11 @@ struct PauseBenchmark {
             + "\"path\": \"\(path)\"}}"
     }
 
-    private func arguments(_ qemu: QEMUInstallation, _ memory: Memory, socket: String) -> [String] {
+    private func arguments(_ qemu: QEMUInstallation, _ memory: CountingMemory, socket: String) -> [String] {
         qemu.command + ["-machine", "virt,memory-backend=ram,aux-ram-share=on"] + memory.arguments(socket: socket)
     }
 
-    private func cprExec(_ qemu: QEMUInstallation, _ memory: Memory) throws -> Summary {
+    private func cprExec(_ qemu: QEMUInstallation, _ memory: CountingMemory) throws -> Summary {
         let socket = directory.file("qemu.sock"), state = "file:" + directory.file("qemu.state")
         let arguments = self.arguments(qemu, memory, socket: socket)
         let probe = try PauseProbe(arguments, page: memory.page, socketPath: socket, log: directory.file("qemu.log"))
@@ -387,7 +352,7 @@ struct PauseBenchmark {
         return Summary(samples)
     }
 
-    private func cprTransfer(_ qemu: QEMUInstallation, _ memory: Memory) throws -> Summary {
+    private func cprTransfer(_ qemu: QEMUInstallation, _ memory: CountingMemory) throws -> Summary {
         let cpr = directory.file("cpr"), main = directory.file("main")
         func socket(_ number: Int) -> String { directory.file("qemu\(number % 2).sock") }
         let probe = try PauseProbe(

@@ -238,10 +238,8 @@ final class PauseProbe {
 
     /// What the VMM says of its last update: the guest's two pauses, in ms.
     func ownFigures() throws -> (exec: Double, hands: Double) {
-        let cpr = try command("query-cpr") as? [String: Any]
-        let update = cpr?["last-update"] as? [String: Any] ?? [:]
-        func milliseconds(_ name: String) -> Double { (update[name] as? Int).map { Double($0) / 1000 } ?? 0 }
-        return (milliseconds("exec-pause-us"), milliseconds("pause-us"))
+        let phases = try phases()
+        return ((phases["exec-pause"] ?? 0) / 1000, (phases["pause"] ?? 0) / 1000)
     }
 
     /// What the VMM says of its last update: all figures in microseconds, by their names without `-us`.

@@ -67,9 +67,6 @@ struct PrivateApt {
     /// Downloads packages and everything that they depend on, as for a machine
     /// with nothing installed, and returns the paths of the files.
     /// - Parameter packages: names, or patterns of apt's such as `?essential`.
-    func downloadWithDependencies(_ packages: String...) throws -> [String] {
-        try downloadWithDependencies(packages)
-    }
     func downloadWithDependencies(_ packages: [String]) throws -> [String] {
         try run(["install", "--no-install-recommends", "--download-only", "-y"] + packages, in: nil)
         let archives = "\(directory)/cache/archives"

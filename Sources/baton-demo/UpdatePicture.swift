@@ -141,17 +141,11 @@ struct UpdatePicture {
     static func measured(vmm: String, repetitions: Int, directory: TemporaryDirectory) throws -> UpdatePicture {
         let image = directory.file("picture-counter.bin")
         try GuestBuilder().build(.counter, to: image)
-        // Not on a disk, whose writes would be measured with it.
-        let place = FileManager.default.isWritableFile(atPath: "/dev/shm") ? "/dev/shm" : directory.path
-        let page = try CounterPage(path: "\(place)/baton-picture-\(getpid())", size: 128 << 20)
+        let memory = try CountingMemory(size: "128M", bytes: 128 << 20, image: image)
         let socket = directory.file("picture.sock")
-        let arguments = [
-            vmm, "-machine", "virt,memory-backend=ram", "-cpr-enable", "restart",
-            "-object", "memory-backend-file,id=ram,size=128M,share=on,mem-path=\(page.path)", "-m", "128M",
-            "-bios", "none", "-kernel", image, "-nodefaults", "-nographic", "-serial", "null", "-monitor", "none",
-            "-qmp", "unix:\(socket),server=on,wait=off",
-        ]
-        let probe = try PauseProbe(arguments, page: page, socketPath: socket, log: directory.file("picture.log"))
+        let arguments =
+            [vmm, "-machine", "virt,memory-backend=ram", "-cpr-enable", "restart"] + memory.arguments(socket: socket)
+        let probe = try PauseProbe(arguments, page: memory.page, socketPath: socket, log: directory.file("picture.log"))
         let message = try QMPConnection.encode("cpr-update", ["argv": arguments])
         var updates: [(phases: [String: Double], gap: Double)] = []
         for _ in 0..<max(repetitions, 1) {

@@ -9,8 +9,7 @@ struct CloudCommand: ParsableCommand {
         abstract: "Boots Debian by UEFI and GRUB with a seed for cloud-init, and replaces the VMM under an SSH session."
     )
 
-    @Option(help: "The VMM to run (default: baton beside this program).")
-    var vmm: String?
+    @OptionGroup var debian: DebianOptions
 
     @Option(help: "How often to replace the VMM.")
     var updates = 10
@@ -18,26 +17,12 @@ struct CloudCommand: ParsableCommand {
     @Option(help: "Harts of the guest.")
     var harts = 1
 
-    @Option(help: "Directory to keep downloads and the disk in.")
-    var cache = ".cache"
-
-    @Option(help: "Seconds that the guest may take to boot.")
-    var bootTimeout = 1800.0
-
-    @Flag(help: "Only say what of this machine's is missing; status 1 if something is.")
-    var check = false
-
     func run() throws {
         setvbuf(stdout, nil, Int32(_IOLBF), 0)
         let progress = Progress()
-        let baton = try RunCommand.locate(vmm: vmm)
-        let image = try DebianImage(cache: cache, vmm: baton, progress: progress)
-        if check { return try Self.check(image) }
+        guard let image = try debian.image(progress: progress) else { return }
         let directory = try TemporaryDirectory.scratch()
-        let machine = try DebianMachine(
-            vmm: baton, image: image, cache: cache, directory: directory, harts: harts, progress: progress)
-        progress.say("booting Debian by UEFI under \(baton)")
-        try machine.boot(seconds: bootTimeout)
+        let machine = try debian.boot(image, in: directory, harts: harts, progress: progress)
         let boot = try machine.run("cat /proc/sys/kernel/random/boot_id")
         let echo = try SSHEcho(machine.ssh)
         func goesOn(past count: Int) throws {
@@ -56,10 +41,5 @@ struct CloudCommand: ParsableCommand {
         }
         try machine.shutDown()
         progress.say("\(updates) updates, and the SSH session stayed: \(lines) lines came back, each once and in order")
-    }
-
-    static func check(_ image: DebianImage) throws {
-        let missing = DebianMachine.missing() + image.missing()
-        guard missing.isEmpty else { throw Failure("missing: " + missing.joined(separator: ", ")) }
     }
 }

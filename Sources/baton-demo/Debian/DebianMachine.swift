@@ -14,10 +14,12 @@ final class DebianMachine {
     static let hostName = "baton-guest"
     private static let ready = "baton-cloud: ready"
 
-    /// What of this machine's is missing to run it, with packages; empty if nothing is.
-    static func missing() -> [String] {
-        [("ssh", "openssh-client"), ("ssh-keygen", "openssh-client"), ("passt", "passt")]
-            .filter { Tool.find($0.0) == nil }.map { "\($0.0) (\($0.1))" }
+    /// - Throws: what of this machine's is missing to run it, with packages.
+    static func check(_ image: DebianImage) throws {
+        let missing =
+            [("ssh", "openssh-client"), ("ssh-keygen", "openssh-client"), ("passt", "passt")]
+            .filter { Tool.find($0.0) == nil }.map { "\($0.0) (\($0.1))" } + image.missing()
+        guard missing.isEmpty else { throw Failure("missing: " + missing.joined(separator: ", ")) }
     }
 
     /// - Parameter extra: more options for the VMM.
@@ -25,8 +27,7 @@ final class DebianMachine {
         vmm: String, image: DebianImage, cache: String, directory: TemporaryDirectory, harts: Int, extra: [String] = [],
         progress: Progress
     ) throws {
-        let missing = Self.missing() + image.missing()
-        guard missing.isEmpty else { throw Failure("missing: " + missing.joined(separator: ", ")) }
+        try Self.check(image)
         self.directory = directory
         self.progress = progress
         guard let firmware = try PeerCommand.obtain(.firmware, cache: cache).first else {

@@ -8,23 +8,13 @@ struct FioCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "fio", abstract: "Replaces the VMM under Debian, whose fio writes to and verifies two disks.")
 
-    @Option(help: "The VMM to run (default: baton beside this program).")
-    var vmm: String?
+    @OptionGroup var debian: DebianOptions
 
     @Option(help: "How often to replace the VMM for each disk.")
     var updates = 30
 
     @Option(help: "MiB that fio writes, and then reads, in each of its rounds.")
     var size = 64
-
-    @Option(help: "Directory to keep downloads and the disk in.")
-    var cache = ".cache"
-
-    @Option(help: "Seconds that the guest may take to boot.")
-    var bootTimeout = 1800.0
-
-    @Flag(help: "Only say what of this machine's is missing; status 1 if something is.")
-    var check = false
 
     /// A disk that fio works on.
     private struct Disk {
@@ -37,9 +27,7 @@ struct FioCommand: ParsableCommand {
     func run() throws {
         setvbuf(stdout, nil, Int32(_IOLBF), 0)
         let progress = Progress()
-        let baton = try RunCommand.locate(vmm: vmm)
-        let image = try DebianImage(cache: cache, vmm: baton, progress: progress)
-        if check { return try CloudCommand.check(image) }
+        guard let image = try debian.image(progress: progress) else { return }
         let directory = try TemporaryDirectory.scratch()
         let disks = [
             Disk(format: "raw", path: directory.file("fio.raw"), device: "/dev/vdc"),
@@ -53,10 +41,7 @@ struct FioCommand: ParsableCommand {
                 "-device", "virtio-blk-pci,drive=\(disk.format)",
             ]
         }
-        let machine = try DebianMachine(
-            vmm: baton, image: image, cache: cache, directory: directory, harts: 1, extra: options, progress: progress)
-        progress.say("booting Debian by UEFI under \(baton)")
-        try machine.boot(seconds: bootTimeout)
+        let machine = try debian.boot(image, in: directory, extra: options, progress: progress)
         var done = 0
         for disk in disks { done += try work(on: disk, machine, updatesBefore: done, progress: progress) }
         try machine.shutDown()
