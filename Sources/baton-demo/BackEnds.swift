@@ -41,12 +41,11 @@ final class BackEnds {
                 "--blockdev", "driver=raw,node-name=disk,file=file", "--export",
                 "type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues=\(diskQueues),"
                     + "addr.type=unix,addr.path=\(diskSocket)",
-            ], output: directory.file("storage.log"))
+            ])
         files = try BackgroundProcess(
             [daemon, "--socket-path=\(shareSocket)"]
                 + (daemon.hasPrefix("/usr/libexec")
-                    ? ["--shared-dir", share, "--sandbox=chroot"] : ["-o", "source=\(share)", "-o", "sandbox=chroot"]),
-            output: directory.file("files.log"))
+                    ? ["--shared-dir", share, "--sandbox=chroot"] : ["-o", "source=\(share)", "-o", "sandbox=chroot"]))
         for (name, socket, process) in [
             ("qemu-storage-daemon", diskSocket, storage), ("virtiofsd", shareSocket, files),
         ] {

@@ -76,7 +76,7 @@ struct PeersCommand: ParsableCommand {
         let session = try Session(arguments: arguments, socketPath: socketPath, directory: directory.path)
         let demonstration = PeersDemonstration(
             session: session, arguments: arguments, backEnds: backEnds,
-            flood: PingFlood(address: "10.9.0.2", directory: directory), progress: progress)
+            flood: PingFlood(address: "10.9.0.2"), progress: progress)
         try demonstration.boot(seconds: bootTimeout)
         guard minutes != nil || faults > 0 else {
             for number in 0..<max(updates, 0) { try demonstration.update(number: number + 1) }

@@ -4,24 +4,19 @@ import ProcessSupport
 /// Echo requests, run after run of them (`FloodCommand`), of which every one must be answered once.
 final class PingFlood {
     private let address: String
-    private let directory: TemporaryDirectory
     private var run: BackgroundProcess?
     private(set) var answered = 0
 
     private static let packets = 2000
 
-    init(address: String, directory: TemporaryDirectory) {
-        self.address = address
-        self.directory = directory
-    }
+    init(address: String) { self.address = address }
 
     /// Starts the next run if none is under way.
     func keepUp() throws {
         guard run?.isRunning != true else { return }
         try judge()
         run = try BackgroundProcess(
-            ["/proc/\(getpid())/exe", "flood", "--count", "\(Self.packets)", address],
-            output: directory.file("ping.log"))
+            ["/proc/\(getpid())/exe", "flood", "--count", "\(Self.packets)", address])
     }
 
     var isRunning: Bool { run?.isRunning == true }

@@ -128,9 +128,6 @@ final class DebianMachine {
         ]
     }
 
-    /// A file beside those of the machine.
-    func directoryFile(_ name: String) -> String { directory.file(name) }
-
     /// Runs a program in the guest.
     /// - Returns: what it wrote.
     @discardableResult

@@ -70,8 +70,7 @@ struct FioCommand: ParsableCommand {
             rm /run/fio.stop
             echo end
             """
-        let log = machine.directoryFile("fio-\(disk.format).log")
-        let fio = try BackgroundProcess(machine.ssh + [script], output: log)
+        let fio = try BackgroundProcess(machine.ssh + [script])
         func rounds() -> Int { fio.said.split(separator: "\n").count { $0.hasPrefix("round ") } }
         func wait(_ what: String, until condition: () -> Bool) throws {
             try machine.session.wait(for: what, seconds: 900) {
@@ -90,7 +89,7 @@ struct FioCommand: ParsableCommand {
         let before = rounds()
         try wait("further rounds of fio") { rounds() >= before + 2 }
         try machine.run("touch /run/fio.stop")
-        try wait("end of fio") { fio.said.hasSuffix("end\n") }
+        try wait("end of fio") { fio.said.split(separator: "\n").contains("end") }
         progress.say(
             "\(disk.format): \(updates) updates, fio has written and verified \(rounds() * size) MiB in \(rounds()) rounds, "
                 + "nothing lost")
