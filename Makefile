@@ -12,8 +12,10 @@
 #     TESTFLAGS=...        more options for swift test, such as --filter UpdateTests
 #   make test-lab          Linux guests on a real KVM in an emulated PC (QEMU and kernels are downloaded once)
 #     LABFLAGS=...         more options for baton-demo lab, such as --only boot
+#   make test-skew REV=... a guest goes to and fro between this build and that of another revision, which is made first
 #   make model             all orders of steps of the handover's protocol (spin): some minutes, see Tests/HandoverModel
-#   make faults            an update with each of its system calls made to fail once (strace); some minutes
+#   make faults            updates, saves and loads with each of their system calls made to fail, once or from then on,
+#                          or to be late (strace); an hour
 #   make fuzz              libFuzzer on what guests, clients, files and peers say, each target for a minute
 #     SECONDS=N            or so many seconds
 #     TARGET=name          only this one, see Tests/Fuzzers
@@ -58,7 +60,7 @@ RUNTIME_MODULES := BatonRuntime BatonModules BatonCPR BatonDeviceKit BatonMachin
     BatonDevices InstructionSets PCI Serial Virtio
 MODULE_KINDS := mode memory-backend preserver foreign machine device accel block
 
-.PHONY: all build packages run-packages test-packages run demo-peers test test-lab model faults fuzz lint format bench manual \
+.PHONY: all build packages run-packages test-packages run demo-peers test test-lab test-skew model faults fuzz lint format bench manual \
     deb install clean
 
 all: build
@@ -115,6 +117,17 @@ test: build test-packages
 
 test-lab: build
 	@.build/release/baton-demo lab $(LABFLAGS)
+
+# What another revision is built in, by its name, so that it is built once.
+SKEW = .cache/revisions
+test-skew: build
+	@revision=$$(git rev-parse --verify --quiet '$(REV)^{commit}') && [ -n '$(REV)' ] || \
+	    { echo "make: '$(REV)' is no commit of this repository: make test-skew REV=COMMIT" >&2; exit 2; }; \
+	tree=$(SKEW)/$$revision; git worktree prune; \
+	[ -d $$tree ] || git worktree add --quiet --detach $$tree $$revision || exit 1; \
+	[ -x $$tree/.build/release/baton ] || $(SWIFT) build -c release --package-path $$tree || exit 1; \
+	BATON_OTHER_BUILD=$(CURDIR)/$$tree/.build/release \
+	    $(SWIFT) test -c release --disable-testable-imports --filter SkewTests
 
 faults: build test-packages
 	BATON_EVERY_CALL=1 $(SWIFT) test -c release --disable-testable-imports --filter FailedCallTests

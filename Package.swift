@@ -201,7 +201,8 @@ let package = Package(
         // Stops or kills a VMM at one of its system calls.
         .executableTarget(name: "call-tracer", path: "Tests/CallTracer"),
         .testTarget(
-            name: "BatonTests", dependencies: ["TestSupport", "call-tracer"] + hostTestTools, path: "Tests/BatonTests"),
+            name: "BatonTests", dependencies: ["TestSupport", "call-tracer"] + hostTestTools, path: "Tests/BatonTests",
+            exclude: ["Checkpoints"]),
         // Answers the VMM's VFIO system calls, for a machine without such devices.
         .executableTarget(name: "vfio-simulator", dependencies: ["CallNotices"], path: "Tests/VFIOSimulator"),
         // What programs have in common that answer system calls in the kernel's place.

@@ -63,9 +63,18 @@ final class CountingGuest {
 
     /// Starts the VMM again, with more arguments, once the one before has ended.
     func restart(_ more: [String]) throws {
+        guard try startAgain(arguments + more) else { throw TestError("no VMM: \(process.report)") }
+    }
+
+    /// Starts a VMM in place of one that has ended or is about to, and connects to it.
+    /// - Returns: whether it has become one, and not ended.
+    @discardableResult
+    func startAgain(_ command: [String]) throws -> Bool {
         try process.waitForExit()
-        process = try ChildProcess(arguments + more)
-        try reconnect()
+        process = try ChildProcess(command)
+        guard let client = try? QMPClient(path: directory.file("qmp"), of: process) else { return false }
+        qmp = client
+        return true
     }
 
     /// A word of the guest's page.

@@ -56,6 +56,11 @@ struct HangingModeTests {
         #expect(update(700).contains("within 700 ms"))
         #expect(try guest.qmp.status() == "running")
         try guest.waitForProgress(past: before)
+        if step == "save", !preflight {
+            // The new VMM was ready by then: the VM keeps the process that it was started as.
+            let query = try guest.qmp.execute("query-cpr") as? [String: Any]
+            #expect(query?["placeholder-pid"] as? Int == Int(guest.process.pid) && guest.process.isRunning)
+        }
         // A mode that behaves again is used again, unless there was nobody else to end its call.
         try directory.write("orders", "")
         let next = update(30_000)

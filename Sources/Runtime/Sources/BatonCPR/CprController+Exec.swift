@@ -154,7 +154,7 @@ extension CprController {
             do throws(VMMError) {
                 if !isSaved { try vm.drain(limit: options.limit) }
             } catch {
-                if let error = successor.takeBack(error.message) { throw error }
+                if let error = successor.withdraw(error.message) { throw error }
                 return leaveGuest(to: successor)
             }
             // What came meanwhile and was answered must not be lost with this process.
@@ -177,7 +177,7 @@ extension CprController {
                 defer { updateLimit = limitBefore }
                 try handOver(mode, to: successor, handed, isSaved: isSaved)
             } catch {
-                if let error = successor.takeBack(error.message) { throw error }
+                if let error = successor.withdraw(error.message) { throw error }
                 return leaveGuest(to: successor)
             }
             let failure = successor.awaitCommit(limit: options.downtime, since: stopped) {

@@ -40,9 +40,10 @@ struct HandoverLink {
     /// - Returns: false when the old VMM has the guest, as this process was late.
     func release() -> Bool {
         guard token?.use() == true else { return false }
-        // Not by the channel's end alone: others may have inherited that.
         report(.committed)
         token?.close()
+        // Its end says the same, should that message not have gone out. Others may have inherited it.
+        shutdown(channel, Int32(SHUT_RDWR))
         close(channel)
         return true
     }

@@ -75,6 +75,10 @@ struct HandoverToken {
 
     private var useWord: UnsafeMutableRawPointer { word + 8 }
 
+    /// For the old VMM: whether the new one has taken the guest and done something with it, so that it is the new one's
+    /// for good.
+    var isUsed: Bool { cbaton_load64(useWord) == HandoverToken.used }
+
     /// For the new VMM, which has taken the guest and is about to do something with it.
     /// - Returns: false when the old one has found it dead or late.
     func use() -> Bool { cbaton_change64(useWord, HandoverToken.unused, HandoverToken.used) != 0 }

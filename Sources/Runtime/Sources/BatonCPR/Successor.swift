@@ -302,6 +302,22 @@ final class Successor {
 
     // MARK: The way back
 
+    /// Nanoseconds in which a new VMM that has been ready says that it gives up: the guest stands still meanwhile.
+    private static let farewellLimit: Int64 = 20_000_000
+
+    /// Takes the guest back as this VMM cannot hand it over. The new one, which waits and is well, stays as a
+    /// placeholder if the VM has none.
+    /// - Returns: as `takeBack`.
+    func withdraw(_ reason: String) -> VMMError? {
+        if messages.refusal == nil, !isAnothers, Placeholder.current == nil, token.takeBack() {
+            // It sees the end of what it waits for, and can still be heard.
+            shutdown(channel, Int32(SHUT_WR))
+            let deadline = EventLoop.now + Successor.farewellLimit
+            while messages.refusal == nil, case .message? = awaitNews(until: deadline) {}
+        }
+        return takeBack(reason)
+    }
+
     /// Takes the guest back, and ends the new VMM. Does not return when that has the guest
     /// already, unless it is another's process.
     /// - Returns: why the guest is this VMM's again; nil when it is the new one's.
@@ -371,6 +387,8 @@ final class Successor {
     private func awaitUse() -> Bool {
         while messages.stage != .committed {
             if !messages.hasStayed, case .message? = awaitNews(until: nil) { continue }
+            // The end of the channel, or of the process: it may not have been able to say that it has the guest.
+            if token.isUsed { break }
             if process >= 0, !messages.hasStayed {
                 // Or the end of a channel which it closes last.
                 var state = pollfd(fd: process, events: Int16(POLLIN), revents: 0)
