@@ -216,7 +216,6 @@ final class Launcher {
     }
 
     private func openPidFile() throws(VMMError) -> PidFile? {
-        guard let path = invocation.last("pidfile"), !cpr.isTrial else { return nil }
-        return try PidFile(path, cpr)
+        cpr.isTrial ? nil : try PidFile(invocation.last("pidfile"), cpr)
     }
 }

@@ -10,7 +10,7 @@ enum ModuleOptions {
 
     static func enableModes(_ invocation: Invocation, cpr: CprController, loader: ModuleLoader) throws(VMMError) {
         for list in invocation.all("cpr-enable") {
-            for name in list.split(separator: ",").map(String.init) {
+            for name in list.split(separator: ",", omittingEmptySubsequences: false).map(String.init) {
                 do throws(VMMError) {
                     cpr.enable(try mode(name, loader: loader))
                 } catch {

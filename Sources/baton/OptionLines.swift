@@ -12,6 +12,12 @@ enum OptionLines {
     static func read(_ path: String) throws(VMMError) -> [String] {
         let file = try FD.openFile(path, O_RDONLY, kinds: [.regular, .characterDevice, .fifo])
         let bytes = try FD.readAll(file.raw, limit: limit, from: path)
+        // Nobody is waited for. A shell's <(COMMAND) is a pipe that has a writer, or what one has written.
+        var status = stat()
+        if bytes.isEmpty, fstat(file.raw, &status) == 0, FileKind(mode: status.st_mode) == .fifo {
+            throw VMMError(
+                "\(path): it is a FIFO to which nobody has written", hint: "Write to it first, or name a file.")
+        }
         guard String(validating: bytes, as: UTF8.self) != nil else { throw VMMError("\(path): not valid UTF-8") }
         // Bytes, not characters: "\r\n" is one character, which equals no "\n".
         return bytes.split(separator: UInt8(ascii: "\n"), omittingEmptySubsequences: false).map { line in

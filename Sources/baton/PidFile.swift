@@ -5,55 +5,98 @@ import Glibc
 /// The file of `-pidfile`: holds the PID of the VMM that has the guest, which has it locked.
 ///
 /// The lock is one of the open file description, as QEMU's is, and that goes along with
-/// each update: there is no moment in which another VMM could have the file.
+/// each update: there is no moment in which another VMM could have the file. A new VMM whose
+/// command line names another file makes that, and removes the one before, when it has the guest.
 final class PidFile {
     private static let descriptorName = "pidfile"
-    private let path: String
-    private let fd: Int32
+    /// nil when the command line names none.
+    private let path: String?
+    /// The file, locked; -1 as long as there is none.
+    private var fd: Int32 = -1
+    /// The file of the process before, under another name; -1 when there is none.
+    private var former: Int32 = -1
 
-    /// Takes over the file of the process before, or locks it and writes the PID of this one.
-    /// - Throws: an error when another process holds the file.
-    init(_ path: String, _ cpr: CprController) throws(VMMError) {
+    /// Takes over the file of the process before, or locks one. A process that is no new VMM of an update writes its PID.
+    /// - Parameter path: of the command line; nil to see to the file of the process before only.
+    /// - Throws: an error when another process holds the file, or it cannot be made.
+    init(_ path: String?, _ cpr: CprController) throws(VMMError) {
         self.path = path
         let inherited = cpr.fds.find(PidFile.descriptorName)
         cpr.fds.delete(PidFile.descriptorName)
-        if let inherited, FD.isSameFile(inherited, as: path) {
+        if let inherited, let path, FD.isSameFile(inherited, as: path) {
             fd = inherited
         } else {
-            // The new command line has another.
-            if let inherited { close(inherited) }
-            do throws(VMMError) {
-                fd = try FD.openFile(path, O_RDWR | O_CREAT, mode: 0o644).release()
-            } catch {
-                throw error.prefixed("cannot create PID file \(path)")
+            // It stays open: the old VMM has it until then.
+            former = inherited ?? -1
+            if let path {
+                if cpr.isSuccessor { try lockIfThere(path) } else { try make(path) }
             }
-            guard cbaton_lock_range(fd, F_WRLCK, 0, 0) == 0 else {
-                throw .system("cannot create PID file \(path): Cannot lock pid file")
-            }
-            try write()
         }
         cpr.takePart(
-            handOver: { [fd] () throws(VMMError) in try cpr.fds.resave(PidFile.descriptorName, fd) },
-            failed: { [self] in
+            handOver: { [unowned self] () throws(VMMError) in
+                if fd >= 0 { try cpr.fds.resave(PidFile.descriptorName, fd) }
+            },
+            failed: { [unowned self] in
                 cpr.fds.delete(PidFile.descriptorName)
                 // The old VMM is a child of the process that executed the new one.
                 writeOrWarn()
-            }, committed: { [self] in writeOrWarn() })
+            }, committed: { [unowned self] in committed() })
+    }
+
+    /// For a new VMM, which is to leave no trace before it has the guest: what can be known of the file before.
+    private func lockIfThere(_ path: String) throws(VMMError) {
+        if access(path, F_OK) != 0 {
+            guard access(FD.directory(of: path), W_OK | X_OK) == 0 else {
+                throw .system("cannot create PID file \(path)")
+            }
+            return
+        }
+        try lock(path, O_RDWR)
+    }
+
+    private func make(_ path: String) throws(VMMError) {
+        try lock(path, O_RDWR | O_CREAT)
+        try write()
+    }
+
+    private func lock(_ path: String, _ flags: Int32) throws(VMMError) {
+        let file: OwnedFD
+        do throws(VMMError) { file = try FD.openFile(path, flags, mode: 0o644) } catch {
+            throw error.prefixed("cannot create PID file \(path)")
+        }
+        guard cbaton_lock_range(file.raw, F_WRLCK, 0, 0) == 0 else {
+            throw .system("cannot create PID file \(path): Cannot lock pid file")
+        }
+        fd = file.release()
+    }
+
+    private func committed() {
+        if former >= 0 {
+            if let name = FD.path(former), FD.isSameFile(former, as: name) { unlink(name) }
+            close(former)
+            former = -1
+        }
+        writeOrWarn()
     }
 
     private func writeOrWarn() {
-        do throws(VMMError) { try write() } catch { Report.warning(error.message) }
+        guard let path else { return }
+        do throws(VMMError) {
+            if fd < 0 { try make(path) } else { try write() }
+        } catch { Report.warning(error.message) }
     }
 
     private func write() throws(VMMError) {
         guard lseek(fd, 0, SEEK_SET) == 0, ftruncate(fd, 0) == 0 else {
-            throw .system("cannot create PID file \(path)")
+            throw .system("cannot create PID file \(path ?? "")")
         }
-        try FD.writeAll(fd, Array("\(getpid())\n".utf8), to: path)
+        try FD.writeAll(fd, Array("\(getpid())\n".utf8), to: path ?? "")
     }
 
-    deinit { close(fd) }
+    deinit { for file in [fd, former] where file >= 0 { close(file) } }
 
     /// Removes the file at the end of the VMM, unless another has taken its name.
-    func remove() { if FD.isSameFile(fd, as: path) { unlink(path) } }
+    func remove() {
+        if fd >= 0, let path, FD.isSameFile(fd, as: path) { unlink(path) }
+    }
 }

@@ -221,6 +221,24 @@ struct ConnectionTests {
         try guest.qmp.execute("quit")
     }
 
+    @Test("migrate_cancel while the new VMM waits for cpr-load leads back to the old one")
+    func cancelAfterTheAnswer() throws {
+        let guest = try CountingGuest()
+        try guest.save()
+        let stopped = guest.count
+        try guest.exec()
+        try guest.qmp.execute("migrate_cancel")
+        let data = try guest.qmp.waitForEvent("CPR_ROLLED_BACK")
+        #expect((data["reason"] as? String)?.contains("the new VMM refused: it was cancelled") == true)
+        try guest.waitForProgress(past: stopped)
+        #expect(try guest.qmp.status() == "running")
+        #expect(guest.process.isRunning)
+        // And the next one succeeds.
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
+    }
+
     @Test("A chardev that connects to a server keeps its connection, and makes another when that is lost")
     func clientChardev() throws {
         let directory = try TemporaryDirectory()

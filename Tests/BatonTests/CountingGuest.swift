@@ -69,10 +69,10 @@ final class CountingGuest {
     /// Starts a VMM in place of one that has ended or is about to, and connects to it.
     /// - Returns: whether it has become one, and not ended.
     @discardableResult
-    func startAgain(_ command: [String]) throws -> Bool {
+    func startAgain(_ command: [String], by deadline: Deadline = .patient) throws -> Bool {
         try process.waitForExit()
         process = try ChildProcess(command)
-        guard let client = try? QMPClient(path: directory.file("qmp"), of: process) else { return false }
+        guard let client = try? QMPClient(path: directory.file("qmp"), of: process, by: deadline) else { return false }
         qmp = client
         return true
     }

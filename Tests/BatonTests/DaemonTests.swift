@@ -37,4 +37,29 @@ struct DaemonTests {
         #expect(try guest.process.waitForExit() == .status(0))
         #expect(!FileManager.default.fileExists(atPath: file))
     }
+
+    @Test("An update may name another PID file, which is there when the guest has changed hands, and not before")
+    func anotherPIDFile() throws {
+        let directory = try TemporaryDirectory()
+        let (first, second) = (directory.file("first"), directory.file("second"))
+        func exists(_ path: String) -> Bool { FileManager.default.fileExists(atPath: path) }
+        let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-pidfile", first])
+        let others = guest.arguments.map { $0 == first ? second : $0 }
+        #expect(guest.update(others + ["-m", "32M"]) != "accepted")
+        #expect(exists(first) && !exists(second))
+        try guest.qmp.execute("cpr-update", ["argv": others])
+        let query = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
+        #expect(try String(contentsOfFile: second, encoding: .utf8) == "\(try #require(query["pid"] as? Int))\n")
+        #expect(!exists(first))
+        // Another VMM has it locked; and then none does.
+        let holder = try ChildProcess([Products.baton, "-S", "-pidfile", first, "-nodefaults"])
+        try eventually("the other VMM has its file") { exists(first) }
+        #expect(guest.update(guest.arguments).contains("Cannot lock pid file"))
+        holder.signal(SIGTERM)
+        try holder.waitForExit()
+        let none = guest.arguments.filter { $0 != "-pidfile" && $0 != first }
+        try guest.qmp.execute("cpr-update", ["argv": none])
+        #expect(!exists(first) && !exists(second))
+        try guest.qmp.execute("quit")
+    }
 }

@@ -17,6 +17,8 @@ struct FailedCallTests {
     }
     /// How many faults of a kind are tried when not all are.
     private static func samples(_ kind: CallFault.Kind) -> Int { kind == .once ? 8 : 3 }
+    /// Of a save of the mode reboot: what ties the file to guest memory that is not in it.
+    private static let alwaysTried: Set<String> = ["newfstatat", "fsync", "fsetxattr", "fremovexattr"]
     /// Swift's runtime opens a file for random numbers when this fails, and keeps it.
     private static let excluded: Set<String> = ["getrandom"]
 
@@ -43,8 +45,8 @@ struct FailedCallTests {
             #expect(all.count > 20)
             count += all.count
             let step = Self.isEvery(operation) ? 1 : max(1, all.count / Self.samples(kind))
-            for index in stride(from: 0, to: all.count, by: step) {
-                let fault = all[index]
+            for (index, fault) in all.enumerated()
+            where index % step == 0 || operation == .rebootSave && Self.alwaysTried.contains(fault.call) {
                 do {
                     let answer = try outcome(operation, fault, descriptors: after)
                     outcomes[String(answer.prefix(90)), default: []].append("\(fault)")
@@ -65,7 +67,10 @@ struct FailedCallTests {
         let run = try FaultedRun(operation, fault.options, isLasting: fault.kind == .onwards)
         let before = try run.descriptorCount()
         try run.carryOut()
-        try run.expectUnharmed(descriptors: run.answer == "accepted" ? [after] : [before, after])
+        var descriptors: Set = run.answer == "accepted" ? [after] : [before, after]
+        // The name by which a trial knows that it is none; it is looked for again at the next update.
+        if fault.call == "bind" { descriptors.insert(after - 1) }
+        try run.expectUnharmed(descriptors: descriptors)
         try run.end()
         return run.answer
     }

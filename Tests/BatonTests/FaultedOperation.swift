@@ -183,8 +183,9 @@ final class FaultedRun {
         guard said == "accepted" else { return try expectRefusedSave(said) }
         try guest.qmp.execute("quit")
         if operation == .rebootLoad {
-            answer =
-                try guest.startAgain(traced(guest.arguments + ["-S"])) ? execute("cpr-load", save) : "the start failed"
+            let isThere = try guest.startAgain(
+                traced(guest.arguments + ["-S"]), by: isLasting ? .seconds(4) : .patient)
+            answer = try isThere ? execute("cpr-load", save) : "the start failed"
             try letGo()
             if answer == "accepted" { return }
             if try !vmms().isEmpty {

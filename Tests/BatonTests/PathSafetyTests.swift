@@ -158,7 +158,7 @@ struct PathSafetyTests {
         ["-D", "PATH"], ["-pidfile", "PATH"], ["-serial", "file:PATH"], ["-chardev", "file,id=c,path=PATH"],
         ["-incoming", "file:PATH"], ["-module", "PATH"], ["-machine", "dumpdtb=PATH"],
         ["-object", "memory-backend-file,id=o,size=4M,share=on,mem-path=PATH"],
-        ["-trace", "enable=cpr_*,file=PATH"],
+        ["-trace", "enable=cpr_*,file=PATH"], ["@PATH"], ["-readconfig", "PATH"],
     ]
 
     @Test(

@@ -245,6 +245,16 @@ struct TransferTests {
 
     // MARK: It does not work
 
+    @Test("What is missing is named by what the mode needs")
+    func missingChannel() throws {
+        let pair = try Pair()
+        #expect(
+            refusal { try pair.guest.qmp.execute("cpr-update", ["mode": "transfer"]) }
+                == "Parameter 'channel' is missing")
+        #expect(refusal { try pair.guest.qmp.execute("cpr-update") } == "Parameter 'argv' is missing")
+        try pair.end(pair.guest.process)
+    }
+
     @Test("A new VMM that refuses, at its start or at the load, ends, and the guest stays")
     func refusals() throws {
         let pair = try Pair()

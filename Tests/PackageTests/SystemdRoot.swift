@@ -95,17 +95,19 @@ final class SystemdRoot {
         ["nsenter", "--target", String(manager), "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--root", "--wd=/"]
     }
     private func inside(_ command: [String]) -> [String] { entry + command }
+    /// What it writes to its standard error is output too. The command may end with a here-document.
+    private static func shell(_ command: String) -> [String] { ["sh", "-c", "exec 2>&1\n" + command] }
 
     /// Runs a shell's command in the root.
     /// - Throws: an error with its output if it fails.
     @discardableResult
     func run(_ command: String, by deadline: Deadline = .patient) throws -> String {
-        try ChildProcess.run(inside(["sh", "-c", command + " 2>&1"]), by: deadline)
+        try ChildProcess.run(inside(Self.shell(command)), by: deadline)
     }
 
     /// What a command says that is to fail.
     func failure(of command: String) throws -> String {
-        let process = try ChildProcess(inside(["sh", "-c", command + " 2>&1"]))
+        let process = try ChildProcess(inside(Self.shell(command)))
         guard try process.waitForExit(by: .seconds(120)) != .status(0) else {
             throw TestError("\(command) succeeded: \(process.output)")
         }

@@ -13,9 +13,10 @@ enum Checkpoint {
 
     /// Collects the state of a VM that is stopped, or for a trial, which stands for that.
     /// - Parameter runState: what it was in before it was stopped for this.
+    /// - Throws: what cannot be told of memory that stays where it is.
     static func collect(
         _ vm: VirtualMachine, memory: GuestMemory, runState: RunState, mode: String
-    ) -> SectionContainer {
+    ) throws(VMMError) -> SectionContainer {
         var container = SectionContainer(kind: .checkpoint)
         var global = StateWriter()
         global.put("version", BatonVersion.text, optional: true)
@@ -38,7 +39,11 @@ enum Checkpoint {
         for (index, block) in memory.blocks.enumerated() {
             ram.put("\(index).name", block.name)
             ram.put("\(index).used-length", UInt64(block.usedLength))
-            if let file = block.file, let identity = FileIdentity(block.fd) {
+            if let file = block.file {
+                // Without it nobody could tell where the contents are.
+                guard let identity = FileIdentity(block.fd) else {
+                    throw .system("cannot examine '\(file)', the memory of RAM block '\(block.name)'")
+                }
                 ram.put("\(index).file", file)
                 ram.put("\(index).inode", identity.inode)
             }

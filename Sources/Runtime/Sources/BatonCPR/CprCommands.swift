@@ -92,7 +92,11 @@ extension CprController {
                     QMPMember("downtime-ms", .int, optional: true),
                 ]
             ) { [unowned self] arguments throws(VMMError) in
-                try update(try CprController.target(arguments), try CprController.options(arguments))
+                let mode = enabledModes.first { $0.name == arguments["mode"]?.stringValue }
+                let takesChannel = mode?.promises.contains(.connects) == true
+                try update(
+                    try CprController.target(arguments, missing: takesChannel ? "channel" : "argv"),
+                    try CprController.options(arguments))
                 // There is nothing left to do but to answer.
                 vm.end()
                 return [:]
@@ -126,10 +130,11 @@ extension CprController {
     }
 
     /// What the arguments of `cpr-update` say of the new VMM.
-    private static func target(_ arguments: JSONObject) throws(VMMError) -> Target {
+    /// - Parameter missing: what the mode needs if there is nothing.
+    private static func target(_ arguments: JSONObject, missing: String) throws(VMMError) -> Target {
         let peer = arguments["peer-uid"]?.intValue
         guard let channel = arguments["channel"]?.stringValue else {
-            guard arguments["argv"] != nil else { throw VMMError("Parameter 'argv' is missing") }
+            guard arguments["argv"] != nil else { throw VMMError("Parameter '\(missing)' is missing") }
             guard peer == nil else { throw VMMError("Parameter 'peer-uid' is for a 'channel' only") }
             return .command(argv(arguments))
         }

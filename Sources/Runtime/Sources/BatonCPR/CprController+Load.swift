@@ -102,13 +102,12 @@ extension CprController {
     private func take(_ checkpoint: CheckedCheckpoint, runs: Bool) throws(VMMError) {
         do throws(VMMError) {
             try checkpoint.copyContents()
-            if runs && !isTrial { try memory.willChange() }
             checkpoint.apply()
             if let loss = memory.loss { throw loss }
             if let failure = vm.accelerator?.failure { throw failure }
             if isTrial { return }
             if runs { try vm.accelerator?.makeThreads() }
-            try commit()
+            try commit(runs: runs)
         } catch {
             vm.loadFailed()
             throw error
@@ -119,8 +118,11 @@ extension CprController {
 
     /// Makes the guest this process' own, for good: first all that can fail,
     /// then the token, and nothing that can fail after it.
-    private func commit() throws(VMMError) {
+    /// - Parameter runs: whether the guest runs at once.
+    private func commit(runs: Bool) throws(VMMError) {
         try memory.makeWritable()
+        // The last thing that can fail: without its mark the memory's file goes with no checkpoint any more.
+        if runs { try memory.willChange() }
         if let link = HandoverLink.ofThisProcess, !link.take() { tooLate() }
         Log.trace("cpr_commit", "by pid \(getpid())")
         memory.commit()

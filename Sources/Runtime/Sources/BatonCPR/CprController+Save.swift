@@ -18,7 +18,7 @@ extension CprController {
         if let blocker = blockers(mode).first { throw blocker }
         try WholeFile.check(path)
         try beside("cpr-save is under way") { () throws(VMMError) in try drain(limit: updateLimit) }
-        let stateBefore = vm.runState
+        let (stateBefore, identityBefore) = (vm.runState, memory.identity)
         do throws(VMMError) {
             let (container, contents) = try stopAndCollect(mode)
             if mode.promises.contains(.survivesHostReboot) {
@@ -34,6 +34,7 @@ extension CprController {
             }
         } catch {
             announce(.saveFailed)
+            if identityBefore == nil { memory.abandonIdentity() }
             giveBack(stateBefore)
             throw error
         }
@@ -85,7 +86,7 @@ extension CprController {
     /// Collects the state of everything, of a guest that is not between its
     /// instructions now.
     func collect(_ mode: any CprMode, stateBefore: RunState) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
-        let common = Checkpoint.collect(vm, memory: memory, runState: stateBefore, mode: mode.name)
+        let common = try Checkpoint.collect(vm, memory: memory, runState: stateBefore, mode: mode.name)
         if let failure = vm.accelerator?.failure {
             // The guest can go on: what could not be read is as it was.
             vm.accelerator?.forgetFailure()

@@ -97,11 +97,7 @@ public final class CprController {
         vm.beforeMemoryChanges = { [unowned self] () throws(VMMError) in try self.memory.willChange() }
         vm.startBlocker = { [unowned self] in
             switch step {
-            case .handedOver: return step.refusal
-            case .awaitingState:
-                return VMMError(
-                    "the VM waits for cpr-load",
-                    hint: "This process took over a guest; give it its state with cpr-load.")
+            case .handedOver, .awaitingState: return step.refusal
             // What was saved is about to go over.
             case .busy where vm.runState == .saveVM: return step.refusal
             case .idle, .saved, .busy: return memory.loss
@@ -220,7 +216,7 @@ public final class CprController {
             let identity = memory.identity
             memory.identity = inherited?.memoryIdentity
             defer { memory.identity = identity }
-            var container = Checkpoint.collect(vm, memory: memory, runState: .running, mode: mode.name)
+            var container = try Checkpoint.collect(vm, memory: memory, runState: .running, mode: mode.name)
             RAMContents.describe([], in: &container)
             let contents: [RAMBlock]
             (container, contents) = try call(mode, "rehearsal") { (container, []) }
@@ -322,7 +318,8 @@ public final class CprController {
     var warnings: [String] {
         guard getpid() == 1 else { return [] }
         return [
-            "this VMM is PID 1 of its namespace: should the new VMM crash, the namespace ends, and the guest with it; "
+            "this VMM is PID 1 of its namespace: should the new VMM crash, or its command end before it, the namespace "
+                + "ends, and the guest with it; "
                 + "one that refuses or hangs leads back to this VMM"
         ]
     }

@@ -1,5 +1,6 @@
 import BatonBase
 import BatonMachine
+import Glibc
 
 /// Where a VM is between two of its operations: one at a time, and each begins in `idle` but those that are named.
 ///
@@ -26,7 +27,10 @@ enum CprStep {
     var refusal: VMMError? {
         switch self {
         case .idle: nil
-        case .awaitingState: VMMError("the VM waits for cpr-load")
+        case .awaitingState:
+            VMMError(
+                "the VM waits for cpr-load",
+                hint: "Give it its state with cpr-load, or have the VMM before go on with the guest by migrate_cancel.")
         case .saved: VMMError("cpr-save has been done already; use cpr-exec, cpr-load or cont")
         case .busy(let what, _): VMMError(what)
         case .handedOver: VMMError("the guest was handed over to another VMM")
@@ -71,6 +75,14 @@ extension CprController {
     /// gets an error.
     /// - Returns: false when there is none that could be ended now.
     public func cancelUpdate() -> Bool {
+        if awaitsLoad, !isTrial, HandoverLink.ofThisProcess != nil {
+            // The VMM before still has the guest. Whoever asked is answered first.
+            vm.loop.later {
+                CprController.giveUp(VMMError("it was cancelled"))
+                exit(1)
+            }
+            return true
+        }
         guard case .busy(_, let cancel?) = step else { return false }
         cancel("it was cancelled")
         return true

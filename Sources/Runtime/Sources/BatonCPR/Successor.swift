@@ -385,10 +385,9 @@ final class Successor {
     /// takes it back but that process' end, and only if that comes before.
     /// - Returns: whether it did; false only if the new VMM is another's process.
     private func awaitUse() -> Bool {
-        while messages.stage != .committed {
+        // It may not have been able to say that it has the guest for good.
+        while messages.stage != .committed, !token.isUsed {
             if !messages.hasStayed, case .message? = awaitNews(until: nil) { continue }
-            // The end of the channel, or of the process: it may not have been able to say that it has the guest.
-            if token.isUsed { break }
             if process >= 0, !messages.hasStayed {
                 // Or the end of a channel which it closes last.
                 var state = pollfd(fd: process, events: Int16(POLLIN), revents: 0)

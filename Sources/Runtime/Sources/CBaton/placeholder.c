@@ -112,9 +112,14 @@ static int reap(int *status, uint64_t *stops) {
     }
 }
 
+/* Signals that would end this process, but are none to stop a VM, are kept off: the VM lives on. */
+static const int ignored[] = {SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGPIPE, SIGIO, SIGPWR, SIGSTKFLT};
+
 static sigset_t wait_set(void) {
     sigset_t set;
     cbaton_stop_signals(&set);
+    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
+        if (!sigismember(&set, ignored[i])) signal(ignored[i], SIG_IGN);
     sigaddset(&set, SIGCHLD);
     sigaddset(&set, CBATON_PLACEHOLDER_SIGNAL);
     return set;

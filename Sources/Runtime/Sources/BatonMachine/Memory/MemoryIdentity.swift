@@ -31,8 +31,7 @@ extension GuestMemory {
         guard let identity else { return }
         mayBeMarked = true
         for block in blocks {
-            let bytes = Array(identity.utf8)
-            guard cbaton_set_attribute(block.fd, GuestMemory.attribute, bytes, bytes.count) == 0 else {
+            guard GuestMemory.setMark(block.fd, identity) else {
                 throw .system("cannot mark '\(block.file ?? "")', the memory of RAM block '\(block.name)'")
             }
             guard retryingInterrupts({ fsync(block.fd) }) == 0 else {
@@ -43,21 +42,40 @@ extension GuestMemory {
 
     /// Ends the identity: memory is about to change. What was saved cannot be
     /// loaded with it any more, whatever happens to this process or the host.
-    /// - Throws: why a mark cannot be removed; the memory must not change.
+    /// - Throws: why a mark cannot be removed; the memory must not change, and has its marks.
     package func willChange() throws(VMMError) {
         if mayBeMarked {
-            for block in blocks where block.isPersistent && GuestMemory.mark(block.fd) != nil {
-                guard cbaton_remove_attribute(block.fd, GuestMemory.attribute) == 0,
-                    retryingInterrupts({ fsync(block.fd) }) == 0
-                else {
-                    throw .system(
+            var unmarked: [(fd: Int32, mark: String)] = []
+            for block in blocks where block.isPersistent {
+                guard let mark = GuestMemory.mark(block.fd) else { continue }
+                let isRemoved = cbaton_remove_attribute(block.fd, GuestMemory.attribute) == 0
+                if isRemoved { unmarked.append((block.fd, mark)) }
+                guard isRemoved, retryingInterrupts({ fsync(block.fd) }) == 0 else {
+                    let error = VMMError.system(
                         "cannot remove the mark of the last save from '\(block.file ?? "")', "
                             + "the memory of RAM block '\(block.name)'")
+                    // The checkpoint still goes with the memory, and can be loaded later.
+                    for (fd, mark) in unmarked { _ = GuestMemory.setMark(fd, mark) }
+                    throw error
                 }
             }
             mayBeMarked = false
         }
         identity = nil
+    }
+
+    /// Ends an identity that is in no checkpoint, as its save has failed, and that memory did not have before that. A mark
+    /// that cannot be removed, of which it is warned, goes with nothing, so the memory may change all the same.
+    package func abandonIdentity() {
+        do throws(VMMError) { try willChange() } catch {
+            Report.warning(error.message)
+            (mayBeMarked, identity) = (false, nil)
+        }
+    }
+
+    private static func setMark(_ fd: Int32, _ mark: String) -> Bool {
+        let bytes = Array(mark.utf8)
+        return cbaton_set_attribute(fd, attribute, bytes, bytes.count) == 0
     }
 
     /// The mark that a file has.
