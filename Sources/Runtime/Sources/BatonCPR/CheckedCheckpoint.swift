@@ -108,7 +108,10 @@ struct CheckedCheckpoint {
             guard inherited.memoryIdentity == identity else {
                 throw VMMError(
                     "\(name) is of another save than the guest memory that this process has taken over",
-                    hint: "Load the checkpoint of the last cpr-save before the cpr-exec.")
+                    hint: inherited.kept == nil
+                        ? "Load the checkpoint of the last cpr-save before the cpr-exec."
+                        : "Load the checkpoint of the save that has kept this guest. If the file is not there, "
+                            + "the checkpoint is loaded that was kept with the guest.")
             }
         } else if mode.promises.handsOver, !mode.promises.contains(.survivesHostReboot) {
             throw VMMError(

@@ -18,8 +18,12 @@ extension CprController {
         if let inherited, inherited.mode != name {
             throw VMMError("this process was started by cpr-exec in mode '\(inherited.mode)', not '\(name)'")
         }
-        let file = try FD.open(path, O_RDONLY | O_NONBLOCK)
+        if let absence = absenceOfKept(mode) { throw absence }
         do throws(VMMError) {
+            if let kept = checkpoint(insteadOf: path) {
+                return try load(from: kept, mode: mode, name: Self.checkpointName)
+            }
+            let file = try FD.open(path, O_RDONLY | O_NONBLOCK)
             try load(from: file.raw, mode: mode, name: path)
         } catch {
             tellOldVMM(.waiting)
@@ -121,6 +125,7 @@ extension CprController {
     /// then the token, and nothing that can fail after it.
     private func commit() throws(VMMError) {
         try memory.makeWritable()
+        try finishKept()
         if let link = HandoverLink.ofThisProcess, !link.take() { tooLate() }
         Log.trace("cpr_commit", "by pid \(getpid())")
         memory.commit()

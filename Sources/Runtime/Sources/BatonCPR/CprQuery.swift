@@ -34,7 +34,8 @@ extension CprController {
                         name: "CprModeInfo",
                         members: [
                             QMPMember("name", .string), QMPMember("summary", .string), QMPMember("same-pid", .bool),
-                            QMPMember("survives-host-reboot", .bool), QMPMember("keeps-connections", .bool),
+                            QMPMember("survives-host-reboot", .bool), QMPMember("survives-host-update", .bool),
+                            QMPMember("keeps-connections", .bool),
                             QMPMember("executes", .bool), QMPMember("connects", .bool),
                             QMPMember("blockers", .array(.string)),
                         ]))),
@@ -87,6 +88,7 @@ extension CprController {
                     "name": .string(mode.name), "summary": .string(mode.summary),
                     "same-pid": .bool(mode.promises.contains(.samePID)),
                     "survives-host-reboot": .bool(mode.promises.contains(.survivesHostReboot)),
+                    "survives-host-update": .bool(mode.promises.contains(.survivesHostUpdate)),
                     "keeps-connections": .bool(mode.promises.contains(.keepsConnections)),
                     "executes": .bool(mode.promises.contains(.executes)),
                     "connects": .bool(mode.promises.contains(.connects)),

@@ -10,7 +10,10 @@ import Glibc
 public final class VirtualMachine: GuestRequests {
     public var name: String?
     /// `-uuid`; all zeroes when not given.
-    public var uuid = "00000000-0000-0000-0000-000000000000"
+    public var uuid = VirtualMachine.noUUID
+    private static let noUUID = "00000000-0000-0000-0000-000000000000"
+    /// `-uuid`, in small letters; nil when it was not given.
+    public var givenUUID: String? { uuid == VirtualMachine.noUUID ? nil : uuid.lowercased() }
     /// QEMU's name of the machine type.
     public var machineType = "none"
     /// The instruction set of the CPUs, by QEMU's name of the target; set by the board.
