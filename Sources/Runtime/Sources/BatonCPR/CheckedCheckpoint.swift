@@ -230,7 +230,7 @@ struct CheckedCheckpoint {
     /// Gives the clock and every device its state.
     func apply() {
         if !clock.boot.isEmpty && clock.boot == HostBoot.id && !vm.clock.stopsWithVM {
-            vm.clock.restore(monotonicOffset: clock.offset)
+            vm.clock.restore(monotonicOffset: clock.offset, now: clock.now)
         } else {
             // Another boot of the host: the wall clock says how long it took.
             let passed = max(0, cbaton_realtime_ns().subtractingReportingOverflow(clock.realtime).partialValue)

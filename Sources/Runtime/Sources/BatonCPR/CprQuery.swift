@@ -42,6 +42,7 @@ extension CprController {
             QMPMember("preservers", .array(.string)),
             QMPMember("only-cpr-capable", .bool),
             QMPMember("awaits-load", .bool),
+            QMPMember("saved-run-state", .string, optional: true),
             QMPMember("generation", .int),
             QMPMember("warnings", .array(.string)),
             QMPMember(
@@ -98,6 +99,7 @@ extension CprController {
         result["preservers"] = .array(registry.preservers.map { .string($0.name) })
         result["only-cpr-capable"] = .bool(onlyCapable)
         result["awaits-load"] = .bool(awaitsLoad)
+        if case .saved(_, let stateBefore) = step { result["saved-run-state"] = .string(stateBefore.rawValue) }
         result["generation"] = JSON(times.generation)
         result["warnings"] = .array(warnings.map { .string($0) })
         result["fds"] = .array(

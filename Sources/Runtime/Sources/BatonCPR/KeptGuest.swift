@@ -23,7 +23,7 @@ public struct KeptGuest {
         self.place = place
     }
 
-    func closeAll() { for fd in [state, checkpoint] + memory { close(fd) } }
+    package func closeAll() { for fd in [state, checkpoint] + memory { close(fd) } }
 }
 
 extension CprState {
@@ -136,6 +136,8 @@ extension CprController {
     }
 
     private func takeOver(_ guest: KeptGuest, _ mode: any CprMode, loadsAtOnce: Bool) throws(VMMError) {
+        finishingMode = mode
+        keptPlace = guest.place
         guard lseek(guest.state, 0, SEEK_SET) == 0 else { throw .system("cannot read the guest's state") }
         var state = try CprState(
             parsing: try FD.readAll(guest.state, limit: CprState.sizeLimit, from: "the guest's state"))
@@ -152,8 +154,6 @@ extension CprController {
         state.times.cameFrom(kept)
         state.times.started = times.started
         if loadsAtOnce { state.checkpointFD = guest.checkpoint } else { keptCheckpoint = guest.checkpoint }
-        finishingMode = mode
-        keptPlace = guest.place
         adopt(state)
     }
 

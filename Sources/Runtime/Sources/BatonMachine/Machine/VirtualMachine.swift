@@ -172,7 +172,22 @@ public final class VirtualMachine: GuestRequests {
         change(to: .running)
         emit("RESUME")
         if owesThreadReport { reportThreads() }
+        makeUpTime()
     }
+
+    /// While the guest runs, has its clock catch up with the host's.
+    private func makeUpTime() {
+        guard clock.owed > 0, !isMakingUpTime else { return }
+        isMakingUpTime = true
+        loop.schedule(at: EventLoop.now + GuestClock.stepInterval) { [weak self] in
+            guard let self else { return }
+            isMakingUpTime = false
+            guard isRunning else { return }
+            clock.makeUp()
+            makeUpTime()
+        }
+    }
+    private var isMakingUpTime = false
 
     private let mainThread = pthread_self()
     /// The accelerator's threads run the guest: since the loop came round after `start`.
