@@ -8,7 +8,8 @@ struct BatonCtl: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "baton-ctl", abstract: "Looks after VMs that run under baton.",
         subcommands: [
-            Console.self, HostUpdate.self, Inspect.self, List.self, NewModule.self, Shutdown.self, Top.self, Update.self,
+            Console.self, HostUpdate.self, Inspect.self, List.self, NewModule.self, Shutdown.self, Top.self,
+            Update.self,
         ])
 }
 

@@ -15,10 +15,13 @@ struct KeepingModeTests {
             #include <stdio.h>
             #include <stdlib.h>
             #include <string.h>
-            #include <sys/mman.h>
             #include <sys/stat.h>
+            #include <sys/syscall.h>
             #include <unistd.h>
             #define MEMORY 2
+            #ifndef SEEK_DATA
+            #define SEEK_DATA 3
+            #endif
             static const char *path(struct baton_host *host, int number) {
                 static char text[512];
                 const char *name = baton_vm_name(host);
@@ -64,9 +67,12 @@ struct KeepingModeTests {
             static int32_t find(struct baton_host *host) {
                 int32_t fds[64];
                 uint32_t count = 0;
-                for (int file; count < 64 && (file = open(path(host, (int)count), O_RDONLY | O_CLOEXEC)) >= 0; close(file)) {
-                    fds[count] = memfd_create("shelf", MFD_CLOEXEC);
+                while (count < 64) {
+                    int file = open(path(host, (int)count), O_RDONLY | O_CLOEXEC);
+                    if (file < 0) break;
+                    fds[count] = (int32_t)syscall(SYS_memfd_create, "shelf", 1U);
                     if (copy(file, fds[count++])) return baton_fail(host, "the shelf cannot be read");
+                    close(file);
                 }
                 if (count < MEMORY) return 0;
                 return baton_found(host, fds[0], fds[1], fds + MEMORY, count - MEMORY, "It stays on the shelf.");
@@ -80,15 +86,16 @@ struct KeepingModeTests {
         module = try CModule.build(kind: "mode", name: "shelf", source, in: directory)
     }
 
-    private func start(_ more: [String] = [], memory: String = "16M", name: String = "kept") throws -> LiveUpdateTests.VM {
+    private func start(_ more: [String] = [], memory: String = "16M") throws -> LiveUpdateTests.VM {
         let socket = directory.file("qmp")
         unlink(socket)
         return LiveUpdateTests.VM(
             process: try ChildProcess(
                 [
-                    Products.baton, "-name", name, "-machine", "virt,memory-backend=ram", "-m", memory, "-object",
+                    Products.baton, "-name", "kept", "-machine", "virt,memory-backend=ram", "-m", memory, "-object",
                     "memory-backend-memfd,id=ram,size=\(memory),share=on", "-bios", "none", "-kernel",
-                    try CountingGuest.image(), "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
+                    try CountingGuest.image(), "-nodefaults", "-nographic", "-serial",
+                    "file:\(directory.file("serial"))",
                     "-qmp", "unix:\(socket),server=on,wait=off", "-module", module, "-cpr-enable", "shelf",
                 ] + more), socket: socket)
     }

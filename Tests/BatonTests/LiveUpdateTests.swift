@@ -14,7 +14,8 @@ struct LiveUpdateTests {
 
         init(name: String = "lu-\(UUID().uuidString.lowercased())") throws {
             directory = try TemporaryDirectory()
-            try FileManager.default.createDirectory(atPath: directory.file("sessions"), withIntermediateDirectories: true)
+            try FileManager.default.createDirectory(
+                atPath: directory.file("sessions"), withIntermediateDirectories: true)
             self.name = name
         }
 
@@ -202,13 +203,14 @@ struct LiveUpdateTests {
         try vm.end()
         let capable = try ChildProcess(try host.arguments(["-only-cpr-capable"]))
         #expect(try capable.waitForExit() == .status(1))
-        #expect(capable.errors.contains("Linux 6.19 or later with CONFIG_LIVEUPDATE, started with kho=on liveupdate=on"))
+        #expect(
+            capable.errors.contains("Linux 6.19 or later with CONFIG_LIVEUPDATE, started with kho=on liveupdate=on"))
     }
 
     /// The VM's options, and what is said.
     private static let blockers: [(options: [String], text: String)] = [
         (["-uuid", "00000000-0000-0000-0000-000000000000", "-name", ""], "neither a name nor a uuid"),
-        (["-name", String(repeating: "n", count: 60)], "the VM's name has 60 bytes, and a session's name takes 57 of it"),
+        (["-name", String(repeating: "n", count: 60)], "name has 60 bytes, and a session's name takes 57 of it"),
         (["-machine", "virt,memory-backend=two", "-object", "memory-backend-ram,id=two,size=16M"], "two is volatile"),
     ]
 
@@ -288,7 +290,7 @@ struct LiveUpdateTests {
         ("preserve=16:2", "RAM block 'ram' is kept by another live update session already"),
         ("preserve=95:2", "RAM block 'ram' has seals that the host's Live Update Orchestrator cannot keep"),
         ("preserve=28:1", "the checkpoint cannot be kept in the live update session 'NAME': No space left on device"),
-        ("preserve=28:0", "the guest's state cannot be kept in the live update session 'NAME': No space left on device"),
+        ("preserve=28:0", "the guest's state cannot be kept in the live update session 'NAME': No space left on"),
     ]
 
     @Test("What the orchestrator refuses leaves the guest running here", arguments: refusals.indices)
@@ -329,10 +331,11 @@ struct LiveUpdateTests {
         for _ in 0..<2 {
             let errors = try host.refusedStart(memory: "32M", saying: "another try")
             #expect(
-                errors.contains("RAM block 'ram' has length 16777216 in the CPR state, but 33554432 on the command line"))
+                errors.contains("RAM block 'ram' has length 16777216 in the CPR state, but 33554432 on the command"))
             #expect(errors.contains("The session stays with process"), "\(errors)")
         }
-        let other = try host.refusedStart(["-uuid", UUID().uuidString, "-S", "-machine", "virt,memory-backend=none"], saying: "another try")
+        let other = try host.refusedStart(
+            ["-uuid", UUID().uuidString, "-S", "-machine", "virt,memory-backend=none"], saying: "another try")
         #expect(other.contains("Memory backend 'none' not found"), "\(other)")
         let vm = try host.start(["-S"])
         #expect(try vm.count() == stopped)
@@ -363,7 +366,8 @@ struct LiveUpdateTests {
 
     /// What the session lacks, by number, and what is said.
     private static let halves: [(token: Int, text: String)] = [
-        (0, "lacks the guest's state"), (1, "lacks the guest's checkpoint"), (2, "0 of 4 blocks of guest memory are there"),
+        (0, "lacks the guest's state"), (1, "lacks the guest's checkpoint"),
+        (2, "0 of 4 blocks of guest memory are there"),
         (5, "3 of 4 blocks of guest memory are there"),
     ]
 
@@ -433,7 +437,7 @@ struct LiveUpdateTests {
         _ = try host.saved()
         let vm = try host.start(["-S"], kernel: ["--refuse", "take=13"])
         try eventually("the refusal; \(vm.process.report)") {
-            vm.process.errors.contains("the live update session 'baton-\(host.name)' cannot be taken: Permission denied")
+            vm.process.errors.contains("session 'baton-\(host.name)' cannot be taken: Permission denied")
         }
         #expect(try vm.process.waitForExit() == .status(1))
         let next = try host.start(["-S"])

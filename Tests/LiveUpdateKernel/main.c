@@ -7,7 +7,7 @@
  *
  * SIGUSR1 is the kexec: what sessions have that are open then is written to DIR/SESSION/TOKEN, and the processes are
  * killed. The next kernel is another liveupdate-kernel with the same DIR: it gives a session out once, as
- * DIR/SESSION.taken, and drops it when it is finished or all processes that could have it have ended. */
+ * DIR/SESSION.taken, and drops it when it is finished or, as all its processes have ended, nobody has it open. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -447,7 +447,7 @@ int main(int count, char **arguments) {
         if (ready > 0 && !serve(listener)) break;
     }
     for (size_t i = 0; i < session_count; i++) {
-        if (sessions[i].is_incoming) drop(sessions[i].name);
+        if (sessions[i].is_incoming && !is_open(sessions[i].name)) drop(sessions[i].name);
     }
     return call_notices_status(child);
 }

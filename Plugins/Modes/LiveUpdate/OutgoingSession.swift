@@ -67,7 +67,8 @@ final class OutgoingSession {
         case ENOENT: throw VMMError("\(what) is no memory that the host's Live Update Orchestrator can keep")
         case EBUSY: throw VMMError("\(what) is kept by another live update session already")
         case EOPNOTSUPP: throw VMMError("\(what) has seals that the host's Live Update Orchestrator cannot keep")
-        case ENOMEM: throw VMMError("\(what) cannot be kept: the host lacks the memory", hint: "Free some, and try again.")
+        case ENOMEM:
+            throw VMMError("\(what) cannot be kept: the host lacks the memory", hint: "Free some, and try again.")
         default: throw .system("\(what) cannot be kept in the live update session '\(name)'", errno: code)
         }
     }

@@ -74,9 +74,8 @@ struct HostUpdate: ReportingCommand {
                 if let time = candidate.savedIn { object["save-us"] = .int(time) }
                 print(JSON.object(object).text())
             } else {
-                table.add([
-                    candidate.machine.name, result, candidate.savedIn.map { Figure.milliseconds(microseconds: $0) } ?? "-",
-                ])
+                let time = candidate.savedIn.map { Figure.milliseconds(microseconds: $0) } ?? "-"
+                table.add([candidate.machine.name, result, time])
             }
         }
         if !json { print(table.text, terminator: "") }

@@ -136,7 +136,7 @@ struct LabLiveUpdateFailures {
         // Without -S the guest goes on by itself.
         let itself = try start("loads-itself")
         try itself.end()
-        return "a taken name, huge pages, a kexec that did not happen, no session, one of another VM, a second load and "
-            + "an old checkpoint refused, each guest going on"
+        return "a taken name, huge pages, a kexec that did not happen, no session, one of another VM, a second load "
+            + "and an old checkpoint refused, each guest going on"
     }
 }

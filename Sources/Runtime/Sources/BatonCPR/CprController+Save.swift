@@ -36,7 +36,8 @@ extension CprController {
                     })
             }
             try keep(container, contents: contents, mode)
-            try Checkpoint.write(container, contents: contents, to: path, durable: mode.promises.outlivesProcess) { [vm] done, total in
+            try Checkpoint.write(container, contents: contents, to: path, durable: mode.promises.outlivesProcess) {
+                [vm] done, total in
                 vm.emit("CPR_PROGRESS", ["written": .int(Int64(done)), "total": .int(Int64(total))])
             }
         } catch {

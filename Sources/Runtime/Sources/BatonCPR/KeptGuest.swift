@@ -98,7 +98,8 @@ extension CprController {
         var state = stateForExec(mode: mode)
         let memory = memoryToKeep
         state.makeKept(
-            memory, of: CprState.Kept(
+            memory,
+            of: CprState.Kept(
                 name: vm.name ?? "", uuid: vm.givenUUID ?? "", boot: HostBoot.id, savedAt: cbaton_realtime_ns()))
         let stateFD = OwnedFD(adopting: cbaton_memfd_create("cpr-state", 0))
         guard stateFD.raw >= 0 else { throw .system("failed to create memfd 'cpr-state'") }
@@ -171,8 +172,10 @@ extension CprController {
 
     /// Why `cpr-load` has no guest to load in a mode that keeps it; nil when it may have.
     func absenceOfKept(_ mode: any CprMode) -> VMMError? {
-        guard inherited == nil, mode.promises.contains(.survivesHostUpdate), !mode.promises.contains(.survivesHostReboot)
-        else { return nil }
+        let promises = mode.promises
+        guard inherited == nil, promises.contains(.survivesHostUpdate), !promises.contains(.survivesHostReboot) else {
+            return nil
+        }
         if let reason = blockers(mode).first {
             return reason.prefixed("there is no guest to load in mode '\(mode.name)'")
         }
