@@ -238,7 +238,7 @@ struct LiveUpdateTests {
         try vm.awaitProgress()
         #expect(
             refusal { try vm.save(host.checkpoint) }
-                == "Memory region two is in '\(file)', a file in memory that ends with the host's kernel")
+                == "Memory region two is in '\(file)', a file that ends with the host's kernel")
         try vm.end()
     }
 

@@ -22,9 +22,13 @@ enum MemoryRules {
                 "Memory region \(block.name) is of huge pages (hugetlb), which the Live Update Orchestrator cannot keep",
                 hint: "Leave hugetlb=on out.")
         }
-        guard let path = FD.path(block.fd), !path.hasPrefix("/memfd:") else { return nil }
+        // As the kernel knows one (memfd_luo_can_preserve in mm/memfd_luo.c): memory without a name.
+        var status = stat()
+        guard fstat(block.fd, &status) != 0 || status.st_nlink > 0 || cbaton_is_memory_file(block.fd) == 0 else {
+            return nil
+        }
         return VMMError(
-            "Memory region \(block.name) is in '\(path)', a file in memory that ends with the host's kernel",
+            "Memory region \(block.name) is in '\(FD.path(block.fd) ?? "")', a file that ends with the host's kernel",
             hint: "A memory-backend-memfd can be kept.")
     }
 
