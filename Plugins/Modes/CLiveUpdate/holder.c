@@ -75,11 +75,11 @@ static int receive_message(int socket, struct message *content, int *fd, int fla
 
 /* ---- The holder's process. */
 
-static int lend(int listener, int session, pid_t user) {
+static int lend(int listener, int session, int is_lent, pid_t user) {
     int link = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     if (link < 0) return -1;
     if (trusted_peer(link) >= 0) {
-        if (user > 0)
+        if (is_lent)
             send_message(link, (struct message){TAKEN, user}, -1);
         else if (!send_message(link, (struct message){LENT, getpid()}, session))
             return link;
@@ -103,7 +103,7 @@ static void serve(int listener, int session) {
             user = 0;
         }
         if (states[0].revents) {
-            int next = lend(listener, session, user);
+            int next = lend(listener, session, link >= 0, user);
             if (next >= 0) {
                 link = next;
                 user = trusted_peer(link);

@@ -181,16 +181,19 @@ struct LabLiveUpdate {
             return "\(Self.kexecs) kexecs, nothing lost: uptime \(Int(last)) s and the same boot, memory right, "
                 + "\(records) records on the disk; " + progress.pauses.joined(separator: "; ") + "; " + refused
         }
-        if progress.kexecs == Self.kexecs - 1 { try failures.beforeLastKexec() }
+        var others: [AnyObject] = []
+        if progress.kexecs == Self.kexecs - 1 { others = try failures.beforeLastKexec() }
         try session.command("cpr-save", ["filename": file, "mode": "liveupdate"], seconds: 300)
         session.console.drain()
         progress.kexecs += 1
         progress.report = session.console.report
         try JSONEncoder().encode(progress).write(to: URL(fileURLWithPath: record))
-        // The VMM waits on, and its session with it.
-        try LabHost.restart(
-            kexec: "\(directory)/\(Self.kexecProgram)", kernel: context.files.own, context.files,
-            initrd: "\(directory)/\(LabHost.initrdName)")
+        // The VMMs wait on, and their sessions with them.
+        return try withExtendedLifetime((session, others)) {
+            try LabHost.restart(
+                kexec: "\(directory)/\(Self.kexecProgram)", kernel: context.files.own, context.files,
+                initrd: "\(directory)/\(LabHost.initrdName)")
+        }
     }
 
     /// The guest's clocks go on, and its kernel has nothing to complain about.

@@ -95,13 +95,19 @@ struct LabLiveUpdateFailures {
     }
 
     /// Guests that are to be found in the next Linux.
-    func beforeLastKexec() throws {
-        for name in ["other", "loads-itself"] { try start(name).session.command("cpr-save", file(name)) }
+    /// - Returns: what holds their VMMs, whose end would be that of their sessions.
+    func beforeLastKexec() throws -> [AnyObject] {
+        let vms = try ["other", "loads-itself"].map { name in
+            let vm = try start(name)
+            try vm.session.command("cpr-save", file(name))
+            return vm
+        }
         let old = try start("old")
         try old.session.command("cpr-save", file("old-before"))
         try old.session.command("cont")
         try old.awaitProgress()
         try old.session.command("cpr-save", file("old"))
+        return (vms + [old]).map(\.session)
     }
 
     // MARK: In the Linux that loads

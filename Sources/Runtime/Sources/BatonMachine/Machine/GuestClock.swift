@@ -50,8 +50,8 @@ public final class GuestClock {
     // MARK: Time that the guest was away
 
     /// Whether a long time is given to the guest in steps. A kernel that sees more than 20 seconds go by at once takes
-    /// its CPUs to have stood still (soft lockups, stalls of RCU); KVM has a way to tell it, CPUs in software have none.
-    /// To be set before the VM runs.
+    /// its CPUs to have stood still (soft lockups, stalls of RCU), unless the accelerator has a way to tell it. To be
+    /// set before the VM runs.
     public var makesUpInSteps = false
     /// Nanoseconds that are still to be made up for.
     public private(set) var owed: Int64 = 0
