@@ -56,11 +56,21 @@ struct LiveUpdateTests {
             let vm = try start(more, memory: memory)
             try eventually("'\(text)'; \(vm.process.report)") { vm.process.errors.contains(text) }
             // The stand-in goes on for as long as the holder of the session does.
-            try eventually("the end of the VMM; \(vm.process.report)") { vm.process.errors.hasSuffix("\n") }
+            try eventually("the end of the VMM; \(vm.process.report)") { Self.hasEnded(childOf: vm.process.pid) }
             holders.append(vm.process)
             return vm.process.errors
         }
         private var holders: [ChildProcess] = []
+
+        /// Whether the VMM has ended that a stand-in has started.
+        private static func hasEnded(childOf standIn: pid_t) -> Bool {
+            let path = "/proc/\(standIn)/task/\(standIn)/children"
+            let children = (try? String(contentsOfFile: path, encoding: .utf8)) ?? ""
+            return children.split(separator: " ").allSatisfy { child in
+                let state = (try? String(contentsOfFile: "/proc/\(child)/stat", encoding: .utf8)) ?? ""
+                return state.isEmpty || state.contains(") Z ")
+            }
+        }
 
         /// The holder that an error names; nil if it names none.
         static func holder(_ errors: String) -> pid_t? {
