@@ -176,6 +176,7 @@ deb: manual
 	@sed 's,Sources/Documentation/,,g' README.md >$(DEBTREE)/documentation/README.md
 	@cp $(PACKAGING)/systemd/baton@.service $(DEBTREE)/debian/baton@.service
 	@cp $(PACKAGING)/systemd/baton.sysusers $(DEBTREE)/debian/baton.sysusers
+	@cp $(PACKAGING)/systemd/baton.udev $(DEBTREE)/debian/baton.udev
 	@cp $(PACKAGING)/completion/baton.bash $(DEBTREE)/manual/
 	@version="$(DEBVERSION)"; \
 	[ -n "$$version" ] || version=$$($(RELEASE)/baton -version | sed 's/.*baton-//; s/+.*//')+git$$(git rev-list --count \

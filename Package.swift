@@ -59,6 +59,8 @@ struct Module {
 }
 
 let modules = [
+    Module(
+        file: "mode-liveupdate", target: "ModeLiveUpdate", path: "Modes/LiveUpdate", dependencies: ["CLiveUpdate"]),
     Module(file: "mode-reboot", target: "ModeReboot", path: "Modes/Reboot"),
     Module(file: "mode-restart", target: "ModeRestart", path: "Modes/Restart"),
     Module(file: "mode-transfer", target: "ModeTransfer", path: "Modes/Transfer"),
@@ -165,6 +167,8 @@ let package = Package(
             dependencies: ["Harness", .product(name: "ArgumentParser", package: "swift-argument-parser")],
             path: "Sources/baton-harness", linkerSettings: installed),
 
+        // The kernel's interface for live updates, and the process that holds a session of it.
+        .target(name: "CLiveUpdate", path: "Plugins/Modes/CLiveUpdate"),
         .target(name: "CForeign", path: "Plugins/Foreign/CForeign", linkerSettings: [.linkedLibrary("ffi")]),
 
         .target(name: "TestSupport", dependencies: ["ProcessSupport"], path: "Tests/TestSupport"),
@@ -201,10 +205,12 @@ let package = Package(
         // Stops or kills a VMM at one of its system calls.
         .executableTarget(name: "call-tracer", path: "Tests/CallTracer"),
         .testTarget(
-            name: "BatonTests", dependencies: ["TestSupport", "call-tracer"] + hostTestTools, path: "Tests/BatonTests",
-            exclude: ["Checkpoints"]),
+            name: "BatonTests", dependencies: ["TestSupport", "call-tracer", "liveupdate-kernel"] + hostTestTools,
+            path: "Tests/BatonTests", exclude: ["Checkpoints"]),
         // Answers the VMM's VFIO system calls, for a machine without such devices.
         .executableTarget(name: "vfio-simulator", dependencies: ["CallNotices"], path: "Tests/VFIOSimulator"),
+        // Answers the VMM as Linux' Live Update Orchestrator, over as many kernels as a test likes.
+        .executableTarget(name: "liveupdate-kernel", dependencies: ["CallNotices"], path: "Tests/LiveUpdateKernel"),
         // What programs have in common that answer system calls in the kernel's place.
         .target(name: "CallNotices", path: "Tests/CallNotices"),
         .testTarget(name: "VFIOTests", dependencies: ["TestSupport", "vfio-simulator"], path: "Tests/VFIOTests"),

@@ -54,6 +54,7 @@ final class Machine {
         var arguments = [configuration.baton] + configuration.machine.arguments
         arguments += [
             "-m", "16M", "-smp", "\(options.harts)", "-kernel", image, "-nodefaults", "-nographic",
+            "-name", URL(fileURLWithPath: directory.path).lastPathComponent,
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
             "-monitor", "unix:\(directory.file("hmp")),server=on,wait=off",
             "-chardev", "file,id=log,path=\(directory.file("log"))", "-chardev", "pty,id=pty",

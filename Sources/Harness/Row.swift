@@ -34,6 +34,8 @@ public enum Promise: String, CaseIterable, Sendable {
     case connects
     case keepsConnections = "keeps-connections"
     case survivesHostReboot = "survives-host-reboot"
+    /// The guest stays in memory while the host replaces its kernel.
+    case survivesHostUpdate = "survives-host-update"
     /// Follows from the others: the guest goes from one living VMM to another.
     case handsOver = "hands-over"
     /// Follows from the others: `cpr-save` makes a checkpoint that a client has loaded.

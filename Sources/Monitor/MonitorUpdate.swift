@@ -84,7 +84,7 @@ public enum MonitorUpdate {
 
     /// Whether what its chardev tells a monitor is no news to its client, as this
     /// process has not taken over yet.
-    static func isTakingOver(_ vm: VirtualMachine) -> Bool { vm.cpr?.awaitsLoad == true && vm.cpr?.inherited != nil }
+    static func isTakingOver(_ vm: VirtualMachine) -> Bool { vm.cpr?.awaitsLoad == true && vm.cpr?.isSuccessor == true }
 
     /// The number of the next monitor on a chardev.
     static func nextNumber(on chardev: Chardev, vm: VirtualMachine) -> Int {

@@ -28,6 +28,7 @@ public final class SoftwareAccelerator: RISCVAccelerator {
     private var sliceEnd = Int64.max
 
     public init(vm: VirtualMachine) throws(VMMError) {
+        vm.clock.makesUpInSteps = true
         self.vm = vm
         cache = try CodeCache.allocate()
         vm.metrics.add { [weak self] in self.map { [$0.instructions] } ?? [] }

@@ -8,7 +8,8 @@ struct BatonCtl: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "baton-ctl", abstract: "Looks after VMs that run under baton.",
         subcommands: [
-            Console.self, Inspect.self, List.self, NewModule.self, Shutdown.self, Top.self, Update.self,
+            Console.self, HostUpdate.self, Inspect.self, List.self, NewModule.self, Shutdown.self, Top.self,
+            Update.self,
         ])
 }
 
@@ -36,6 +37,7 @@ enum Complaint {
         switch error {
         case let error as VMMError: error.description
         case let error as MonitorConnection.Closed: error.error.description
+        case let error as MonitorConnection.Late: error.error.description
         default: nil
         }
     }

@@ -9,6 +9,18 @@ final class MonitorConnection {
         var error: VMMError { VMMError("the VMM closed the connection \(name)") }
     }
 
+    /// The VMM has not answered in time. The command may still be carried out, and its answer comes before others.
+    struct Late: Error {
+        let name: String
+        let limit: Int64
+        var error: VMMError { VMMError("the VMM at \(name) did not answer within \(limit / 1_000_000) ms") }
+    }
+
+    /// Nanoseconds that a command may take; nil: as long as it likes.
+    var answerLimit: Int64?
+    /// Answers that are still to come, to commands that were given up.
+    private var owedAnswers = 0
+
     private let fd: Int32
     private let name: String
     private var parser = JSONStreamParser()
@@ -52,8 +64,19 @@ final class MonitorConnection {
         var request: JSONObject = ["execute": .string(command)]
         if !arguments.isEmpty { request["arguments"] = .object(arguments) }
         try send(JSON.object(request).bytes(pretty: false) + [10])
+        let deadline = answerLimit.map { EventLoop.now + $0 }
         while true {
+            if let deadline, let answerLimit, waiting.isEmpty,
+                !hasInput(milliseconds: (max(0, deadline - EventLoop.now) + 999_999) / 1_000_000)
+            {
+                owedAnswers += 1
+                throw Late(name: name, limit: answerLimit)
+            }
             let message = try receive()
+            if message["event"] == nil, owedAnswers > 0 {
+                owedAnswers -= 1
+                continue
+            }
             if let event = message["event"]?.stringValue {
                 onEvent(event, message["data"]?.objectValue ?? [:])
             } else if let error = message["error"]?.objectValue {

@@ -82,6 +82,13 @@ struct GuestBuilder {
         ])
     }
 
+    /// Builds a program for this machine that prints the rate of its time-stamp counter.
+    func buildTickMeter(to output: String) throws {
+        try Tool.require([
+            try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-o", output, "\(sources)/lab/ticks.c",
+        ])
+    }
+
     /// Builds the boot sector of the lab's disk for SeaBIOS.
     func buildBootSector(to output: String) throws {
         try Tool.require([

@@ -1,7 +1,7 @@
 import Foundation
 
 /// One line of a guest: how far it is, and what it found.
-struct GuestReport {
+struct GuestReport: Codable {
     /// Steps done since the guest's program started.
     let count: UInt64
     /// The checksum over all of these steps.

@@ -35,12 +35,17 @@ final class Launcher {
     /// Builds everything and runs the VM to its end.
     /// - Returns: the process' exit status.
     func run() throws(VMMError) -> Int32 {
+        do throws(VMMError) { return try buildAndRun() } catch { throw cpr.explained(error) }
+    }
+
+    private func buildAndRun() throws(VMMError) -> Int32 {
         try ModuleOptions.load(invocation, loader: loader)
         let machine = try MachineOptions(invocation, loader: loader)
         try general(machine)
         try ModuleOptions.enableModes(invocation, cpr: cpr, loader: loader)
         let incoming = try incomingSource()
         if case .channel(let path)? = incoming { try receiveGuest(path) }
+        try findKeptGuest(incoming: incoming)
         try ModuleOptions.enableImpliedModes(
             machine: machine, incoming: invocation.has("incoming"), cpr: cpr, loader: loader)
         let plugged = try PluggedParts(vm.handover)
@@ -115,7 +120,7 @@ final class Launcher {
         if cpr.inherited != nil { MonitorUpdate.machineStands(vm: vm) }
         if let daemonPipe { cbaton_daemon_ready(daemonPipe, 0) }
         daemonPipe = nil
-        if cpr.inherited == nil { ServiceManager.machineStands() } else { ServiceManager.showStatus() }
+        if cpr.isSuccessor { ServiceManager.showStatus() } else { ServiceManager.machineStands() }
         // A process that took over a guest waits for cpr-load.
         if vm.autostart && cpr.inherited == nil && incoming == nil { try vm.start() }
         let status = vm.run()
@@ -152,6 +157,15 @@ final class Launcher {
         } catch {
             throw error.prefixed("-incoming \(invocation.last("incoming") ?? "")")
         }
+    }
+
+    /// Takes over the guest of this VM that a mode has kept, if there is one. It goes on at once, or with `-S` or
+    /// `-incoming` when a client says so.
+    private func findKeptGuest(incoming: Migration.Source?) throws(VMMError) {
+        guard cpr.enabledModes.contains(where: { $0.promises.contains(.survivesHostUpdate) }) else { return }
+        cpr.descriptorStore = ServiceManager.descriptorStore
+        try daemonize()
+        try cpr.findKeptGuest(loadsAtOnce: vm.autostart && incoming == nil)
     }
 
     /// The guest is another process': ends this one, and touches nothing that went with it.

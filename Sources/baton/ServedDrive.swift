@@ -75,7 +75,7 @@ enum ServedDrive {
             }
             try vm.cpr?.addBlocker(
                 VMMError("drive '\(id)' is temporary (snapshot=on): what was written to it ends with the VM"),
-                scope: .promising(.survivesHostReboot))
+                scope: .outlivingProcess)
         }
         do throws(VMMError) {
             try StorageDaemon.serve(disk, vm: vm)

@@ -13,12 +13,18 @@ import Glibc
 enum ServiceManager {
     private static let variable = "NOTIFY_SOCKET"
     private static let watchdogVariable = "WATCHDOG_USEC"
+    private static let storeVariable = "FDSTORE"
     /// Milliseconds that it may take to hear of a new main process, for which
     /// the guest waits.
     private static let barrierLimit: Int32 = 2000
     private nonisolated(unsafe) static var path: String?
     /// Nanoseconds within which the manager wants a sign of life; nil when it wants none.
     private nonisolated(unsafe) static var watchdog: Int64?
+
+    /// How many descriptors it keeps for this service.
+    private nonisolated(unsafe) static var storeSize = 0
+    /// Those that it has given to this process.
+    private nonisolated(unsafe) static var given: [(name: String, fd: Int32)] = []
 
     private nonisolated(unsafe) static var vm: VirtualMachine?
     /// How the last update ended; empty before there was one.
@@ -34,6 +40,7 @@ enum ServiceManager {
         let isOurs = getenv("WATCHDOG_PID").map { String(cString: $0) == String(getpid()) } ?? true
         if path != nil, let limit, (1...Int64.max / 1000).contains(limit), isOurs { watchdog = limit * 1000 }
         for name in [variable, watchdogVariable, "WATCHDOG_PID"] { unsetenv(name) }
+        findGiven()
     }
 
     /// Takes part in the updates of the VM.
@@ -42,6 +49,7 @@ enum ServiceManager {
         self.vm = vm
         cpr.successorEnvironment.append((variable, path))
         if let watchdog { cpr.successorEnvironment.append((watchdogVariable, String(watchdog / 1000))) }
+        if storeSize > 0 { cpr.successorEnvironment.append((storeVariable, String(storeSize))) }
         CprController.whenTakenBack { mainProcessChanged() }
         vm.onRunStateChange { _ in statusChanged() }
         vm.onEvent { name, data in noteUpdate(name, data) }
@@ -96,6 +104,40 @@ enum ServiceManager {
     }
 
     static func ending() { send("STOPPING=1") }
+
+    // MARK: Its store of descriptors
+
+    /// nil when there is no manager, or it keeps none for this service (`FileDescriptorStoreMax=`).
+    static var descriptorStore: (any DescriptorStore)? { path != nil && storeSize > 0 ? Store() : nil }
+
+    /// What systemd.service(5) has as `FileDescriptorStorePreserve=`: its descriptors come back as those of sockets do
+    /// (sd_listen_fds(3)), in the next start of the service.
+    private final class Store: DescriptorStore {
+        func store(_ name: String, _ fd: Int32) -> Bool {
+            ServiceManager.send("FDSTORE=1\nFDNAME=\(name)", descriptor: fd)
+        }
+        func remove(_ name: String) {
+            for (_, fd) in ServiceManager.given.filter({ $0.name == name }) { close(fd) }
+            ServiceManager.given.removeAll { $0.name == name }
+            ServiceManager.send("FDSTOREREMOVE=1\nFDNAME=\(name)")
+        }
+        func find(_ name: String) -> [Int32] { ServiceManager.given.filter { $0.name == name }.map(\.fd) }
+    }
+
+    /// Takes note of the descriptors that come from the manager, which nobody else is to inherit.
+    private static func findGiven() {
+        storeSize = getenv(storeVariable).flatMap { Int(String(cString: $0)) } ?? 0
+        let isOurs = getenv("LISTEN_PID").map { String(cString: $0) == String(getpid()) } ?? false
+        let count = getenv("LISTEN_FDS").flatMap { Int32(String(cString: $0)) } ?? 0
+        let names = getenv("LISTEN_FDNAMES").map { String(cString: $0) } ?? ""
+        for name in [storeVariable, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] { unsetenv(name) }
+        guard isOurs, (1...Int32.max - 3).contains(count) else { return }
+        let all = names.split(separator: ":", omittingEmptySubsequences: false).prefix(Int(count))
+        for (index, name) in all.enumerated() {
+            let fd = 3 + Int32(index)
+            if fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 { given.append((String(name), fd)) }
+        }
+    }
 
     /// Comes before the end of the process that was the main one: the service
     /// would end with that. Waits until the manager has read it.

@@ -8,6 +8,7 @@ struct HarnessTests {
     private static let restart = Result { try Harness(configuration("restart")) }
     private static let transfer = Result { try Harness(configuration("transfer")) }
     private static let reboot = Result { try Harness(configuration("reboot")) }
+    private static let liveUpdate = Result { try Harness(configuration("liveupdate")) }
     private static let preserver = Result { try Harness(preserving("fd")) }
 
     static func configuration(_ mode: String, _ machine: HarnessMachine = .tcg) -> HarnessConfiguration {
@@ -49,6 +50,17 @@ struct HarnessTests {
     @Test("The transfer mode", arguments: rows(configuration("transfer")))
     func transfer(row: String) throws {
         try Self.expect(row, Self.transfer, [.keepsConnections, .connects, .handsOver])
+    }
+
+    /// As far as it promises something in one kernel; on a host without the orchestrator its refusals.
+    @Test("The liveupdate mode", arguments: rows(configuration("liveupdate")))
+    func liveUpdate(row: String) throws {
+        let (row, verdict) = try Self.run(row, try Self.liveUpdate.get())
+        if case .failed(let text) = verdict { Issue.record("\(row.name): \(text)") }
+        if row.promises.contains(.survivesHostUpdate) { #expect(verdict != .notPromised, "\(row.name)") }
+        if row.promises.contains(where: { $0 != .survivesHostUpdate }) {
+            #expect(verdict == .notPromised, "\(row.name)")
+        }
     }
 
     @Test("A preserver", arguments: rows(preserving("fd")).filter { $0.hasPrefix("preserver-") })

@@ -20,7 +20,7 @@ final class ForeignMode: CprMode {
         summary = methods["summary"]?.callForText() ?? "(a foreign module)"
         let known = UInt32(
             BATON_MODE_SAME_PID | BATON_MODE_SURVIVES_HOST_REBOOT | BATON_MODE_KEEPS_CONNECTIONS
-                | BATON_MODE_EXECUTES | BATON_MODE_CONNECTS)
+                | BATON_MODE_EXECUTES | BATON_MODE_CONNECTS | BATON_MODE_SURVIVES_HOST_UPDATE)
         let memfds = UInt32(BATON_MODE_MEMFD_RAM), hangs = UInt32(BATON_MODE_NEVER_HANGS)
         let bits = try methods.promises(of: "mode", known: known | memfds | hangs)
         neverHangs = bits & hangs != 0
@@ -30,6 +30,9 @@ final class ForeignMode: CprMode {
         }
         if promises.contains(.connects), methods["connect"] == nil || methods["receive"] == nil {
             throw VMMError("the mode promises to reach a new VMM, and lacks 'connect' or 'receive'")
+        }
+        if promises.contains(.survivesHostUpdate), methods["keep"] == nil || methods["find"] == nil {
+            throw VMMError("the mode promises to keep guests over an update of the host, and lacks 'keep' or 'find'")
         }
         allocatorHook = bits & memfds != 0 ? MemfdAllocator(hookName: name) : nil
         module.mode = self
@@ -82,4 +85,29 @@ final class ForeignMode: CprMode {
         guard let function = methods["receive"] else { throw VMMError("mode '\(name)' waits for no old VMM") }
         return try function.callForDescriptor([function.text(channel)]).release()
     }
+
+    // MARK: A guest that stays
+
+    func prepare(cpr: CprController) throws(VMMError) { try methods.call("prepare") }
+
+    func keep(_ guest: KeptGuest, cpr: CprController) throws(VMMError) {
+        guard methods["keep"] != nil else { throw VMMError("mode '\(name)' keeps no guest") }
+        try methods.call("keep") { _ in [.int32(guest.state), .int32(guest.checkpoint)] }
+    }
+
+    func letGo(cpr: CprController) {
+        do throws(VMMError) { try methods.call("let-go") } catch { Report.warning(error.message) }
+    }
+
+    func find(cpr: CprController) throws(VMMError) -> KeptGuest? {
+        module.isFinding = true
+        defer {
+            module.isFinding = false
+            module.found = nil
+        }
+        try methods.call("find")
+        return module.found
+    }
+
+    func finish(cpr: CprController) throws(VMMError) { try methods.call("finish") }
 }

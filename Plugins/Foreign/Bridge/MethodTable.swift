@@ -22,6 +22,8 @@ struct MethodTable {
             "promises": Known(signature: "I(h)", isMandatory: true), "summary": Known(signature: "s(h)"),
             "check": Known(signature: "i(h)"), "volatile": Known(signature: "b(hI)"),
             "save": Known(signature: "i(h)"), "load": Known(signature: "i(h)"), "exec": Known(signature: "i(h)"),
+            "prepare": Known(signature: "i(h)"), "keep": Known(signature: "i(hii)"),
+            "let-go": Known(signature: "v(h)"), "find": Known(signature: "i(h)"), "finish": Known(signature: "i(h)"),
             "connect": Known(signature: "i(hsl)"), "receive": Known(signature: "f(hs)"),
         ],
         "memory-backend": [

@@ -9,7 +9,7 @@ extension Harness {
         ) {
             harness in
             let machine = try harness.machine()
-            for way in harness.ways where way.executes {
+            for way in try harness.ways() where way.executes {
                 for _ in 0..<3 {
                     try machine.go(way)
                     let status = try machine.status()
@@ -31,7 +31,7 @@ extension Harness {
         ) { harness in
             let machine = try harness.machine()
             guard let monitor = machine.monitor else { throw Failure("there is no monitor") }
-            for way in harness.ways where way.executes {
+            for way in try harness.ways() where way.executes {
                 try monitor.send("info st")
                 try monitor.expect("info st")
                 try machine.go(way)
@@ -52,7 +52,7 @@ extension Harness {
             }
             // Listeners and connections of two monitors and the serial line, a pty and a file.
             try require(held.held.count >= 8, "the VMM has \(held.held.map(\.link)) open")
-            for way in harness.ways where way.executes {
+            for way in try harness.ways() where way.executes {
                 try machine.go(way)
                 try held.expectKept(by: try machine.statedPID())
             }
@@ -65,7 +65,7 @@ extension Harness {
             harness in
             let machine = try harness.machine()
             guard let serial = machine.serial else { throw Failure("there is no serial line") }
-            for (round, way) in harness.ways.filter({ $0 != .newProcess }).enumerated() {
+            for (round, way) in try harness.ways().filter({ $0 != .newProcess }).enumerated() {
                 // The guest's lines are left unread, and the guest stands while 3000 bytes are sent to it.
                 try machine.expectLooksFine()
                 _ = try machine.stop()
@@ -94,7 +94,7 @@ extension Harness {
             // One client at a time: the second waits in the socket that must be kept.
             let early = try StreamClient(
                 socket: machine.directory.file("hmp"), patience: harness.configuration.timeout)
-            for way in harness.ways where way != .newProcess { try machine.go(way, reconnectsMonitor: false) }
+            for way in try harness.ways() where way != .newProcess { try machine.go(way, reconnectsMonitor: false) }
             machine.monitor = nil
             try early.expect("(baton) ")
             try early.send("info status\n")
@@ -106,7 +106,7 @@ extension Harness {
             let machine = try harness.machine()
             let name = try machine.filename(ofChardev: "pty")
             let terminal = try StreamClient(terminal: String(name.dropFirst("pty:".count)))
-            for way in harness.ways where way != .newProcess {
+            for way in try harness.ways() where way != .newProcess {
                 try machine.go(way)
                 let now = try machine.filename(ofChardev: "pty")
                 try require(now == name, "\(way.text): it was \(name) and is \(now)")
@@ -119,7 +119,7 @@ extension Harness {
             var options = Machine.Options()
             options.serialToFile = true
             let machine = try harness.machine(options)
-            for way in harness.ways where way != .newProcess {
+            for way in try harness.ways() where way != .newProcess {
                 try machine.expectLooksFine()
                 try machine.go(way)
             }

@@ -8,7 +8,7 @@ extension Harness {
             let machine = try harness.machine()
             _ = try machine.stop()
             var summary = ""
-            for way in harness.ways {
+            for way in try harness.ways() {
                 let before = try RAMSnapshot(machine)
                 try machine.go(way)
                 try before.expectEqual(to: try RAMSnapshot(machine))
@@ -24,7 +24,7 @@ extension Harness {
             options.harts = 2
             let machine = try harness.machine(options)
             _ = try machine.stop()
-            for way in harness.ways {
+            for way in try harness.ways() {
                 let before = try machine.registers()
                 try require(before.contains("CPU#1"), "info registers -a shows one hart only")
                 let count = try machine.count()
@@ -52,7 +52,7 @@ extension Harness {
             let machine = try harness.machine(options)
             _ = try machine.stop()
             var seen = 0
-            for way in harness.ways where way.savesToFile {
+            for way in try harness.ways() where way.savesToFile {
                 try machine.go(way)
                 let second = machine.directory.file("second")
                 try machine.save(to: second)
@@ -67,7 +67,7 @@ extension Harness {
         Row("pid", "the VMM keeps its PID", .executes, .samePID) { harness in
             let machine = try harness.machine()
             let pid = machine.process.pid
-            for way in harness.ways where way.executes {
+            for way in try harness.ways() where way.executes {
                 try machine.go(way)
                 let now = try machine.expectOneProcess()
                 try require(now == pid && machine.process.isRunning, "the PID was \(pid) and is \(now)")
@@ -76,7 +76,7 @@ extension Harness {
         },
         Row("pidfile", "the PID file names the VMM that has the guest, and is locked by it") { harness in
             let machine = try harness.machine()
-            for way in harness.ways {
+            for way in try harness.ways() {
                 try machine.go(way)
                 _ = try machine.expectOneProcess()
                 let fd = open(machine.pidFile, O_RDWR | O_CLOEXEC)

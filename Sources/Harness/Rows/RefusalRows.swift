@@ -83,7 +83,7 @@ extension Harness {
         ) {
             harness in
             var texts: [String] = []
-            for way in harness.ways where way.savesToFile {
+            for way in try harness.ways() where way.savesToFile {
                 let machine = try harness.machine()
                 try machine.save()
                 let stopped = try machine.count()

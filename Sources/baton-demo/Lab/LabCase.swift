@@ -18,6 +18,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     /// The lab's own Linux goes and comes meanwhile.
     case hostReboot = "host-reboot"
     case hostKexec = "host-kexec"
+    case liveupdate
 
     var explanation: String {
         switch self {
@@ -33,6 +34,9 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         case .iommufd: "all three by /dev/iommu (needs a kernel that is built once: --build-kernel)"
         case .hostReboot: "mode reboot over \(LabStorage.restarts) resets of the lab, with RAM on persistent memory"
         case .hostKexec: "the same over \(LabStorage.restarts) kexecs of the lab's Linux"
+        case .liveupdate:
+            "mode liveupdate over \(LabLiveUpdate.kexecs) kexecs of the lab's Linux, and its failures (needs the kernel "
+                + "of --build-kernel)"
         }
     }
 
@@ -41,6 +45,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         switch self {
         case .iommufd: .ownKernel
         case .hostReboot, .hostKexec: .persistent
+        case .liveupdate: .liveUpdate
         default: .standard
         }
     }
@@ -48,7 +53,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     /// Why the case cannot be run here; nil if it can.
     func obstacle(_ files: LabFiles) -> String? {
         switch setup {
-        case .ownKernel where !LabKernelBuild.isDone(files.own):
+        case .ownKernel where !LabKernelBuild.isDone(files.own), .liveUpdate where !LabKernelBuild.isDone(files.own):
             "needs a kernel of our own, with the options of today, which baton-demo lab --build-kernel builds"
         case .persistent where Tool.find("mkfs.ext4") == nil: "needs mkfs.ext4 (Debian's package e2fsprogs)"
         default: nil
@@ -56,7 +61,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     }
 
     /// The case ends the lab's Linux, and so is the only one in its lab.
-    var isAlone: Bool { setup == .persistent }
+    var isAlone: Bool { [.persistent, .liveUpdate].contains(setup) }
 
     private var guestKernel: LabMachine.Kernel { [.e1000e, .iommufd].contains(self) ? .full : .cloud }
 
@@ -71,7 +76,10 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     }
 
     /// Makes what the case needs, outside of the lab.
-    func prepare(_ files: LabFiles, _ directory: TemporaryDirectory) throws {
+    func prepare(_ files: LabFiles, vmm: String, cache: String, _ directory: TemporaryDirectory) throws {
+        if self == .liveupdate {
+            return try LabLiveUpdate.prepare(files, vmm: vmm, cache: cache, directory: directory)
+        }
         if self == .seabios { return try LabFirmware.makeDisk(directory: directory) }
         if self == .hostKexec { try GuestBuilder().buildKexecProgram(to: directory.file(LabStorage.kexecProgram)) }
         guard !FileManager.default.fileExists(atPath: directory.file(guestKernel.initrdName)) else { return }
@@ -98,6 +106,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         case .hostReboot, .hostKexec:
             (machine.bus, machine.hasCards, machine.mode) = (.mmio, false, .reboot)
             return try LabStorage.run(machine, context, executesKernel: self == .hostKexec)
+        case .liveupdate: return try LabLiveUpdate.run(context)
         }
         for device in machine.passedThrough { try LabHost.giveToVFIO(device) }
         return try Self.work(machine, context, updates: updates)

@@ -24,7 +24,7 @@ struct LabCommand: ParsableCommand {
     @Option(help: "Seconds that all of it may take.")
     var timeout = 5400.0
 
-    @Flag(help: "First build the kernel that the case iommufd needs, if it is not in the cache.")
+    @Flag(help: "First build the kernel that the cases iommufd and liveupdate need, if it is not in the cache.")
     var buildKernel = false
 
     @Flag(help: "End with status 0 when the emulator or the kernels cannot be had.")
@@ -54,12 +54,13 @@ struct LabCommand: ParsableCommand {
     private func runLab(_ files: LabFiles) throws {
         let directory = try TemporaryDirectory.scratch(), start = Clock.now
         let own = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath().path
+        let vmm = try RunCommand.locate(vmm: vmm)
         let base =
-            [own, "lab", "--inside", directory.path, "--vmm", try RunCommand.locate(vmm: vmm), "--cache", cache]
+            [own, "lab", "--inside", directory.path, "--vmm", vmm, "--cache", cache]
             + ["--updates", "\(updates)"]
         var failed = false
         for (setup, group) in labs(files) {
-            for item in group { try item.prepare(files, directory) }
+            for item in group { try item.prepare(files, vmm: vmm, cache: cache, directory) }
             let host = LabHost(files: files, directory: directory, setup: setup)
             let command = base + group.flatMap { ["--only", $0.rawValue] }
             do {

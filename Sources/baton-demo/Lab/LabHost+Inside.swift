@@ -72,9 +72,12 @@ extension LabHost {
     /// Ends the lab's Linux, and has another start.
     /// - Parameters:
     ///   - kexec: a program that executes the kernel and initrd; nil: by a reset of the machine.
+    ///   - kernel: by default the one that a lab usually has.
     ///   - initrd: of the lab.
-    static func restart(kexec: String?, _ files: LabFiles, initrd: String) throws -> Never {
-        try Tool.require(kexec.map { [$0, files.host.image, initrd] } ?? [files.busybox, "reboot", "-f"])
+    static func restart(
+        kexec: String?, kernel: LinuxKernel? = nil, _ files: LabFiles, initrd: String
+    ) throws -> Never {
+        try Tool.require(kexec.map { [$0, (kernel ?? files.host).image, initrd] } ?? [files.busybox, "reboot", "-f"])
         while true { pause() }
     }
 }

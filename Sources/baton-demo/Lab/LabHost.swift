@@ -13,6 +13,9 @@ struct LabHost {
         case ownKernel
         /// With persistent memory; its Linux may start anew any number of times.
         case persistent
+        /// A kernel of our own with the Live Update Orchestrator, and a directory of this machine's that it can write
+        /// to; its Linux may start anew any number of times.
+        case liveUpdate
     }
 
     let files: LabFiles
@@ -22,12 +25,22 @@ struct LabHost {
     /// MiB, of which what is used is allocated. There is one CPU: with more, code that Linux changes while another
     /// CPU runs it makes it crash in this emulation, now and then.
     private static let memory = 4096
+    /// The counter is this machine's. What the lab's Linux makes of it by an emulated timer, while this machine is
+    /// busy, may be a fourth of its rate: then its clocks go four times as fast.
+    private func commandLine() throws -> String {
+        let meter = directory.file("ticks")
+        try GuestBuilder().buildTickMeter(to: meter)
+        let rate = try Tool.require([meter]).text.trimmingCharacters(in: .whitespacesAndNewlines)
+        return Self.commandLine + " tsc_early_khz=\(rate)" + (setup == .liveUpdate ? " kho=on liveupdate=on" : "")
+    }
     private static let commandLine =
         "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 tsc=reliable no_timer_check nokaslr intel_iommu=on"
     private static let modules = [
         "9pnet_virtio", "9p", "overlay", "kvm_amd", "vfio-pci", "vfio_iommu_type1", "nfit", "nd_pmem", "ext4",
     ]
     static let initrdName = "lab-initrd"
+    /// Of the file system that is `directory`, as it is outside.
+    static let sharedTag = "shared"
     private static let statusMark = "lab: status "
 
     /// Boots the lab, runs a command in it as root, in the working directory, and switches it off.
@@ -58,7 +71,7 @@ struct LabHost {
         throw Failure("the lab \(late): \(emulator.epitaph())\n\(consoleTail)")
     }
 
-    private var kernel: LinuxKernel { setup == .ownKernel ? files.own : files.host }
+    private var kernel: LinuxKernel { [.ownKernel, .liveUpdate].contains(setup) ? files.own : files.host }
 
     /// The emulator's.
     private func options(initrd: String) throws -> [String] {
@@ -66,7 +79,7 @@ struct LabHost {
         let options = [
             "-nodefaults", "-no-user-config", "-display", "none",
             "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off",
-            "-kernel", kernel.image, "-initrd", initrd, "-append", Self.commandLine,
+            "-kernel", kernel.image, "-initrd", initrd, "-append", try commandLine(),
             "-serial", "file:\(consoleLog)", "-serial", "stdio",
             "-virtfs", "local,path=/,mount_tag=below,security_model=none,readonly=on,multidevs=remap",
             "-device", "intel-iommu,intremap=on,caching-mode=on", "-device", "edu,addr=10,dma_mask=0xffffffff",
@@ -75,6 +88,11 @@ struct LabHost {
             "-netdev", "dgram,id=loop,local.type=unix,local.path=\(loop),remote.type=unix,remote.path=\(loop)",
             "-device", "e1000e,netdev=loop,addr=12",
         ]
+        if setup == .liveUpdate {
+            let shared =
+                "local,path=\(directory.path),mount_tag=\(Self.sharedTag),security_model=none,multidevs=remap"
+            return options + ["-machine", "q35", "-m", "\(Self.memory)", "-virtfs", shared]
+        }
         guard setup == .persistent else {
             return options + ["-no-reboot", "-machine", "q35", "-m", "\(Self.memory)"]
         }

@@ -108,7 +108,10 @@ struct CheckedCheckpoint {
             guard inherited.memoryIdentity == identity else {
                 throw VMMError(
                     "\(name) is of another save than the guest memory that this process has taken over",
-                    hint: "Load the checkpoint of the last cpr-save before the cpr-exec.")
+                    hint: inherited.kept == nil
+                        ? "Load the checkpoint of the last cpr-save before the cpr-exec."
+                        : "Load the checkpoint of the save that has kept this guest. If the file is not there, "
+                            + "the checkpoint is loaded that was kept with the guest.")
             }
         } else if mode.promises.handsOver, !mode.promises.contains(.survivesHostReboot) {
             throw VMMError(
@@ -227,7 +230,7 @@ struct CheckedCheckpoint {
     /// Gives the clock and every device its state.
     func apply() {
         if !clock.boot.isEmpty && clock.boot == HostBoot.id && !vm.clock.stopsWithVM {
-            vm.clock.restore(monotonicOffset: clock.offset)
+            vm.clock.restore(monotonicOffset: clock.offset, now: clock.now)
         } else {
             // Another boot of the host: the wall clock says how long it took.
             let passed = max(0, cbaton_realtime_ns().subtractingReportingOverflow(clock.realtime).partialValue)

@@ -31,7 +31,7 @@ enum Checkpoint {
         clock.put("boot-id", HostBoot.id)
         clock.put("monotonic-offset-ns", UInt64(bitPattern: vm.clock.monotonicOffset))
         clock.put("now-ns", UInt64(bitPattern: vm.clock.now))
-        clock.put("realtime-ns", UInt64(bitPattern: vm.clock.wallClock))
+        clock.put("realtime-ns", UInt64(bitPattern: vm.clock.wallClockOfNow))
         container.add("clock", version: 1, clock)
 
         var ram = StateWriter()

@@ -5,6 +5,8 @@ public enum CprBlockerScope {
     case everyMode
     /// Modes that make all of these promises.
     case promising(CprModePromises)
+    /// Modes whose checkpoint is loaded when this process is gone.
+    case outlivingProcess
     /// One mode, by its name.
     case named(String)
 
@@ -12,6 +14,7 @@ public enum CprBlockerScope {
         switch self {
         case .everyMode: true
         case .promising(let promises): mode.promises.isSuperset(of: promises)
+        case .outlivingProcess: mode.promises.outlivesProcess
         case .named(let name): mode.name == name
         }
     }

@@ -18,8 +18,12 @@ extension CprController {
         if let inherited, inherited.mode != name {
             throw VMMError("this process was started by cpr-exec in mode '\(inherited.mode)', not '\(name)'")
         }
-        let file = try FD.open(path, O_RDONLY | O_NONBLOCK)
+        if let absence = absenceOfKept(mode) { throw absence }
         do throws(VMMError) {
+            if let kept = checkpoint(insteadOf: path) {
+                return try load(from: kept, mode: mode, name: Self.checkpointName)
+            }
+            let file = try FD.open(path, O_RDONLY | O_NONBLOCK)
             try load(from: file.raw, mode: mode, name: path)
         } catch {
             tellOldVMM(.waiting)
@@ -121,8 +125,13 @@ extension CprController {
     /// - Parameter runs: whether the guest runs at once.
     private func commit(runs: Bool) throws(VMMError) {
         try memory.makeWritable()
-        // The last thing that can fail: without its mark the memory's file goes with no checkpoint any more.
+        // Without its mark the memory's file goes with no checkpoint any more.
         if runs { try memory.willChange() }
+        // The last thing that can fail.
+        do throws(VMMError) { try finishKept() } catch {
+            memory.putMarksBack()
+            throw error
+        }
         if let link = HandoverLink.ofThisProcess, !link.take() { tooLate() }
         Log.trace("cpr_commit", "by pid \(getpid())")
         memory.commit()

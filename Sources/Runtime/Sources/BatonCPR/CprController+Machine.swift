@@ -3,7 +3,7 @@ import BatonMachine
 
 /// What updates are to the parts of the machine.
 extension CprController: MachineHandover {
-    public var isSuccessor: Bool { inherited != nil }
+    public var isSuccessor: Bool { inherited.map { $0.kept == nil } ?? false }
     public var hasOwnCommandLine: Bool { inherited?.isSent == true }
 
     public func inheritedPart(_ name: String) throws(VMMError) -> StateReader? {

@@ -17,22 +17,31 @@ extension CprController {
         try checkIdle()
         if let blocker = blockers(mode).first { throw blocker }
         try WholeFile.check(path)
-        try beside("cpr-save is under way") { () throws(VMMError) in try drain(limit: updateLimit) }
+        try beside("cpr-save is under way") { () throws(VMMError) in
+            do throws(VMMError) {
+                try prepareToKeep(mode)
+                try drain(limit: updateLimit)
+            } catch {
+                letGoOfKept()
+                throw error
+            }
+        }
         let (stateBefore, identityBefore) = (vm.runState, memory.identity)
         do throws(VMMError) {
             let (container, contents) = try stopAndCollect(mode)
-            if mode.promises.contains(.survivesHostReboot) {
+            if mode.promises.outlivesProcess {
                 try memory.keep(
                     memory.blocks.filter { block in
                         block.isPersistent && !contents.contains { $0 === block }
                     })
             }
-            try Checkpoint.write(
-                container, contents: contents, to: path, durable: mode.promises.contains(.survivesHostReboot)
-            ) { [vm] done, total in
+            try keep(container, contents: contents, mode)
+            try Checkpoint.write(container, contents: contents, to: path, durable: mode.promises.outlivesProcess) {
+                [vm] done, total in
                 vm.emit("CPR_PROGRESS", ["written": .int(Int64(done)), "total": .int(Int64(total))])
             }
         } catch {
+            letGoOfKept()
             announce(.saveFailed)
             if identityBefore == nil { memory.abandonIdentity() }
             giveBack(stateBefore)

@@ -44,6 +44,16 @@ public final class CprController {
     /// The new VMM that is about to be executed: for what its state tells it.
     var successor: Successor?
     private var lateSteps: [() throws(VMMError) -> Void] = []
+    /// Has something of this guest, until that goes on here.
+    var keepingMode: (any CprMode)?
+    /// Has the guest that this process has found, until it is this process' own.
+    var finishingMode: (any CprMode)?
+    /// See `KeptGuest.place`.
+    var keptPlace = ""
+    /// What was kept beside the memory of that guest, unless it is loaded at once.
+    var keptCheckpoint: Int32?
+    /// Where this service's descriptors stay while it does not run; set by the launcher. nil where nobody keeps any.
+    public var descriptorStore: (any DescriptorStore)?
     /// Who takes over what has changed in the old VMM since this process was executed.
     let changes = ChangeTakers()
     /// What earlier updates of this process have left.
@@ -94,7 +104,10 @@ public final class CprController {
         vm.namedFDs.keep(in: fds)
         // A guest that is started or reset is not the one that was saved.
         vm.onRunStateChange { [unowned self] state in if state == .running || state == .prelaunch { voidSave() } }
-        vm.beforeMemoryChanges = { [unowned self] () throws(VMMError) in try self.memory.willChange() }
+        vm.beforeMemoryChanges = { [unowned self] () throws(VMMError) in
+            try self.memory.willChange()
+            self.letGoOfKept()
+        }
         vm.startBlocker = { [unowned self] in
             switch step {
             case .handedOver, .awaitingState: return step.refusal
@@ -124,13 +137,18 @@ public final class CprController {
         enable(mode)
         let fd = OwnedFD(adopting: try mode.receive(channel, cpr: self))
         let started = EventLoop.now
-        let state = try Predecessor.introduction(fd.release())
+        var state = try Predecessor.introduction(fd.release())
         guard state.mode == mode.name else {
             throw VMMError("the guest is handed over in mode '\(state.mode)', not '\(mode.name)'")
         }
+        state.times.started = started
+        adopt(state)
+    }
+
+    /// Takes over the guest of a process that has not executed this one.
+    func adopt(_ state: CprState) {
         inherited = state
         times = state.times
-        times.started = started
         history = state.history
         step = .awaitingState
         takeOver(state)
@@ -235,7 +253,7 @@ public final class CprController {
         try load(from: fd, mode: try enabledMode(inherited?.mode ?? ""), name: name, autostart: autostart)
     }
 
-    private static let checkpointName = "the checkpoint"
+    static let checkpointName = "the checkpoint"
 
     /// Takes over what has changed since this process was executed.
     private func takeChanges(_ handed: Predecessor.State) throws(VMMError) {

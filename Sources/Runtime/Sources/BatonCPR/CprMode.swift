@@ -17,10 +17,17 @@ public struct CprModePromises: OptionSet {
     /// The new VMM is a process that somebody else has started: `connect` and
     /// `receive` are there, and with them `cpr-update` with a channel.
     public static let connects = CprModePromises(rawValue: 16)
+    /// Guest memory and the checkpoint stay with whoever the mode gives them to while no
+    /// VMM runs, also while the host replaces its kernel: `prepare`, `keep`, `find` and
+    /// `finish` are there. A reset of the host loses them.
+    public static let survivesHostUpdate = CprModePromises(rawValue: 32)
 
     /// Whether the guest goes from one living VMM to another, which takes its RAM
     /// and descriptors over as they are.
     public var handsOver: Bool { contains(.executes) || contains(.connects) }
+    /// Whether the guest's state is loaded by a process that was started anew, when the
+    /// one that saved it is gone.
+    public var outlivesProcess: Bool { contains(.survivesHostReboot) || contains(.survivesHostUpdate) }
 }
 
 /// A way of replacing the VMM: what `-cpr-enable NAME` enables and `cpr-save`
@@ -65,6 +72,29 @@ public protocol CprMode: ModulePart {
     /// - Returns: a connected SOCK_SEQPACKET unix socket, with FD_CLOEXEC; the
     ///   caller's from then on.
     func receive(_ channel: String, cpr: CprController) throws(VMMError) -> Int32
+
+    // For modes that promise `survivesHostUpdate`, in this order. `letGo` may follow each of
+    // the first two, `find` may come again and again, in one process after the other.
+
+    /// The guest is about to be stopped for a save: does what takes long, such as to keep
+    /// `cpr.memoryToKeep`. The guest runs, and goes on to change its memory.
+    func prepare(cpr: CprController) throws(VMMError)
+    /// The guest stands still: keeps its state beside its memory. Nothing of it may be
+    /// found by anybody before this has succeeded.
+    /// - Parameter guest: its descriptors are borrowed.
+    func keep(_ guest: KeptGuest, cpr: CprController) throws(VMMError)
+    /// Nothing came of the save, or the guest is about to go on in this process: gives up
+    /// what `prepare` and `keep` have made. From now on nobody may find it.
+    func letGo(cpr: CprController)
+    /// In a process that was started anew, before its machine is there: looks for this VM's
+    /// guest. `cpr.vm` has its name and uuid. The guest must stay where it is, for another
+    /// process to find it in case this one fails, until `finish`.
+    /// - Returns: nil when there is none; the descriptors are the caller's from then on.
+    /// - Throws: why a guest that there is cannot be had.
+    func find(cpr: CprController) throws(VMMError) -> KeptGuest?
+    /// The last step before the guest is this process': nobody may find it any more.
+    /// - Throws: why that cannot be; it can be found as before.
+    func finish(cpr: CprController) throws(VMMError)
 }
 
 extension CprMode {
@@ -82,4 +112,11 @@ extension CprMode {
     public func receive(_ channel: String, cpr: CprController) throws(VMMError) -> Int32 {
         throw VMMError("the mode '\(name)' takes no guest over from another process")
     }
+    public func prepare(cpr: CprController) throws(VMMError) {}
+    public func keep(_ guest: KeptGuest, cpr: CprController) throws(VMMError) {
+        throw VMMError("the mode '\(name)' keeps no guest over an update of the host")
+    }
+    public func letGo(cpr: CprController) {}
+    public func find(cpr: CprController) throws(VMMError) -> KeptGuest? { nil }
+    public func finish(cpr: CprController) throws(VMMError) {}
 }

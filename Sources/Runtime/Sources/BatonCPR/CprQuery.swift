@@ -34,13 +34,15 @@ extension CprController {
                         name: "CprModeInfo",
                         members: [
                             QMPMember("name", .string), QMPMember("summary", .string), QMPMember("same-pid", .bool),
-                            QMPMember("survives-host-reboot", .bool), QMPMember("keeps-connections", .bool),
+                            QMPMember("survives-host-reboot", .bool), QMPMember("survives-host-update", .bool),
+                            QMPMember("keeps-connections", .bool),
                             QMPMember("executes", .bool), QMPMember("connects", .bool),
                             QMPMember("blockers", .array(.string)),
                         ]))),
             QMPMember("preservers", .array(.string)),
             QMPMember("only-cpr-capable", .bool),
             QMPMember("awaits-load", .bool),
+            QMPMember("saved-run-state", .string, optional: true),
             QMPMember("generation", .int),
             QMPMember("warnings", .array(.string)),
             QMPMember(
@@ -87,6 +89,7 @@ extension CprController {
                     "name": .string(mode.name), "summary": .string(mode.summary),
                     "same-pid": .bool(mode.promises.contains(.samePID)),
                     "survives-host-reboot": .bool(mode.promises.contains(.survivesHostReboot)),
+                    "survives-host-update": .bool(mode.promises.contains(.survivesHostUpdate)),
                     "keeps-connections": .bool(mode.promises.contains(.keepsConnections)),
                     "executes": .bool(mode.promises.contains(.executes)),
                     "connects": .bool(mode.promises.contains(.connects)),
@@ -96,6 +99,7 @@ extension CprController {
         result["preservers"] = .array(registry.preservers.map { .string($0.name) })
         result["only-cpr-capable"] = .bool(onlyCapable)
         result["awaits-load"] = .bool(awaitsLoad)
+        if case .saved(_, let stateBefore) = step { result["saved-run-state"] = .string(stateBefore.rawValue) }
         result["generation"] = JSON(times.generation)
         result["warnings"] = .array(warnings.map { .string($0) })
         result["fds"] = .array(

@@ -85,6 +85,8 @@ public struct CprState {
         var fds: [PreservedFDs.Key] = []
         var parts: [String] = []
     }
+    /// Whose guest it is, if no process has it while the state waits: but memory, nothing of what was open is there.
+    var kept: Kept?
     /// Whether the new VMM inherits nothing: all descriptors, those of RAM first, go
     /// along with the state.
     private(set) var isSent = false
@@ -126,6 +128,17 @@ public struct CprState {
         for index in ram.indices { ram[index].fd = CprState.passed }
         fds = fds.map { PreservedFDs.Entry(name: $0.name, id: $0.id, fd: CprState.passed) }
         return all
+    }
+
+    /// Makes this the state of a guest that is kept, for a process that is started later.
+    mutating func makeKept(_ memory: [RAMRecord], of kept: Kept) {
+        self.kept = kept
+        ram = memory
+        // What is open, and whoever is at the other end, ends with this process.
+        fds = []
+        parts = PartStates()
+        (link, mark, placeholder, timerSlack, endingChildren) = (nil, nil, nil, nil, [])
+        _ = passAll()
     }
 
     /// Puts the descriptors in their places that came along.
@@ -296,6 +309,11 @@ public struct CprState {
             changes.put("parts", gone.parts)
             container.add(CprState.changesSection, version: 1, changes)
         }
+        if let kept {
+            var writer = StateWriter()
+            kept.put(into: &writer)
+            container.add(Kept.section, version: 1, writer)
+        }
         for part in parts.all {
             container.add(
                 SectionContainer.Section(
@@ -308,7 +326,7 @@ public struct CprState {
     /// Says which memory a descriptor is, for whoever reads the state.
     private static func identify(_ fd: Int32, _ prefix: String, in writer: inout StateWriter) {
         var status = stat()
-        guard fstat(fd, &status) == 0 else { return }
+        guard fd != passed, fstat(fd, &status) == 0 else { return }
         writer.put(prefix + "inode", UInt64(status.st_ino), optional: true)
         writer.put(prefix + "size", UInt64(status.st_size), optional: true)
         if let path = FD.path(fd) { writer.put(prefix + "file", path, optional: true) }
@@ -334,7 +352,7 @@ public struct CprState {
                     name: String($0.name.dropFirst(CprState.partPrefix.count)), version: $0.version, payload: $0.payload
                 )
             })
-        let known = ["cpr", "fds", "ram", CprState.changesSection]
+        let known = ["cpr", "fds", "ram", CprState.changesSection, Kept.section]
         for section in container.sections where !section.optional && !known.contains(section.name) {
             throw VMMError("section '\(section.name)' is unknown")
         }
@@ -388,6 +406,7 @@ public struct CprState {
             try standIns.finish()
         }
 
+        if container.section(Kept.section) != nil { kept = try Kept(from: try reader(Kept.section)) }
         let limits = 0...CprState.fdLimit
         if container.section(CprState.changesSection) != nil {
             gone = try Gone(from: try reader(CprState.changesSection), limits: limits)

@@ -92,6 +92,7 @@ extension CprController {
     func voidSave() {
         guard case .saved = step else { return }
         step = .idle
+        letGoOfKept()
         announce(.saveFailed)
     }
 }

@@ -45,7 +45,8 @@ public struct SectionContainer {
     }
 
     public static let formatVersion: UInt32 = 1
-    static let headerSize = 32
+    /// Bytes before the first section.
+    public static let headerSize = 32
     /// No machine has as many devices.
     static let countLimit: UInt32 = 1 << 16
     /// Bytes of the sections and the header together, as encoded.

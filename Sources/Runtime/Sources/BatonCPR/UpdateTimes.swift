@@ -1,5 +1,6 @@
 import BatonBase
 import BatonMachine
+import CBaton
 
 /// When an update reached each of its phases: CLOCK_MONOTONIC in nanoseconds,
 /// which goes on over the exec. 0 for a phase that has not been reached.
@@ -17,6 +18,9 @@ public struct UpdateTimes {
     public var exec: Int64 = 0
     /// How long the guest stood still for that. A duration.
     public var execPause: Int64 = 0
+    /// The host's kernel has started since, and when it did: at 0, as the clock begins anew. The others before are
+    /// of the clock of the kernel before, carried over by the time of day, and may be below 0.
+    var hasNewHost = false
     /// `main` of the new process.
     public var started: Int64 = 0
     /// The machine of the new process stands.
@@ -62,6 +66,15 @@ public struct UpdateTimes {
         (started, built, mapping) = (own.started, own.built, own.mapping)
     }
 
+    /// Carries the times of a guest that was kept over to this boot's clock.
+    mutating func cameFrom(_ kept: CprState.Kept) {
+        guard kept.boot != HostBoot.id else { return }
+        let savedHere = EventLoop.now - max(0, cbaton_realtime_ns() - kept.savedAt)
+        let apart = savedHere - saved
+        for path in [\UpdateTimes.requested, \.stopped, \.drained, \.saved] { self[keyPath: path] += apart }
+        hasNewHost = true
+    }
+
     /// Whether the guest ran while the new VMM started.
     private var ranBeside: Bool { exec > 0 && exec < requested }
 
@@ -70,17 +83,21 @@ public struct UpdateTimes {
     /// started (`ran-us`), without `exec-us`, `start-up-us` and `map-us` either.
     static let reportNames = [
         "pause-us", "exec-pause-us", "ran-us", "stop-us", "drain-us", "save-us", "wait-exec-us", "exec-us",
-        "start-up-us", "map-us",
+        "kexec-us", "boot-us", "start-up-us", "map-us",
         "wait-load-us", "load-us", "resume-us",
     ]
 
     /// The pause and its phases in microseconds, for `query-cpr`; nil until the
     /// guest has resumed.
     public var report: JSON? {
-        guard resumed > 0, requested > 0 else { return nil }
+        guard resumed > 0, requested > 0 || hasNewHost else { return nil }
+        // A guest that was kept waited for somebody to start a VMM.
+        let isKept = exec == 0
         let durations = [
             resumed - requested, execPause, ranBeside ? requested - exec - execPause : 0, stopped - requested,
-            drained - stopped, saved - drained, ranBeside ? 0 : exec - saved, started - exec,
+            drained - stopped, saved - drained, ranBeside || isKept ? 0 : exec - saved,
+            isKept ? 0 : started - exec, hasNewHost ? -saved : 0,
+            isKept ? started - (hasNewHost ? 0 : saved) : 0,
             built - started - mapping, mapping, loadRequested - (ranBeside ? saved : built),
             loaded - loadRequested, resumed - loaded,
         ]

@@ -42,8 +42,35 @@ public final class GuestClock {
         self.stoppedAt = nil
     }
 
-    /// The offset to CLOCK_MONOTONIC, valid on this host until it reboots.
-    public var monotonicOffset: Int64 { offset }
+    /// The offset to CLOCK_MONOTONIC, valid on this host until it reboots, when all that is `owed` is made up for.
+    public var monotonicOffset: Int64 { offset &+ owed }
+    /// The time of day that goes with `now`: earlier than `wallClock` by what is `owed`.
+    package var wallClockOfNow: Int64 { wallClock &- owed }
+
+    // MARK: Time that the guest was away
+
+    /// Whether a long time is given to the guest in steps. A kernel that sees more than 20 seconds go by at once takes
+    /// its CPUs to have stood still (soft lockups, stalls of RCU), unless the accelerator has a way to tell it. To be
+    /// set before the VM runs.
+    public var makesUpInSteps = false
+    /// Nanoseconds that are still to be made up for.
+    public private(set) var owed: Int64 = 0
+    /// Nanoseconds of a step, and between two of them, in which the guest runs.
+    public static let longestStep: Int64 = 8_000_000_000
+    static let stepInterval: Int64 = 200_000_000
+
+    /// - Parameter behind: nanoseconds to put the clock forward.
+    private func owe(_ behind: Int64) {
+        owed = makesUpInSteps && !stopsWithVM ? max(0, behind - GuestClock.longestStep) : 0
+        offset &-= owed
+    }
+
+    /// The next step, if there is one to take.
+    public func makeUp() {
+        let step = min(owed, GuestClock.longestStep)
+        offset &+= step
+        owed -= step
+    }
 
     /// Nanoseconds that the clock was put forward when a checkpoint of another boot of the host was loaded: as long as
     /// the guest was away. Other clocks of the guest's, which follow one of the host's that has begun anew, go on by as
@@ -51,9 +78,11 @@ public final class GuestClock {
     public private(set) var gap: Int64 = 0
 
     /// Makes the clock go on from a checkpoint of the same boot of this host.
-    public func restore(monotonicOffset: Int64) {
+    /// - Parameter now: what it showed then.
+    public func restore(monotonicOffset: Int64, now: Int64) {
         offset = monotonicOffset
         gap = 0
+        owe(cbaton_monotonic_ns() &+ offset &- now)
     }
 
     /// Makes the clock go on from a checkpoint of another boot: from `now`, when the VM is started, with `stopsWithVM`;
@@ -62,6 +91,7 @@ public final class GuestClock {
     public func restore(now: Int64, wallClock: Int64, passed: Int64) {
         gap = stopsWithVM ? 0 : passed
         offset = now &+ gap &- cbaton_monotonic_ns()
+        owe(gap)
         guard stopsWithVM else { return }
         stoppedAt = now
         wallOffset = wallClock &- zone &- now

@@ -20,7 +20,7 @@ public protocol MachineHandover: AnyObject {
     /// Whether this process is only to say whether it could take the guest over, while the process before runs it.
     /// Nothing that anybody else sees may be opened, made or sent then.
     var isTrial: Bool { get }
-    /// Whether this process takes over the guest of another one.
+    /// Whether this process takes over the guest of another one, with what that one has open.
     var isSuccessor: Bool { get }
     /// Whether this process takes over the guest of another one, and was started by somebody with a command line of
     /// its own: where that has something at another place of the host, it is opened there.

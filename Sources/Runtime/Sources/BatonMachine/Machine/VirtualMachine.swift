@@ -10,7 +10,10 @@ import Glibc
 public final class VirtualMachine: GuestRequests {
     public var name: String?
     /// `-uuid`; all zeroes when not given.
-    public var uuid = "00000000-0000-0000-0000-000000000000"
+    public var uuid = VirtualMachine.noUUID
+    private static let noUUID = "00000000-0000-0000-0000-000000000000"
+    /// `-uuid`, in small letters; nil when it was not given.
+    public var givenUUID: String? { uuid == VirtualMachine.noUUID ? nil : uuid.lowercased() }
     /// QEMU's name of the machine type.
     public var machineType = "none"
     /// The instruction set of the CPUs, by QEMU's name of the target; set by the board.
@@ -169,7 +172,22 @@ public final class VirtualMachine: GuestRequests {
         change(to: .running)
         emit("RESUME")
         if owesThreadReport { reportThreads() }
+        makeUpTime()
     }
+
+    /// While the guest runs, has its clock catch up with the host's.
+    private func makeUpTime() {
+        guard clock.owed > 0, !isMakingUpTime else { return }
+        isMakingUpTime = true
+        loop.schedule(at: EventLoop.now + GuestClock.stepInterval) { [weak self] in
+            guard let self else { return }
+            isMakingUpTime = false
+            guard isRunning else { return }
+            clock.makeUp()
+            makeUpTime()
+        }
+    }
+    private var isMakingUpTime = false
 
     private let mainThread = pthread_self()
     /// The accelerator's threads run the guest: since the loop came round after `start`.

@@ -31,6 +31,8 @@ public final class GuestMemory {
     /// Whether files may have the mark of a save: one of this process, or of
     /// one before it.
     var mayBeMarked = true
+    /// The marks that `willChange` has removed last. The descriptors are the blocks'.
+    var removedMarks: [(fd: Int32, mark: String)] = []
     /// `-machine mem-merge=`: whether KSM may merge equal pages of any block.
     public var merge = true
     /// `-machine dump-guest-core=`: whether core dumps hold guest memory.

@@ -60,8 +60,16 @@ extension GuestMemory {
                 }
             }
             mayBeMarked = false
+            removedMarks = unmarked
         }
         identity = nil
+    }
+
+    /// Undoes the last `willChange` of marks, as the memory has not been changed after all.
+    package func putMarksBack() {
+        for (fd, mark) in removedMarks { _ = GuestMemory.setMark(fd, mark) }
+        mayBeMarked = mayBeMarked || !removedMarks.isEmpty
+        removedMarks = []
     }
 
     /// Ends an identity that is in no checkpoint, as its save has failed, and that memory did not have before that. A mark

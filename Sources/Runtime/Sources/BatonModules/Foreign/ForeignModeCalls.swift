@@ -75,6 +75,39 @@ public func foreignReceive(_ host: OpaquePointer?, _ path: UnsafePointer<CChar>?
     descriptor(host) { () throws(VMMError) in try HandoverChannel.accept(try foreignText(path)) }
 }
 
+@_cdecl("baton_vm_name")
+public func foreignVMName(_ host: OpaquePointer?) -> UnsafePointer<CChar>? {
+    guard let module = ForeignModule.find(host), let name = module.cpr?.vm.name else { return nil }
+    return module.lend(name)
+}
+
+@_cdecl("baton_vm_uuid")
+public func foreignVMUUID(_ host: OpaquePointer?) -> UnsafePointer<CChar>? {
+    guard let module = ForeignModule.find(host), let uuid = module.cpr?.vm.givenUUID else { return nil }
+    return module.lend(uuid)
+}
+
+@_cdecl("baton_found")
+public func foreignFound(
+    _ host: OpaquePointer?, _ state: Int32, _ checkpoint: Int32, _ memory: UnsafePointer<Int32>?, _ count: UInt32,
+    _ place: UnsafePointer<CChar>?
+) -> Int32 {
+    let fds = Array(UnsafeBufferPointer(start: memory, count: memory == nil ? 0 : Int(count)))
+    let guest = KeptGuest(state: state, checkpoint: checkpoint, memory: fds)
+    guard let module = ForeignModule.find(host) else {
+        guest.closeAll()
+        return 1
+    }
+    return module.attempt { () throws(VMMError) in
+        guard module.isFinding, module.found == nil else {
+            guest.closeAll()
+            throw VMMError("baton_found is for a mode's find only, once")
+        }
+        module.found = guest
+        if let place { module.found?.place = try foreignText(place) }
+    }
+}
+
 /// - Returns: what `body` does, or -1 after its failure was noted.
 private func descriptor(_ host: OpaquePointer?, _ body: () throws(VMMError) -> Int32) -> Int32 {
     guard let module = ForeignModule.find(host) else { return -1 }

@@ -42,6 +42,9 @@ public final class ForeignModule {
     /// In a mode's methods: the mode and, in `exec`, the new VMM's arguments.
     public var mode: (any CprMode)?
     public var arguments: [String]?
+    /// Whether the mode's `find` is being called, and what that has found.
+    public var isFinding = false
+    public var found: KeptGuest?
     /// Whether the mode's `connect` is being called.
     public var isConnecting = false
 

@@ -158,6 +158,14 @@ typedef const struct baton_module_descriptor *(*baton_module_query_fn)(void);
  *                 receive      f(hs)   with BATON_MODE_CONNECTS, in the new VMM before anything of the machine is
  *                                      there: wait for the old one at a channel; a connected SOCK_SEQPACKET unix
  *                                      socket, which the runtime owns from then on, or -1: baton_receive
+ *                 the others are for BATON_MODE_SURVIVES_HOST_UPDATE:
+ *                 prepare      i(h)    the guest is about to be stopped for a save: do what takes long
+ *                 keep         i(hii)  the guest is stopped: keep the fds of its state and its checkpoint, which are the
+ *                                      runtime's, and those of all RAM blocks that are shared and not persistent
+ *                 let-go       v(h)    nothing came of it, or the guest goes on here: nobody may find it any more
+ *                 find         i(h)    in a new VMM before anything of the machine is there: look for the guest of this
+ *                                      VM, and say so: baton_found. It must stay there until "finish"
+ *                 finish       i(h)    the last step before the guest is this process': nobody may find it any more
  * memory-backend: summary      s(h)    a line for -object help
  *                 check        i(hsL)  id and size in bytes of an object: read its options
  *                 make       * f(hsL)  id and size in bytes: an fd with that much memory, which the
@@ -168,6 +176,7 @@ typedef const struct baton_module_descriptor *(*baton_module_query_fn)(void);
 #define BATON_MODE_KEEPS_CONNECTIONS 4u    /* connections of clients and devices stay open */
 #define BATON_MODE_EXECUTES 8u             /* there is an "exec", and so cpr-exec, and cpr-update with argv */
 #define BATON_MODE_CONNECTS 16u            /* there are "connect" and "receive": cpr-update with a channel */
+#define BATON_MODE_SURVIVES_HOST_UPDATE 32u /* there are "keep" and "find": the guest stays while no VMM runs */
 #define BATON_MODE_MEMFD_RAM 256u          /* RAM without a backend of its own gets a memfd */
 /* Each method is done soon, whatever happens: all that it may wait for has a
  * time limit of its own. Then the runtime spends no time on watching it: each of
@@ -283,6 +292,15 @@ int32_t baton_connect(struct baton_host *host, const char *path, int64_t peer);
 /* In "receive": listens at the path of a unix socket until a VMM of this one's user
  * or of root has connected. Returns an fd, the module's own, or -1 as baton_connect. */
 int32_t baton_receive(struct baton_host *host, const char *path);
+
+/* The VM's -name and -uuid; NULL without. Valid until the method returns. */
+const char *baton_vm_name(struct baton_host *host);
+const char *baton_vm_uuid(struct baton_host *host);
+/* In "find": the guest that "keep" was given, with memory in the same order. All fds are the runtime's from then on,
+ * also after a failure. place: where the guest stays should this VMM fail, as a sentence, or NULL. */
+int32_t baton_found(
+    struct baton_host *host, int32_t state, int32_t checkpoint, const int32_t *memory, uint32_t count,
+    const char *place);
 
 /* ---- For memory backends: the object's own options, in "check" and "make". */
 
