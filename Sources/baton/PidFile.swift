@@ -55,5 +55,5 @@ final class PidFile {
     deinit { close(fd) }
 
     /// Removes the file at the end of the VMM, unless another has taken its name.
-    func remove() { if FD.isSameFile(fd, as: path) { unlink(path) } }
+    func remove() { if FD.isSameFile(fd, as: path) { _ = HostAccess.remove(path) } }
 }

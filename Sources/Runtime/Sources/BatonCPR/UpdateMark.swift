@@ -58,12 +58,20 @@ final class UpdateMark {
     ///   the VMM that executed that has its guest.
     static func checkUnmarked() throws(VMMError) {
         let slack = UInt(cbaton_timer_slack())
-        guard (base + 1..<base + count).contains(slack), let fd = makeSocket() else { return }
-        guard withAddress(slack - base, { connect(fd.raw, $0, $1) }) == 0 else { return }
+        guard (base + 1..<base + count).contains(slack), isTaken(slack - base) else { return }
         throw VMMError(
             "the command of an update has started this VMM, which has not inherited the state of its guest",
             hint: "The command must not close file descriptors, as sudo does: use setpriv, or sudo's option -C with "
                 + "closefrom_override.")
+    }
+
+    private static func isTaken(_ number: UInt) -> Bool {
+        if let fd = makeSocket() { return withAddress(number, { connect(fd.raw, $0, $1) }) == 0 }
+        // A sandbox has streams only, and connects none: the name is free, or it is not.
+        let stream = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        guard stream >= 0 else { return false }
+        defer { close(stream) }
+        return withAddress(number, { bind(stream, $0, $1) }) != 0 && errno == EADDRINUSE
     }
 
     private static func makeSocket() -> OwnedFD? {
