@@ -339,7 +339,8 @@ enum OptionTable {
                         "spawn", "str", "allow (default) or deny: to execute programs, and so updates but transfer"),
                     DeviceProperty(
                         "resourcecontrol", "str", "allow (default) or deny: to change priorities and affinities"),
-                    DeviceProperty("paths", "str", "a directory for files and sockets that come later; may be repeated"),
+                    DeviceProperty(
+                        "paths", "str", "a directory for files and sockets that come later; may be repeated"),
                 ])),
         OptionSpec(name: "runas", argument: "user", help: "as -run-with user="),
         OptionSpec(

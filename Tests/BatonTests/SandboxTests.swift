@@ -2,12 +2,13 @@ import Foundation
 import TestSupport
 import Testing
 
-/// `-sandbox on`: what a VM has in it, over updates too, and what whoever breaks out of the guest finds there.
-@Suite("The sandbox", .enabled(if: SandboxTests.isPossible, "needs Landlock, seccomp, clang and ld.lld"))
-struct SandboxTests {
-    /// landlock_create_ruleset(2) tells its version.
-    static let isPossible = GuestBuilder.isAvailable && syscall(444, 0, 0, 1) > 0
+enum SandboxSupport {
+    static let isPossible = GuestBuilder.isAvailable && KernelFeatures.landlock > 0
+}
 
+/// `-sandbox on`: what a VM has in it, over updates too, and what whoever breaks out of the guest finds there.
+@Suite("The sandbox", .enabled(if: SandboxSupport.isPossible, "needs Landlock, seccomp, clang and ld.lld"))
+struct SandboxTests {
     static func guest(_ more: [String] = [], paths: String? = nil) throws -> CountingGuest {
         let sandbox = "on" + (paths.map { ",paths=\($0)" } ?? "")
         return try CountingGuest(extra: ["-cpr-enable", "restart", "-sandbox", sandbox] + more)
@@ -19,22 +20,27 @@ struct SandboxTests {
         return try #require(line).dropFirst(key.count + 1).trimmingCharacters(in: .whitespaces)
     }
 
-    @Test("Options have QEMU's names and errors", arguments: [
-        ("bogus", "Parameter 'enable' expects 'on' or 'off'"), ("on,spawn=maybe", "invalid argument for spawn"),
-        ("on,obsolete=children", "invalid argument for obsolete"),
-        ("on,elevateprivileges=no", "invalid argument for elevateprivileges"),
-        ("on,resourcecontrol=", "invalid argument for resourcecontrol"),
-        ("on,paths=relative", "-sandbox paths=relative is not a directory"), ("on,other=1", "Invalid parameter 'other'"),
-    ])
+    @Test(
+        "Options have QEMU's names and errors",
+        arguments: [
+            ("bogus", "Parameter 'enable' expects 'on' or 'off'"), ("on,spawn=maybe", "invalid argument for spawn"),
+            ("on,obsolete=children", "invalid argument for obsolete"),
+            ("on,elevateprivileges=no", "invalid argument for elevateprivileges"),
+            ("on,resourcecontrol=", "invalid argument for resourcecontrol"),
+            ("on,paths=relative", "-sandbox paths=relative is not a directory"),
+            ("on,other=1", "Invalid parameter 'other'"),
+        ])
     func refusesOptions(_ option: String, _ error: String) throws {
         try Self.expectRefusal(["-sandbox", option], error)
     }
 
-    @Test("Users have QEMU's names and errors", arguments: [
-        (["-runas", "nobody-there"], "User \"nobody-there\" doesn't exist (and is not <uid>:<gid>)"),
-        (["-run-with", "user=1:"], "User \"1:\" doesn't exist (and is not <uid>:<gid>)"),
-        (["-run-with", "async-teardown=on"], "async-teardown=on is not supported"),
-    ])
+    @Test(
+        "Users have QEMU's names and errors",
+        arguments: [
+            (["-runas", "nobody-there"], "User \"nobody-there\" doesn't exist (and is not <uid>:<gid>)"),
+            (["-run-with", "user=1:"], "User \"1:\" doesn't exist (and is not <uid>:<gid>)"),
+            (["-run-with", "async-teardown=on"], "async-teardown=on is not supported"),
+        ])
     func refusesUsers(_ arguments: [String], _ error: String) throws {
         try Self.expectRefusal(arguments, error)
     }
@@ -65,9 +71,11 @@ struct SandboxTests {
         #expect(guest.checksum == CountingGuest.expectedChecksum(after: guest.count))
     }
 
-    @Test("An update that fails gives the guest back, which can be updated again", arguments: [
-        ["/bin/false"], ["sh", "-c", "kill -SEGV $$"],
-    ])
+    @Test(
+        "An update that fails gives the guest back, which can be updated again",
+        arguments: [
+            ["/bin/false"], ["sh", "-c", "kill -SEGV $$"],
+        ])
     func takesBack(_ argv: [String]) throws {
         let guest = try Self.guest()
         for _ in 1...3 {
@@ -95,7 +103,8 @@ struct SandboxTests {
     }
 
     private static func name(_ pid: Int32) -> String? {
-        (try? String(contentsOfFile: "/proc/\(pid)/comm", encoding: .utf8))?.trimmingCharacters(in: .whitespacesAndNewlines)
+        (try? String(contentsOfFile: "/proc/\(pid)/comm", encoding: .utf8))?.trimmingCharacters(
+            in: .whitespacesAndNewlines)
     }
 
     @Test("Files that come later are those below paths=")
@@ -138,7 +147,9 @@ struct SandboxTests {
             #expect(codes.map { Int($0) }.contains(code), "\(what) \(with): \(code)")
         }
         // Files.
-        for path in ["/etc/shadow", outside, "/proc/\(getpid())/mem", "/dev/mem"] { try expect("read", path, [EACCES, ENOENT]) }
+        for path in ["/etc/shadow", outside, "/proc/\(getpid())/mem", "/dev/mem"] {
+            try expect("read", path, [EACCES, ENOENT])
+        }
         for path in [outside, "/proc/sys/kernel/core_pattern", "/sys/kernel/uevent_helper", module] {
             try expect("write", path, [EACCES, ENOENT])
         }
@@ -154,9 +165,14 @@ struct SandboxTests {
         try expect("connect-tcp", "\(port)", [EPERM])
         try expect("bind-tcp", "", [EACCES])
         for what in ["datagrams", "netlink"] { try expect(what, "", [EPERM]) }
+        let receiver = directory.file("datagrams")
+        let datagrams = try Self.receiveDatagrams(at: receiver)
+        defer { close(datagrams) }
+        try expect("send-datagram", receiver, [EPERM, EPIPE])
         // The kernel.
         for what in [
-            "mount", "unshare", "namespace", "chroot", "setuid", "io_uring", "bpf", "perf", "userfaultfd", "keyctl", "module",
+            "mount", "unshare", "namespace", "chroot", "setuid", "io_uring", "bpf", "perf", "userfaultfd", "keyctl",
+            "module",
             "reboot", "personality",
         ] { try expect(what, "", [EPERM]) }
         // Programs run, and are in the sandbox.
@@ -201,6 +217,12 @@ struct SandboxTests {
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments + ["-module", module]])
         #expect(try Self.attempt(guest, "personality") == 0)
         withExtendedLifetime((directory, other)) {}
+    }
+
+    private static func receiveDatagrams(at path: String) throws -> Int32 {
+        let fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue), 0)
+        try #require(QMPClient.withAddress(path, { bind(fd, $0, $1) }) == 0)
+        return fd
     }
 
     private static func listen() throws -> (Int32, UInt16) {

@@ -12,6 +12,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pwd.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -168,11 +169,23 @@ void cbaton_set_name(const char *name) { prctl(PR_SET_NAME, name); }
 
 int cbaton_change_root(const char *path) { return chroot(path) == 0 ? chdir("/") : -1; }
 
+/* KVM and vhost have threads of their own in the process that uses them, which run no code of it. */
+static int is_kernels(int directory, const char *thread) {
+    char path[64], name[16] = "";
+    snprintf(path, sizeof path, "%.20s/comm", thread);
+    int fd = openat(directory, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    ssize_t length = read(fd, name, sizeof name - 1);
+    close(fd);
+    return length > 0 && (strncmp(name, "kvm-", 4) == 0 || strncmp(name, "vhost-", 6) == 0);
+}
+
 int cbaton_is_alone(void) {
     DIR *directory = opendir("/proc/self/task");
     if (!directory) return -1;
     int count = 0;
-    for (struct dirent *entry; (entry = readdir(directory));) count += entry->d_name[0] != '.';
+    for (struct dirent *entry; (entry = readdir(directory));)
+        count += entry->d_name[0] != '.' && !is_kernels(dirfd(directory), entry->d_name);
     closedir(directory);
     return count == 1;
 }

@@ -15,7 +15,7 @@ const struct cbaton_system_call baton_system_calls[] = {
     CALL(read), CALL(write), CALL(readv), CALL(writev), CALL(pread64), CALL(pwrite64), CALL(preadv), CALL(pwritev),
     CALL(preadv2), CALL(pwritev2), CALL(close), CALL(close_range), CALL(lseek), CALL(dup), CALL(dup3), CALL(fcntl),
     CALL(ioctl), CALL(pipe2), CALL(eventfd2), CALL(ppoll), CALL(pselect6), CALL(epoll_create1), CALL(epoll_ctl),
-    CALL(epoll_pwait), CALL(timerfd_create), CALL(timerfd_settime), CALL(timerfd_gettime), CALL(signalfd4),
+    CALL(epoll_pwait), CALL(epoll_pwait2), CALL(timerfd_create), CALL(timerfd_settime), CALL(timerfd_gettime), CALL(signalfd4),
     CALL(inotify_init1), CALL(inotify_add_watch), CALL(inotify_rm_watch), CALL(memfd_create), CALL(ftruncate),
     CALL(fallocate), CALL(fsync), CALL(fdatasync), CALL(sync_file_range), CALL(fadvise64), CALL(flock), CALL(fchmod),
     CALL(fstat), CALL(fstatfs), CALL(fgetxattr), CALL(fsetxattr), CALL(fremovexattr), CALL(splice), CALL(sendfile),

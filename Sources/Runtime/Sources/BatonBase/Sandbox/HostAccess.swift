@@ -35,7 +35,8 @@ public enum HostAccess {
     public private(set) nonisolated(unsafe) static var helpers: [[String]] = []
 
     /// What to do about an error that the sandbox may be the reason of.
-    static let hint = "The VM is in a sandbox (-sandbox), which has what the command line named when the VM was started: "
+    static let hint =
+        "The VM is in a sandbox (-sandbox), which has what the command line named when the VM was started: "
         + "name a directory for what comes later with -sandbox on,paths=DIR, or pass a descriptor with getfd."
     /// Files that this process has opened, with what open(2) was told.
     public private(set) nonisolated(unsafe) static var files: [String: Int32] = [:]
@@ -48,7 +49,9 @@ public enum HostAccess {
     /// - Returns: a descriptor with FD_CLOEXEC, or -1 and errno.
     public static func open(_ path: String, _ flags: Int32, mode: mode_t = 0o600) -> Int32 {
         let fd = retryingInterrupts { Glibc.open(path, flags | O_CLOEXEC, mode) }
-        if isNoting, fd >= 0, let absolute = absolute(path) { files[absolute] = (files[absolute] ?? 0) | flags & O_ACCMODE }
+        if isNoting, fd >= 0, let absolute = absolute(path) {
+            files[absolute] = (files[absolute] ?? 0) | flags & O_ACCMODE
+        }
         guard fd < 0, errno == EACCES, socket >= 0 else { return fd }
         guard let absolute = absolute(path), let answer = ask(.open, flags, mode, Array(absolute.utf8)) else {
             errno = EACCES

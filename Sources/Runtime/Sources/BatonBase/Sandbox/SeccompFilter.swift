@@ -42,14 +42,23 @@ public struct SeccompFilter {
 
     /// - Parameters:
     ///   - calls: that pass, some of them depending on their arguments.
-    ///   - otherwise: for those that do not.
+    ///   - refused: that never pass, and that nobody is asked for.
+    ///   - otherwise: for all others.
     ///   - hasDatagrams: whether the VM has datagram sockets, for which a trial needs others in their places.
-    public init(allowing calls: SystemCallSet, otherwise: Otherwise, hasDatagrams: Bool = false) {
+    public init(
+        allowing calls: SystemCallSet, refusing refused: SystemCallSet = SystemCallSet(numbers: []),
+        otherwise: Otherwise,
+        hasDatagrams: Bool = false
+    ) {
         self.otherwise = otherwise == .ask ? Verdict.ask : Verdict.fail(EPERM)
         add(Code.load, Field.architecture)
         add(Code.jumpIfEqual, cbaton_audit_architecture(), ifTrue: 1)
         end(Verdict.fail(ENOSYS))
         add(Code.load, Field.number)
+        for number in refused.numbers.sorted() {
+            add(Code.jumpIfEqual, number, ifFalse: 1)
+            end(Verdict.fail(EPERM))
+        }
         addRules(for: calls, hasDatagrams)
         addRanges(calls)
         end(self.otherwise)
@@ -86,7 +95,8 @@ public struct SeccompFilter {
         // In no new namespace, in which it might have all capabilities. clone3 hides its flags from filters: the
         // C library takes clone when that is not there.
         rule("clone", calls) { filter in
-            let namespaces: UInt32 = 0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000
+            let namespaces: UInt32 =
+                0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000
                 | 0x4000_0000
             filter.add(Code.load, Field.argument(0))
             filter.add(Code.jumpIfAnySet, namespaces, ifFalse: 1)

@@ -39,7 +39,7 @@ public struct SystemCallSet: Equatable {
     /// Of a thread that carries out requests to disks: it reads and writes what is open.
     public static let ofDiskWorkers = SystemCallSet(
         """
-        read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 fsync fdatasync fallocate ioctl lseek
+        read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 fsync fdatasync fallocate ioctl fcntl lseek
         fstat futex madvise munmap mmap mprotect brk exit rt_sigprocmask rt_sigreturn sched_yield clock_gettime
         clock_nanosleep restart_syscall set_robust_list rseq gettid
         """)

@@ -91,18 +91,23 @@ public struct Sandbox {
             calls = calls.union(SystemCallSet(numbers: needs.systemCalls))
             capabilities |= needs.capabilities
         }
-        if !options.allowsSpawning { calls = calls.subtracting(.ofSpawning) }
-        if !options.allowsResourceControl { calls = calls.subtracting(.ofResourceControl) }
+        // Not asked for either: a newer VMM would need them as this one does.
+        var refused = SystemCallSet(numbers: [])
+        if !options.allowsSpawning { refused = refused.union(.ofSpawning) }
+        if !options.allowsResourceControl { refused = refused.union(.ofResourceControl) }
         if options.allowsObsolete { calls = calls.union(.obsolete) }
         if options.allowsPrivileges { calls = calls.union(.ofPrivileges) }
-        let filter = SeccompFilter(allowing: calls, otherwise: .ask, hasDatagrams: hasDatagrams)
+        let filter = SeccompFilter(
+            allowing: calls, refusing: refused, otherwise: .ask, hasDatagrams: hasDatagrams)
         guard cbaton_no_new_privileges() == 0 else { throw .system("failed to set no_new_privs aborting") }
         try landlock.enter()
         if !options.allowsPrivileges, cbaton_keep_capabilities(capabilities) != 0 {
             throw .system("cannot give up capabilities")
         }
         let listener = OwnedFD(adopting: try filter.install())
-        guard HostAccess.send(.listener, [], fds: [listener.raw]) else { throw .system("the sandbox's warden does not answer") }
+        guard HostAccess.send(.listener, [], fds: [listener.raw]) else {
+            throw .system("the sandbox's warden does not answer")
+        }
     }
 
     /// CAP_IPC_LOCK and CAP_SYS_NICE, for memory that is locked and threads' order of precedence.
@@ -130,8 +135,11 @@ public struct Sandbox {
 
     // MARK: What the VM has
 
+    /// The socket that marks the VM's updates sends nothing.
     private var hasDatagrams: Bool {
-        Sandbox.descriptors.contains { DescriptorKind.option($0, SO_TYPE) == Int32(SOCK_DGRAM.rawValue) }
+        Sandbox.descriptors.contains { fd in
+            DescriptorKind.option(fd, SO_TYPE) == Int32(SOCK_DGRAM.rawValue) && !UpdateMark.isMark(fd)
+        }
     }
 
     /// All that are open.
@@ -187,16 +195,19 @@ public struct Sandbox {
     /// What any program needs to start, and a newer VMM is found in.
     private func allowSystem(_ landlock: Landlock, _ directories: [String]) {
         landlock.allow(path: "/", .execute)
-        let own = (realpath("/proc/self/exe", nil).map { text -> String in
-            defer { free(text) }
-            return FD.directory(of: String(cString: text))
-        }).map { [$0] } ?? []
-        for path in ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/proc", "/sys"] + own + directories + Sandbox.libraries {
+        let own =
+            (realpath("/proc/self/exe", nil).map { text -> String in
+                defer { free(text) }
+                return FD.directory(of: String(cString: text))
+            }).map { [$0] } ?? []
+        for path in ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/proc", "/sys"] + own + directories + Sandbox.libraries
+        {
             landlock.allow(path: path, [.read, .list])
         }
-        for name in ["ld.so.cache", "ld.so.preload", "localtime", "nsswitch.conf", "passwd", "group", "hosts", "host.conf",
-            "resolv.conf", "services", "gai.conf", "locale.alias"]
-        {
+        for name in [
+            "ld.so.cache", "ld.so.preload", "localtime", "nsswitch.conf", "passwd", "group", "hosts", "host.conf",
+            "resolv.conf", "services", "gai.conf", "locale.alias",
+        ] {
             landlock.allow(path: "/etc/\(name)", .read)
         }
         for name in ["null", "zero", "full"] { landlock.allow(path: "/dev/\(name)", [.read, .write]) }

@@ -142,7 +142,8 @@ public final class Warden {
 
     /// A path without links but for its last name, which is not followed anywhere.
     private static func resolved(_ path: String) -> String? {
-        let name = path.utf8.lastIndex(of: UInt8(ascii: "/")).map { String(path[path.utf8.index(after: $0)...]) } ?? path
+        let name =
+            path.utf8.lastIndex(of: UInt8(ascii: "/")).map { String(path[path.utf8.index(after: $0)...]) } ?? path
         guard path.hasPrefix("/"), !["", ".", ".."].contains(name), !path.utf8.contains(0),
             let parent = realpath(FD.directory(of: path), nil).map(taken)
         else { return nil }
@@ -155,7 +156,8 @@ public final class Warden {
     }
 
     /// Of all flags of open(2) those that say how a file is used.
-    private static let openFlags = O_ACCMODE | O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_NOCTTY | O_DIRECTORY | O_DSYNC
+    private static let openFlags =
+        O_ACCMODE | O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_NOCTTY | O_DIRECTORY | O_DSYNC
         | O_SYNC
 
     private func open(_ text: String, _ flags: Int32, _ mode: mode_t, for answer: Int32) -> (Int32, Int32) {
