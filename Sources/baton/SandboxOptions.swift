@@ -8,10 +8,13 @@ struct SandboxOptions {
     private let sandbox: Sandbox.Options?
     private let user: Sandbox.User?
     private let root: String?
+    /// Of `-incoming`.
+    private let incomingFiles: [String]
 
     var isOn: Bool { sandbox != nil }
 
     init(_ invocation: Invocation) throws(VMMError) {
+        incomingFiles = invocation.all("incoming").filter { $0.hasPrefix("file:") }.map { String($0.dropFirst(5)) }
         var sandbox: Sandbox.Options?
         try invocation.withLast("sandbox") { text throws(VMMError) in sandbox = try SandboxOptions.parse(text) }
         self.sandbox = sandbox
@@ -84,13 +87,32 @@ struct SandboxOptions {
                 "-sandbox on needs what this kernel lacks: \(lack)",
                 hint: "Use -sandbox off, and the service manager's means, such as SystemCallFilter=.")
         }
-        // A new VMM has a socket for each update's number by then, or could make none.
+        guard cpr.inherited != nil else { return try putOn(sandbox, vm, cpr, loader, isQuiet) }
+        // The VMM before had none. What is another's until the guest is handed over is opened then, and nothing of this
+        // is in the pause.
+        cpr.takePart(
+            handOver: {}, failed: {},
+            committed: {
+                vm.loop.later {
+                    do throws(VMMError) {
+                        try putOn(sandbox, vm, cpr, loader, isQuiet)
+                    } catch {
+                        Report.error(error.prefixed("the VM has no sandbox"))
+                    }
+                }
+            })
+    }
+
+    private func putOn(
+        _ sandbox: Sandbox.Options, _ vm: VirtualMachine, _ cpr: CprController, _ loader: ModuleLoader, _ isQuiet: Bool
+    ) throws(VMMError) {
         cpr.prepareForSandbox()
-        // Not before anybody could want to say something to the manager by itself.
-        let modules = loader.loaded.map(\.path)
+        // What is read later, and may be as it has been looked at now.
+        for path in incomingFiles { _ = try? FD.openFile(path, O_RDONLY) }
         try vm.withoutThreads { () throws(VMMError) in
             try Sandbox(sandbox).putOn(
-                modules: modules, directories: loader.directories, isQuiet: isQuiet, changeUser: changeUser)
+                modules: loader.loaded.map(\.path), directories: loader.directories, isQuiet: isQuiet,
+                changeUser: changeUser)
         }
     }
 

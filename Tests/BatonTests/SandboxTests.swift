@@ -122,6 +122,60 @@ struct SandboxTests {
         try guest.waitForProgress(past: guest.count)
     }
 
+    @Test("spawn=deny refuses what executes a new VMM, and the guest goes on")
+    func executesNothing() throws {
+        let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-sandbox", "on,spawn=deny"])
+        let before = guest.count
+        #expect(guest.update(guest.arguments).contains("Operation not permitted"))
+        try guest.waitForProgress(past: before)
+    }
+
+    @Test("A VMM that takes a guest over from one without a sandbox puts its own on")
+    func takesOver() throws {
+        let guest = try CountingGuest()
+        let before = guest.count
+        #expect(guest.update(guest.arguments + ["-sandbox", "on"]) == "accepted")
+        try guest.waitForProgress(past: before)
+        try eventually("the sandbox") { try Self.status(guest.process.pid, "Seccomp") == "2" }
+        for _ in 1...3 {
+            let before = guest.count
+            // Whatever the next one says.
+            #expect(guest.update(guest.arguments) == "accepted")
+            try guest.waitForProgress(past: before)
+        }
+        #expect(try Self.status(guest.process.pid, "Seccomp_filters") == "1")
+    }
+
+    @Test(
+        "A helper that dies is started again, outside of the sandbox",
+        .enabled(
+            if: Products.find("qemu-storage-daemon") != nil && Products.find("qemu-img") != nil, "needs QEMU's tools"))
+    func startsHelpersAgain() throws {
+        let directory = try TemporaryDirectory()
+        let image = directory.file("image")
+        try ChildProcess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "4M"])
+        let guest = try Self.guest(["-drive", "file=\(image),format=qcow2,if=virtio"])
+        let daemon = try #require(Self.daemon(image))
+        #expect(try Self.status(daemon, "Seccomp") == "0")
+        kill(daemon, SIGKILL)
+        try eventually("another daemon") { Self.daemon(image).map { $0 != daemon } == true }
+        let other = try #require(Self.daemon(image))
+        #expect(try Self.status(other, "Seccomp") == "0")
+        #expect(guest.update(guest.arguments) == "accepted")
+        #expect(Self.daemon(image) == other)
+        try guest.qmp.execute("quit")
+        try eventually("the end of the daemon") { Self.daemon(image) == nil }
+    }
+
+    /// The storage daemon that has an image.
+    private static func daemon(_ image: String) -> Int32? {
+        let all = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
+        return all.compactMap { Int32($0) }.first { pid in
+            name(pid)?.hasPrefix("qemu-storage") == true
+                && (try? ProcFile.text("/proc/\(pid)/cmdline"))?.contains(image) == true
+        }
+    }
+
     // MARK: Escape
 
     private static func attempt(_ guest: CountingGuest, _ what: String, _ with: String = "") throws -> Int {
