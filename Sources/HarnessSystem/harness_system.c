@@ -58,3 +58,5 @@ int harness_try_kvm(void) {
     close(kvm);
     return result;
 }
+
+int harness_landlock_version(void) { return (int)syscall(444, NULL, 0, 1); }

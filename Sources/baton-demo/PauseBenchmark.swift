@@ -88,6 +88,9 @@ struct PauseBenchmark {
         _ = try measureRow("128M, cpr-update, \(Self.descriptors) file chardevs", base: base) {
             try baton(memory, Self.update, extra: files)
         }
+        _ = try measureRow("128M, cpr-update, in a sandbox", base: base) {
+            try baton(memory, Self.update, extra: ["-sandbox", "on"])
+        }
         for count in Self.deviceCounts {
             _ = try measureRow("128M, cpr-update, \(count) network cards", base: base) {
                 try baton(memory, Self.update, extra: networkCards(count))

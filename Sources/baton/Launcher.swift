@@ -15,13 +15,16 @@ final class Launcher {
     let memory = GuestMemory()
     let loader = ModuleLoader(registry: ModuleRegistry())
     let cpr: CprController
+    private let sandbox: SandboxOptions
     private var daemonPipe: Int32?
 
     /// - Parameters:
     ///   - inherited: what the process before left, read before anything else.
     ///   - startedAt: CLOCK_MONOTONIC in nanoseconds when `main` began.
-    init(_ invocation: Invocation, inherited: CprState?, startedAt: Int64) throws(VMMError) {
-        self.invocation = invocation
+    init(
+        _ invocation: Invocation, sandbox: SandboxOptions, inherited: CprState?, startedAt: Int64
+    ) throws(VMMError) {
+        (self.invocation, self.sandbox) = (invocation, sandbox)
         vm = try VirtualMachine()
         loader.registry.addBuiltIn(RAMMemoryBackend())
         loader.registry.addBuiltIn(IOThreadType())
@@ -108,6 +111,7 @@ final class Launcher {
         BlockUpdate.closeUnclaimed(cpr)
         vm.closeUnclaimedHelpers()
         if invocation.has("only-cpr-capable") { try cpr.requireCapable() }
+        try sandbox.apply(vm, cpr, loader, isQuiet: daemonPipe != nil)
         if let incoming, !incoming.isChannel {
             do throws(VMMError) {
                 try migration.begin(incoming)

@@ -325,6 +325,34 @@ enum OptionTable {
                     DeviceProperty("driftfix", "str", "accepted for QEMU's sake"),
                 ])),
         OptionSpec(name: "pidfile", argument: "file", help: "write the PID to a file"),
+        OptionSpec(
+            name: "sandbox", argument: "on[,prop=value...]",
+            help: "put the VM in a sandbox before its guest runs (default off)",
+            on: .keys(
+                implied: "enable",
+                [
+                    DeviceProperty("enable", "bool", "on or off"),
+                    DeviceProperty("obsolete", "str", "allow or deny (default): system calls that nobody needs"),
+                    DeviceProperty(
+                        "elevateprivileges", "str", "allow, deny (default) or children: to change users, capabilities"),
+                    DeviceProperty(
+                        "spawn", "str", "allow (default) or deny: to execute programs, and so updates but transfer"),
+                    DeviceProperty(
+                        "resourcecontrol", "str", "allow (default) or deny: to change priorities and affinities"),
+                    DeviceProperty(
+                        "paths", "str", "a directory for files and sockets that come later; may be repeated"),
+                ])),
+        OptionSpec(name: "runas", argument: "user", help: "as -run-with user="),
+        OptionSpec(
+            name: "run-with", argument: "prop=value...", help: "become another user before the guest runs",
+            on: .keys(
+                implied: nil,
+                [
+                    DeviceProperty("user", "str", "a user's name, or UID:GID"),
+                    DeviceProperty("chroot", "str", "a directory to be the root"),
+                    DeviceProperty("async-teardown", "bool", "off"),
+                    DeviceProperty("exit-with-parent", "bool", "off"),
+                ])),
         OptionSpec(name: "daemonize", argument: nil, help: "go to the background when the machine stands"),
         OptionSpec(
             name: "cpr-enable", argument: "mode[,mode...]", help: "enable CPR modes; '-cpr-enable help' lists them",

@@ -72,7 +72,7 @@ final class PidFile {
 
     private func committed() {
         if former >= 0 {
-            if let name = FD.path(former), FD.isSameFile(former, as: name) { unlink(name) }
+            if let name = FD.path(former), FD.isSameFile(former, as: name) { _ = HostAccess.remove(name) }
             close(former)
             former = -1
         }
@@ -97,6 +97,6 @@ final class PidFile {
 
     /// Removes the file at the end of the VMM, unless another has taken its name.
     func remove() {
-        if fd >= 0, let path, FD.isSameFile(fd, as: path) { unlink(path) }
+        if fd >= 0, let path, FD.isSameFile(fd, as: path) { _ = HostAccess.remove(path) }
     }
 }

@@ -9,7 +9,6 @@ enum RefusedOptions {
 
     private static let options: [String: String] = [
         "icount": "The guest's clock is the host's; -rtc clock=vm stops it with the VM.",
-        "sandbox": "Use the service manager's means, such as SystemCallFilter=.",
         "acpitable": "The machine's own tables are all that there are.",
         "virtfs": "Use virtiofsd with -chardev socket and -device vhost-user-fs-pci,tag=NAME.",
         "fsdev": "Use virtiofsd with -chardev socket and -device vhost-user-fs-pci,tag=NAME.",
@@ -29,8 +28,6 @@ enum RefusedOptions {
         "pflash": "Use -drive file=FILE,if=pflash,format=raw.",
         "semihosting": "Use a serial console.",
         "semihosting-config": "Use a serial console.",
-        "runas": "Start Baton as that user.",
-        "run-with": "Start Baton as that user, and in that directory.",
         "seed": "The guest's random numbers are the host kernel's.",
     ]
 

@@ -160,6 +160,10 @@ enum ServiceManager {
     @discardableResult
     private static func send(_ text: String, _ flags: Int32 = 0, descriptor: Int32? = nil) -> Bool {
         guard let path, var address = address(path) else { return false }
+        if HostAccess.socket >= 0 { return HostAccess.tellManager(text, descriptor ?? -1) }
+        if HostAccess.isNoting {
+            HostAccess.manager = withUnsafeBytes(of: &address.name) { Array($0.prefix(Int(address.length))) }
+        }
         let fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard fd >= 0 else { return false }
         defer { close(fd) }

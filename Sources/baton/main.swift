@@ -6,6 +6,7 @@ import Glibc
 _batonRuntimeStamp()
 BatonVersion.revision = buildRevision
 let startedAt = EventLoop.now
+Warden.beIfAsked()
 
 /// Prints and ends with success.
 func say(_ text: String) -> Never {
@@ -18,11 +19,15 @@ do throws(VMMError) {
     let inherited = try CprState.inherited()
     LogPrefix.findJournal()
     ServiceManager.find()
+    // What is opened from here on may be opened again in the sandbox.
+    HostAccess.isNoting = HostAccess.socket < 0
     let invocation = try Invocation(Array(try ProcessArguments.all().dropFirst()))
+    let sandbox = try SandboxOptions(invocation)
+    if !sandbox.isOn { HostAccess.isNoting = false }
     try LogOptions.apply(invocation, isTrial: inherited?.isTrial == true)
     try Help.answer(invocation)
     if inherited == nil { try CprController.checkIsNoSuccessor() }
-    exit(try Launcher(invocation, inherited: inherited, startedAt: startedAt).run())
+    exit(try Launcher(invocation, sandbox: sandbox, inherited: inherited, startedAt: startedAt).run())
 } catch {
     Report.error(error)
     CprController.giveUp(error)

@@ -125,9 +125,8 @@ struct CommandLineTests {
         Line("overcommit", "-overcommit mem-lock=off,cpu-pm=off"),
         Line("memory lock", "-overcommit mem-lock=on", .refused("mem-lock=on is not supported", "prealloc=on")),
         Line("pidfile", "-pidfile PIDFILE"),
-        Line(
-            "sandbox", "-sandbox on,obsolete=deny,spawn=deny", .refused("-sandbox is not supported", "SystemCallFilter")
-        ),
+        Line("sandbox", "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        Line("no sandbox", "-sandbox off"), Line("run-with", "-run-with async-teardown=off"),
     ]
 
     static let memory = [

@@ -17,6 +17,9 @@ final class CountingGuest {
     var ramFile: String { directory.file("ram") }
     var checkpoint: String { directory.file("checkpoint") }
 
+    /// Whether the tests are run with VMs in sandboxes, which they are not by themselves.
+    static let isInSandbox = ProcessInfo.processInfo.environment["BATON_TEST_SANDBOX"] == "on"
+
     /// Builds one of the guests that keep such a page, or finds it in the cache.
     static func image(_ name: String = "counter") throws -> String {
         try GuestBuilder.flat("\(name)/\(name).c")
@@ -39,7 +42,7 @@ final class CountingGuest {
                 "-bios", "none", "-kernel", try Self.image(guest),
                 "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
                 "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-            ] + extra
+            ] + (Self.isInSandbox ? ["-sandbox", "on,paths=\(directory.path),paths=/tmp"] : []) + extra
         process = try ChildProcess(prefix + arguments, environment: environment, descriptors: descriptors)
         memory = try SharedMemory(path: ram, writable: true)
         qmp = try QMPClient(path: directory.file("qmp"), of: process)

@@ -11,6 +11,11 @@ public func batonModuleQuery() -> UnsafeRawPointer {
     }
 }
 
+// What it needs of a sandbox: io_uring_setup, io_uring_enter and io_uring_register.
+@_cdecl("baton_module_needs_system_call_425") public func needsSetup() {}
+@_cdecl("baton_module_needs_system_call_426") public func needsEnter() {}
+@_cdecl("baton_module_needs_system_call_427") public func needsRegister() {}
+
 final class IOUringType: BlockEngineType {
     let name = "io_uring"
     let summary = "requests that the kernel carries out, by Linux' io_uring"

@@ -38,4 +38,7 @@ int harness_pipe(int ends[2]);
  * version of the interface where that is not 12. */
 int harness_try_kvm(void);
 
+/* landlock_create_ruleset(2): the version of Landlock; -1 and errno without it. */
+int harness_landlock_version(void);
+
 #endif

@@ -154,6 +154,9 @@ public final class CprController {
         takeOver(state)
     }
 
+    /// Makes what could not be made in a sandbox.
+    public func prepareForSandbox() { makeMark() }
+
     /// Before whatever executes the command of an update: old and new VMM have the
     /// mark, and the command its number.
     func makeMark() { if mark == nil { mark = UpdateMark() } }
@@ -450,6 +453,7 @@ public final class CprController {
         state.timerSlack = UInt(cbaton_timer_slack())
         state.markedTimerSlack = mark?.timerSlack
         state.mark = mark.map { CprState.Mark(fd: $0.fd, number: $0.number) }
+        if HostAccess.socket >= 0 { state.warden = HostAccess.socket }
         state.memoryIdentity = memory.identity
         state.history = history
         for part in outgoingParts { state.addPart(part.name, version: part.version, part.writer) }

@@ -74,6 +74,8 @@ public struct CprState {
         var number: UInt
     }
     var mark: Mark?
+    /// To the warden of the sandbox that old and new VMM are in, see `HostAccess`.
+    var warden: Int32?
     /// In a trial: where sockets are bound that others stand in for, by these
     /// others' descriptors; as the system has addresses.
     var addresses: [Int32: [UInt8]] = [:]
@@ -173,7 +175,7 @@ public struct CprState {
 
     /// Descriptors of the hand-over itself, which the new program inherits.
     var ownDescriptors: [Int32] {
-        (link.map { [$0.channel] } ?? []) + [checkpointFD, mark?.fd].compactMap { $0 }
+        (link.map { [$0.channel] } ?? []) + [checkpointFD, mark?.fd, warden].compactMap { $0 }
     }
 
     /// Takes the state over that the process before left, if there is one, and
@@ -205,6 +207,7 @@ public struct CprState {
         if let link = state.link { named.append(("the channel", link.channel)) }
         if let fd = state.checkpointFD { named.append(("the checkpoint", fd)) }
         if let mark = state.mark { named.append(("the VM's mark", mark.fd)) }
+        if let warden = state.warden { named.append(("the sandbox", warden)) }
         for (name, fd) in named {
             guard seen.insert(fd).inserted else {
                 throw VMMError("cannot use the CPR state: fd \(fd) of '\(name)' occurs twice")
@@ -216,6 +219,7 @@ public struct CprState {
             }
         }
         DescriptorKind.addressesOfStandIns = state.addresses
+        if let warden = state.warden { HostAccess.socket = warden }
         if let timerSlack = state.timerSlack, timerSlack > 0 { _ = cbaton_set_timer_slack(timerSlack) }
         HandoverLink.ofThisProcess = state.link
         if !state.isTrial { Placeholder.prepare(state.placeholder) }
@@ -272,6 +276,7 @@ public struct CprState {
             general.put("mark-fd", UInt64(mark.fd), optional: true)
             general.put("mark-number", UInt64(mark.number), optional: true)
         }
+        if let warden { general.put("sandbox-fd", UInt64(warden), optional: true) }
         if let memoryIdentity { general.put("memory-id", memoryIdentity, optional: true) }
         container.add("cpr", version: CprState.generalVersions.upperBound, general)
         var list = StateWriter()
@@ -391,6 +396,7 @@ public struct CprState {
                 fd: Int32(try general.unsigned("mark-fd", in: fdNumbers)),
                 number: UInt(try general.unsigned("mark-number", in: UpdateMark.numbers)))
         }
+        if general.has("sandbox-fd") { warden = Int32(try general.unsigned("sandbox-fd", in: fdNumbers)) }
         if general.has("memory-id") { memoryIdentity = try general.string("memory-id") }
         try general.finish()
         if let section = container.section(UpdateHistory.sectionName), section.version == 1 {

@@ -142,12 +142,27 @@ public final class HelperProcess {
     }
 
     private func start() throws(VMMError) {
-        let words = CStringArray([name] + program.arguments(directory))
-        let fd = withExtendedLifetime(words) { cbaton_start_helper(directory, words.pointers, &guardPID) }
+        let words = [name] + program.arguments(directory)
+        HostAccess.note(helper: [directory] + words)
+        let fd = HelperProcess.startGuard(directory, words, &guardPID)
         guard fd >= 0 else {
             throw .system("\(program.purpose): cannot start '\(name)'", errno: -fd)
         }
         (socket, serial, startedAt, pid) = (fd, PreservedFDs.newSerial(), EventLoop.now, 0)
+    }
+
+    /// - Parameter pid: the guard's; 0 when that is a child of the warden's.
+    /// - Returns: the socket to it, or what is less than 0 by an errno value.
+    private static func startGuard(_ directory: String, _ words: [String], _ pid: inout pid_t) -> Int32 {
+        if HostAccess.socket >= 0 {
+            let fd = HostAccess.startHelper([directory] + words)
+            let code = errno
+            pid = 0
+            guard fd >= 0, fcntl(fd, F_SETFL, O_NONBLOCK) == 0 else { return -code }
+            return fd
+        }
+        let arguments = CStringArray(words)
+        return withExtendedLifetime(arguments) { cbaton_start_helper(directory, arguments.pointers, &pid) }
     }
 
     var name: String { program.name }

@@ -45,7 +45,7 @@ extension CprController {
         let run = try survey { () throws(VMMError) in
             var state = stateForExec(mode: mode)
             state.isTrial = true
-            state.mark = nil
+            (state.mark, state.warden) = (nil, nil)
             state.checkpointFD = memfd.raw
             return try TrialRun(argv, state: state)
         }

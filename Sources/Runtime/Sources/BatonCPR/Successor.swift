@@ -126,6 +126,8 @@ final class Successor {
         }
         var state = state
         (state.link, state.mark, state.timerSlack, state.endingChildren, state.placeholder) = (nil, nil, nil, [], nil)
+        // The new VMM has a sandbox of its own, or none.
+        state.warden = nil
         let fds = state.passAll()
         let memfd = try state.writeMemfd().release()
         sent = [memfd]

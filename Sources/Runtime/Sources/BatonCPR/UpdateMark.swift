@@ -14,7 +14,7 @@ import Glibc
 /// the new one. So a new VMM that has a number but no
 /// inherited state can see that it is a trial or a successor which has lost its
 /// state, and that the guest is still somebody else's.
-final class UpdateMark {
+package final class UpdateMark {
     /// Nanoseconds that the number is added to: a slack as most processes have.
     private static let base: UInt = 50_000
     /// At most a quarter of a millisecond, which no command notices.
@@ -42,6 +42,8 @@ final class UpdateMark {
             let number = 1 + UInt(random) % (UpdateMark.count - 1)
             guard let fd = UpdateMark.makeSocket() else { return nil }
             if UpdateMark.withAddress(number, { bind(fd.raw, $0, $1) }) == 0 {
+                // It has a name, and is for nothing else: who has broken out of a sandboxed guest sends nothing by it.
+                shutdown(fd.raw, Int32(SHUT_WR))
                 self.number = number
                 socket = fd
                 return
@@ -58,12 +60,25 @@ final class UpdateMark {
     ///   the VMM that executed that has its guest.
     static func checkUnmarked() throws(VMMError) {
         let slack = UInt(cbaton_timer_slack())
-        guard (base + 1..<base + count).contains(slack), let fd = makeSocket() else { return }
-        guard withAddress(slack - base, { connect(fd.raw, $0, $1) }) == 0 else { return }
+        guard (base + 1..<base + count).contains(slack), isTaken(slack - base) else { return }
         throw VMMError(
             "the command of an update has started this VMM, which has not inherited the state of its guest",
             hint: "The command must not close file descriptors, as sudo does: use setpriv, or sudo's option -C with "
                 + "closefrom_override.")
+    }
+
+    /// Whether a socket is such a one, by its name.
+    package static func isMark(_ fd: Int32) -> Bool {
+        DescriptorKind.boundAddress(of: fd)?.dropFirst(3).starts(with: "baton-update/".utf8) == true
+    }
+
+    private static func isTaken(_ number: UInt) -> Bool {
+        if let fd = makeSocket() { return withAddress(number, { connect(fd.raw, $0, $1) }) == 0 }
+        // A sandbox has streams only, and connects none: the name is free, or it is not.
+        let stream = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        guard stream >= 0 else { return false }
+        defer { close(stream) }
+        return withAddress(number, { bind(stream, $0, $1) }) != 0 && errno == EADDRINUSE
     }
 
     private static func makeSocket() -> OwnedFD? {

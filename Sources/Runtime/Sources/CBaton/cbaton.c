@@ -97,9 +97,12 @@ int cbaton_is_range_locked(int fd, off_t start, off_t length) {
     return lock.l_type != F_UNLCK;
 }
 
-int cbaton_open_nofollow(const char *path, int flags) {
+int cbaton_open_nofollow(const char *path, int flags) { return cbaton_make_nofollow(path, flags, 0); }
+
+int cbaton_make_nofollow(const char *path, int flags, mode_t mode) {
     struct open_how how = {
         .flags = (uint64_t)(flags | O_CLOEXEC),
+        .mode = flags & O_CREAT ? mode : 0,
         .resolve = RESOLVE_NO_SYMLINKS,
     };
     return (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);

@@ -46,7 +46,7 @@ extension FD {
     ) throws(VMMError) -> OwnedFD {
         var status = stat()
         if stat(path, &status) == 0 { try check(status, path, kinds) }
-        let raw = retryingInterrupts { Glibc.open(path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, mode) }
+        let raw = HostAccess.open(path, flags | O_NONBLOCK | O_NOCTTY, mode: mode)
         guard raw >= 0 else {
             let code = errno
             if code == ENXIO, stat(path, &status) == 0, FileKind(mode: status.st_mode) == .fifo {

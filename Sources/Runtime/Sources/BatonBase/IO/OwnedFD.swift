@@ -27,7 +27,7 @@ public enum FD {
     /// Opens a file with FD_CLOEXEC.
     /// - Throws: the system's error, prefixed with QEMU's `Could not open 'PATH'`.
     public static func open(_ path: String, _ flags: Int32, mode: mode_t = 0o600) throws(VMMError) -> OwnedFD {
-        let fd = retryingInterrupts { Glibc.open(path, flags | O_CLOEXEC, mode) }
+        let fd = HostAccess.open(path, flags, mode: mode)
         guard fd >= 0 else { throw .system("Could not open '\(path)'") }
         return OwnedFD(adopting: fd)
     }

@@ -109,7 +109,7 @@ public enum SocketAddress: Equatable {
         guard case .unix(let path) = self else { return true }
         var status = stat()
         guard lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK else { return true }
-        guard isServed else { return unlink(path) == 0 || errno == ENOENT }
+        guard isServed else { return HostAccess.remove(path) == 0 || errno == ENOENT }
         errno = EADDRINUSE
         return false
     }
@@ -119,7 +119,7 @@ public enum SocketAddress: Equatable {
     private var isServed: Bool {
         guard var raw = try? resolve(passive: false).first else { return false }
         guard let fd = try? Self.makeSocket(raw, .packets) else { return true }
-        return raw.withPointer { connect(fd.raw, $0, $1) } == 0 || ![ECONNREFUSED, ENOENT].contains(errno)
+        return raw.withPointer { HostAccess.connect(fd.raw, $0, $1) } == 0 || ![ECONNREFUSED, ENOENT].contains(errno)
     }
 
     /// Listens here; a unix socket that nobody owns any more is replaced.
@@ -137,7 +137,7 @@ public enum SocketAddress: Equatable {
                     setsockopt(fd.raw, Int32(IPPROTO_IPV6), IPV6_V6ONLY, &on, socklen_t(MemoryLayout<Int32>.size))
                 }
             }
-            guard raw.withPointer({ bind(fd.raw, $0, $1) }) == 0 else {
+            guard raw.withPointer({ HostAccess.bind(fd.raw, $0, $1) }) == 0 else {
                 switch self {
                 case .unix(let path): failure = .system("Failed to bind socket to \(path)")
                 case .tcp: failure = .system("Failed to find an available port")
@@ -174,7 +174,7 @@ public enum SocketAddress: Equatable {
         var failure = VMMError("Failed to connect to '\(name)'")
         for var raw in try resolve(passive: false) {
             let fd = try Self.makeSocket(raw, kind)
-            if retryingInterrupts({ raw.withPointer { Glibc.connect(fd.raw, $0, $1) } }) == 0 {
+            if retryingInterrupts({ raw.withPointer { HostAccess.connect(fd.raw, $0, $1) } }) == 0 {
                 return (fd.release(), true)
             }
             if errno == EINPROGRESS { return (fd.release(), false) }

@@ -23,6 +23,6 @@ public struct SocketFile {
 
     /// Removes it, unless another process has put its own there since.
     public func remove() {
-        if isInPlace { unlink(path) }
+        if isInPlace { _ = HostAccess.remove(path) }
     }
 }

@@ -63,8 +63,13 @@ final class BlockWorkers: BlockEngine {
         var thread = pthread_t()
         let context = Unmanaged.passUnretained(self).toOpaque()
         let code = cbaton_start_thread(
-            &thread, { Unmanaged<BlockWorkers>.fromOpaque($0!).takeUnretainedValue().work(untilEnd: true) }, context)
+            &thread, { Unmanaged<BlockWorkers>.fromOpaque($0!).takeUnretainedValue().workInThread() }, context)
         if code == 0 { threads.append(thread) }
+    }
+
+    private func workInThread() {
+        SandboxRole.diskWorker.enter()
+        work(untilEnd: true)
     }
 
     /// In a worker: does what there is to do.

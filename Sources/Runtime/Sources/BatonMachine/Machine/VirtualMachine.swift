@@ -209,7 +209,7 @@ public final class VirtualMachine: GuestRequests {
 
     /// Calls `body` while no thread but the main one is left, for which the guest stands still. Afterwards, which may
     /// be in a child with the same memory, the guest goes on.
-    package func withoutThreads(_ body: () throws(VMMError) -> Void) throws(VMMError) {
+    public func withoutThreads(_ body: () throws(VMMError) -> Void) throws(VMMError) {
         for end in threadEnders { end() }
         guard let accelerator, accelerator.hasThreads else { return try body() }
         let ran = threadsRun

@@ -105,7 +105,7 @@ struct ModuleImage {
 }
 
 /// Bounds-checked reads from a mapped file.
-private struct ELFBytes {
+struct ELFBytes {
     let base: UnsafeRawPointer
     let count: Int
 

@@ -310,6 +310,22 @@ const char *baton_option(struct baton_host *host, const char *key);
 int32_t baton_option_size(struct baton_host *host, const char *key, uint64_t *bytes);
 int32_t baton_option_bool(struct baton_host *host, const char *key, bool *value);
 
+/* ---- What the module needs of a sandbox (-sandbox), beside what every VMM may do. At file scope; each once.
+ *
+ * It is read from the file when the sandbox is put on, and by its warden when a newer VMM has loaded the module. */
+
+/* A system call, by its number: BATON_NEEDS_SYSTEM_CALL(SYS_userfaultfd). */
+#define BATON_NEEDS_SYSTEM_CALL(number) BATON_NEEDS_(system_call, number)
+/* A capability, by its number: BATON_NEEDS_CAPABILITY(CAP_NET_ADMIN). */
+#define BATON_NEEDS_CAPABILITY(number) BATON_NEEDS_(capability, number)
+/* Files that it opens after the start: absolute paths, each followed by \0, as "/dev/one\0/sys/class/two/\0". With a
+ * slash at its end it is a directory with all below it. */
+#define BATON_NEEDS_PATHS(paths) \
+    __attribute__((used, visibility("default"))) const char baton_module_needs_paths[] = paths
+#define BATON_NEEDS_(what, number) BATON_NEEDS__(what, number)
+#define BATON_NEEDS__(what, number) \
+    __attribute__((used, visibility("default"))) const char baton_module_needs_##what##_##number = 0
+
 #ifdef __cplusplus
 }
 #endif

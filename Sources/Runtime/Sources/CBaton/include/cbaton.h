@@ -161,6 +161,8 @@ char *const *cbaton_arguments(void); /* all, NULL behind the last */
 /* Opens PATH refusing symbolic links in any component (openat2(2) with
  * RESOLVE_NO_SYMLINKS). Returns an O_CLOEXEC fd or -1 and errno. */
 int cbaton_open_nofollow(const char *path, int flags);
+/* The same, with the mode of a file that O_CREAT makes. */
+int cbaton_make_nofollow(const char *path, int flags, mode_t mode);
 
 /* getrandom(2) without flags. Returns the bytes written, or -1 and errno. */
 ssize_t cbaton_getrandom(void *buffer, size_t length);
@@ -389,5 +391,69 @@ void cbaton_vm_lock_acquire(struct cbaton_vm_lock *lock);
 void cbaton_vm_lock_release(struct cbaton_vm_lock *lock);
 /* Waits up to 0.1 ms for one who waits for the lock to get it. */
 void cbaton_vm_lock_yield(struct cbaton_vm_lock *lock);
+
+/* ---- The sandbox (BatonModules/Sandbox). */
+
+/* One system call by its name, which a zero byte ends, and its number on this processor. */
+struct cbaton_system_call {
+    char name[28];
+    uint32_t number;
+};
+/* Those that a VMM of this runtime needs; the last one has no name. Read from the file by the wardens of older VMMs. */
+extern const struct cbaton_system_call baton_system_calls[];
+const struct cbaton_system_call *cbaton_system_calls(void);
+/* -1, or NULL, for one that is not known. */
+int cbaton_system_call_number(const char *name);
+const char *cbaton_system_call_name(int number);
+
+/* Landlock: its version, a ruleset, rules, and its use for the calling thread. Return -1 and errno. FILES, NET and
+ * SCOPED are what the ruleset is about, in the kernel's bits (landlock(7)). */
+int cbaton_landlock_version(void);
+int cbaton_landlock_make(uint64_t files, uint64_t net, uint64_t scoped);
+int cbaton_landlock_allow(int ruleset, int fd, uint64_t access);
+int cbaton_landlock_allow_port(int ruleset, uint16_t port, uint64_t access);
+int cbaton_landlock_enter(int ruleset);
+
+/* PR_SET_NO_NEW_PRIVS. Returns 0, or -1 and errno. */
+int cbaton_no_new_privileges(void);
+
+/* An instruction of a classic BPF program. */
+struct cbaton_instruction {
+    uint16_t code;
+    uint8_t if_true, if_false;
+    uint32_t operand;
+};
+/* AUDIT_ARCH_... of this processor. */
+uint32_t cbaton_audit_architecture(void);
+/* Whether the kernel has seccomp filters whose decisions another process can make. */
+int cbaton_has_listeners(void);
+/* Puts a filter on the calling thread. Returns the listener's descriptor, which is the caller's, or 0 without one; -1 and
+ * errno. */
+int cbaton_filter(const struct cbaton_instruction *program, size_t count, int with_listener);
+
+/* A system call that a task waits with for a decision. */
+struct cbaton_call {
+    uint64_t id;
+    pid_t task;
+    int32_t number;
+    uint32_t architecture;
+};
+/* Return 0, or -1 and errno, ENOENT when the task has gone. CODE is 0 to let the call pass, or an errno value. */
+int cbaton_next_call(int listener, struct cbaton_call *call);
+int cbaton_answer_call(int listener, const struct cbaton_call *call, int code);
+int cbaton_is_waiting(int listener, const struct cbaton_call *call);
+
+/* Keeps these capabilities (bits by their numbers) of those that the process has, and what it executes. Returns 0, or
+ * -1 and errno. */
+int cbaton_keep_capabilities(uint64_t kept);
+/* Return 0, or -1, with errno but for the first. NAME is NULL for a user without a name. */
+int cbaton_find_user(const char *name, uint32_t *uid, uint32_t *gid);
+int cbaton_set_groups(const char *name, uint32_t gid);
+int cbaton_become_user(uint32_t uid, uint32_t gid);
+int cbaton_change_root(const char *path);
+/* The calling thread's name, as ps(1) shows it. */
+void cbaton_set_name(const char *name);
+/* Whether the process has no other thread; -1 without /proc. */
+int cbaton_is_alone(void);
 
 #endif

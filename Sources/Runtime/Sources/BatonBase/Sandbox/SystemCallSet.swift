@@ -1,0 +1,59 @@
+import CBaton
+
+/// System calls, by their numbers on this processor.
+public struct SystemCallSet: Equatable {
+    public private(set) var numbers: Set<UInt32>
+
+    public init(numbers: Set<UInt32>) { self.numbers = numbers }
+
+    /// - Parameter names: as in the kernel's tables. One that this processor does not have is left out.
+    public init(_ names: String) {
+        numbers = Set(
+            names.split(whereSeparator: { $0 == " " || $0 == "\n" }).compactMap { name in
+                let number = cbaton_system_call_number(String(name))
+                return number < 0 ? nil : UInt32(number)
+            })
+    }
+
+    /// What this runtime needs (`system_calls.c`), on the main thread.
+    public static var ofRuntime: SystemCallSet {
+        var numbers: Set<UInt32> = []
+        var next = cbaton_system_calls()
+        while let call = next?.pointee, call.name.0 != 0 {
+            numbers.insert(call.number)
+            next = next?.advanced(by: 1)
+        }
+        return SystemCallSet(numbers: numbers)
+    }
+
+    public func union(_ other: SystemCallSet) -> SystemCallSet {
+        SystemCallSet(numbers: numbers.union(other.numbers))
+    }
+    public func subtracting(_ other: SystemCallSet) -> SystemCallSet {
+        SystemCallSet(numbers: numbers.subtracting(other.numbers))
+    }
+    public func contains(_ number: UInt32) -> Bool { numbers.contains(number) }
+
+    // MARK: Roles of threads
+
+    /// Of a thread that carries out requests to disks: it reads and writes what is open.
+    public static let ofDiskWorkers = SystemCallSet(
+        """
+        read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 fsync fdatasync fallocate ioctl fcntl lseek
+        fstat futex madvise munmap mmap mprotect brk exit rt_sigprocmask rt_sigreturn sched_yield clock_gettime
+        clock_nanosleep restart_syscall set_robust_list rseq gettid
+        """)
+
+    // MARK: Options
+
+    /// What commands need that the VM executes for an update; not with `spawn=deny`.
+    public static let ofSpawning = SystemCallSet("execve execveat fork vfork setsid setpgid")
+    /// Those of QEMU's `resourcecontrol=`.
+    public static let ofResourceControl = SystemCallSet(
+        "setpriority sched_setparam sched_setscheduler sched_setaffinity sched_setattr")
+    /// Those of QEMU's `elevateprivileges=`.
+    public static let ofPrivileges = SystemCallSet(
+        "setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset")
+    /// Those of QEMU's `obsolete=` that Linux still has.
+    public static let obsolete = SystemCallSet("sysfs _sysctl uselib ustat")
+}
