@@ -35,20 +35,28 @@ final class IncomingSession {
         _ = store?.store(Orchestrator.storeName, fd)
     }
 
+    /// How often a holder may end before it has answered: each is of a VMM that looked for the session and found none, or of
+    /// one whose guest goes on now.
+    private static let attempts = 100
+
     private static func borrow(_ name: String) throws(VMMError) -> (session: Int32, link: Int32, holder: pid_t)? {
         var link: Int32 = -1, holder: pid_t = 0, user: pid_t = 0
-        var fd = baton_holder_borrow(name, &link, &holder, &user)
-        if fd < 0, errno == ENOENT {
-            // Without a device there is no kernel before that could have left anything.
-            guard baton_liveupdate_access() == 0 else { return nil }
-            if baton_holder_start(name, Orchestrator.deviceLimit) != 0 {
-                let code = errno
-                if code == ENOENT { return nil }
-                guard code == EBUSY else {
-                    throw .system("the live update session '\(name)' cannot be taken", errno: code)
-                }
-            }
+        var fd: Int32 = -1
+        for _ in 0..<attempts {
             fd = baton_holder_borrow(name, &link, &holder, &user)
+            if fd < 0, errno == ENOENT {
+                // Without a device there is no kernel before that could have left anything.
+                guard baton_liveupdate_access() == 0 else { return nil }
+                if baton_holder_start(name, Orchestrator.deviceLimit) != 0 {
+                    let code = errno
+                    if code == ENOENT { return nil }
+                    guard code == EBUSY else {
+                        throw .system("the live update session '\(name)' cannot be taken", errno: code)
+                    }
+                }
+                fd = baton_holder_borrow(name, &link, &holder, &user)
+            }
+            if fd >= 0 || errno != ECONNRESET { break }
         }
         if fd >= 0 { return (fd, link, holder) }
         switch errno {
