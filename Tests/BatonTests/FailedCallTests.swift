@@ -69,7 +69,7 @@ struct FailedCallTests {
         try run.carryOut()
         var descriptors: Set = run.answer == "accepted" ? [after] : [before, after]
         // The name by which a trial knows that it is none; it is looked for again at the next update.
-        if fault.call == "bind" { descriptors.insert(after - 1) }
+        if ["socket", "bind"].contains(fault.call) { descriptors.insert(after - 1) }
         try run.expectUnharmed(descriptors: descriptors)
         try run.end()
         return run.answer

@@ -88,6 +88,31 @@ struct SandboxTests {
         try guest.waitForProgress(past: before)
     }
 
+    @Test(
+        "A VM in it hands its guest over to another process, in a sandbox or in none, by a channel below paths=",
+        arguments: [true, false])
+    func transfers(_ isInSandbox: Bool) throws {
+        let directory = try TemporaryDirectory()
+        let channel = directory.file("cpr")
+        let sandbox = ["-sandbox", "on,paths=\(directory.path)"]
+        let guest = try CountingGuest(extra: ["-cpr-enable", "transfer"] + sandbox)
+        let incoming =
+            #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#
+        let arguments = isInSandbox ? guest.arguments : guest.arguments.dropLast(sandbox.count)
+        let new = try ChildProcess(arguments + ["-incoming", incoming])
+        try eventually("it waits at its channel; \(new.report)") {
+            try !new.isRunning || ListeningSocket.exists(at: channel)
+        }
+        let before = guest.count
+        try guest.qmp.execute("cpr-update", ["mode": "transfer", "channel": channel])
+        #expect(try guest.process.waitForExit() == .status(0))
+        try guest.reconnect()
+        try guest.waitForProgress(past: before)
+        #expect(try Self.status(new.pid, "Seccomp") == (isInSandbox ? "2" : "0"))
+        try guest.qmp.execute("quit")
+        #expect(try new.waitForExit() == .status(0))
+    }
+
     @Test("The warden ends with the VM, however that ends", arguments: [SIGTERM, SIGKILL])
     func wardenEnds(_ signal: Int32) throws {
         let guest = try Self.guest()
