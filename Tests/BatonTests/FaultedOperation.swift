@@ -215,7 +215,8 @@ final class FaultedRun {
         if operation == .stepsExec {
             answer = executed
             try letGo()
-            try settle()
+            // The old VMM waits for the load, too.
+            if executed == "accepted" { try reconnectIfNeeded() } else { try settle() }
         }
         let loaded = try executed == "accepted" ? execute("cpr-load", save) : executed
         if operation == .stepsNew {
@@ -242,6 +243,10 @@ final class FaultedRun {
     /// Finds the VMM that has the guest, by a new connection if the one before was lost.
     private func settle() throws {
         try eventually("there is one VMM, and not \((try? vmms()) ?? [])") { try vmms().count == 1 }
+        try reconnectIfNeeded()
+    }
+
+    private func reconnectIfNeeded() throws {
         if (try? guest.qmp.status()) == nil { try guest.reconnect() }
     }
 

@@ -447,7 +447,10 @@ int main(int count, char **arguments) {
         if (ready > 0 && !serve(listener)) break;
     }
     for (size_t i = 0; i < session_count; i++) {
-        if (sessions[i].is_incoming && !is_open(sessions[i].name)) drop(sessions[i].name);
+        if (!sessions[i].is_incoming) continue;
+        /* Linux lets go of a filter when a process begins to end, and of its descriptors a moment later. */
+        for (int tries = 0; tries < 200 && is_open(sessions[i].name); tries++) poll(NULL, 0, 5);
+        if (!is_open(sessions[i].name)) drop(sessions[i].name);
     }
     return call_notices_status(child);
 }
