@@ -19,16 +19,16 @@ extension CprController {
             throw VMMError("this process was started by cpr-exec in mode '\(inherited.mode)', not '\(name)'")
         }
         if let absence = absenceOfKept(mode) { throw absence }
-        do throws(VMMError) {
-            if let kept = checkpoint(insteadOf: path) {
-                return try load(from: kept, mode: mode, name: Self.checkpointName)
+        func attempt(_ fd: Int32, _ name: String) throws(VMMError) {
+            do throws(VMMError) { try load(from: fd, mode: mode, name: name) } catch {
+                tellOldVMM(.waiting)
+                throw error
             }
-            let file = try FD.open(path, O_RDONLY | O_NONBLOCK)
-            try load(from: file.raw, mode: mode, name: path)
-        } catch {
-            tellOldVMM(.waiting)
-            throw error
         }
+        if let kept = checkpoint(insteadOf: path) { return try attempt(kept, Self.checkpointName) }
+        // The old VMM is not told of a load before there is one.
+        let file = try FD.open(path, O_RDONLY | O_NONBLOCK)
+        try attempt(file.raw, path)
     }
 
     /// The VM waits for its state (`-incoming`), and for nothing else.
