@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <link.h>
 #include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
@@ -64,15 +65,10 @@ int cbaton_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 
 
 /* ---- Filters. */
 
-uint32_t cbaton_audit_architecture(void) {
-#if defined(__x86_64__)
-    return AUDIT_ARCH_X86_64;
-#elif defined(__aarch64__)
-    return AUDIT_ARCH_AARCH64;
-#else
-    return AUDIT_ARCH_RISCV64;
-#endif
-}
+extern const ElfW(Ehdr) __ehdr_start __attribute__((visibility("hidden")));
+
+/* As <linux/audit.h> makes them: what this was built for, by its number in ELF files. */
+uint32_t cbaton_audit_architecture(void) { return __ehdr_start.e_machine | __AUDIT_ARCH_64BIT | __AUDIT_ARCH_LE; }
 
 int cbaton_has_listeners(void) {
     uint32_t action = SECCOMP_RET_USER_NOTIF;
@@ -169,15 +165,21 @@ void cbaton_set_name(const char *name) { prctl(PR_SET_NAME, name); }
 
 int cbaton_change_root(const char *path) { return chroot(path) == 0 ? chdir("/") : -1; }
 
-/* KVM and vhost have threads of their own in the process that uses them, which run no code of it. */
+/* PF_IO_WORKER and PF_USER_WORKER of <linux/sched.h>: threads of the kernel's in the process that uses them, such as
+ * vhost's, which run no code of it. */
+enum { KERNELS_WORKER = 0x10 | 0x4000 };
+
 static int is_kernels(int directory, const char *thread) {
-    char path[64], name[16] = "";
-    snprintf(path, sizeof path, "%.20s/comm", thread);
+    char path[64], text[512] = "";
+    snprintf(path, sizeof path, "%.20s/stat", thread);
     int fd = openat(directory, path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return 0;
-    ssize_t length = read(fd, name, sizeof name - 1);
+    ssize_t length = read(fd, text, sizeof text - 1);
     close(fd);
-    return length > 0 && (strncmp(name, "kvm-", 4) == 0 || strncmp(name, "vhost-", 6) == 0);
+    /* The ninth field of proc_pid_stat(5); the second, a name in parentheses, may hold anything. */
+    const char *rest = length > 0 ? strrchr(text, ')') : NULL;
+    unsigned flags = 0;
+    return rest && sscanf(rest + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && (flags & KERNELS_WORKER);
 }
 
 int cbaton_is_alone(void) {

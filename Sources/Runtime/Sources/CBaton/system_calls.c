@@ -50,7 +50,7 @@ const struct cbaton_system_call baton_system_calls[] = {
     CALL(clock_gettime), CALL(clock_getres), CALL(clock_nanosleep), CALL(nanosleep), CALL(gettimeofday),
     CALL(setitimer), CALL(getitimer), CALL(timer_create), CALL(timer_settime), CALL(timer_delete), CALL(getrandom),
     CALL(uname), CALL(sysinfo),
-#ifdef __x86_64__
+#if defined(__x86_64__)
     /* What these were called before; the C library still uses some. */
     CALL(open), CALL(stat), CALL(lstat), CALL(access), CALL(readlink), CALL(unlink), CALL(rename), CALL(mkdir),
     CALL(rmdir), CALL(pipe), CALL(dup2), CALL(poll), CALL(select), CALL(epoll_wait), CALL(epoll_create),
@@ -72,7 +72,7 @@ static const struct cbaton_system_call others[] = {
     CALL(io_uring_setup), CALL(io_uring_enter), CALL(io_uring_register), CALL(fchmodat), CALL(fchownat), CALL(fchown),
     CALL(linkat), CALL(symlinkat), CALL(mknodat), CALL(truncate), CALL(utimensat), CALL(setxattr), CALL(lsetxattr),
     CALL(removexattr), CALL(lremovexattr), CALL(quotactl), CALL(setrlimit),
-#ifdef __x86_64__
+#if defined(__x86_64__)
     CALL(chmod), CALL(chown), CALL(lchown), CALL(link), CALL(symlink), CALL(mknod), CALL(iopl), CALL(ioperm),
     CALL(modify_ldt), CALL(uselib), CALL(ustat), CALL(sysfs), CALL(_sysctl),
 #endif
