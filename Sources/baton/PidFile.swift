@@ -56,7 +56,7 @@ final class PidFile {
 
     private func make(_ path: String) throws(VMMError) {
         try lock(path, O_RDWR | O_CREAT)
-        try write()
+        try write(path)
     }
 
     private func lock(_ path: String, _ flags: Int32) throws(VMMError) {
@@ -82,15 +82,15 @@ final class PidFile {
     private func writeOrWarn() {
         guard let path else { return }
         do throws(VMMError) {
-            if fd < 0 { try make(path) } else { try write() }
+            if fd < 0 { try make(path) } else { try write(path) }
         } catch { Report.warning(error.message) }
     }
 
-    private func write() throws(VMMError) {
+    private func write(_ path: String) throws(VMMError) {
         guard lseek(fd, 0, SEEK_SET) == 0, ftruncate(fd, 0) == 0 else {
-            throw .system("cannot create PID file \(path ?? "")")
+            throw .system("cannot create PID file \(path)")
         }
-        try FD.writeAll(fd, Array("\(getpid())\n".utf8), to: path ?? "")
+        try FD.writeAll(fd, Array("\(getpid())\n".utf8), to: path)
     }
 
     deinit { for file in [fd, former] where file >= 0 { close(file) } }

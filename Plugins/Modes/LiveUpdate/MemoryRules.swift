@@ -34,7 +34,9 @@ enum MemoryRules {
 
     /// Whether the host has the memory that it takes: to keep a block allocates all of its pages.
     private static func shortage(_ memory: GuestMemory) -> VMMError? {
-        guard let available = availableMemory() else { return nil }
+        guard let figure = try? HostMemory.figure("MemAvailable"), let available = Int(exactly: figure) else {
+            return nil
+        }
         var missing = 0
         for block in memory.blocks where !block.isPersistent {
             var status = stat()
@@ -46,17 +48,5 @@ enum MemoryRules {
             "the host has \(available >> 20) MiB of memory left, and \(missing >> 20) MiB of the guest's are not "
                 + "allocated yet, which they must be to be kept",
             hint: "Free memory on the host, or hand fewer guests over at a time.")
-    }
-
-    /// Bytes, as MemAvailable of proc(5).
-    private static func availableMemory() -> Int? {
-        guard let file = try? FD.open("/proc/meminfo", O_RDONLY),
-            let bytes = try? FD.readAll(file.raw, limit: 1 << 16, from: "/proc/meminfo")
-        else { return nil }
-        for line in bytes.split(separator: UInt8(ascii: "\n")) {
-            let words = line.split(separator: UInt8(ascii: " ")).map { String(decoding: $0, as: UTF8.self) }
-            if words.first == "MemAvailable:", words.count > 1, let kilobytes = Int(words[1]) { return kilobytes << 10 }
-        }
-        return nil
     }
 }

@@ -1,9 +1,9 @@
 import BatonRuntime
 
-/// The module `preserver-tap`.
 // What it needs of a sandbox: CAP_NET_ADMIN, for an interface's queues.
 @_cdecl("baton_module_needs_capability_12") public func needsNetworkAdministration() {}
 
+/// The module `preserver-tap`.
 @_cdecl("baton_module_query")
 public func batonModuleQuery() -> UnsafeRawPointer {
     ModuleDescriptor.make(kind: "preserver", name: "tap", version: "1.0") { registrar throws(VMMError) in

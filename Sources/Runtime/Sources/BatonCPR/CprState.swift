@@ -139,8 +139,15 @@ public struct CprState {
         // What is open, and whoever is at the other end, ends with this process.
         fds = []
         parts = PartStates()
-        (link, mark, placeholder, timerSlack, endingChildren) = (nil, nil, nil, nil, [])
+        forgetExecution()
         _ = passAll()
+    }
+
+    /// Leaves out what only a process can use that this one executes.
+    mutating func forgetExecution() {
+        (link, mark, placeholder, timerSlack, endingChildren) = (nil, nil, nil, nil, [])
+        // Another process has a sandbox of its own, or none.
+        warden = nil
     }
 
     /// Puts the descriptors in their places that came along.

@@ -37,15 +37,6 @@ extension CprState {
     }
 
     private static func openDescriptors() -> [Int32] {
-        guard let directory = opendir("/proc/self/fd") else {
-            return Array(3..<Int32(max(3, min(sysconf(Int32(_SC_OPEN_MAX)), 65536))))
-        }
-        defer { closedir(directory) }
-        var result: [Int32] = []
-        while let entry = readdir(directory) {
-            let number = withUnsafeBytes(of: &entry.pointee.d_name) { $0.baseAddress.map { atoi($0) } ?? 0 }
-            if number > 2, number != dirfd(directory) { result.append(number) }
-        }
-        return result
+        FD.allOpen()?.filter { $0 > 2 } ?? Array(3..<Int32(max(3, min(sysconf(Int32(_SC_OPEN_MAX)), 65536))))
     }
 }

@@ -125,9 +125,7 @@ final class Successor {
             guard process >= 0 else { throw .system("cannot watch the new VMM, process \(pid)") }
         }
         var state = state
-        (state.link, state.mark, state.timerSlack, state.endingChildren, state.placeholder) = (nil, nil, nil, [], nil)
-        // The new VMM has a sandbox of its own, or none.
-        state.warden = nil
+        state.forgetExecution()
         let fds = state.passAll()
         let memfd = try state.writeMemfd().release()
         sent = [memfd]

@@ -112,14 +112,15 @@ static int reap(int *status, uint64_t *stops) {
     }
 }
 
-/* Signals that would end this process, but are none to stop a VM, are kept off: the VM lives on. */
-static const int ignored[] = {SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGPIPE, SIGIO, SIGPWR, SIGSTKFLT};
+/* Signals that would end this process, but are none to stop a VM: the VM lives on. */
+static void ignore_others(void) {
+    static const int others[] = {SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGPIPE, SIGIO, SIGPWR, SIGSTKFLT};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) signal(others[i], SIG_IGN);
+}
 
 static sigset_t wait_set(void) {
     sigset_t set;
     cbaton_stop_signals(&set);
-    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
-        if (!sigismember(&set, ignored[i])) signal(ignored[i], SIG_IGN);
     sigaddset(&set, SIGCHLD);
     sigaddset(&set, CBATON_PLACEHOLDER_SIGNAL);
     return set;
@@ -128,6 +129,7 @@ static sigset_t wait_set(void) {
 static _Noreturn void be_placeholder(pid_t vmm, int ready) {
     sigset_t set = wait_set();
     sigprocmask(SIG_SETMASK, &set, NULL);
+    ignore_others();
     /* Not ignored, and so not discarded either. */
     struct sigaction standard = {.sa_handler = SIG_DFL};
     sigaction(SIGCHLD, &standard, NULL);
@@ -161,6 +163,7 @@ static _Noreturn void be_placeholder(pid_t vmm, int ready) {
 void cbaton_become_placeholder(pid_t vmm, int ready) {
     sigset_t set = wait_set();
     sigprocmask(SIG_BLOCK, &set, NULL);
+    ignore_others();
     if (ready >= 0 && dup2(ready, 0) == 0) ready = 0;
     else ready = -1;
     syscall(SYS_close_range, 1u, ~0u, 0u);

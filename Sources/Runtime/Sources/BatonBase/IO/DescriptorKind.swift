@@ -22,12 +22,18 @@ public enum DescriptorKind {
     public static func isLocal(_ fd: Int32) -> Bool { option(fd, SO_DOMAIN) == AF_UNIX }
 
     /// Whether it is a socket that is connected.
-    public static func hasPeer(_ fd: Int32) -> Bool {
+    public static func hasPeer(_ fd: Int32) -> Bool { peerAddress(of: fd) != nil }
+
+    /// Where the other end of a socket is bound, as the system has it; nil for what is not connected.
+    package static func peerAddress(of fd: Int32) -> [UInt8]? { address { getpeername(fd, $0, &$1) } }
+
+    private static func address(_ get: (UnsafeMutablePointer<sockaddr>, inout socklen_t) -> Int32) -> [UInt8]? {
         var address = sockaddr_storage()
         var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
-        return withUnsafeMutablePointer(to: &address) { pointer in
-            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getpeername(fd, $0, &length) == 0 }
+        let code = withUnsafeMutablePointer(to: &address) { pointer in
+            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { get($0, &length) }
         }
+        return code == 0 ? withUnsafeBytes(of: &address) { Array($0.prefix(Int(length))) } : nil
     }
 
     /// A socket's option of level SOL_SOCKET; nil for what is no socket.
@@ -49,13 +55,7 @@ public enum DescriptorKind {
     /// has it; nil for what is no socket.
     package static func boundAddress(of fd: Int32) -> [UInt8]? {
         if let address = addressesOfStandIns[fd] { return address }
-        var address = sockaddr_storage()
-        var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
-        let ok = withUnsafeMutablePointer(to: &address) { pointer in
-            pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(fd, $0, &length) == 0 }
-        }
-        guard ok else { return nil }
-        return withUnsafeBytes(of: &address) { Array($0.prefix(Int(length))) }
+        return address { getsockname(fd, $0, &$1) }
     }
 
     /// Whether a socket is bound to an address of the command line.

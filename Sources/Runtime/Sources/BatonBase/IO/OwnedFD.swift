@@ -81,6 +81,19 @@ public enum FD {
         }
     }
 
+    /// All descriptors of this process; nil without /proc.
+    package static func allOpen() -> [Int32]? {
+        guard let directory = opendir("/proc/self/fd") else { return nil }
+        defer { closedir(directory) }
+        var result: [Int32] = []
+        while let entry = readdir(directory) {
+            let isNumber = entry.pointee.d_name.0 != CChar(UInt8(ascii: "."))
+            let number = withUnsafeBytes(of: &entry.pointee.d_name) { $0.baseAddress.map { atoi($0) } ?? 0 }
+            if isNumber, number != dirfd(directory) { result.append(number) }
+        }
+        return result
+    }
+
     /// Whether `fd` is open in this process.
     public static func isOpen(_ fd: Int32) -> Bool { fcntl(fd, F_GETFD) >= 0 }
 

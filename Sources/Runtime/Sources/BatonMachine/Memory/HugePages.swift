@@ -28,13 +28,7 @@ public struct HugePages {
     }
 
     private static func defaultSize() throws(VMMError) -> UInt64 {
-        let file = try FD.open("/proc/meminfo", O_RDONLY)
-        let bytes = try FD.readAll(file.raw, limit: 1 << 16, from: "/proc/meminfo")
-        for line in String(decoding: bytes, as: UTF8.self).split(separator: "\n") where line.hasPrefix("Hugepagesize:")
-        {
-            let words = line.split(separator: " ")
-            if words.count == 3, let kilobytes = UInt64(words[1]) { return kilobytes << 10 }
-        }
+        if let size = try HostMemory.figure("Hugepagesize") { return size }
         throw VMMError("the host's kernel has no huge pages", hint: "Leave hugetlb=on out.")
     }
 

@@ -44,23 +44,22 @@ extension GuestMemory {
     /// loaded with it any more, whatever happens to this process or the host.
     /// - Throws: why a mark cannot be removed; the memory must not change, and has its marks.
     package func willChange() throws(VMMError) {
+        removedMarks = []
         if mayBeMarked {
-            var unmarked: [(fd: Int32, mark: String)] = []
             for block in blocks where block.isPersistent {
                 guard let mark = GuestMemory.mark(block.fd) else { continue }
                 let isRemoved = cbaton_remove_attribute(block.fd, GuestMemory.attribute) == 0
-                if isRemoved { unmarked.append((block.fd, mark)) }
+                if isRemoved { removedMarks.append((block.fd, mark)) }
                 guard isRemoved, retryingInterrupts({ fsync(block.fd) }) == 0 else {
                     let error = VMMError.system(
                         "cannot remove the mark of the last save from '\(block.file ?? "")', "
                             + "the memory of RAM block '\(block.name)'")
                     // The checkpoint still goes with the memory, and can be loaded later.
-                    for (fd, mark) in unmarked { _ = GuestMemory.setMark(fd, mark) }
+                    putMarksBack()
                     throw error
                 }
             }
             mayBeMarked = false
-            removedMarks = unmarked
         }
         identity = nil
     }

@@ -13,8 +13,6 @@ import Glibc
 public struct Sandbox {
     /// What the command line says, in QEMU's words.
     public struct Options {
-        /// Whether a start without it is refused where the kernel cannot do it.
-        public var isRequired = false
         public var allowsObsolete = false
         public var allowsPrivileges = false
         public var allowsSpawning = true
@@ -137,28 +135,14 @@ public struct Sandbox {
 
     /// The socket that marks the VM's updates sends nothing.
     private var hasDatagrams: Bool {
-        Sandbox.descriptors.contains { fd in
+        (FD.allOpen() ?? []).contains { fd in
             DescriptorKind.option(fd, SO_TYPE) == Int32(SOCK_DGRAM.rawValue) && !UpdateMark.isMark(fd)
         }
     }
 
-    /// All that are open.
-    private static var descriptors: [Int32] {
-        guard let directory = opendir("/proc/self/fd") else { return [] }
-        defer { closedir(directory) }
-        var result: [Int32] = []
-        while let entry = readdir(directory) {
-            let name = withUnsafeBytes(of: &entry.pointee.d_name) { bytes in
-                String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
-            }
-            if let fd = Int32(name), fd != dirfd(directory) { result.append(fd) }
-        }
-        return result
-    }
-
     /// What is open may be opened again.
     private func allowOpenFiles(_ landlock: Landlock) throws(VMMError) {
-        for fd in Sandbox.descriptors {
+        for fd in FD.allOpen() ?? [] {
             var status = stat()
             guard fstat(fd, &status) == 0 else { continue }
             switch status.st_mode & S_IFMT {
@@ -174,19 +158,12 @@ public struct Sandbox {
     }
 
     private func allowSocket(_ fd: Int32, _ landlock: Landlock) {
-        var storage = sockaddr_storage()
-        for get in [getsockname, getpeername] {
-            var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
-            let code = withUnsafeMutablePointer(to: &storage) { pointer in
-                pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { get(fd, $0, &length) }
-            }
-            guard code == 0, length > 2 else { continue }
-            let address = withUnsafeBytes(of: &storage) {
-                HostAccess.canonical(UnsafeRawBufferPointer(rebasing: $0.prefix(Int(length))))
-            }
-            HostAccess.send(.allowAddress, address)
+        for address in [DescriptorKind.boundAddress(of: fd), DescriptorKind.peerAddress(of: fd)].compactMap({ $0 })
+        where address.count > 2 {
+            HostAccess.send(.allowAddress, address.withUnsafeBytes(HostAccess.canonical))
+            let family = address.withUnsafeBytes { $0.loadUnaligned(as: sa_family_t.self) }
             guard DescriptorKind.option(fd, SO_ACCEPTCONN) != 0,
-                [sa_family_t(AF_INET), sa_family_t(AF_INET6)].contains(storage.ss_family)
+                [sa_family_t(AF_INET), sa_family_t(AF_INET6)].contains(family)
             else { continue }
             landlock.allow(port: UInt16(address[2]) << 8 | UInt16(address[3]))
         }
@@ -216,15 +193,8 @@ public struct Sandbox {
 
     /// Where libraries are that this process has mapped; only the file where others can make one beside it.
     private static var libraries: [String] {
-        guard let maps = try? FD.open("/proc/self/maps", O_RDONLY),
-            let bytes = try? FD.readAll(maps.raw, limit: 16 << 20, from: "maps")
-        else { return [] }
         var result: Set<String> = []
-        for line in String(decoding: bytes, as: UTF8.self).split(separator: "\n") {
-            let words = line.split(separator: " ", maxSplits: 5, omittingEmptySubsequences: true)
-            guard words.count == 6, words[1].utf8.dropFirst(2).first == UInt8(ascii: "x") else { continue }
-            let path = String(words[5].drop { $0 == " " })
-            guard path.hasPrefix("/") else { continue }
+        for (path, _) in MappedFile.executable(of: "self") {
             var status = stat()
             let directory = FD.directory(of: path)
             let isOpen = stat(directory, &status) != 0 || status.st_mode & S_IWOTH != 0

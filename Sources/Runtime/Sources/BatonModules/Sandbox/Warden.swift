@@ -264,7 +264,9 @@ public final class Warden {
         guard cbaton_next_call(listener, &call) == 0 else { return }
         let name = cbaton_system_call_name(call.number).map { String(cString: $0) }
         let isNeeded = needs(of: call.task) { $0.systemCalls.contains(UInt32(bitPattern: call.number)) }
-        guard !isNeeded || cbaton_is_waiting(listener, &call) == 0 else {
+        // The task may have gone, and its number be another's.
+        guard cbaton_is_waiting(listener, &call) != 0 else { return }
+        if isNeeded {
             _ = cbaton_answer_call(listener, &call, 0)
             return
         }
@@ -288,20 +290,13 @@ public final class Warden {
 
     /// Whether one of the files that a task has mapped to run says so, of those that are to be trusted.
     private func needs(of task: pid_t, _ says: (ImageNeeds) -> Bool) -> Bool {
-        guard let maps = try? FD.open("/proc/\(task)/maps", O_RDONLY),
-            let bytes = try? FD.readAll(maps.raw, limit: 16 << 20, from: "maps")
-        else { return false }
         var seen: Set<String> = []
-        for line in String(decoding: bytes, as: UTF8.self).split(separator: "\n") {
-            // ADDRESSES MODE OFFSET DEVICE INODE PATH
-            let words = line.split(separator: " ", maxSplits: 5, omittingEmptySubsequences: true)
-            guard words.count == 6, words[1].utf8.dropFirst(2).first == UInt8(ascii: "x") else { continue }
-            let path = String(words[5].drop { $0 == " " })
-            guard path.hasPrefix("/"), seen.insert(path).inserted, !isWritable(path),
+        for (path, inode) in MappedFile.executable(of: String(task)) {
+            guard seen.insert(path).inserted, !isWritable(path),
                 let fd = try? ModuleTrust.open(path)
             else { continue }
             var status = stat()
-            guard fstat(fd.raw, &status) == 0, UInt64(words[4]) == UInt64(status.st_ino),
+            guard fstat(fd.raw, &status) == 0, inode == UInt64(status.st_ino),
                 let needs = ImageNeeds(fd: fd.raw), says(needs)
             else { continue }
             return true
