@@ -223,11 +223,7 @@ final class Machine {
     /// A word of guest RAM.
     func word(_ address: UInt64) throws -> UInt64 {
         if let memory { return memory.load(UInt64.self, at: Int(address - configuration.machine.ramStart)) }
-        let text = try humanCommand("xp /1xg 0x\(String(address, radix: 16))")
-        guard let digits = text.split(whereSeparator: \.isWhitespace).last, digits.hasPrefix("0x"),
-            let value = UInt64(digits.dropFirst(2), radix: 16)
-        else { throw Failure("xp said '\(text)'") }
-        return value
+        return try qmp.guestWord(at: address, by: configuration.deadline)
     }
     func isPrepared() throws -> Bool { try word(guest.page) == Counting.magic }
     func count() throws -> UInt64 { try word(guest.page + 8) }

@@ -211,6 +211,16 @@ public final class QMPClient {
         try? executeWithoutAnswer("quit")
     }
 
+    /// A word of guest memory, by the human monitor's `xp`.
+    public func guestWord(at address: UInt64, by deadline: Deadline = .patient) throws -> UInt64 {
+        let line = "xp /1xg 0x\(String(address, radix: 16))"
+        let text = try execute("human-monitor-command", ["command-line": line], by: deadline) as? String ?? ""
+        guard let digits = text.split(whereSeparator: \.isWhitespace).last, digits.hasPrefix("0x"),
+            let value = UInt64(digits.dropFirst(2), radix: 16)
+        else { throw Failure("xp said '\(text)'") }
+        return value
+    }
+
     /// `query-status`.
     public func status() throws -> String {
         (try execute("query-status") as? [String: Any])?["status"] as? String ?? ""

@@ -34,12 +34,7 @@ struct CompatibilityTests {
 
         /// A word of the guest's page, see Tests/Guests/counter.
         func word(_ index: Int) throws -> UInt64 {
-            let line = "xp /1xg 0x\(String(0x8040_0000 + 8 * index, radix: 16))"
-            let text = try qmp.execute("human-monitor-command", ["command-line": line]) as? String ?? ""
-            guard let digits = text.split(whereSeparator: \.isWhitespace).last, digits.hasPrefix("0x"),
-                let value = UInt64(digits.dropFirst(2), radix: 16)
-            else { throw TestError("xp said '\(text)'") }
-            return value
+            try qmp.guestWord(at: CountingGuest.pageAddress + UInt64(8 * index))
         }
 
         func end() throws {

@@ -7,6 +7,8 @@ final class CountingGuest {
     static let memorySize = 16 << 20
     /// Where the guest keeps its page, see Tests/Guests/counter.
     private static let page = 0x40_0000
+    /// The same as the guest sees it: RAM begins at 0x80000000.
+    static let pageAddress: UInt64 = 0x8000_0000 + UInt64(page)
     private static let magic: UInt64 = 0x544e_434e_4f54_4142
 
     let directory: TemporaryDirectory
@@ -103,6 +105,36 @@ final class CountingGuest {
         }
         return value
     }
+
+    /// Has the guest stand still for a moment, in which its sum must go with its count.
+    func expectRightSum() throws {
+        try qmp.execute("stop")
+        guard checksum == CountingGuest.expectedChecksum(after: count) else {
+            throw TestError("the guest has lost something: its sum is not that of \(count) steps")
+        }
+        try qmp.execute("cont")
+    }
+
+    // MARK: The mode transfer
+
+    /// Options of a VMM that waits for a guest at a channel.
+    static func incoming(_ channel: String) -> [String] {
+        [
+            "-incoming",
+            #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#,
+        ]
+    }
+
+    /// Starts a VMM that waits for a guest, and returns when it can be reached, or has ended.
+    static func startWaiting(_ command: [String], at channel: String) throws -> ChildProcess {
+        let process = try ChildProcess(command + incoming(channel))
+        try eventually("it waits at its channel; \(process.report)") {
+            try !process.isRunning || ListeningSocket.exists(at: channel)
+        }
+        return process
+    }
+
+    // MARK: Progress
 
     func waitForProgress(past old: UInt64) throws {
         try eventually("the counter passes \(old), it is at \(count); \(process.report)") { self.count > old }

@@ -137,16 +137,8 @@ final class FaultedRun {
     }
 
     private func transfer() throws {
-        let incoming = [
-            "-incoming",
-            #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#,
-        ]
-        let arguments = guest.arguments + incoming
-        let new = try ChildProcess(operation == .transferNew ? traced(arguments) : arguments)
-        waiting = new
-        try eventually("it waits at its channel, or has ended") {
-            try !new.isRunning || ListeningSocket.exists(at: channel)
-        }
+        let command = operation == .transferNew ? traced(guest.arguments) : guest.arguments
+        waiting = try CountingGuest.startWaiting(command, at: channel)
         if operation == .transferOld { try attach(to: guest.process.pid) }
         let request: [String: Any] = [
             "mode": "transfer", "channel": channel, "timeout-ms": 20_000, "downtime-ms": 20_000,
@@ -275,11 +267,7 @@ final class FaultedRun {
     func expectUnharmed(descriptors: Set<Int>) throws {
         try guest.waitForProgress(past: guest.count)
         guard try guest.qmp.status() == "running" else { throw TestError("the guest is \(try guest.qmp.status())") }
-        try guest.qmp.execute("stop")
-        guard guest.checksum == CountingGuest.expectedChecksum(after: guest.count) else {
-            throw TestError("the guest has lost something")
-        }
-        try guest.qmp.execute("cont")
+        try guest.expectRightSum()
         try guest.waitForProgress(past: guest.count)
         try eventually("there is one VMM, and not \((try? vmms()) ?? [])") { try vmms().count == 1 }
         try eventually("the VMM has \(descriptors) descriptors, and not \((try? descriptorCount()) ?? -1)") {

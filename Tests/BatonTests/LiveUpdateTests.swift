@@ -127,16 +127,7 @@ struct LiveUpdateTests {
             }
         }
 
-        private func word(at address: String) throws -> UInt64 {
-            let text =
-                try qmp.execute("human-monitor-command", ["command-line": "xp /1xg \(address)"]) as? String ?? ""
-            let digits = text.split(whereSeparator: \.isWhitespace).last.map(String.init) ?? ""
-            guard digits.hasPrefix("0x"), let value = UInt64(digits.dropFirst(2), radix: 16) else {
-                throw TestError("xp said '\(text)'")
-            }
-            return value
-        }
-        func count() throws -> UInt64 { try word(at: "0x80400008") }
+        func count() throws -> UInt64 { try qmp.guestWord(at: CountingGuest.pageAddress + 8) }
         func awaitProgress() throws {
             let before = try count()
             try eventually("the guest counts on; \(process.report)") { try count() > before }
@@ -144,7 +135,7 @@ struct LiveUpdateTests {
         func expectRightSum() throws {
             try qmp.execute("stop")
             let count = try count()
-            let sum = try word(at: count & 1 == 0 ? "0x80400010" : "0x80400018")
+            let sum = try qmp.guestWord(at: CountingGuest.pageAddress + (count & 1 == 0 ? 16 : 24))
             #expect(sum == CountingGuest.expectedChecksum(after: count))
             try qmp.execute("cont")
         }

@@ -32,12 +32,6 @@ struct MigrationTests {
             .compactMap { ($0["data"] as? [String: Any])?["status"] as? String }
     }
 
-    private func expectInOrder(_ guest: CountingGuest) throws {
-        try guest.qmp.execute("stop")
-        #expect(guest.checksum == CountingGuest.expectedChecksum(after: guest.count))
-        try guest.qmp.execute("cont")
-    }
-
     // MARK: The same script for QEMU and for Baton
 
     /// As a script written for QEMU updates a VM: by executing the new VMM,
@@ -55,7 +49,7 @@ struct MigrationTests {
         try guest.reconnect()
         try eventually("the guest runs in the new VMM") { try guest.qmp.status() == "running" }
         try guest.waitForProgress(past: before)
-        try expectInOrder(guest)
+        try guest.expectRightSum()
         try waitForStatus(guest, "completed")
 
         // cpr-exec, with the state's file named later.
@@ -74,7 +68,7 @@ struct MigrationTests {
         try guest.qmp.execute("migrate-incoming", ["uri": state])
         try eventually("the guest runs again") { try guest.qmp.status() == "running" }
         try guest.waitForProgress(past: stopped)
-        try expectInOrder(guest)
+        try guest.expectRightSum()
 
         // cpr-reboot.
         try set(guest, mode: "cpr-reboot")
@@ -92,7 +86,7 @@ struct MigrationTests {
         try guest.qmp.execute("migrate-incoming", ["uri": state])
         try eventually("the guest runs once more") { try guest.qmp.status() == "running" }
         try guest.waitForProgress(past: last)
-        try expectInOrder(guest)
+        try guest.expectRightSum()
         try guest.qmp.execute("quit")
         #expect(try guest.process.waitForExit() == .status(0))
     }
@@ -127,7 +121,7 @@ struct MigrationTests {
             #expect((report["error-desc"] as? String ?? "").contains(reason), "\(report)")
             #expect(try guest.qmp.status() == "running")
             try guest.waitForProgress(past: guest.count)
-            try expectInOrder(guest)
+            try guest.expectRightSum()
         }
         // And a good one still works.
         try set(guest, mode: "cpr-exec", command: guest.arguments + ["-incoming", state])
@@ -159,7 +153,7 @@ struct MigrationTests {
         try guest.waitForProgress(past: stopped)
         try waitForStatus(guest, "failed")
         #expect(try guest.qmp.status() == "running")
-        try expectInOrder(guest)
+        try guest.expectRightSum()
     }
 
     @Test("What cannot be done is refused with QEMU's words, and the guest runs on")

@@ -23,16 +23,7 @@ struct RebootTests {
             qmp = try QMPClient(path: directory.file("qmp"), of: process)
         }
 
-        /// A word of guest memory, by the monitor.
-        func word(at address: String) throws -> UInt64 {
-            let text = try qmp.execute("human-monitor-command", ["command-line": "xp /1xg \(address)"]) as? String ?? ""
-            let digits = text.split(whereSeparator: \.isWhitespace).last.map(String.init) ?? ""
-            guard digits.hasPrefix("0x"), let value = UInt64(digits.dropFirst(2), radix: 16) else {
-                throw TestError("xp said '\(text)'")
-            }
-            return value
-        }
-        func count() throws -> UInt64 { try word(at: "0x80400008") }
+        func count() throws -> UInt64 { try qmp.guestWord(at: CountingGuest.pageAddress + 8) }
 
         func end() throws {
             try qmp.execute("quit")
@@ -64,7 +55,7 @@ struct RebootTests {
         try eventually("the guest counts on") { try new.count() > stopped }
         try new.qmp.execute("stop")
         let count = try new.count()
-        let sum = try new.word(at: count & 1 == 0 ? "0x80400010" : "0x80400018")
+        let sum = try new.qmp.guestWord(at: CountingGuest.pageAddress + (count & 1 == 0 ? 16 : 24))
         #expect(sum == CountingGuest.expectedChecksum(after: count))
         try new.end()
     }

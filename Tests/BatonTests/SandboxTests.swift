@@ -96,13 +96,8 @@ struct SandboxTests {
         let channel = directory.file("cpr")
         let sandbox = ["-sandbox", "on,paths=\(directory.path)"]
         let guest = try CountingGuest(extra: ["-cpr-enable", "transfer"] + sandbox)
-        let incoming =
-            #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#
         let arguments = isInSandbox ? guest.arguments : guest.arguments.dropLast(sandbox.count)
-        let new = try ChildProcess(arguments + ["-incoming", incoming])
-        try eventually("it waits at its channel; \(new.report)") {
-            try !new.isRunning || ListeningSocket.exists(at: channel)
-        }
+        let new = try CountingGuest.startWaiting(Array(arguments), at: channel)
         let before = guest.count
         try guest.qmp.execute("cpr-update", ["mode": "transfer", "channel": channel])
         #expect(try guest.process.waitForExit() == .status(0))

@@ -37,9 +37,7 @@ struct SkewTests {
         func expectGuest(in build: Build, past count: UInt64) throws {
             #expect(try guest.qmp.status() == "running")
             try guest.waitForProgress(past: max(count, guest.count))
-            try guest.qmp.execute("stop")
-            #expect(guest.checksum == CountingGuest.expectedChecksum(after: guest.count))
-            try guest.qmp.execute("cont")
+            try guest.expectRightSum()
             let query = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
             let pid = try #require(query["pid"] as? Int)
             let program = try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/exe")
@@ -88,14 +86,9 @@ struct SkewTests {
     func transfer(from first: Build) throws {
         let vm = try VM(first)
         let channel = vm.directory.file("cpr")
-        let incoming =
-            #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#
         var old = vm.guest.process
         for build in [first.next, first] {
-            let new = try ChildProcess(vm.command(build, ["-incoming", incoming]))
-            try eventually("it waits at its channel; \(new.report)") {
-                try !new.isRunning || ListeningSocket.exists(at: channel)
-            }
+            let new = try CountingGuest.startWaiting(vm.command(build), at: channel)
             let before = vm.guest.count
             try vm.guest.qmp.execute("cpr-update", ["mode": "transfer", "channel": channel])
             #expect(try old.waitForExit() == .status(0))

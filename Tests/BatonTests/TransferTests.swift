@@ -22,15 +22,7 @@ struct TransferTests {
             _ arguments: [String]? = nil, _ more: [String] = [], prefix: [String] = [], at place: String? = nil
         ) throws -> ChildProcess {
             let channel = place ?? self.channel
-            let incoming = [
-                "-incoming",
-                #"{"channel-type": "cpr", "addr": {"transport": "socket", "type": "unix", "path": "\#(channel)"}}"#,
-            ]
-            let process = try ChildProcess(prefix + (arguments ?? guest.arguments) + incoming + more)
-            try eventually("it waits at its channel; \(process.report)") {
-                try !process.isRunning || ListeningSocket.exists(at: channel)
-            }
-            return process
+            return try CountingGuest.startWaiting(prefix + (arguments ?? guest.arguments) + more, at: channel)
         }
 
         /// The guest's arguments, with the monitor elsewhere.
@@ -64,9 +56,7 @@ struct TransferTests {
         func expectHere(past count: UInt64) throws {
             #expect(try guest.qmp.status() == "running")
             try guest.waitForProgress(past: max(count, guest.count))
-            try guest.qmp.execute("stop")
-            #expect(guest.checksum == CountingGuest.expectedChecksum(after: guest.count))
-            try guest.qmp.execute("cont")
+            try guest.expectRightSum()
         }
 
         /// Ends the VMM that has the guest, which is `process`.

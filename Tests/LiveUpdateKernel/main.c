@@ -12,7 +12,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/audit.h>
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -24,10 +23,10 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "call-notices.h"
+#include "caller.h"
 
 static const char device[] = "/dev/liveupdate";
 /* By their numbers; what names a session, or a file of one, begins with its size and a descriptor. */
@@ -65,34 +64,6 @@ static int refused(int request, uint64_t token) {
 }
 
 /* MARK: Processes */
-
-static bool fetch(pid_t pid, uint64_t address, void *data, size_t size) {
-    struct iovec here = {data, size}, there = {(void *)address, size};
-    return process_vm_readv(pid, &here, 1, &there, 1, 0) == (ssize_t)size;
-}
-
-static bool store(pid_t pid, uint64_t address, const void *data, size_t size) {
-    struct iovec here = {(void *)data, size}, there = {(void *)address, size};
-    return process_vm_writev(pid, &here, 1, &there, 1, 0) == (ssize_t)size;
-}
-
-static int take_fd(pid_t pid, int fd) {
-    int process = (int)syscall(SYS_pidfd_open, pid, 0);
-    int copy = process < 0 ? -1 : (int)syscall(SYS_pidfd_getfd, process, fd, 0);
-    if (process >= 0) close(process);
-    return copy;
-}
-
-/* The process that a thread is of. */
-static pid_t process_of(pid_t thread) {
-    char path[64], line[128];
-    snprintf(path, sizeof path, "/proc/%d/status", thread);
-    FILE *status = fopen(path, "re");
-    int process = thread;
-    while (status && fgets(line, sizeof line, status) && sscanf(line, "Tgid: %d", &process) != 1) {}
-    if (status) fclose(status);
-    return process;
-}
 
 /* A session's descriptor is a memfd of this name, and that of the device one without a session's. */
 static void mark(char *text, size_t size, const char *name) {
@@ -198,7 +169,7 @@ static long preserve(struct session *session, pid_t pid, int number, uint64_t to
     int error = refused(PRESERVE, token);
     if (error) return -error;
     struct stat status;
-    int fd = take_fd(pid, number);
+    int fd = caller_take_fd(pid, number);
     if (fd < 0) return -EBADF;
     /* Memory of huge pages has another page size, and a file has a name. */
     if (fstat(fd, &status) || status.st_nlink || fcntl(fd, F_GET_SEALS) < 0 || status.st_blksize != sysconf(_SC_PAGESIZE)) {
@@ -306,13 +277,13 @@ static struct answer request(pid_t pid, int fd, unsigned command, uint64_t addre
     if (!identify(pid, fd, own)) return (struct answer){-ENOTTY, -1};
     if (command == CREATE || command == TAKE) {
         if (own[0]) return (struct answer){-ENOTTY, -1};
-        if (!fetch(pid, address + 8, name, NAME_SIZE)) return fault;
+        if (caller_fetch(pid, address + 8, name, NAME_SIZE)) return fault;
         if (!name[0] || strlen(name) >= NAME_SIZE || strchr(name, '/')) return (struct answer){-EINVAL, -1};
         return command == CREATE ? create(name) : take(name);
     }
-    if (command == GET_NAME) return (struct answer){store(pid, address + 8, own, NAME_SIZE) ? 0 : -EFAULT, -1};
+    if (command == GET_NAME) return (struct answer){caller_store(pid, address + 8, own, NAME_SIZE) ? -EFAULT : 0, -1};
     if (command == FINISH) return (struct answer){finish(own), -1};
-    if (!fetch(pid, address, &file, sizeof file)) return fault;
+    if (caller_fetch(pid, address, &file, sizeof file)) return fault;
     if (command == RETRIEVE) return retrieve(own, file.token);
     struct session *session = find(own);
     if (command != PRESERVE || !session) return (struct answer){-EINVAL, -1};
@@ -321,14 +292,14 @@ static struct answer request(pid_t pid, int fd, unsigned command, uint64_t addre
 
 static bool is_device(pid_t pid, uint64_t address) {
     char path[sizeof device];
-    return fetch(pid, address, path, sizeof path) && !memcmp(path, device, sizeof device);
+    return !caller_fetch(pid, address, path, sizeof path) && !memcmp(path, device, sizeof device);
 }
 
 /* Returns false at the end of the last process. */
 static bool serve(int listener) {
     struct seccomp_notif call = {0};
     if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) return errno == EINTR || errno == ENOENT;
-    pid_t pid = process_of((pid_t)call.pid);
+    pid_t pid = caller_process((pid_t)call.pid);
     const __u64 *arguments = call.data.args;
     struct seccomp_notif_resp response = {.id = call.id};
     struct answer answer = {0, -1};
@@ -338,16 +309,14 @@ static bool serve(int listener) {
             struct seccomp_notif_addfd add = {
                 .id = call.id, .srcfd = (unsigned)answer.fd, .newfd_flags = O_CLOEXEC};
             int32_t number = ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &add);
-            if (number < 0 || !store(pid, arguments[2] + 4, &number, sizeof number)) answer.result = -EFAULT;
+            if (number < 0 || caller_store(pid, arguments[2] + 4, &number, sizeof number)) answer.result = -EFAULT;
             close(answer.fd);
         }
     } else if (!is_device(pid, arguments[call.data.nr == SYS_openat])) {
         response.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
     } else if (call.data.nr == SYS_openat) {
         int fd = new_descriptor("");
-        struct seccomp_notif_addfd add = {
-            .id = call.id, .flags = SECCOMP_ADDFD_FLAG_SEND, .srcfd = (unsigned)fd, .newfd_flags = O_CLOEXEC};
-        bool is_sent = ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &add) >= 0 || errno == ENOENT;
+        bool is_sent = !caller_give_fd(listener, call.id, fd);
         close(fd);
         if (is_sent) return true;
         answer.result = -EMFILE;
@@ -360,35 +329,13 @@ static bool serve(int listener) {
 /* MARK: Start */
 
 static pid_t start(char **command, int *listener) {
-#if defined(__x86_64__)
-    const unsigned architecture = AUDIT_ARCH_X86_64;
-#elif defined(__aarch64__)
-    const unsigned architecture = AUDIT_ARCH_AARCH64;
-#endif
-    static const unsigned named[] = {
+    static const unsigned calls[] = {
         SYS_openat,
 #ifdef SYS_access
         SYS_access,
 #endif
     };
-    enum { NAMED = sizeof named / sizeof *named };
-    struct sock_filter code[NAMED + 10], *at = code;
-    *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
-    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, architecture, 1, 0);
-    *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-    /* The notification is behind the check of ioctl, 5 instructions long. */
-    for (unsigned i = 0; i < NAMED; i++) {
-        unsigned char distance = (unsigned char)(NAMED - 1 - i + 5);
-        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, named[i], distance, 0);
-    }
-    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3);
-    *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1]));
-    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0xba00, 0, 1);
-    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0xbb00, 0, 1);
-    *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
-    return call_notices_start(command, code, (size_t)(at - code), listener);
+    return call_notices_start_requests(command, calls, sizeof calls / sizeof *calls, CREATE, 0xbb00, listener);
 }
 
 static bool add_refusal(char *text) {

@@ -79,7 +79,7 @@ static int map_vaddr(struct container *container, pid_t pid, const struct vfio_i
 static int map_dma(struct container *container, pid_t pid, uint64_t argument) {
     struct vfio_iommu_type1_dma_map map;
     const char *name = "map_dma";
-    if (fetch(pid, argument, &map, sizeof map)) return refuse(pid, name, EFAULT, "no argument");
+    if (caller_fetch(pid, argument, &map, sizeof map)) return refuse(pid, name, EFAULT, "no argument");
     const unsigned access = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
     bool only_vaddr = map.flags & VFIO_DMA_MAP_FLAG_VADDR;
     if (map.argsz < sizeof map || map.flags & ~(access | VFIO_DMA_MAP_FLAG_VADDR)) {
@@ -102,7 +102,7 @@ static int unmap_dma(struct container *container, pid_t pid, uint64_t argument) 
     struct vfio_iommu_type1_dma_unmap unmap;
     const size_t size = offsetof(struct vfio_iommu_type1_dma_unmap, data);
     const char *name = "unmap_dma";
-    if (fetch(pid, argument, &unmap, size)) return refuse(pid, name, EFAULT, "no argument");
+    if (caller_fetch(pid, argument, &unmap, size)) return refuse(pid, name, EFAULT, "no argument");
     const unsigned known = VFIO_DMA_UNMAP_FLAG_ALL | VFIO_DMA_UNMAP_FLAG_VADDR;
     if (unmap.argsz < size || unmap.flags & ~known) return refuse(pid, name, EINVAL, "size or flags");
     if (!container->iommu_set) return refuse(pid, name, EINVAL, "no IOMMU is set");
@@ -155,7 +155,7 @@ static struct answer get_device(struct group *group, pid_t pid, uint64_t argumen
     const char *name = "get_device_fd";
     char text[64] = "";
     size_t size = sizeof text;
-    while (size && fetch(pid, argument, text, size)) size--;
+    while (size && caller_fetch(pid, argument, text, size)) size--;
     if (!size) return (struct answer){refuse(pid, name, EFAULT, "no name"), -1};
     int error = refused(name);
     if (error) return (struct answer){refuse(pid, name, error, "by option"), -1};
@@ -175,7 +175,7 @@ static int set_container(struct group *group, pid_t pid, uint64_t argument) {
     int fd = -1;
     int error = refused(name);
     if (error) return refuse(pid, name, error, "by option");
-    if (fetch(pid, argument, &fd, sizeof fd)) return -EFAULT;
+    if (caller_fetch(pid, argument, &fd, sizeof fd)) return -EFAULT;
     struct container *container = object_of(pid, fd, CONTAINER);
     if (!container) return refuse(pid, name, EINVAL, "no container");
     if (group->container) return refuse(pid, name, EINVAL, "it has one");
@@ -189,11 +189,11 @@ struct answer group_ioctl(struct group *group, pid_t pid, unsigned request, uint
     switch (request) {
     case VFIO_GROUP_GET_STATUS: {
         struct vfio_group_status status;
-        if (fetch(pid, argument, &status, sizeof status)) return (struct answer){-EFAULT, -1};
+        if (caller_fetch(pid, argument, &status, sizeof status)) return (struct answer){-EFAULT, -1};
         if (status.argsz < sizeof status) return (struct answer){refuse(pid, "group_status", EINVAL, "size"), -1};
         status.flags = (settings.lacks_viable ? 0 : VFIO_GROUP_FLAGS_VIABLE)
             | (group->container ? VFIO_GROUP_FLAGS_CONTAINER_SET : 0);
-        return (struct answer){store(pid, argument, &status, sizeof status) ? -EFAULT : 0, -1};
+        return (struct answer){caller_store(pid, argument, &status, sizeof status) ? -EFAULT : 0, -1};
     }
     case VFIO_GROUP_SET_CONTAINER: return (struct answer){set_container(group, pid, argument), -1};
     case VFIO_GROUP_GET_DEVICE_FD: return get_device(group, pid, argument);

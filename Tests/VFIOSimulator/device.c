@@ -59,14 +59,14 @@ static int get_info(struct device *d, pid_t pid, uint64_t argument) {
     struct vfio_device_info info;
     int error = refused("device_info");
     if (error) return refuse(pid, "device_info", error, "by option");
-    if (fetch(pid, argument, &info, 16)) return -EFAULT;
+    if (caller_fetch(pid, argument, &info, 16)) return -EFAULT;
     if (info.argsz < 16) return refuse(pid, "device_info", EINVAL, "size");
     info.flags = (settings.lacks_pci ? VFIO_DEVICE_FLAGS_PLATFORM : VFIO_DEVICE_FLAGS_PCI)
         | (settings.lacks_reset ? 0 : VFIO_DEVICE_FLAGS_RESET);
     info.num_regions = REGIONS;
     info.num_irqs = IRQS;
     note(pid, "device_info%s", label(d));
-    return store(pid, argument, &info, 16) ? -EFAULT : 0;
+    return caller_store(pid, argument, &info, 16) ? -EFAULT : 0;
 }
 
 static int get_region(pid_t pid, uint64_t argument) {
@@ -79,7 +79,7 @@ static int get_region(pid_t pid, uint64_t argument) {
     int error = refused("region_info");
     if (error) return refuse(pid, "region_info", error, "by option");
     struct vfio_region_info *info = &answer.info;
-    if (fetch(pid, argument, info, sizeof *info)) return -EFAULT;
+    if (caller_fetch(pid, argument, info, sizeof *info)) return -EFAULT;
     if (info->argsz < sizeof *info || info->index >= REGIONS) {
         return refuse(pid, "region_info", EINVAL, "size or index");
     }
@@ -113,7 +113,7 @@ static int get_region(pid_t pid, uint64_t argument) {
         info->size = settings.lies_rom_size ? PLACE(1) : ROM_SIZE;
         info->flags = VFIO_REGION_INFO_FLAG_READ;
     }
-    return store(pid, argument, &answer, size) ? -EFAULT : 0;
+    return caller_store(pid, argument, &answer, size) ? -EFAULT : 0;
 }
 
 static unsigned irq_count(unsigned index) {
@@ -125,7 +125,7 @@ static unsigned irq_count(unsigned index) {
 
 static int get_irq(pid_t pid, uint64_t argument) {
     struct vfio_irq_info info;
-    if (fetch(pid, argument, &info, sizeof info)) return -EFAULT;
+    if (caller_fetch(pid, argument, &info, sizeof info)) return -EFAULT;
     if (info.argsz < sizeof info || info.index >= IRQS) return refuse(pid, "irq_info", EINVAL, "size or index");
     /* As the kernel says it of a function that is not of PCI Express. */
     if (info.index == VFIO_PCI_ERR_IRQ_INDEX && settings.lacks_express) return -EINVAL;
@@ -133,7 +133,7 @@ static int get_irq(pid_t pid, uint64_t argument) {
     info.flags = VFIO_IRQ_INFO_EVENTFD
         | (info.index == VFIO_PCI_INTX_IRQ_INDEX ? VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED
                                                  : VFIO_IRQ_INFO_NORESIZE);
-    return store(pid, argument, &info, sizeof info) ? -EFAULT : 0;
+    return caller_store(pid, argument, &info, sizeof info) ? -EFAULT : 0;
 }
 
 static void signal_event(struct device *d, unsigned index) {
@@ -182,8 +182,8 @@ static int set_notice(struct device *d, pid_t pid, uint64_t argument, const stru
     int error = refused(name);
     if (error) return refuse(pid, name, error, "by option");
     int32_t fd;
-    if (fetch(pid, argument + sizeof *set, &fd, sizeof fd)) return -EFAULT;
-    *event = take_fd(pid, fd);
+    if (caller_fetch(pid, argument + sizeof *set, &fd, sizeof fd)) return -EFAULT;
+    *event = caller_take_fd(pid, fd);
     if (*event < 0) return refuse(pid, name, EBADF, "no eventfd");
     note(pid, "set_irqs index=%u count=1%s", set->index, label(d));
     return 0;
@@ -201,7 +201,7 @@ static int set_irqs(struct device *d, pid_t pid, uint64_t argument) {
     int32_t fds[VECTORS];
     const char *name = "set_irqs";
     const unsigned head = sizeof(struct vfio_irq_set);
-    if (fetch(pid, argument, set, head)) return -EFAULT;
+    if (caller_fetch(pid, argument, set, head)) return -EFAULT;
     if (set->argsz < head || set->index >= IRQS) return refuse(pid, name, EINVAL, "size or index");
     if (set->start >= irq_count(set->index) || set->count > irq_count(set->index) - set->start) {
         return refuse(pid, name, EINVAL, "no such interrupts");
@@ -228,9 +228,9 @@ static int set_irqs(struct device *d, pid_t pid, uint64_t argument) {
     if (set->argsz != head + 4 * set->count) return refuse(pid, name, EINVAL, "size");
     int error = refused(name);
     if (error) return refuse(pid, name, error, "by option");
-    if (fetch(pid, argument + head, fds, 4 * set->count)) return -EFAULT;
+    if (caller_fetch(pid, argument + head, fds, 4 * set->count)) return -EFAULT;
     for (unsigned i = 0; i < set->count; i++) {
-        int copy = take_fd(pid, fds[i]);
+        int copy = caller_take_fd(pid, fds[i]);
         if (copy < 0) {
             drop_events(d);
             return refuse(pid, name, EBADF, "no eventfd");

@@ -105,8 +105,8 @@ static bool fetch_path(pid_t pid, uint64_t address, char *path, size_t size) {
     memset(path, 0, size);
     size_t first = 4096 - (address & 4095);
     if (first > size - 1) first = size - 1;
-    if (fetch(pid, address, path, first)) return false;
-    if (!memchr(path, 0, first) && first < size - 1) fetch(pid, address + first, path + first, size - 1 - first);
+    if (caller_fetch(pid, address, path, first)) return false;
+    if (!memchr(path, 0, first) && first < size - 1) caller_fetch(pid, address + first, path + first, size - 1 - first);
     return true;
 }
 
@@ -148,7 +148,7 @@ static bool answer_stat(pid_t pid, int fd, const char *path, uint64_t buffer, st
         *answer = (struct answer){stat(real, &status) ? -errno : 0, -1};
     } else {
         struct device *device = object_of(pid, fd, DEVICE);
-        int copy = device ? take_fd(pid, fd) : -1;
+        int copy = device ? caller_take_fd(pid, fd) : -1;
         if (copy < 0) return false;
         *answer = (struct answer){fstat(copy, &status) ? -errno : 0, -1};
         close(copy);
@@ -156,7 +156,7 @@ static bool answer_stat(pid_t pid, int fd, const char *path, uint64_t buffer, st
         status.st_rdev = makedev(CDEV_MAJOR, (unsigned)device->cdev);
         status.st_size = 0;
     }
-    if (!answer->result && store(pid, buffer, &status, sizeof status)) answer->result = -EFAULT;
+    if (!answer->result && caller_store(pid, buffer, &status, sizeof status)) answer->result = -EFAULT;
     return true;
 }
 
@@ -165,7 +165,7 @@ static bool answer_link(pid_t pid, const char *path, uint64_t buffer, size_t siz
     if (!real_path(path, real, sizeof real)) return false;
     ssize_t length = readlink(real, text, size < sizeof text ? size : sizeof text);
     *answer = (struct answer){length < 0 ? -errno : length, -1};
-    if (length > 0 && store(pid, buffer, text, (size_t)length)) answer->result = -EFAULT;
+    if (length > 0 && caller_store(pid, buffer, text, (size_t)length)) answer->result = -EFAULT;
     return true;
 }
 

@@ -83,7 +83,7 @@ static uint64_t memory_of(pid_t pid) {
 static int change_process(struct iommufd *iommufd, pid_t pid, uint64_t argument) {
     const char *name = "change_process";
     struct change_process change;
-    if (fetch(pid, argument, &change, sizeof change)) return -EFAULT;
+    if (caller_fetch(pid, argument, &change, sizeof change)) return -EFAULT;
     if (settings.lacks_change_process) return refuse(pid, name, ENOTTY, "unknown request");
     if (change.size < sizeof change) return refuse(pid, name, EINVAL, "size");
     if (change.reserved) return refuse(pid, name, EOPNOTSUPP, "reserved");
@@ -105,7 +105,7 @@ static int change_process(struct iommufd *iommufd, pid_t pid, uint64_t argument)
 static int map(struct iommufd *iommufd, pid_t pid, uint64_t argument, bool by_file) {
     const char *name = by_file ? "ioas_map_file" : "ioas_map";
     struct ioas_map map;
-    if (fetch(pid, argument, &map, sizeof map)) return -EFAULT;
+    if (caller_fetch(pid, argument, &map, sizeof map)) return -EFAULT;
     if (by_file && settings.lacks_map_file) return refuse(pid, name, ENOTTY, "unknown request");
     if (map.size < sizeof map) return refuse(pid, name, EINVAL, "size");
     if (map.flags & ~(FIXED_IOVA | WRITEABLE | READABLE) || (!by_file && map.file)) {
@@ -129,7 +129,7 @@ static int map(struct iommufd *iommufd, pid_t pid, uint64_t argument, bool by_fi
 static int unmap(struct iommufd *iommufd, pid_t pid, uint64_t argument) {
     const char *name = "ioas_unmap";
     struct ioas_unmap unmap;
-    if (fetch(pid, argument, &unmap, sizeof unmap)) return -EFAULT;
+    if (caller_fetch(pid, argument, &unmap, sizeof unmap)) return -EFAULT;
     if (unmap.size < sizeof unmap) return refuse(pid, name, EINVAL, "size");
     struct object *ioas = find_ioas(iommufd, unmap.ioas);
     if (!ioas) return refuse(pid, name, ENOENT, "no such address space");
@@ -142,7 +142,7 @@ static int unmap(struct iommufd *iommufd, pid_t pid, uint64_t argument) {
 static int destroy(struct iommufd *iommufd, pid_t pid, uint64_t argument) {
     const char *name = "destroy";
     struct destroy destroy;
-    if (fetch(pid, argument, &destroy, sizeof destroy)) return -EFAULT;
+    if (caller_fetch(pid, argument, &destroy, sizeof destroy)) return -EFAULT;
     if (destroy.size < sizeof destroy) return refuse(pid, name, EINVAL, "size");
     struct object *object = destroy.id ? find(iommufd, destroy.id) : NULL;
     if (!object) return refuse(pid, name, ENOENT, "no such object");
@@ -159,7 +159,7 @@ static int destroy(struct iommufd *iommufd, pid_t pid, uint64_t argument) {
 static int alloc(struct iommufd *iommufd, pid_t pid, uint64_t argument) {
     const char *name = "ioas_alloc";
     struct ioas_alloc alloc;
-    if (fetch(pid, argument, &alloc, sizeof alloc)) return -EFAULT;
+    if (caller_fetch(pid, argument, &alloc, sizeof alloc)) return -EFAULT;
     if (alloc.size < sizeof alloc) return refuse(pid, name, EINVAL, "size");
     if (alloc.flags) return refuse(pid, name, EOPNOTSUPP, "flags");
     int error = refused(name);
@@ -168,7 +168,7 @@ static int alloc(struct iommufd *iommufd, pid_t pid, uint64_t argument) {
     if (!object) return refuse(pid, name, ENOMEM, "too many");
     alloc.id = object->id;
     note(pid, "ioas_alloc id=%u%s", object->id, which(iommufd));
-    return store(pid, argument, &alloc, sizeof alloc) ? -EFAULT : 0;
+    return caller_store(pid, argument, &alloc, sizeof alloc) ? -EFAULT : 0;
 }
 
 struct answer iommufd_ioctl(struct iommufd *iommufd, pid_t pid, unsigned request, uint64_t argument) {
@@ -198,7 +198,7 @@ struct answer open_cdev(pid_t pid, struct device *device) {
 static int bind_device(struct device *device, pid_t pid, uint64_t argument) {
     const char *name = "bind_iommufd";
     struct bind bind;
-    if (fetch(pid, argument, &bind, sizeof bind)) return -EFAULT;
+    if (caller_fetch(pid, argument, &bind, sizeof bind)) return -EFAULT;
     if (bind.argsz < sizeof bind || bind.flags || bind.iommufd < 0) return refuse(pid, name, EINVAL, "size or flags");
     int error = refused(name);
     if (error) return refuse(pid, name, error, "by option");
@@ -211,13 +211,13 @@ static int bind_device(struct device *device, pid_t pid, uint64_t argument) {
     device->iommufd = iommufd;
     device->id = bind.id = object->id;
     note(pid, "bind_iommufd id=%u%s%s", object->id, which(iommufd), label(device));
-    return store(pid, argument, &bind, sizeof bind) ? -EFAULT : 0;
+    return caller_store(pid, argument, &bind, sizeof bind) ? -EFAULT : 0;
 }
 
 static int attach_device(struct device *device, pid_t pid, uint64_t argument) {
     const char *name = "attach_pt";
     struct attach attach;
-    if (fetch(pid, argument, &attach, sizeof attach)) return -EFAULT;
+    if (caller_fetch(pid, argument, &attach, sizeof attach)) return -EFAULT;
     if (attach.argsz < sizeof attach || attach.flags) return refuse(pid, name, EINVAL, "size or flags");
     int error = refused(name);
     if (error) return refuse(pid, name, error, "by option");
@@ -233,7 +233,7 @@ struct answer bind_ioctl(struct device *device, pid_t pid, unsigned request, uin
     if (!device->iommufd) return (struct answer){refuse(pid, "attach_pt", EINVAL, "it is not bound"), -1};
     if (request == ATTACH) return (struct answer){attach_device(device, pid, argument), -1};
     struct attach detach;
-    if (fetch(pid, argument, &detach, 8)) return (struct answer){-EFAULT, -1};
+    if (caller_fetch(pid, argument, &detach, 8)) return (struct answer){-EFAULT, -1};
     if (request != DETACH || detach.argsz < 8 || detach.flags) {
         return (struct answer){refuse(pid, "detach_pt", EINVAL, "size or flags"), -1};
     }

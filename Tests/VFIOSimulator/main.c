@@ -14,8 +14,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <linux/vfio.h>
 #include <poll.h>
@@ -27,11 +25,11 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "call-notices.h"
+#include "caller.h"
 #include "simulator.h"
 
 struct settings settings;
@@ -69,71 +67,20 @@ int refused(const char *name) {
     return 0;
 }
 
-int fetch(pid_t pid, uint64_t address, void *data, size_t size) {
-    struct iovec here = {data, size}, there = {(void *)address, size};
-    return process_vm_readv(pid, &here, 1, &there, 1, 0) == (ssize_t)size ? 0 : -1;
-}
-
-int store(pid_t pid, uint64_t address, const void *data, size_t size) {
-    struct iovec here = {(void *)data, size}, there = {(void *)address, size};
-    return process_vm_writev(pid, &here, 1, &there, 1, 0) == (ssize_t)size ? 0 : -1;
-}
-
-int take_fd(pid_t pid, int fd) {
-    int process = (int)syscall(SYS_pidfd_open, pid, 0);
-    if (process < 0) return -1;
-    int copy = (int)syscall(SYS_pidfd_getfd, process, fd, 0);
-    close(process);
-    return copy;
-}
-
 /* MARK: The child */
 
 /* Starts the command under a filter; its calls come by the listener. */
 static pid_t start(char **command, int *listener) {
-#if defined(__x86_64__)
-    const unsigned architecture = AUDIT_ARCH_X86_64;
-#elif defined(__aarch64__)
-    const unsigned architecture = AUDIT_ARCH_AARCH64;
-#endif
-    static const unsigned named[] = {
+    static const unsigned calls[] = {
         SYS_openat, SYS_newfstatat, SYS_fstat, SYS_readlinkat, SYS_faccessat,
 #ifdef SYS_readlink
         SYS_readlink, SYS_access,
 #endif
     };
-    enum { NAMED = sizeof named / sizeof *named };
-    struct sock_filter code[NAMED + 10], *at = code;
-    *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
-    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, architecture, 1, 0);
-    *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
-    /* The notification is behind the check of ioctl, 5 instructions long. */
-    for (unsigned i = 0; i < NAMED; i++) {
-        unsigned char distance = (unsigned char)(NAMED - 1 - i + 5);
-        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, named[i], distance, 0);
-    }
-    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3);
-    *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1]));
-    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x3b00, 0, 1);
-    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x3c00, 0, 1);
-    *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
-    return call_notices_start(command, code, (size_t)(at - code), listener);
+    return call_notices_start_requests(command, calls, sizeof calls / sizeof *calls, 0x3b00, 0x3c00, listener);
 }
 
 /* MARK: Requests */
-
-/* The process that a thread is of: descriptors and memory are the process'. */
-static pid_t process_of(pid_t thread) {
-    char path[64], line[128];
-    snprintf(path, sizeof path, "/proc/%d/status", thread);
-    FILE *status = fopen(path, "re");
-    int process = thread;
-    while (status && fgets(line, sizeof line, status) && sscanf(line, "Tgid: %d", &process) != 1) {}
-    if (status) fclose(status);
-    return process;
-}
 
 /* - Returns: false when the system call is none of ours. */
 static bool answer_call(const struct seccomp_notif *call, struct answer *answer) {
@@ -160,15 +107,13 @@ static bool answer_call(const struct seccomp_notif *call, struct answer *answer)
 static bool serve(int listener) {
     struct seccomp_notif call = {0};
     if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) return errno == EINTR || errno == ENOENT;
-    call.pid = (unsigned)process_of((pid_t)call.pid);
+    call.pid = (unsigned)caller_process((pid_t)call.pid);
     struct seccomp_notif_resp response = {.id = call.id};
     struct answer answer = {0, -1};
     if (!answer_call(&call, &answer)) {
         response.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
     } else if (answer.fd >= 0) {
-        struct seccomp_notif_addfd add = {
-            .id = call.id, .flags = SECCOMP_ADDFD_FLAG_SEND, .srcfd = (unsigned)answer.fd, .newfd_flags = O_CLOEXEC};
-        if (ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &add) >= 0 || errno == ENOENT) return true;
+        if (!caller_give_fd(listener, call.id, answer.fd)) return true;
         response.error = -EMFILE;
     } else if (answer.result < 0) {
         response.error = (int)answer.result;

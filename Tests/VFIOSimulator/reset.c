@@ -33,7 +33,7 @@ static int get_info(struct device *device, pid_t pid, uint64_t argument) {
     struct info info = {0};
     const char *name = "hot_reset_info";
     const unsigned head = offsetof(struct info, devices);
-    if (fetch(pid, argument, &info, head)) return -EFAULT;
+    if (caller_fetch(pid, argument, &info, head)) return -EFAULT;
     if (info.argsz < head) return refuse(pid, name, EINVAL, "size");
     if (settings.lacks_hot_reset) return refuse(pid, name, ENODEV, "neither slot nor bus can be reset");
     unsigned room = (info.argsz - head) / sizeof *info.devices;
@@ -52,7 +52,7 @@ static int get_info(struct device *device, pid_t pid, uint64_t argument) {
     unsigned fit = info.count <= room ? info.count : 0;
     bool complete = info.count <= room;
     if (settings.lies_hot_reset_count) info.count = 0x40000000;
-    if (store(pid, argument, &info, head + fit * sizeof *info.devices)) return -EFAULT;
+    if (caller_store(pid, argument, &info, head + fit * sizeof *info.devices)) return -EFAULT;
     return complete && !settings.lies_hot_reset_count ? 0 : -ENOSPC;
 }
 
@@ -61,12 +61,12 @@ static int hot_reset(struct device *device, pid_t pid, uint64_t argument) {
     struct hot_reset reset;
     struct group *given[MAX_DEVICES];
     const unsigned head = offsetof(struct hot_reset, groups);
-    if (fetch(pid, argument, &reset, head)) return -EFAULT;
+    if (caller_fetch(pid, argument, &reset, head)) return -EFAULT;
     if (reset.argsz < head || reset.flags) return refuse(pid, name, EINVAL, "size or flags");
     if (settings.lacks_hot_reset) return refuse(pid, name, ENODEV, "neither slot nor bus can be reset");
     if (!!device->iommufd == !!reset.count) return refuse(pid, name, EINVAL, "groups, or none of them");
     if (reset.count > MAX_DEVICES || reset.argsz < head + 4 * reset.count) return refuse(pid, name, EINVAL, "count");
-    if (fetch(pid, argument + head, reset.groups, 4 * reset.count)) return -EFAULT;
+    if (caller_fetch(pid, argument + head, reset.groups, 4 * reset.count)) return -EFAULT;
     for (unsigned i = 0; i < reset.count; i++) {
         given[i] = object_of(pid, reset.groups[i], GROUP);
         if (!given[i]) return refuse(pid, name, EINVAL, "no group");

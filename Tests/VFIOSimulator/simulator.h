@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
+#include "caller.h"
+
 enum { MAX_DEVICES = 8, MAX_MAPPINGS = 64, VECTORS = 4, CDEV_MAJOR = 511 };
 
 /* What the options make different. */
@@ -33,12 +35,6 @@ void note(pid_t pid, const char *format, ...) __attribute__((format(printf, 2, 3
 int refuse(pid_t pid, const char *name, int error, const char *why);
 /* The error with which the options refuse a request, or 0. */
 int refused(const char *name);
-
-/* Memory of the process; 0, or -1 when it is not there. */
-int fetch(pid_t pid, uint64_t address, void *data, size_t size);
-int store(pid_t pid, uint64_t address, const void *data, size_t size);
-/* A copy of a process' descriptor, or -1. */
-int take_fd(pid_t pid, int fd);
 
 /* What an open or ioctl answers: a result (negative for an errno), or a
  * descriptor to be installed. */

@@ -107,7 +107,7 @@ int space_map_file(struct space *space, pid_t pid, const char *name, uint64_t io
                    uint64_t offset, bool writable) {
     int error = offset & 4095 ? refuse(pid, name, EINVAL, "not whole pages") : check_free(space, pid, name, iova, size);
     if (error) return error;
-    int copy = take_fd(pid, fd);
+    int copy = caller_take_fd(pid, fd);
     if (copy < 0) return refuse(pid, name, EBADF, "no file");
     struct stat status;
     uint8_t *host = NULL;

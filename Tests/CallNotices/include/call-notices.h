@@ -10,6 +10,10 @@
  * which its calls come, and those of what it executes and forks; -1 if there is none. Returns its PID, or -1. */
 pid_t call_notices_start(char **command, const struct sock_filter *code, size_t count, int *listener);
 
+/* The same under a filter that has these calls come, and ioctl(2) with a request from FIRST on and below PAST. */
+pid_t call_notices_start_requests(
+    char **command, const unsigned *calls, size_t count, unsigned first, unsigned past, int *listener);
+
 /* Whether a poll of the listener says that the last process has ended. */
 int call_notices_ended(const struct pollfd *state);
 
