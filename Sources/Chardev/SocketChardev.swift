@@ -235,10 +235,7 @@ public final class SocketChardev: StreamChardev {
     }
 
     private func acceptClient() {
-        guard !isOpen else { return }
-        let fd = retryingInterrupts { cbaton_accept(listenerFD) }
-        // The client may have gone again by now.
-        guard fd >= 0 else { return }
+        guard !isOpen, let fd = loop.accept(listenerFD, for: "chardev '\(id)'") else { return }
         do throws(VMMError) {
             try use(fd)
         } catch {
@@ -372,6 +369,11 @@ public final class SocketChardev: StreamChardev {
 
     public override func transmit(_ fd: Int32, _ bytes: UnsafeRawBufferPointer) -> Int {
         Glibc.send(fd, bytes.baseAddress, bytes.count, Int32(MSG_NOSIGNAL))
+    }
+
+    public override func leaveGuest() {
+        closeListener()
+        socketFile?.removeIfUnused()
     }
 
     public override func shutDown() {

@@ -10,6 +10,11 @@ public final class QMPClient {
         public var description: String { "\(errorClass): \(text)" }
     }
 
+    /// The server has answered something that was not asked now, such as a command for the second time.
+    public struct WrongAnswer: Error, CustomStringConvertible {
+        public let description: String
+    }
+
     private let fd: Int32
     private var buffer = Data()
     /// Events that came and that nobody has asked for yet, in order.
@@ -35,6 +40,10 @@ public final class QMPClient {
         let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard fd >= 0 else { throw Failure.system("socket") }
         do {
+            // A server with clients enough keeps another one in connect(2).
+            var (limit, none) = (timeval(tv_sec: 1, tv_usec: 0), timeval())
+            setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
+            defer { setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &none, socklen_t(MemoryLayout<timeval>.size)) }
             try eventually("a server on \(path)\(Self.report(server))", by: deadline) {
                 if Self.withAddress(path, { connect(fd, $0, $1) == 0 }) { return true }
                 if let server, !server.isRunning { throw Failure("nobody listens on \(path)\(Self.report(server))") }
@@ -160,7 +169,7 @@ public final class QMPClient {
                 events.append(message)
                 continue
             }
-            guard message["id"] as? Int == lastID else { throw Failure("answer to another command: \(message)") }
+            guard message["id"] as? Int == lastID else { throw WrongAnswer(description: "not the answer to \(command): \(message)") }
             if let error = message["error"] as? [String: Any] {
                 throw Refusal(errorClass: error["class"] as? String ?? "", text: error["desc"] as? String ?? "")
             }

@@ -128,7 +128,7 @@ final class Launcher {
         // A process that took over a guest waits for cpr-load.
         if vm.autostart && cpr.inherited == nil && incoming == nil { try vm.start() }
         let status = vm.run()
-        if cpr.isHandedOver { leave(status) }
+        if cpr.isHandedOver { leave(status, devices.netBackends) }
         ServiceManager.ending()
         cpr.ending()
         GDBServer.ending(vm: vm, status: status)
@@ -173,8 +173,10 @@ final class Launcher {
     }
 
     /// The guest is another process': ends this one, and touches nothing that went with it.
-    private func leave(_ status: Int32) -> Never {
+    private func leave(_ status: Int32, _ netBackends: [NetBackend]) -> Never {
         ServiceManager.ending()
+        for chardev in vm.chardevs { chardev.leaveGuest() }
+        for backend in netBackends { backend.leaveGuest() }
         Log.finish()
         // Destructors of parts, which would tidy up, are not called.
         exit(status)

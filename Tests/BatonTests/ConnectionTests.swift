@@ -91,6 +91,28 @@ struct ConnectionTests {
         try guest.waitForProgress(past: count)
     }
 
+    @Test(
+        "A client for which there is no descriptor waits, and does not keep the VMM busy",
+        .enabled(if: Products.find("prlimit") != nil, "needs prlimit of util-linux"))
+    func waitingClient() throws {
+        let directory = try TemporaryDirectory()
+        let guest = try CountingGuest(extra: ["-qmp", "unix:\(directory.file("second")),server=on,wait=off"])
+        func limit(_ value: Int) throws {
+            try ChildProcess.run(["prlimit", "--pid", "\(guest.process.pid)", "--nofile=\(value):"])
+        }
+        try limit(3)
+        let begin = ContinuousClock.now
+        let client = try StreamClient(socket: directory.file("second"))
+        let warning = "cannot accept a connection, which waits: Too many open files"
+        try guest.process.waitForErrors(warning)
+        try guest.waitForProgress(past: guest.count)
+        try limit(1024)
+        try client.expect("QMP")
+        // Ten attempts a second, and the first one.
+        let attempts = guest.process.errors.components(separatedBy: warning).count - 1
+        #expect(attempts <= 1 + Int((ContinuousClock.now - begin) / .milliseconds(100)))
+    }
+
     @Test("A serial line under traffic loses, repeats and reorders no byte")
     func serialLine() throws {
         let directory = try TemporaryDirectory()

@@ -239,7 +239,9 @@ final class FaultedRun {
     }
 
     private func reconnectIfNeeded() throws {
-        if (try? guest.qmp.status()) == nil { try guest.reconnect() }
+        do { _ = try guest.qmp.status() } catch let wrong as QMPClient.WrongAnswer { throw wrong } catch {
+            try guest.reconnect()
+        }
     }
 
     // MARK: Afterwards

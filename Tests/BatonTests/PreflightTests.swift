@@ -33,6 +33,27 @@ struct PreflightTests {
         #expect(guest.checksum == CountingGuest.expectedChecksum(after: guest.count))
     }
 
+    @Test(
+        "A limit on memory that leaves no room for an update is named before it could end the VM",
+        .enabled(if: Products.find("prlimit") != nil, "needs prlimit of util-linux"),
+        arguments: [("as", "the address space (RLIMIT_AS)"), ("data", "data (RLIMIT_DATA)")])
+    func memoryLimits(_ option: String, _ name: String) throws {
+        let guest = try CountingGuest()
+        func limit(_ value: String) throws {
+            try ChildProcess.run(["prlimit", "--pid", "\(guest.process.pid)", "--\(option)=\(value):"])
+        }
+        // Less than any process has.
+        try limit("65536")
+        for command in ["cpr-preflight", "cpr-update"] {
+            let text = refusal { try guest.qmp.execute(command, ["argv": guest.arguments]) }
+            #expect(text.hasPrefix("the limit on \(name) is 0 MiB, of which this VMM has "), "\(text)")
+        }
+        try guest.waitForProgress(past: guest.count)
+        try limit("unlimited")
+        #expect(guest.update(guest.arguments) == "accepted")
+        try guest.waitForProgress(past: guest.count)
+    }
+
     /// Closes what it was given, and lives on: more descriptors than a shell can name.
     private static let closing =
         Products.find("python3").map {

@@ -157,6 +157,8 @@ struct TransferTests {
         let qmp = try QMPClient(path: directory.file("other-qmp"), of: new)
         #expect(try qmp.status() == "paused")
         #expect(FileManager.default.fileExists(atPath: directory.file("other-serial")))
+        // Nobody listens there any more.
+        #expect(!FileManager.default.fileExists(atPath: directory.file("qmp")))
         let before = pair.guest.count
         try qmp.execute("cont")
         try pair.guest.waitForProgress(past: before)
@@ -279,6 +281,24 @@ struct TransferTests {
         #expect(exit == (number == SIGKILL ? .signal(SIGKILL) : .status(1)))
         #expect(pair.update().contains("Failed to connect to"))
         try pair.end(pair.guest.process)
+    }
+
+    @Test(
+        "A stop of the old VMM that comes while the guest changes hands ends the new one",
+        .enabled(if: SystemCallTrace.isAvailable, "needs strace, and the right to trace processes"))
+    func stopInBetween() throws {
+        let pair = try Pair()
+        let new = try pair.start()
+        let old = pair.guest.process
+        // The guest is the new VMM's already: the old one puts /dev/null in the place of what went over.
+        let strace = try ChildProcess([
+            "strace", "-o", "/dev/null", "-p", "\(old.pid)", "-e", "inject=dup2:signal=SIGTERM:when=1",
+        ])
+        try strace.waitForErrors("attached")
+        #expect(pair.update(["downtime-ms": 20_000]) == "accepted")
+        #expect(try old.waitForExit() == .status(0))
+        #expect(try new.waitForExit() == .status(0))
+        #expect(new.errors.contains("terminating on signal 15"), "\(new.errors)")
     }
 
     @Test("migrate_cancel from another monitor ends an update, and the guest stays")

@@ -35,6 +35,18 @@ struct UpdateTests {
         try expectTakenBack(guest, argv, "the new VMM ended during its start")
     }
 
+    @Test(
+        "The error tells how a command has ended",
+        .enabled(if: KernelFeatures.tellsHowProcessesEnded, "needs Linux 6.15"),
+        arguments: [
+            (["sh", "-c", "exit 3"], "during its start, with status 3"),
+            (["sh", "-c", "kill -SEGV $$"], "during its start, by signal 11 (Segmentation fault)"),
+        ])
+    func howTheCommandEnded(_ argv: [String], _ reason: String) throws {
+        let guest = try CountingGuest()
+        try expectTakenBack(guest, argv, reason)
+    }
+
     @Test(arguments: ["/nonexistent/baton", "/etc/passwd"])
     func aSuccessorThatCannotBeExecutedLeavesTheGuestRunning(_ program: String) throws {
         let guest = try CountingGuest()

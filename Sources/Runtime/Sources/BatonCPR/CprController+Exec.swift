@@ -126,6 +126,7 @@ extension CprController {
             }
         }
         try target.check()
+        try MemoryLimits.check()
         if let blocker = blockers(mode).first { throw blocker }
         makeMark()
         return mode
@@ -320,5 +321,8 @@ extension CprController {
         close(null)
         for monitor in monitors { monitor.releaseOutput() }
         vm.emit("CPR_HANDED_OVER", ["pid": .int(Int64(successor.pid))])
+        // A stop of the VM that came while the guest changed hands.
+        vm.takeSignals()
+        if vm.isEnding { successor.passOnStop() }
     }
 }

@@ -324,7 +324,10 @@ public final class CprController {
     }
 
     /// In a new VMM: tells the old one how far it is.
-    func tellOldVMM(_ stage: UpdateStage) { HandoverLink.ofThisProcess?.report(stage) }
+    func tellOldVMM(_ stage: UpdateStage) {
+        if stage == .waiting { HandoverLink.ofThisProcess?.token?.noteWait() }
+        HandoverLink.ofThisProcess?.report(stage)
+    }
 
     /// This process gives up before it owns the guest: tells whoever waits. Does not
     /// return in the process that was started as the VM: that stays as a placeholder.

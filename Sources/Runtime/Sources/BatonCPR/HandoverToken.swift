@@ -13,7 +13,8 @@ import Glibc
 /// and deaths fall. A program between them inherits neither page nor secret.
 ///
 /// A second word says whether anything has been done with the guest since it was
-/// taken: if not, the old VMM still can have it back when the new one dies or is late.
+/// taken: if not, the old VMM still can have it back when the new one dies or is late. A third one says whether the new
+/// VMM has answered the monitors' clients, even if the old one can receive nothing from it.
 struct HandoverToken {
     private static let takenBack: UInt64 = 0
     private static let unused: UInt64 = 0
@@ -86,6 +87,14 @@ struct HandoverToken {
     /// For the old VMM, when the new one has taken the guest and is dead or late.
     /// - Returns: false when something has been done with the guest since.
     func takeBackUnused() -> Bool { cbaton_change64(useWord, HandoverToken.unused, HandoverToken.givenUp) != 0 }
+
+    private var waitWord: UnsafeMutableRawPointer { word + 16 }
+
+    /// For the new VMM, which waits for its client, and is about to answer those of monitors.
+    func noteWait() { cbaton_store64(waitWord, 1) }
+
+    /// For the old VMM.
+    var hasWaited: Bool { cbaton_load64(waitWord) != 0 }
 
     /// Lets go of the page, and keeps the descriptor.
     func unmap() { munmap(word, Mapping.pageSize) }

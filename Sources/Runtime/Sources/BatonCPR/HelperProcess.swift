@@ -197,7 +197,8 @@ public final class HelperProcess {
 
     private static func describe(_ status: Int32?) -> String {
         guard let status else { return "was lost" }
-        return status & 0x7f == 0 ? "ended with status \(status >> 8 & 0xff)" : "was ended by signal \(status & 0x7f)"
+        let end = WaitStatus(raw: status)
+        return "\(end.isSignal ? "was ended" : "ended") \(end.text)"
     }
 
     /// Asks the guard to end it.

@@ -64,7 +64,9 @@ final class Successor {
 
     /// Whether the new VMM, which waits for its client, has answered the
     /// monitors' clients in the place of the old one.
-    var hasWaited: Bool { messages.hasWaited }
+    var hasWaited: Bool { messages.hasWaited || (isClosed ? hadWaited : token.hasWaited) }
+    /// What the token said at its end.
+    private var hadWaited = false
     /// Whether it may wait for its client, see `UpdateStage`.
     let mayWait: Bool
 
@@ -170,12 +172,18 @@ final class Successor {
     func awaitReady(_ loop: EventLoop, limit: Int64, run: (() -> Bool) -> Void) throws(VMMError) {
         var reason: String?
         var last: EventLoop.Timer?
+        /// The guest runs on for the moment in which the kernel learns how a process that says nothing has ended.
+        func endsSoon(_ time: Int64) {
+            last?.cancel()
+            last = loop.schedule(at: EventLoop.now + time) { [unowned self] in reason = messages.ended + statusText }
+        }
         do throws(VMMError) {
             try loop.watch(channel, unsent.isEmpty ? .readable : [.readable, .writable]) { [unowned self] events in
                 // What it has said before its end says why.
                 if events != .writable, !messages.receive(from: channel) || messages.hasStayed {
-                    reason = messages.ended
-                    return
+                    if saysWhyItEnds || process < 0 { return reason = messages.ended }
+                    loop.unwatch(channel)
+                    return endsSoon(Successor.silentEndLimit)
                 }
                 do throws(VMMError) {
                     if !unsent.isEmpty, try sendRest() { loop.setEvents(channel, .readable) }
@@ -191,7 +199,9 @@ final class Successor {
             if process >= 0 {
                 try loop.watch(process, .readable) { [unowned self] _ in
                     _ = messages.receive(from: channel)
-                    reason = messages.ended
+                    if saysWhyItEnds { return reason = messages.ended }
+                    loop.unwatch(process)
+                    endsSoon(Successor.reapTime)
                 }
             }
         } catch {
@@ -220,6 +230,19 @@ final class Successor {
         guard messages.stage != .ready else { return }
         leaveWhenReady()
         throw VMMError("the VMM is ending")
+    }
+
+    /// Nanoseconds that a process which has closed the channel without a word has for its end.
+    private static let silentEndLimit: Int64 = 50_000_000
+    /// Nanoseconds that its parent has to wait for a process that has ended: the kernel tells how it did after that.
+    private static let reapTime: Int64 = 10_000_000
+
+    private var saysWhyItEnds: Bool { messages.refusal != nil || messages.isBroken || messages.hasStayed }
+
+    /// How the new VMM's process has ended, to follow a sentence, as far as the kernel tells (Linux 6.15).
+    private var statusText: String {
+        let status = process >= 0 ? cbaton_pidfd_status(process) : -1
+        return status >= 0 ? ", \(WaitStatus(raw: status).text)" : ""
     }
 
     /// Where a new VMM that is late is, as far as the kernel tells.
@@ -322,11 +345,16 @@ final class Successor {
     /// already, unless it is another's process.
     /// - Returns: why the guest is this VMM's again; nil when it is the new one's.
     func takeBack(_ reason: String) -> VMMError? {
-        guard token.takeBack() || takeBackLate() || awaitUse() else {
-            close()
-            return nil
-        }
+        guard token.takeBack() || takeBackLate() || awaitUse() else { return nil }
         return giveUp(reason)
+    }
+
+    /// Tells the new VMM, which has the guest, to end.
+    func passOnStop() {
+        guard process >= 0, cbaton_pidfd_send_signal(process, SIGTERM) == 0 else {
+            let who = pid > 0 ? ", process \(pid)," : ""
+            return Report.warning("the guest is another VMM's, which\(who) cannot be told to end from here")
+        }
     }
 
     /// The new VMM has taken the guest, and done nothing with it in its time. It might go on
@@ -444,6 +472,7 @@ final class Successor {
     private func close() {
         guard !isClosed else { return }
         isClosed = true
+        hadWaited = token.hasWaited
         token.close()
         for fd in [channel, theirs, process] + sent where fd >= 0 { Glibc.close(fd) }
     }

@@ -157,9 +157,12 @@ final class TrialRun {
             report += buffer[..<count]
             if let code = startCode, code != 0 { decide(start.failure(code)) }
             guard status != nil else { return }
-            // What a wrapper has started may have the pipe still.
-            _ = messages.receive(from: watchReader)
-            _ = decideByMessages()
+            // What it has left in the background may have the pipe still. In an update its end is that of the VM's
+            // process.
+            let isLeft = messages.receive(from: watchReader)
+            guard !decideByMessages(), isLeft, !speaksNoMore else { return }
+            takeErrors()
+            decide(VMMError("\(endText), and left another process behind\(lastWords)"))
         } else if count == 0 || !isTransientFailure() {
             loop?.unwatch(reportReader)
             hasEnded = true
@@ -194,9 +197,8 @@ final class TrialRun {
     /// How the process ended, if it has.
     private var endText: String {
         guard let status else { return "the new VMM does not speak to this one" }
-        let signal = status & 0x7f
-        if signal != 0 { return "the new VMM was ended by signal \(signal) (\(String(cString: strsignal(signal))))" }
-        return "the new VMM ended during its start, with status \(status >> 8 & 0xff)"
+        let end = WaitStatus(raw: status)
+        return "the new VMM \(end.isSignal ? "was ended" : "ended during its start,") \(end.text)"
     }
 
     /// What the process wrote to its standard error: the last few KiB.

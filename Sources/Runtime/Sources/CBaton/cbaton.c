@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -277,6 +278,20 @@ int cbaton_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); 
 
 int cbaton_pidfd_send_signal(int pidfd, int number) {
     return (int)syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0);
+}
+
+/* linux/pidfd.h, which Debian 12 has without them. */
+struct pidfd_info_0 {
+    uint64_t mask, cgroup;
+    uint32_t ids[11];
+    int32_t exit_code;
+};
+#define GET_INFO _IOWR(0xff, 11, struct pidfd_info_0)
+#define INFO_EXIT (1u << 3)
+
+int cbaton_pidfd_status(int pidfd) {
+    struct pidfd_info_0 info = {.mask = INFO_EXIT};
+    return ioctl(pidfd, GET_INFO, &info) == 0 && info.mask & INFO_EXIT ? info.exit_code : -1;
 }
 
 int cbaton_processors(void) {

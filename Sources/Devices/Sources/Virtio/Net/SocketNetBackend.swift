@@ -77,8 +77,7 @@ public final class SocketNetBackend: KeptNetBackend {
     }
 
     private func accept() {
-        let fd = retryingInterrupts { cbaton_accept(listener) }
-        guard fd >= 0 else { return }
+        guard let fd = loop.accept(listener, for: "netdev '\(id)'") else { return }
         loop.unwatch(listener)
         do throws(VMMError) { try adopt(fd, connecting: false) } catch { disconnect(error.message) }
     }
@@ -195,6 +194,11 @@ public final class SocketNetBackend: KeptNetBackend {
         case .connect(_, let delay) where delay > 0: connectLater(delay)
         default: Report.warning("netdev \(id): disconnected: \(reason)")
         }
+    }
+
+    public override func leaveGuest() {
+        if listener >= 0 { close(listener) }
+        file?.removeIfUnused()
     }
 
     public override func shutDown() {

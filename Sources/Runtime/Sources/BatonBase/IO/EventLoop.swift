@@ -174,6 +174,17 @@ public final class EventLoop {
 
     public func isWatched(_ fd: Int32) -> Bool { watches[fd] != nil }
 
+    /// Leaves a watched fd alone for a while: what cannot be taken from it now must not keep the loop busy.
+    /// - Parameter time: nanoseconds.
+    public func rest(_ fd: Int32, for time: Int64) {
+        guard let watch = watches[fd], watch.events != [] else { return }
+        setEvents(fd, [])
+        schedule(at: EventLoop.now &+ time) { [unowned self] in
+            guard let now = watches[fd], now.generation == watch.generation, now.events == [] else { return }
+            setEvents(fd, watch.events)
+        }
+    }
+
     public func unwatch(_ fd: Int32) {
         guard let watch = watches.removeValue(forKey: fd) else { return }
         owed.remove(fd)

@@ -21,6 +21,12 @@ public struct SocketFile {
         return lstat(path, &status) == 0 && status.st_dev == device && status.st_ino == inode
     }
 
+    /// Removes it, if no process has the socket any more: one that has taken over the guest may go on with it.
+    /// Follows the closing of the socket here.
+    public func removeIfUnused() {
+        if isInPlace { _ = SocketAddress.unix(path: path).removeStaleFile() }
+    }
+
     /// Removes it, unless another process has put its own there since.
     public func remove() {
         if isInPlace { _ = HostAccess.remove(path) }

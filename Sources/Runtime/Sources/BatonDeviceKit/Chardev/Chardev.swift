@@ -111,6 +111,9 @@ open class Chardev {
     }
     /// Closes what is open and removes files that the back end made.
     open func shutDown() {}
+    /// The guest is another process' for good, and this one ends: removes files that the back end made and that nobody
+    /// uses any more.
+    open func leaveGuest() {}
     /// The guest is about to be handed over: lets go of what the next process must
     /// not find in use. `execFailed` follows when it is not.
     open func prepareForExec() {}

@@ -68,6 +68,8 @@ open class NetBackend {
     /// - Parameter offloads: none unless `carriesHeaders`.
     open func allow(_ offloads: NetOffloads) {}
     open func shutDown() {}
+    /// As `Chardev.leaveGuest`.
+    open func leaveGuest() {}
     /// Whether `offload` makes a device.
     open var servesItself: Bool { false }
     /// For a back end that serves a card's queues itself, where it would else

@@ -308,6 +308,9 @@ int cbaton_is_same_file(pid_t a, int fd_of_a, pid_t b, int fd_of_b);
 int cbaton_pidfd_open(pid_t pid);
 /* pidfd_send_signal(2) without further information. */
 int cbaton_pidfd_send_signal(int pidfd, int signal);
+/* The wait status of a process that has ended and was waited for by its parent (PIDFD_GET_INFO, Linux 6.15). Returns -1
+ * while it was not, and where the kernel does not tell. */
+int cbaton_pidfd_status(int pidfd);
 
 /* True when the file system of PATH keeps its files in memory only (tmpfs,
  * hugetlbfs), or cannot be told. */
