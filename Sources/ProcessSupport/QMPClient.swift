@@ -169,7 +169,9 @@ public final class QMPClient {
                 events.append(message)
                 continue
             }
-            guard message["id"] as? Int == lastID else { throw WrongAnswer(description: "not the answer to \(command): \(message)") }
+            guard message["id"] as? Int == lastID else {
+                throw WrongAnswer(description: "not the answer to \(command): \(message)")
+            }
             if let error = message["error"] as? [String: Any] {
                 throw Refusal(errorClass: error["class"] as? String ?? "", text: error["desc"] as? String ?? "")
             }
