@@ -214,7 +214,8 @@ final class FaultedRun {
         if operation == .stepsNew {
             answer = loaded
             try letGo()
-            try settle()
+            // A load that was refused can be tried again, and the old VMM waits for that.
+            try reconnectIfNeeded()
         }
         guard loaded != "accepted", try guest.qmp.status() != "running" else { return }
         // In the old VMM, which has the guest as it was saved, or in the new one, which can try again.
@@ -277,5 +278,9 @@ final class FaultedRun {
         }
     }
 
-    func end() throws { try guest.qmp.execute("quit") }
+    /// Ends the VMM, which may still be traced: its fault may be that of the answer.
+    func end() throws {
+        do { try guest.qmp.execute("quit") } catch is Failure {}
+        try eventually("all VMMs of the guest have ended") { try vmms().isEmpty }
+    }
 }
