@@ -1,10 +1,11 @@
 import BatonBase
+import CBaton
 import Glibc
 
 /// What a new VMM inherits to speak with the old one, which runs the guest
 /// until the new one has it.
 struct HandoverLink {
-    /// A seqpacket socket (a pipe, in a trial), by which it reports how far it is
+    /// A seqpacket socket (a stream, in a trial), by which it reports how far it is
     /// (`WatchMessages`) and gets the guest's state (`HandoverMessage`).
     var channel: Int32
     /// Goes with every message.
@@ -54,6 +55,16 @@ struct HandoverLink {
 struct Pipe {
     let reader: Int32
     let writer: Int32
+
+    /// A pair of stream sockets, of which the reader's tells who has sent what (unix(7), SO_PASSCRED).
+    init(socketThatNamesSenders: Void) throws(VMMError) {
+        var ends: [Int32] = [0, 0]
+        var on: Int32 = 1
+        guard cbaton_socketpair(&ends) == 0,
+            setsockopt(ends[0], SOL_SOCKET, SO_PASSCRED, &on, socklen_t(MemoryLayout<Int32>.size)) == 0
+        else { throw .system("Could not create a pair of sockets") }
+        (reader, writer) = (ends[0], ends[1])
+    }
 
     init() throws(VMMError) {
         var ends: [Int32] = [0, 0]

@@ -46,7 +46,8 @@ final class TrialRun {
     init(_ argv: [String], state: CprState) throws(VMMError) {
         var pipes: [Pipe] = []
         do throws(VMMError) {
-            for _ in 0..<4 { pipes.append(try Pipe()) }
+            pipes.append(try Pipe(socketThatNamesSenders: ()))
+            for _ in 0..<3 { pipes.append(try Pipe()) }
             let (watch, errors, control, report) = (pipes[0], pipes[1], pipes[2], pipes[3])
             for pipe in [watch, errors, report] { try FD.setNonBlocking(pipe.reader, true) }
             var state = state
@@ -54,6 +55,7 @@ final class TrialRun {
             var secret: UInt64 = 0
             guard cbaton_getrandom(&secret, 8) == 8 else { throw .system("cannot make a secret for the trial") }
             messages = WatchMessages(stage: .starting, secret: secret, mayWait: false)
+            messages.namesSender = true
             state.link = HandoverLink(channel: watch.writer, secret: secret)
             start = TrialStart(
                 argv, state, standardError: errors.writer, control: control.reader, report: report.writer)
@@ -130,7 +132,7 @@ final class TrialRun {
     /// - Returns: false when it has not said how the trial ends.
     private func decideByMessages() -> Bool {
         if messages.stage == .passed {
-            decide(nil)
+            decide(isInBackground ? VMMError("\(TrialRun.endedBefore)\(lastWords)") : nil)
         } else if messages.refusal != nil || messages.isBroken {
             decide(VMMError(messages.ended))
         } else {
@@ -138,6 +140,16 @@ final class TrialRun {
         }
         return true
     }
+
+    /// Whether the command has ended, and the VMM that speaks is a process that it has left behind. In an update its end
+    /// is that of the VM's process.
+    private var isInBackground: Bool {
+        guard let program, ![0, program].contains(messages.sender) else { return false }
+        let state = ProcessFiles.fields(of: program)?.first
+        return state == nil || state == "Z"
+    }
+
+    private static let endedBefore = "the command ended before the new VMM, which it left in the background"
 
     /// It does not speak any more, so it is about to end: at once, or on a busy machine not so soon. The guest runs.
     private func awaitEnd() {
@@ -157,12 +169,9 @@ final class TrialRun {
             report += buffer[..<count]
             if let code = startCode, code != 0 { decide(start.failure(code)) }
             guard status != nil else { return }
-            // What it has left in the background may have the pipe still. In an update its end is that of the VM's
-            // process.
-            let isLeft = messages.receive(from: watchReader)
-            guard !decideByMessages(), isLeft, !speaksNoMore else { return }
-            takeErrors()
-            decide(VMMError("\(endText), and left another process behind\(lastWords)"))
+            // What a wrapper has started may have the socket still.
+            _ = messages.receive(from: watchReader)
+            _ = decideByMessages()
         } else if count == 0 || !isTransientFailure() {
             loop?.unwatch(reportReader)
             hasEnded = true

@@ -1,4 +1,5 @@
 import BatonBase
+import CBaton
 import Glibc
 
 /// How far an update is. Each stage but `waiting` has the time limit, from when
@@ -53,6 +54,10 @@ struct WatchMessages {
     private let mayWait: Bool
     /// Whether the messages come from a process that this one has not executed.
     var isAnothers = false
+    /// Whether the watch is a socket with SO_PASSCRED.
+    var namesSender = false
+    /// The process that has sent what came last; 0 while that is not known, and for one of another PID namespace.
+    private(set) var sender: pid_t = 0
     /// The start of a message.
     private var partial: [UInt8] = []
     private var text: [UInt8]?
@@ -78,9 +83,9 @@ struct WatchMessages {
     /// - Returns: false at the end: the process is gone, has refused, or is none of ours.
     mutating func receive(from watch: Int32) -> Bool {
         var buffer = [UInt8](repeating: 0, count: WatchMessages.length + WatchMessages.textLimit)
-        var count = retryingInterrupts { read(watch, &buffer, buffer.count) }
+        var count = read(watch, into: &buffer)
         // The other side has closed it without having read all; what it said before is there.
-        if count < 0, errno == ECONNRESET { count = retryingInterrupts { read(watch, &buffer, buffer.count) } }
+        if count < 0, errno == ECONNRESET { count = read(watch, into: &buffer) }
         if count < 0, isTransientFailure() { return true }
         guard count > 0 else { return false }
         for byte in buffer[..<count] {
@@ -95,6 +100,13 @@ struct WatchMessages {
             }
         }
         return text.map { $0.count <= WatchMessages.textLimit } ?? true
+    }
+
+    private mutating func read(_ watch: Int32, into buffer: inout [UInt8]) -> Int {
+        let length = buffer.count
+        return retryingInterrupts {
+            namesSender ? cbaton_receive_from(watch, &buffer, length, &sender) : Glibc.read(watch, &buffer, length)
+        }
     }
 
     /// - Returns: false when it is no message, or not its turn.

@@ -362,6 +362,9 @@ ssize_t cbaton_receive_fds(int socket, void *data, size_t length, int *fds, int 
 /* A pair of connected stream sockets of the UNIX domain, with FD_CLOEXEC.
  * Returns 0, or -1 and errno. */
 int cbaton_socketpair(int ends[2]);
+/* Receives from a socket with SO_PASSCRED. `sender` gets the PID of whoever has sent it, and stays as it is when nothing
+ * says. Descriptors that come along are not taken. Returns the bytes, 0 at the end, or -1 and errno. */
+ssize_t cbaton_receive_from(int socket, void *data, size_t length, pid_t *sender);
 
 /* An eventfd with the count 0, FD_CLOEXEC and O_NONBLOCK; -1 and errno on
  * failure. */
