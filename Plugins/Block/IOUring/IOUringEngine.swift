@@ -29,7 +29,7 @@ final class IOUringType: BlockEngineType {
 final class IOUringEngine: BlockEngine {
     /// Requests that are submitted by one call.
     private static let entries: UInt32 = 256
-    /// Bytes from which on a request goes to a thread of the kernel's at once: if its data is in the page cache, the
+    /// Bytes from which on a request goes to a thread of the kernel's at once, if its data may be in the page cache: the
     /// copying would take the guest's processor.
     private static let asynchronousLength = 128 << 10
 
@@ -65,7 +65,8 @@ final class IOUringEngine: BlockEngine {
     private func put(_ request: UnsafeMutablePointer<BlockRequest>) -> Bool {
         let (fd, offset) = (request.pointee.fd, request.pointee.offset)
         let count = UInt32(truncatingIfNeeded: request.pointee.pieceCount)
-        let isLong: Int32 = request.pointee.pieceLength >= IOUringEngine.asynchronousLength ? 1 : 0
+        let mayCopy = !request.pointee.isDirect && request.pointee.pieceLength >= IOUringEngine.asynchronousLength
+        let isLong: Int32 = mayCopy ? 1 : 0
         switch request.pointee.kind {
         case .read: return ciouring_read(ring, fd, request.pointee.vectors, count, offset, isLong, request) == 0
         case .write:

@@ -33,6 +33,7 @@ extension BlockBackend {
             request.pointee.isDurable = !isWriteback && !settings.cache.ignoresFlush
         case .writeZeroes: request.pointee.isDurable = !isWriteback && !settings.cache.ignoresFlush
         }
+        request.pointee.isDirect = settings.cache.isDirect
         if settings.cache.isDirect { request.pointee.isUnaligned = !isAligned(request) }
         request.pointee.isLarge = request.pointee.moves && request.pointee.length > UInt64(BlockRequest.pieceLimit)
         enqueue(request)

@@ -48,6 +48,8 @@ public struct BlockRequest {
     public internal(set) var pieceLength = 0
     /// Whether written data is to be durable when it is done.
     public internal(set) var isDurable = false
+    /// Whether the data passes the host's page cache by (O_DIRECT), so that no processor copies it.
+    public internal(set) var isDirect = false
     /// What the engine's call returned: bytes moved, 0 or more; or a negated errno value.
     public var result = 0
     /// The next of a list that an engine keeps.
