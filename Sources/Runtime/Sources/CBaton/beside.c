@@ -20,6 +20,10 @@
  * end of a pipe that the exec closes. From then on the memory is its own, and it
  * goes on upon the stack of the call, which the process has left behind. */
 
+/* Of functions that never return: the process is executed, and the child jumps. What AddressSanitizer notes of their frames
+ * would stay, and be wrong of what is on the stack later. */
+#define NEVER_LEFT __attribute__((no_sanitize("address")))
+
 /* What the kernel knows of a thread by address, and has to be told again by the
  * child, which is another thread to it. */
 struct thread_state {
@@ -129,7 +133,7 @@ static long await_exec(int64_t nanoseconds) {
     return syscall(SYS_ppoll, &end, 1, nanoseconds ? &limit : NULL, NULL, 0);
 }
 
-static int wait_for_exec(void *unused) {
+static NEVER_LEFT int wait_for_exec(void *unused) {
     (void)unused;
     /* errno is shared, and nobody's now: the process reads what it needs at once. */
     syscall(SYS_close, call.executed[1]);
@@ -150,7 +154,7 @@ static int wait_for_exec(void *unused) {
 /* ---- In the process, beside the child. */
 
 /* What only the program gets. Returns an errno value. */
-static int execute(const struct cbaton_execution *what) {
+static NEVER_LEFT int execute(const struct cbaton_execution *what) {
     sigset_t mask = call.mask, stops;
     cbaton_stop_signals(&stops);
     sigorset(&mask, &mask, &stops);
@@ -165,7 +169,7 @@ static int execute(const struct cbaton_execution *what) {
 }
 
 /* Returns only when nothing came of it. */
-static __attribute__((noinline)) int start(void) {
+static NEVER_LEFT __attribute__((noinline)) int start(void) {
     pid_t placeholder = call.what->placeholder;
     int flags = CLONE_VM | SIGCHLD | (placeholder ? CLONE_PARENT : 0);
     pid_t child = clone(wait_for_exec, waiting_stack + sizeof waiting_stack, flags, NULL);
