@@ -25,6 +25,8 @@ flags=(-c release --scratch-path "$build")
 common=log_path=$findings/report:halt_on_error=0:external_symbolizer_path=$toolchain/bin/llvm-symbolizer:allow_addr2line=0
 # Signals of a crash are Baton's own: it has handlers for them, and tests of these.
 common+=:handle_segv=0:handle_sigbus=0:handle_sigill=0:handle_sigfpe=0:handle_abort=0
+# It has a process of its own read the memory of one that has crashed, and that of the sanitizer with it.
+export SWIFT_BACKTRACE=enable=no
 case $sanitizer in
 address)
     # What is found is reported, and carried out.
@@ -72,7 +74,8 @@ left_out | sed 's/\(.*\)\t/left out: \1 — /'
 reports=$(find "$findings" -type f | wc -l)
 if [ "$reports" -gt 0 ]; then
     # A line for each kind and place.
-    cat "$findings"/* | sed -n 's/^SUMMARY: /found: /p' | sort | uniq -c | sort -rn
+    cat "$findings"/* | sed -n 's/^SUMMARY: /found: /p; s/^==[0-9]*==WARNING: \(.*\): stack type.*/found: \1/p' |
+        sort | uniq -c | sort -rn
     echo "$sanitizer: reports of $reports processes in $findings"
     exit 1
 fi

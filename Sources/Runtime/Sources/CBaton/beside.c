@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "cbaton.h"
+#include "sanitizers.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,10 +20,6 @@
  * CLONE_VFORK. It waits on a stack of its own, with system calls only, for the
  * end of a pipe that the exec closes. From then on the memory is its own, and it
  * goes on upon the stack of the call, which the process has left behind. */
-
-/* Of functions that never return: the process is executed, and the child jumps. What AddressSanitizer notes of their frames
- * would stay, and be wrong of what is on the stack later. */
-#define NEVER_LEFT __attribute__((no_sanitize("address")))
 
 /* What the kernel knows of a thread by address, and has to be told again by the
  * child, which is another thread to it. */
@@ -133,7 +130,7 @@ static long await_exec(int64_t nanoseconds) {
     return syscall(SYS_ppoll, &end, 1, nanoseconds ? &limit : NULL, NULL, 0);
 }
 
-static NEVER_LEFT int wait_for_exec(void *unused) {
+static CBATON_NEVER_LEFT int wait_for_exec(void *unused) {
     (void)unused;
     /* errno is shared, and nobody's now: the process reads what it needs at once. */
     syscall(SYS_close, call.executed[1]);
@@ -154,7 +151,7 @@ static NEVER_LEFT int wait_for_exec(void *unused) {
 /* ---- In the process, beside the child. */
 
 /* What only the program gets. Returns an errno value. */
-static NEVER_LEFT int execute(const struct cbaton_execution *what) {
+static CBATON_NEVER_LEFT int execute(const struct cbaton_execution *what) {
     sigset_t mask = call.mask, stops;
     cbaton_stop_signals(&stops);
     sigorset(&mask, &mask, &stops);
@@ -169,7 +166,7 @@ static NEVER_LEFT int execute(const struct cbaton_execution *what) {
 }
 
 /* Returns only when nothing came of it. */
-static NEVER_LEFT __attribute__((noinline)) int start(void) {
+static CBATON_NEVER_LEFT __attribute__((noinline)) int start(void) {
     pid_t placeholder = call.what->placeholder;
     int flags = CLONE_VM | SIGCHLD | (placeholder ? CLONE_PARENT : 0);
     pid_t child = clone(wait_for_exec, waiting_stack + sizeof waiting_stack, flags, NULL);
