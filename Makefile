@@ -10,6 +10,7 @@
 #   make demo-peers        Debian with disk, shared directory and network elsewhere, over 200 updates
 #   make test              all tests, against the release build; at the end, what was skipped and why
 #     TESTFLAGS=...        more options for swift test, such as --filter UpdateTests
+#     SANITIZE=...         address, undefined or thread: against a build of its own that is checked for such faults
 #   make test-lab          Linux guests on a real KVM in an emulated PC (QEMU and kernels are downloaded once)
 #     LABFLAGS=...         more options for baton-demo lab, such as --only boot
 #   make test-skew REV=... a guest goes to and fro between this build and that of another revision, which is made first
@@ -108,12 +109,17 @@ TESTPACKAGES += mandoc curl
 test-packages: packages
 	@for p in $(TESTPACKAGES); do ( $(call install-missing,$$p) ) || echo "make: tests that need $$p are skipped"; done
 
+ifdef SANITIZE
+test: packages test-packages
+	@Tests/Sanitizers/run.sh $(SANITIZE) $(TESTFLAGS)
+else
 # Without testable imports the tests use the modules as they were built above; with them all is built
 # again, in another way than it is used.
 test: build test-packages
 	@.build/release/baton-demo peer qemu-system-riscv64 >/dev/null || \
 	    echo "make: tests that need a newer QEMU than this Debian's are skipped"
 	@.build/release/baton-demo tests -- $(SWIFT) test -c release --disable-testable-imports $(TESTFLAGS)
+endif
 
 test-lab: build
 	@.build/release/baton-demo lab $(LABFLAGS)
@@ -214,4 +220,4 @@ install: manual
 	    sed "s/@VERSION@/$$version/" Sources/Runtime/baton.pc.in >$(INSTALLED)/lib/pkgconfig/baton.pc
 
 clean:
-	rm -rf .build Sources/Runtime/.build .cache
+	rm -rf .build .build-address .build-undefined .build-thread Sources/Runtime/.build .cache

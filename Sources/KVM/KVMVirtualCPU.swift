@@ -92,8 +92,9 @@ final class KVMVirtualCPU: X86CPU {
         let code = ckvm_start_thread(
             &made,
             { cpu in
-                guard let cpu else { return }
+                guard let cpu else { return nil }
                 Unmanaged<KVMVirtualCPU>.fromOpaque(cpu).takeUnretainedValue().threadMain()
+                return nil
             }, Unmanaged.passUnretained(self).toOpaque())
         guard code == 0 else { throw .system("Could not make the thread of CPU \(index)", errno: code) }
         thread = made

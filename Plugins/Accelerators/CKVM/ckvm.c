@@ -118,7 +118,7 @@ int ckvm_enter_and_leave(int fd, struct kvm_run *run) {
     return result;
 }
 
-int ckvm_start_thread(pthread_t *thread, void (*body)(void *), void *argument) {
+int ckvm_start_thread(pthread_t *thread, void *(*body)(void *), void *argument) {
     pthread_attr_t attributes;
     sigset_t mask, old;
     int code = pthread_attr_init(&attributes);
@@ -128,7 +128,7 @@ int ckvm_start_thread(pthread_t *thread, void (*body)(void *), void *argument) {
     sigfillset(&mask);
     sigdelset(&mask, ckvm_kick_signal());
     pthread_sigmask(SIG_SETMASK, &mask, &old);
-    code = pthread_create(thread, &attributes, (void *(*)(void *))(void *)body, argument);
+    code = pthread_create(thread, &attributes, body, argument);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attributes);
     return code;

@@ -191,7 +191,7 @@ int ckvm_kick_signal(void);
 /* Installs the handler, and blocks the signal in the calling thread and those that it makes. */
 int ckvm_prepare_signals(void);
 /* Starts a thread that takes that signal and no other. Returns an errno value. */
-int ckvm_start_thread(pthread_t *thread, void (*body)(void *), void *argument);
+int ckvm_start_thread(pthread_t *thread, void *(*body)(void *), void *argument);
 /* Names the calling thread; 15 bytes of it count. */
 void ckvm_name_thread(const char *name);
 int ckvm_kick(pthread_t thread);

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "cbaton.h"
+#include "sanitizers.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -129,7 +130,7 @@ static long await_exec(int64_t nanoseconds) {
     return syscall(SYS_ppoll, &end, 1, nanoseconds ? &limit : NULL, NULL, 0);
 }
 
-static int wait_for_exec(void *unused) {
+static CBATON_NEVER_LEFT int wait_for_exec(void *unused) {
     (void)unused;
     /* errno is shared, and nobody's now: the process reads what it needs at once. */
     syscall(SYS_close, call.executed[1]);
@@ -150,7 +151,7 @@ static int wait_for_exec(void *unused) {
 /* ---- In the process, beside the child. */
 
 /* What only the program gets. Returns an errno value. */
-static int execute(const struct cbaton_execution *what) {
+static CBATON_NEVER_LEFT int execute(const struct cbaton_execution *what) {
     sigset_t mask = call.mask, stops;
     cbaton_stop_signals(&stops);
     sigorset(&mask, &mask, &stops);
@@ -165,7 +166,7 @@ static int execute(const struct cbaton_execution *what) {
 }
 
 /* Returns only when nothing came of it. */
-static __attribute__((noinline)) int start(void) {
+static CBATON_NEVER_LEFT __attribute__((noinline)) int start(void) {
     pid_t placeholder = call.what->placeholder;
     int flags = CLONE_VM | SIGCHLD | (placeholder ? CLONE_PARENT : 0);
     pid_t child = clone(wait_for_exec, waiting_stack + sizeof waiting_stack, flags, NULL);

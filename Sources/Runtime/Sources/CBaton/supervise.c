@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "cbaton.h"
+#include "sanitizers.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -104,7 +105,7 @@ static void drain(int fd) {
 }
 
 /* Becomes the program. */
-static int run_program(void *argument) {
+static CBATON_NEVER_LEFT int run_program(void *argument) {
     struct plan *plan = argument;
     const struct cbaton_trial *trial = plan->trial;
     setsid();
@@ -121,7 +122,7 @@ static int run_program(void *argument) {
     _exit(127);
 }
 
-static int supervise(void *argument) {
+static CBATON_NEVER_LEFT int supervise(void *argument) {
     struct plan *plan = argument;
     const struct cbaton_trial *trial = plan->trial;
     /* No key on the caller's terminal, and no end of its session, is for us. */
