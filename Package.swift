@@ -67,6 +67,9 @@ let modules = [
     Module(file: "memory-backend-file", target: "MemoryBackendFile", path: "Memory/File"),
     Module(file: "memory-backend-memfd", target: "MemoryBackendMemfd", path: "Memory/Memfd"),
     Module(file: "preserver-vhost-user", target: "PreserverVhostUser", path: "Preservers/VhostUser"),
+    Module(
+        file: "preserver-vhost-vsock", target: "PreserverVhostVsock", path: "Preservers/VhostVsock",
+        dependencies: ["CVhost"]),
     Module(file: "preserver-vfio", target: "PreserverVFIO", path: "Preservers/VFIO", dependencies: ["VFIOPCI"]),
     Module(
         file: "preserver-vfio-user", target: "PreserverVFIOUser", path: "Preservers/VFIOUser",
@@ -169,6 +172,8 @@ let package = Package(
 
         // The kernel's interface for live updates, and the process that holds a session of it.
         .target(name: "CLiveUpdate", path: "Plugins/Modes/CLiveUpdate"),
+        // The kernel's interface for virtio devices that it serves.
+        .target(name: "CVhost", dependencies: [runtime], path: "Plugins/Preservers/CVhost"),
         .target(name: "CForeign", path: "Plugins/Foreign/CForeign", linkerSettings: [.linkedLibrary("ffi")]),
 
         .target(name: "TestSupport", dependencies: ["ProcessSupport"], path: "Tests/TestSupport"),
@@ -218,7 +223,10 @@ let package = Package(
         .testTarget(
             name: "VFIOUserTests", dependencies: ["TestSupport", "vfio-user-server"], path: "Tests/VFIOUserTests",
             exclude: ["Library"]),
-        .testTarget(name: "VhostUserTests", dependencies: ["TestSupport"], path: "Tests/VhostUserTests"),
+        .testTarget(
+            name: "VhostUserTests", dependencies: ["TestSupport", "vhost-simulator"], path: "Tests/VhostUserTests"),
+        // Answers the VMM's calls to the kernel's vhost-vsock.
+        .executableTarget(name: "vhost-simulator", dependencies: ["CallNotices"], path: "Tests/VhostSimulator"),
     ] + hostTargets + uringTargets + (modules + uringModules + hostModules).map(\.declaration),
     swiftLanguageModes: [.v5]
 )

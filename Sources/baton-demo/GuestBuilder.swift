@@ -69,18 +69,20 @@ struct GuestBuilder {
 
     /// Builds the first process of the lab's guests, for Linux on this machine's CPUs, with its C library.
     func buildLabProgram(to output: String) throws {
-        let parts = ["lab", "devices", "edu", "registers", "time"].map { "\(sources)/lab/\($0).c" }
+        try buildForLab(["lab", "devices", "edu", "registers", "time", "vsock"], to: output)
+    }
+
+    /// Builds a program for the lab's Linux that has the host's end of a guest's sockets.
+    func buildVsockPeer(to output: String) throws { try buildForLab(["vsock-peer", "vsock"], to: output) }
+
+    private func buildForLab(_ parts: [String], to output: String) throws {
         try Tool.require(
-            [try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-o", output] + parts)
+            [try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-o", output]
+                + parts.map { "\(sources)/lab/\($0).c" })
     }
 
     /// Builds a program for the lab's Linux that executes a kernel.
-    func buildKexecProgram(to output: String) throws {
-        try Tool.require([
-            try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-o", output,
-            "\(sources)/lab/kexec.c",
-        ])
-    }
+    func buildKexecProgram(to output: String) throws { try buildForLab(["kexec"], to: output) }
 
     /// Builds a program for this machine that prints the rate of its time-stamp counter.
     func buildTickMeter(to output: String) throws {

@@ -42,16 +42,7 @@ final class PeersDemonstration {
     /// - Returns: the error.
     func rollback(_ argv: [String], milliseconds: Int) throws -> String {
         try flood.keepUp()
-        session.isRollingBack = true
-        defer { session.isRollingBack = false }
-        var reason: String?
-        do {
-            try session.command(
-                "cpr-update", ["argv": argv, "preflight": false, "timeout-ms": milliseconds])
-        } catch let error as Failure { reason = "\(error)" }
-        guard let reason else {
-            throw Failure("a new VMM with a fault has taken the guest over: \(argv.prefix(12).joined(separator: " "))")
-        }
+        let reason = try session.rollback(argv, milliseconds: milliseconds)
         try awaitRounds(1)
         guard try backEnds.connections() == connections else {
             throw Failure("a back end has other connections than before: \(reason)")

@@ -116,6 +116,19 @@ final class Session {
         if qmp.isClosed { try connect() }
     }
 
+    /// Has the VMM be replaced by one that fails: the guest goes on in the old one.
+    /// - Returns: the error.
+    func rollback(_ argv: [String], milliseconds: Int) throws -> String {
+        isRollingBack = true
+        defer { isRollingBack = false }
+        do {
+            try command("cpr-update", ["argv": argv, "preflight": false, "timeout-ms": milliseconds])
+        } catch let error as Failure {
+            return "\(error)"
+        }
+        throw Failure("a new VMM with a fault has taken the guest over: \(argv.prefix(12).joined(separator: " "))")
+    }
+
     private static func result(of name: String, _ reply: [String: Any]) throws -> Any {
         if let error = reply["error"] as? [String: Any] {
             throw Failure("\(name) failed: \(error["desc"] ?? error)")

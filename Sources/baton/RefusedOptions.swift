@@ -48,8 +48,6 @@ enum RefusedOptions {
         "qemu-xhci": "virtio devices, as there is no USB", "nec-usb-xhci": "virtio devices, as there is no USB",
         "usb-": "virtio devices, as there is no USB", "e1000": "virtio-net-pci", "rtl8139": "virtio-net-pci",
         "igb": "virtio-net-pci", "vmxnet3": "virtio-net-pci", "virtio-9p": "vhost-user-fs-pci with virtiofsd",
-        "vhost-vsock": "vhost-user-vsock-pci with a back end such as vhost-device-vsock: "
-            + "the kernel's sockets go with the process",
         "pci-bridge": "pcie-root-port", "pcie-pci-bridge": "pcie-root-port", "ioh3420": "pcie-root-port",
         "x3130-upstream": "pcie-root-port", "xio3130-downstream": "pcie-root-port", "pxb": "pcie-root-port",
         "ib700": "i6300esb", "diag288": "i6300esb", "pvpanic": "pvpanic-pci, or pvpanic on the machine microvm",

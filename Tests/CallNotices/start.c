@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -57,7 +58,7 @@ pid_t call_notices_start(char **command, const struct sock_filter *code, size_t 
 }
 
 pid_t call_notices_start_requests(
-    char **command, const unsigned *calls, size_t count, unsigned first, unsigned past, int *listener) {
+    char **command, const unsigned *calls, size_t count, unsigned char type, int *listener) {
 #if defined(__x86_64__)
     const unsigned architecture = AUDIT_ARCH_X86_64;
 #elif defined(__aarch64__)
@@ -75,8 +76,8 @@ pid_t call_notices_start_requests(
     }
     *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3);
     *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1]));
-    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, first, 0, 1);
-    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, past, 0, 1);
+    *at++ = (struct sock_filter)BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xff << _IOC_TYPESHIFT);
+    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)type << _IOC_TYPESHIFT, 1, 0);
     *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF);
     return call_notices_start(command, code, (size_t)(at - code), listener);
@@ -90,4 +91,16 @@ int call_notices_status(pid_t child) {
     int status = 0;
     if (waitpid(child, &status, 0) != child) return 2;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+void call_notices_answer(int listener, unsigned long long call, long result) {
+    struct seccomp_notif_resp response = {.id = call};
+    if (result < 0) response.error = (int)result;
+    else response.val = result;
+    ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &response);
+}
+
+void call_notices_pass(int listener, unsigned long long call) {
+    struct seccomp_notif_resp response = {.id = call, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
+    ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &response);
 }

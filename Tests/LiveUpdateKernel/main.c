@@ -335,7 +335,7 @@ static pid_t start(char **command, int *listener) {
         SYS_access,
 #endif
     };
-    return call_notices_start_requests(command, calls, sizeof calls / sizeof *calls, CREATE, 0xbb00, listener);
+    return call_notices_start_requests(command, calls, sizeof calls / sizeof *calls, CREATE >> 8, listener);
 }
 
 static bool add_refusal(char *text) {

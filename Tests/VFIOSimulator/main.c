@@ -18,7 +18,6 @@
 #include <linux/vfio.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,19 +37,6 @@ size_t device_count = 1;
 struct group groups[MAX_DEVICES];
 size_t group_count;
 static int group_numbers[MAX_DEVICES] = {7};
-static int log_fd = 2;
-
-void note(pid_t pid, const char *format, ...) {
-    char text[512];
-    int length = snprintf(text, sizeof text, "%d ", pid);
-    va_list arguments;
-    va_start(arguments, format);
-    length += vsnprintf(text + length, sizeof text - (size_t)length - 1, format, arguments);
-    va_end(arguments);
-    if (length > (int)sizeof text - 2) length = sizeof text - 2;
-    text[length++] = '\n';
-    (void)!write(log_fd, text, (size_t)length);
-}
 
 int refuse(pid_t pid, const char *name, int error, const char *why) {
     note(pid, "refused %s errno=%d: %s", name, error, why);
@@ -77,7 +63,7 @@ static pid_t start(char **command, int *listener) {
         SYS_readlink, SYS_access,
 #endif
     };
-    return call_notices_start_requests(command, calls, sizeof calls / sizeof *calls, 0x3b00, 0x3c00, listener);
+    return call_notices_start_requests(command, calls, sizeof calls / sizeof *calls, VFIO_TYPE, listener);
 }
 
 /* MARK: Requests */
@@ -108,19 +94,14 @@ static bool serve(int listener) {
     struct seccomp_notif call = {0};
     if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) return errno == EINTR || errno == ENOENT;
     call.pid = (unsigned)caller_process((pid_t)call.pid);
-    struct seccomp_notif_resp response = {.id = call.id};
     struct answer answer = {0, -1};
     if (!answer_call(&call, &answer)) {
-        response.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-    } else if (answer.fd >= 0) {
-        if (!caller_give_fd(listener, call.id, answer.fd)) return true;
-        response.error = -EMFILE;
-    } else if (answer.result < 0) {
-        response.error = (int)answer.result;
-    } else {
-        response.val = answer.result;
+        call_notices_pass(listener, call.id);
+    } else if (answer.fd < 0) {
+        call_notices_answer(listener, call.id, answer.result);
+    } else if (caller_give_fd(listener, call.id, answer.fd)) {
+        call_notices_answer(listener, call.id, -EMFILE);
     }
-    ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &response);
     return true;
 }
 
@@ -255,7 +236,7 @@ static bool add_refusal(char *text) {
 }
 
 static bool option(const char *name, char *value) {
-    if (!strcmp(name, "--log")) return (log_fd = open(value, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600)) >= 0;
+    if (!strcmp(name, "--log")) return note_to(value);
     if (!strcmp(name, "--device")) return add_device(value);
     if (!strcmp(name, "--group")) return sscanf(value, "%d", &group_numbers[device_count - 1]) == 1;
     if (!strcmp(name, "--lack")) return lack(value);

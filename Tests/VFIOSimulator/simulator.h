@@ -12,6 +12,7 @@
 #include <sys/types.h>
 
 #include "caller.h"
+#include "note.h"
 
 enum { MAX_DEVICES = 8, MAX_MAPPINGS = 64, VECTORS = 4, CDEV_MAJOR = 511 };
 
@@ -29,8 +30,6 @@ struct settings {
 };
 extern struct settings settings;
 
-/* Writes a line to the log: PID TEXT. */
-void note(pid_t pid, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* Notes that a request is refused, and returns -error. */
 int refuse(pid_t pid, const char *name, int error, const char *why);
 /* The error with which the options refuse a request, or 0. */

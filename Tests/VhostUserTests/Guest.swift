@@ -29,14 +29,21 @@ final class VhostUserGuest {
             case "fs": ["-device", "vhost-user-fs-device,chardev=c,tag=share"]
             default: ["-device", "vhost-user-\(name)-device,chardev=c,num-queues=\(queues)"]
             }
-        return [
+        return try arguments(name, in: directory, queues: queues, memory: memory)
+            + ["-chardev", "socket,id=c,path=\(socket)\(chardev)"] + device + extra
+    }
+
+    /// Those of a VMM that has no device for the guest yet.
+    static func arguments(
+        _ name: String, in directory: TemporaryDirectory, queues: Int = 1, memory: String = "memory-backend-memfd"
+    ) throws -> [String] {
+        [
             Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
             "-object", "\(memory),id=ram,size=16M,share=on", "-bios", "none", "-kernel",
-            try image(name, queues: queues),
-            "-chardev", "socket,id=c,path=\(socket)\(chardev)",
-            "-nodefaults", "-nographic", "-d", "guest_errors", "-serial", "file:\(directory.file("serial"))",
+            try image(name, queues: queues), "-nodefaults", "-nographic", "-d", "guest_errors",
+            "-serial", "file:\(directory.file("serial"))",
             "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-        ] + device + extra
+        ]
     }
 
     /// - Parameters:

@@ -71,7 +71,7 @@ final class VFIODeviceType: DeviceType {
         if let iommufd, let given = host.file {
             let file: Int32
             do throws(VMMError) {
-                file = try VFIOGivenFile.take(given, vm: vm)
+                file = try vm.namedFDs.take(given)
             } catch {
                 throw error.prefixed("Could not parse remote object fd \(given)")
             }

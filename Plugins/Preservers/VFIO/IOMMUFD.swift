@@ -224,7 +224,7 @@ final class VFIOIOMMUFDType: ObjectType {
         var fd: Int32 = -1
         if let given {
             do throws(VMMError) {
-                fd = try VFIOGivenFile.take(given, vm: vm)
+                fd = try vm.namedFDs.take(given)
             } catch {
                 throw error.prefixed("Could not parse remote object fd \(given)")
             }

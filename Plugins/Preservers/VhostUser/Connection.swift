@@ -99,34 +99,26 @@ extension VhostUserDevice: ChardevFrontend {
         guard let channel else { return }
         let loop = vm.loop
         try loop.watch(channel.socket, .readable) { [weak self] _ in self?.socketReady() }
-        if interrupts.isEmpty { makeInterrupts() }
-        for interrupt in interrupts { try interrupt.resume() }
-        let errorEvent = errorEvent
-        try loop.watch(errorEvent, .readable) { [weak self] _ in
-            guard let self, cbaton_eventfd_take(errorEvent) > 0, isServing else { return }
+        try events.resume(host) { [weak self] in
+            self?.isTracking == false
+        } onEvent: { [weak self] queue in
+            guard let self, isServing else { return }
+            follow(queue)
+            host?.usedBuffers(queue: queue)
+        }
+        let error = events.error
+        try loop.watch(error, .readable) { [weak self] _ in
+            guard let self, cbaton_eventfd_take(error) > 0, isServing else { return }
             host?.fail("the vhost-user back end reports a broken queue")
         }
         try watchRequests()
     }
 
-    private func makeInterrupts() {
-        guard let host else { return }
-        interrupts = calls.indices.map { index in
-            host.interruptEvent(queue: index, event: calls[index]) { [weak self] in
-                self?.isTracking == false
-            } onEvent: { [weak self] in
-                guard let self, isServing else { return }
-                follow(index)
-                self.host?.usedBuffers(queue: index)
-            }
-        }
-    }
-
     func unwatch() {
         let loop = vm.loop
         if let channel { loop.unwatch(channel.socket) }
-        for interrupt in interrupts { interrupt.pause() }
-        loop.unwatch(errorEvent)
+        events.pause()
+        loop.unwatch(events.error)
         if requestSocket >= 0 { loop.unwatch(requestSocket) }
     }
 

@@ -50,12 +50,7 @@ class VhostUserDevice: VirtioOffload {
     var isNewConnection = false
 
     // The queues.
-    let kicks: [Int32]
-    let calls: [Int32]
-    /// What makes interrupts of `calls`, by queue; made when the device first runs.
-    var interrupts: [InterruptEvent] = []
-    /// Where back ends report that a queue's ring is broken.
-    let errorEvent: Int32
+    let events: QueueEvents
     /// The available ring's index to go on at, of queues that are not served.
     var bases: [UInt16]
     /// The requests in hand, over back ends; nil when it is not tracked.
@@ -80,9 +75,7 @@ class VhostUserDevice: VirtioOffload {
             features = heritage.features
             backend = heritage.backend
             backendConfig = heritage.backend.config
-            kicks = heritage.kicks
-            calls = heritage.calls
-            errorEvent = heritage.errorEvent
+            events = QueueEvents(kicks: heritage.kicks, calls: heritage.calls, error: heritage.errorEvent)
             try chardev.attach(self)
             adopt(heritage)
             vm.cpr?.onChange(
@@ -106,7 +99,7 @@ class VhostUserDevice: VirtioOffload {
         backendConfig = backend.config
         features = kind.offered(backend)
         self.channel = channel
-        (kicks, calls, errorEvent) = try VhostUserDevice.events(count: kind.queueCount)
+        events = try QueueEvents(queues: kind.queueCount, of: "a vhost-user device")
         try chardev.attach(self)
         isNewConnection = false
         try openRequestChannel(channel)
@@ -134,20 +127,6 @@ class VhostUserDevice: VirtioOffload {
         channel.acknowledges = backend.has(VhostUser.ProtocolFeature.replyAck)
         self.channel = channel
         isNewConnection = false
-    }
-
-    private static func events(count: Int) throws(VMMError) -> (kicks: [Int32], calls: [Int32], error: Int32) {
-        var made: [Int32] = []
-        for _ in 0...2 * count {
-            let fd = cbaton_eventfd()
-            guard fd >= 0 else {
-                let error = VMMError.system("cannot make the events of a vhost-user device")
-                for fd in made { close(fd) }
-                throw error
-            }
-            made.append(fd)
-        }
-        return (Array(made[0..<count]), Array(made[count..<2 * count]), made[2 * count])
     }
 
     // MARK: VirtioOffload
@@ -206,22 +185,20 @@ class VhostUserDevice: VirtioOffload {
         } catch {
             return disconnect(error.message)
         }
-        for queue in served where queue.index >= before && queue.index < count { signal(kicks[queue.index]) }
+        for queue in served where queue.index >= before && queue.index < count {
+            cbaton_eventfd_add(events.kicks[queue.index])
+        }
     }
 
     func kick(queue: Int) {
-        guard isServing, kicks.indices.contains(queue) else { return }
+        guard isServing, events.kicks.indices.contains(queue) else { return }
         follow(queue)
-        signal(kicks[queue])
+        cbaton_eventfd_add(events.kicks[queue])
     }
 
     /// The back end looks at the same eventfd that the driver's notifications are counted on.
-    func kickEvent(queue: Int) -> Int32? { isTracking || !kicks.indices.contains(queue) ? nil : kicks[queue] }
-
-    /// Counts one up in an eventfd.
-    func signal(_ event: Int32) {
-        var one: UInt64 = 1
-        _ = write(event, &one, 8)
+    func kickEvent(queue: Int) -> Int32? {
+        isTracking || !events.kicks.indices.contains(queue) ? nil : events.kicks[queue]
     }
 
     func writeConfig(offset: Int, width: Int, value: UInt64) {
@@ -278,12 +255,9 @@ class VhostUserDevice: VirtioOffload {
         isServing = true
         served = driver.queues
         track()
-        for interrupt in interrupts { interrupt.update() }
+        events.update()
         // What was made available or used before is looked at by both sides.
-        for queue in driver.queues {
-            signal(kicks[queue.index])
-            signal(calls[queue.index])
-        }
+        for queue in driver.queues { events.signal(queue: queue.index) }
     }
 
     private func serve(_ driver: VirtioDriverSetup, _ channel: VhostUserChannel) throws(VMMError) {
@@ -300,9 +274,10 @@ class VhostUserDevice: VirtioOffload {
             if let inflight, inflight.fd >= 0 { try channel.setInflight(inflight) }
         }
         for queue in driver.queues {
-            _ = cbaton_eventfd_take(calls[queue.index])
+            _ = cbaton_eventfd_take(events.calls[queue.index])
             try channel.setVring(
-                queue, base: bases[queue.index], kick: kicks[queue.index], call: calls[queue.index], error: errorEvent)
+                queue, base: bases[queue.index], kick: events.kicks[queue.index], call: events.calls[queue.index],
+                error: events.error)
         }
         if backend.hasQueueSwitches {
             for queue in driver.queues where queue.index < enabledQueues { try channel.enableVring(queue.index, true) }

@@ -120,9 +120,9 @@ extension VhostUserDevice {
         let heritage = try VhostUserHeritage(state, chardev: chardev, kind: kind) { what, id throws(VMMError) in
             let own =
                 switch what {
-                case "kick": kicks[id]
-                case "call": calls[id]
-                case "error": errorEvent
+                case "kick": events.kicks[id]
+                case "call": events.calls[id]
+                case "error": events.error
                 case "requests": requestSocket
                 default: inflight?.fd ?? -1
                 }
@@ -144,11 +144,11 @@ extension VhostUserDevice {
         func save(_ what: String, _ id: Int, _ fd: Int32) throws(VMMError) {
             try cpr.fds.resave(VhostUserHeritage.fd(chardev, what), id: id, fd)
         }
-        for index in kicks.indices {
-            try save("kick", index, kicks[index])
-            try save("call", index, calls[index])
+        for index in events.kicks.indices {
+            try save("kick", index, events.kicks[index])
+            try save("call", index, events.calls[index])
         }
-        try save("error", 0, errorEvent)
+        try save("error", 0, events.error)
         if requestSocket >= 0 { try save("requests", 0, requestSocket) }
         if let inflight, inflight.fd >= 0 { try save("inflight", 0, inflight.fd) }
         var state = StateWriter()

@@ -15,6 +15,8 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     case seabios
     /// Devices of the lab's behind its IOMMU, by the kernel's VFIO.
     case vfio, e1000e, iommufd
+    /// Sockets between the guest and the lab, by the kernel's vhost.
+    case vsock
     /// The lab's own Linux goes and comes meanwhile.
     case hostReboot = "host-reboot"
     case hostKexec = "host-kexec"
@@ -32,6 +34,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         case .vfio: "an edu and an NVMe disk, passed through, at work over updates beside the rest"
         case .e1000e: "an e1000e network card, passed through, with its driver at work over updates"
         case .iommufd: "all three by /dev/iommu (needs a kernel that is built once: --build-kernel)"
+        case .vsock: "AF_VSOCK streams by the kernel's vhost-vsock, which each update ends at both ends, and new ones"
         case .hostReboot: "mode reboot over \(LabStorage.restarts) resets of the lab, with RAM on persistent memory"
         case .hostKexec: "the same over \(LabStorage.restarts) kexecs of the lab's Linux"
         case .liveupdate:
@@ -81,6 +84,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
             return try LabLiveUpdate.prepare(files, vmm: vmm, cache: cache, directory: directory)
         }
         if self == .seabios { return try LabFirmware.makeDisk(directory: directory) }
+        if self == .vsock { try GuestBuilder().buildVsockPeer(to: directory.file(LabVsock.peerProgram)) }
         if self == .hostKexec { try GuestBuilder().buildKexecProgram(to: directory.file(LabStorage.kexecProgram)) }
         guard !FileManager.default.fileExists(atPath: directory.file(guestKernel.initrdName)) else { return }
         try LabGuest.makeInitrd(guestKernel, files: files, directory: directory)
@@ -103,6 +107,9 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         case .vfio: (machine.bus, machine.passedThrough) = (.pci, [.edu, .nvme])
         case .e1000e: (machine.bus, machine.passedThrough) = (.pci, [.e1000e])
         case .iommufd: (machine.bus, machine.passedThrough, machine.usesIOMMUFD) = (.pci, LabHost.Device.allCases, true)
+        case .vsock:
+            machine.bus = .pci
+            return try LabVsock.run(machine, context)
         case .hostReboot, .hostKexec:
             (machine.bus, machine.hasCards, machine.mode) = (.mmio, false, .reboot)
             return try LabStorage.run(machine, context, executesKernel: self == .hostKexec)

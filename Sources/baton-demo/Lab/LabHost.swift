@@ -37,6 +37,7 @@ struct LabHost {
         "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 tsc=reliable no_timer_check nokaslr intel_iommu=on"
     private static let modules = [
         "9pnet_virtio", "9p", "overlay", "kvm_amd", "vfio-pci", "vfio_iommu_type1", "nfit", "nd_pmem", "ext4",
+        "vhost_vsock",
     ]
     static let initrdName = "lab-initrd"
     /// Of the file system that is `directory`, as it is outside.

@@ -23,7 +23,8 @@ struct LabMachine {
 
         /// Drivers that are no part of the kernel's image.
         var modules: [String] {
-            ["virtio_mmio", "virtio_blk", "virtio_net", "uio_pci_generic", "nvme"] + (self == .full ? ["e1000e"] : [])
+            ["virtio_mmio", "virtio_blk", "virtio_net", "uio_pci_generic", "nvme", "vmw_vsock_virtio_transport"]
+                + (self == .full ? ["e1000e"] : [])
         }
     }
 
@@ -37,6 +38,8 @@ struct LabMachine {
     var passedThrough: [LabHost.Device] = []
     /// They are opened by `/dev/iommu`, and not by their groups.
     var usesIOMMUFD = false
+    /// The guest's address, by which the lab's Linux has sockets to it. Nil: there are none.
+    var socketAddress: Int?
     var mode = Mode.restart
     /// A directory of files that are to survive the VMM, and the lab's Linux: RAM and the disk. Nil: RAM is a memfd.
     var storage: String?
@@ -70,6 +73,9 @@ struct LabMachine {
             ]
             if hasCards { arguments += Self.cards(bus, directory) }
         }
+        if let socketAddress {
+            arguments += ["-device", "vhost-vsock-\((bus ?? .mmio).rawValue),guest-cid=\(socketAddress)"]
+        }
         if usesIOMMUFD { arguments += ["-object", "iommufd,id=iommufd0"] }
         for device in passedThrough {
             arguments += ["-device", "vfio-pci,host=\(device.address)" + (usesIOMMUFD ? ",iommufd=iommufd0" : "")]
@@ -100,7 +106,7 @@ struct LabMachine {
     /// What the guest's program must say that it works with.
     var introduction: String {
         "cpus=\(cpus) disk=\(bus == nil ? 0 : 1) cards=\(bus != nil && hasCards ? 2 : 0) edu=\(number(.edu)) "
-            + "nvme=\(number(.nvme)) e1000e=\(number(.e1000e)) clock=kvm-clock"
+            + "nvme=\(number(.nvme)) e1000e=\(number(.e1000e)) vsock=\(socketAddress == nil ? 0 : 1) clock=kvm-clock"
     }
 
     /// Kinds of work, by their names in a report.
@@ -108,6 +114,7 @@ struct LabMachine {
         var kinds: Set = ["sleeps", "alarms", "signals", "rounds", "readings"]
         if bus != nil { kinds.insert("blocks") }
         if bus != nil, hasCards { kinds.insert("frames") }
+        if socketAddress != nil { kinds.insert("vsock-echoes") }
         for device in passedThrough { kinds.insert(device.work) }
         return kinds
     }

@@ -10,9 +10,15 @@
  * which its calls come, and those of what it executes and forks; -1 if there is none. Returns its PID, or -1. */
 pid_t call_notices_start(char **command, const struct sock_filter *code, size_t count, int *listener);
 
-/* The same under a filter that has these calls come, and ioctl(2) with a request from FIRST on and below PAST. */
+/* The same under a filter that has these calls come, and ioctl(2) with requests of a TYPE (_IOC_TYPE). */
 pid_t call_notices_start_requests(
-    char **command, const unsigned *calls, size_t count, unsigned first, unsigned past, int *listener);
+    char **command, const unsigned *calls, size_t count, unsigned char type, int *listener);
+
+/* Sends what answers a call: a result, or an errno below 0. */
+void call_notices_answer(int listener, unsigned long long call, long result);
+
+/* Lets a call go on in the kernel. */
+void call_notices_pass(int listener, unsigned long long call);
 
 /* Whether a poll of the listener says that the last process has ended. */
 int call_notices_ended(const struct pollfd *state);

@@ -23,14 +23,17 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include "lab.h"
+#include "vsock.h"
+
+// VMADDR_CID_HOST.
+enum { host_cid = 2 };
 
 struct shared *shared;
 static int console;
 
 void say(const char *format, ...)
 {
-    char line[512];
+    char line[1024];
     va_list arguments;
     va_start(arguments, format);
     int length = vsnprintf(line, sizeof line - 1, format, arguments);
@@ -84,15 +87,29 @@ int find_device(const char *device, char *address)
     return found;
 }
 
+// Whether there is a virtio device of this id, as in "0x0013".
+static int has_virtio(const char *device)
+{
+    for (int i = 0; i < 16; i++) {
+        char path[64], id[16];
+        snprintf(path, sizeof path, "/sys/bus/virtio/devices/virtio%d/device", i);
+        read_line(path, id, sizeof id);
+        if (!strcmp(id, device))
+            return 1;
+    }
+    return 0;
+}
+
 static void report(const char *word)
 {
-    char boot[64];
+    char boot[64], sockets[256];
     read_line("/proc/sys/kernel/random/boot_id", boot, sizeof boot);
+    describe_vsock(sockets, sizeof sockets);
     say("lab: %s uptime-ms=%lu boot=%s blocks=%lu frames=%lu sleeps=%lu alarms=%lu signals=%lu rounds=%lu readings=%lu passed-blocks=%lu transfers=%lu "
-        "passed-frames=%lu longest-sleep-us=%lu longest-frame-us=%lu longest-passed-frame-us=%lu", word,
+        "passed-frames=%lu %s longest-sleep-us=%lu longest-frame-us=%lu longest-passed-frame-us=%lu", word,
         now(CLOCK_BOOTTIME) / 1000000, boot, shared->blocks, shared->frames, shared->sleeps, shared->alarms,
         shared->signals, shared->rounds, shared->readings, shared->passed_blocks, shared->transfers,
-        shared->passed_frames, shared->longest_sleep / 1000, shared->longest_frame / 1000,
+        shared->passed_frames, sockets, shared->longest_sleep / 1000, shared->longest_frame / 1000,
         shared->longest_passed_frame / 1000);
 }
 
@@ -179,8 +196,14 @@ int main(void)
         start(passed_disk_work, await_disk("/dev/nvme0n1"));
     if (card >= 0)
         start(passed_card_work, card);
-    say("lab: works cpus=%d disk=%d cards=%d edu=%d nvme=%d e1000e=%d clock=%s", cpus, disk >= 0,
-        (first >= 0) + (second >= 0), edu, nvme, card >= 0, clock);
+    int vsock = has_virtio("0x0013");
+    if (vsock) {
+        start(vsock_server_work, 0);
+        start(vsock_busy_work, host_cid);
+        start(vsock_idle_work, host_cid);
+    }
+    say("lab: works cpus=%d disk=%d cards=%d edu=%d nvme=%d e1000e=%d vsock=%d clock=%s", cpus, disk >= 0,
+        (first >= 0) + (second >= 0), edu, nvme, card >= 0, vsock, clock);
 
     char line[64] = "";
     size_t length = 0;

@@ -15,6 +15,8 @@ struct shared {
     uint64_t latest;
     // The longest that a sleep of 10 ms, or a frame's way back, took, in ns.
     uint64_t longest_sleep, longest_frame, longest_passed_frame;
+    // Numbers that came back by sockets; connections that ended, by kind; those that the server had, and has no more.
+    uint64_t vsock_echoes, vsock_busy_ends, vsock_idle_ends, vsock_accepted, vsock_served;
 };
 extern struct shared *shared;
 

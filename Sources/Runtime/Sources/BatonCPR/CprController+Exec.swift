@@ -215,6 +215,7 @@ extension CprController {
         defer { self.successor = nil }
         if !mayWait { times = UpdateTimes(generation: times.generation) }
         // What a device has in hand of the kernel would end with the exec.
+        for preserver in registry.preservers { preserver.letGo() }
         try drain(limit: updateLimit)
         defer { if !mayWait { vm.release() } }
         let start = EventLoop.now

@@ -20,9 +20,11 @@ extension CprController {
         try beside("cpr-save is under way") { () throws(VMMError) in
             do throws(VMMError) {
                 try prepareToKeep(mode)
+                for preserver in registry.preservers { preserver.letGo() }
                 try drain(limit: updateLimit)
             } catch {
                 letGoOfKept()
+                announce(.saveFailed)
                 throw error
             }
         }

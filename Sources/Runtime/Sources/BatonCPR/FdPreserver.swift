@@ -42,6 +42,11 @@ public protocol FdPreserver: ModulePart {
     /// machine stands and before anything changes hands. The place for `onChange`:
     /// without it, what is first asked for in `.load` is what the survey gave.
     func takesPart(_ cpr: CprController)
+    /// A save begins, or an update whose new VMM is about to be started; the guest runs. What the next process can have
+    /// only when this one has let go of it, and what the exec of the new VMM would end, goes from here on if that takes
+    /// long: what is called returns at once, a device says how long it takes (`Device.isBusy`), and the guest is not
+    /// stopped before. `.saveFailed` follows when nothing comes of it. On the main thread.
+    func letGo()
     /// Told of each step. In `.save` and `.exec` the preserver saves its fds in
     /// `cpr.fds`; an error there ends the update and the guest goes on. In
     /// other phases an error is reported and changes nothing.
@@ -51,4 +56,5 @@ public protocol FdPreserver: ModulePart {
 extension FdPreserver {
     public func blockers(mode: String) -> [String] { [] }
     public func takesPart(_ cpr: CprController) {}
+    public func letGo() {}
 }

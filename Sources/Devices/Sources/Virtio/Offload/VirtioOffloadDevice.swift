@@ -59,6 +59,8 @@ public class VirtioOffloadDevice: VirtioDevice, VirtioOffloadHost {
     public override func kickEvent(_ queue: VirtQueue) -> Int32? { offload.kickEvent(queue: queue.index) }
     public override func driverReady() { offload.start() }
     public override func resetDevice() { offload.stop() }
+    public override var isBusy: Bool { offload.isBusy }
+    public override var workInHand: String { offload.workInHand }
     public override func pauseDevice() { offload.pause() }
     public override func resumeDevice() { offload.resume() }
 

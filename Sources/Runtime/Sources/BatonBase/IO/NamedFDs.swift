@@ -43,6 +43,23 @@ public final class NamedFDs {
         return fd
     }
 
+    /// Gives the descriptor that an option means to the caller, who owns it now: one of a client's by its name, or one
+    /// that this process was started with by its number.
+    /// - Throws: QEMU's error when there is none.
+    public func take(_ text: String) throws(VMMError) -> Int32 {
+        guard let first = text.utf8.first, (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(first) else {
+            guard let fd = release(text) else {
+                throw VMMError("File descriptor named '\(text)' has not been found")
+            }
+            return fd
+        }
+        guard let number = SizeText.unsignedNumber(text), let fd = Int32(exactly: number), FD.isOpen(fd) else {
+            throw VMMError("Invalid file descriptor number '\(text)'")
+        }
+        try FD.setCloseOnExec(fd, true)
+        return fd
+    }
+
     /// Closes a descriptor.
     /// - Throws: QEMU's error when there is none of that name.
     public func close(_ name: String) throws(VMMError) {

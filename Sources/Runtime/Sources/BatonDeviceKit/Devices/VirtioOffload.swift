@@ -43,6 +43,11 @@ public protocol VirtioOffload: AnyObject {
     ///   - width: 1, 2, 4 or 8.
     func writeConfig(offset: Int, width: Int, value: UInt64)
 
+    /// Whether something goes on in the kernel or elsewhere that has to end before the guest is saved or handed over.
+    var isBusy: Bool { get }
+    /// What that is, as a message has it.
+    var workInHand: String { get }
+
     /// As in `Device`, but the VM's run state says what for: `save-vm` is a
     /// save, in which whoever serves the queues may go on when the mode keeps
     /// its connections; for everything else it must come to rest.
@@ -57,6 +62,8 @@ public protocol VirtioOffload: AnyObject {
 
 extension VirtioOffload {
     public func kickEvent(queue: Int) -> Int32? { nil }
+    public var isBusy: Bool { false }
+    public var workInHand: String { "work of '\(model)'" }
 }
 
 /// How the driver has set up a queue. The rings lie in guest RAM, aligned as
