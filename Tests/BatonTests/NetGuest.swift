@@ -40,6 +40,14 @@ final class NetGuest {
         try eventually("the guest is ready; \(serial)") { serial.contains("net: ready\n") }
     }
 
+    /// Starts a VMM that waits for the state of a guest, whose own has ended.
+    init(waiting arguments: [String], in directory: TemporaryDirectory) throws {
+        self.directory = directory
+        self.arguments = arguments
+        process = try ChildProcess(arguments + ["-S"])
+        qmp = try QMPClient(path: directory.file("qmp"), of: process)
+    }
+
     deinit { qmp.endVMM(startedAs: process) }
 
     /// What the guest has printed.

@@ -41,7 +41,7 @@ struct NetworkUpdateTests {
         }
 
         /// Waits for bytes, and takes the next whole frame off them.
-        private func frame() throws -> [UInt8] {
+        func frame() throws -> [UInt8] {
             var result: [UInt8]?
             try eventually("a frame") {
                 if received.count >= 4 {

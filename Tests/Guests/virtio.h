@@ -83,6 +83,9 @@ static void notify(struct queue *q) {
     if (!(*(volatile u16 *)&q->used.flags & 1)) set(0x50, q->number);
 }
 
+// How often the device has said that its configuration space has changed.
+static u32 config_changes;
+
 // Waits for an interrupt of the device. When the configuration space has
 // changed, prints its first doubleword.
 static void wait_interrupt(void) {
@@ -93,6 +96,7 @@ static void wait_interrupt(void) {
     u32 causes = reg(0x60);
     set(0x64, causes);
     if (causes & 2 && !(reg(0x70) & 64)) {
+        config_changes++;
         text("config: ");
         number(reg(0x100) | (u64)reg(0x104) << 32);
         text("\n");

@@ -70,6 +70,38 @@ struct VhostUserNetTests {
         }
     }
 
+    @Test("a checkpoint that another process loads has the link go down and up")
+    func checkpoint() throws {
+        let directory = try TemporaryDirectory(), memory = directory.file("ram")
+        func arguments(_ socket: String) throws -> [String] {
+            try VhostUserGuest.arguments(
+                "net", socket: socket, in: directory, memory: "memory-backend-file,mem-path=\(memory)",
+                extra: ["-cpr-enable", "reboot"])
+        }
+        let net = try FakeNet(directory, pairs: 1)
+        let guest = try VhostUserGuest("net", in: directory, arguments: try arguments(net.path))
+        try guest.waitForProgress()
+        try guest.qmp.execute("cpr-save", ["filename": directory.file("state"), "mode": "reboot"])
+        let said = guest.serial
+        try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
+        net.end()
+        #expect(!said.contains("config:"))
+
+        let place = try TemporaryDirectory()
+        let other = try FakeNet(place, pairs: 1)
+        defer { other.end() }
+        let next = try VhostUserGuest("net", in: directory, arguments: try arguments(other.path) + ["-S"])
+        try next.qmp.execute("cpr-load", ["filename": directory.file("state"), "mode": "reboot"])
+        for (state, status) in [("down", 0x5634_1200_5452), ("up", 0x1_5634_1200_5452)] {
+            try eventually("the link is \(state); the guest said \(next.serial.suffix(200)); \(next.process.report)") {
+                next.serial.contains("config: \(status)\n")
+            }
+        }
+        try next.waitForProgress()
+        try next.end()
+    }
+
     @Test("a back end with fewer pairs is refused")
     func tooFew() throws {
         let directory = try TemporaryDirectory()

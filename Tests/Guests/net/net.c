@@ -5,11 +5,13 @@
 // every 256 answers. Where the card has several pairs of queues it uses up to
 // four, answers a frame by the pair that it came in, and prints the answers of
 // each pair behind the sum. It drops nothing: a frame that is lost was lost
-// outside.
+// outside. When the card asks for an announcement it sends its ARP again, and
+// prints "net: announced".
 #include "virtio.h"
 
 enum { HEADER = 12, BUFFER = 2048, ETHERNET = 14, ARP = 28, IP = 20, LINE = 256, PAIRS = 4 };
-enum { CTRL_VQ = 1 << 17, MQ = 1 << 22 };
+enum { STATUS = 1 << 16, CTRL_VQ = 1 << 17, GUEST_ANNOUNCE = 1 << 21, MQ = 1 << 22 };
+enum { S_ANNOUNCE = 2 };
 
 static const u8 address[4] = {10, 77, 0, 2};
 static u8 mac[6];
@@ -128,17 +130,28 @@ static void start_pair(struct pair *p, u32 index) {
     for (u16 slot = 0; slot < QUEUE_SIZE; slot++) offer(p, slot);
 }
 
-// Tells the card how many pairs are in use.
-static void use_pairs(u8 count) {
-    static u8 command[4] = {4, 0}, reply[1];
-    command[2] = count;
+// Gives the card a command, with `size` bytes of an argument.
+static void command(u8 class, u16 argument, u32 size) {
+    static u8 request[4], reply[1];
+    request[0] = class;
+    request[2] = (u8)argument;
+    request[3] = (u8)(argument >> 8);
     reply[0] = 0xff;
-    control.table[0] = (struct descriptor){(u64)command, sizeof command, NEXT, 1};
+    control.table[0] = (struct descriptor){(u64)request, 2 + size, NEXT, 1};
     control.table[1] = (struct descriptor){(u64)reply, sizeof reply, WRITE, 0};
     make_available(&control, 0);
     notify(&control);
     wait_used(&control);
-    if (reply[0]) fail("pairs refused", count, reply[0]);
+    if (reply[0]) fail("command refused", class, reply[0]);
+}
+
+// Announces itself if the card asks for it, and acknowledges that.
+static void look_at_status(void) {
+    static const u8 all[6] = {255, 255, 255, 255, 255, 255};
+    if (!(((volatile u8 *)DEVICE)[0x106] & S_ANNOUNCE)) return;
+    send_arp(pairs, 1, address, all, address);
+    command(3, 0, 0);
+    text("net: announced\n");
 }
 
 static void take(struct pair *p) {
@@ -153,18 +166,21 @@ static void take(struct pair *p) {
 _Noreturn void run(void) {
     static const u8 all[6] = {255, 255, 255, 255, 255, 255};
     u64 printed = 0;
-    u8 count = 1;
-    start_device(1, 1 << 5 | CTRL_VQ | MQ);
+    u32 seen = 0;
+    u8 count = 1, control_index = 2;
+    start_device(1, 1 << 5 | STATUS | CTRL_VQ | GUEST_ANNOUNCE | MQ);
     for (u32 place = 0; place < 6; place++) mac[place] = ((volatile u8 *)DEVICE)[0x100 + place];
     set(0x14, 0);
-    if (reg(0x10) & MQ) {
+    u32 offered = reg(0x10);
+    if (offered & MQ) {
         u8 most = ((volatile u8 *)DEVICE)[0x108];
         count = most < PAIRS ? most : PAIRS;
-        start_queue(&control, 2 * most);
+        control_index = 2 * most;
     }
+    if (offered & CTRL_VQ) start_queue(&control, control_index);
     for (u8 index = 0; index < count; index++) start_pair(pairs + index, index);
     driver_ok();
-    if (count > 1) use_pairs(count);
+    if (count > 1) command(4, count, 2);
     for (u8 index = 0; index < count; index++) notify(&pairs[index].receive);
     send_arp(pairs, 1, address, all, address);
     text("net: ready\n");
@@ -188,5 +204,8 @@ _Noreturn void run(void) {
             text("\n");
         }
         if (idle) wait_interrupt();
+        if (seen == config_changes) continue;
+        seen = config_changes;
+        look_at_status();
     }
 }

@@ -6,6 +6,7 @@ struct NetControlRequest {
     enum Class {
         static let receive: UInt8 = 0
         static let address: UInt8 = 1
+        static let announcement: UInt8 = 3
         static let queues: UInt8 = 4
         static let offloads: UInt8 = 5
     }

@@ -29,6 +29,12 @@ extension VirtioNet {
             }
             setAddress(address)
             return true
+        case (NetControlRequest.Class.announcement, 0):
+            guard has(VirtioNetFeature.guestAnnounce), request.remaining == 0, linkChange.acknowledge() else {
+                return false
+            }
+            setLink()
+            return true
         case (NetControlRequest.Class.queues, 0):
             guard has(VirtioNetFeature.multipleQueues), request.remaining == 2, let pairs = request.number(UInt16.self)
             else { return false }

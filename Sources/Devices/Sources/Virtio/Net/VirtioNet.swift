@@ -15,6 +15,12 @@ public final class VirtioNet: VirtioDevice {
     /// driver has not said: all that it has negotiated.
     private var chosenOffloads: UInt64?
     private let permanentAddress: UInt64
+    /// Of the back end.
+    private var hasLink: Bool
+    private(set) lazy var linkChange = LinkChange(of: self) { [unowned self] in
+        setLink()
+        configChanged()
+    }
     /// Of the frame that is being sent; every card's, as each sends at once.
     private nonisolated(unsafe) static let parts =
         UnsafeMutablePointer<UnsafeRawBufferPointer>.allocate(capacity: VirtQueue.maxSegments)
@@ -30,6 +36,7 @@ public final class VirtioNet: VirtioDevice {
         vm: VirtualMachine, backend: NetBackend, mac: [UInt8], features requested: UInt64 = VirtioNetFeature.standard
     ) {
         self.backend = backend
+        hasLink = backend.linkUp
         loop = vm.loop
         let features = VirtioNetFeature.offered(requested, by: backend)
         pairCount = features & VirtioNetFeature.multipleQueues != 0 ? max(1, backend.queueCount) : 1
@@ -37,14 +44,17 @@ public final class VirtioNet: VirtioDevice {
         filter = ReceiveFilter(address: permanentAddress)
         var config = [UInt8](repeating: 0, count: 12)
         for (index, byte) in mac.prefix(6).enumerated() { config[index] = byte }
-        config.put(UInt16(backend.linkUp ? 1 : 0), at: 6)
+        config.put(UInt16(hasLink ? 1 : 0), at: LinkChange.statusOffset)
         config.put(UInt16(truncatingIfNeeded: pairCount), at: 8)
         var sizes = [UInt16](repeating: 256, count: 2 * pairCount)
         if features & VirtioNetFeature.controlQueue != 0 { sizes.append(64) }
         super.init(model: "virtio-net", deviceID: 1, vm: vm, features: features, queueSizes: sizes, config: config)
         backend.cardAddress = Array(mac.prefix(6))
         backend.receiver = { [unowned self] frame, header, pair in receive(frame, header, pair) }
-        backend.linkChanged = { [unowned self] up in linkChanged(up) }
+        backend.linkChanged = { [unowned self] up in
+            hasLink = up
+            if setLink() { configChanged() }
+        }
     }
 
     /// Gives the back end back: another card may use it. The card is reset, and is used no more.
@@ -54,11 +64,18 @@ public final class VirtioNet: VirtioDevice {
         backend.cardAddress = []
     }
 
-    private func linkChanged(_ up: Bool) {
-        let value: UInt8 = up ? 1 : 0
-        guard config[6] != value else { return }
-        config[6] = value
-        configChanged()
+    /// Sets the card's status to what the driver is to see of the link.
+    /// - Returns: whether it is another now.
+    @discardableResult
+    func setLink() -> Bool {
+        let value = linkChange.status(linkUp: hasLink)
+        defer { config[LinkChange.statusOffset] = value }
+        return config[LinkChange.statusOffset] != value
+    }
+
+    override func readConfig(offset: Int, width: Int) -> UInt64 {
+        defer { linkChange.driverRead(offset: offset, width: width) }
+        return super.readConfig(offset: offset, width: width)
     }
 
     public override func handle(_ queue: VirtQueue) {
@@ -85,6 +102,8 @@ public final class VirtioNet: VirtioDevice {
     public override func driverReady() { backend.allow(VirtioNetFeature.offloads(guestOffloads)) }
 
     public override func resetDevice() {
+        linkChange.reset()
+        setLink()
         chosenOffloads = nil
         filter = ReceiveFilter(address: permanentAddress)
         setAddress(permanentAddress)
@@ -242,7 +261,10 @@ public final class VirtioNet: VirtioDevice {
 
     // MARK: State
 
+    public override func pauseDevice() { linkChange.pause() }
+
     public override func resumeDevice() {
+        linkChange.resume()
         backend.allow(VirtioNetFeature.offloads(guestOffloads))
         backend.useQueues(activePairs)
         // There may be many cards, and the guest has waited long enough.
@@ -253,7 +275,8 @@ public final class VirtioNet: VirtioDevice {
     }
 
     public override func saveDevice(to writer: inout StateWriter) {
-        writer.put("link-up", config[6] & 1 != 0)
+        writer.put("link-up", config[LinkChange.statusOffset] & 1 != 0)
+        linkChange.save(to: &writer)
         guard offeredFeatures & VirtioNetFeature.controlQueue != 0 else { return }
         writer.put("queue-pairs", UInt64(activePairs))
         writer.put("guest-offloads", guestOffloads)
@@ -264,8 +287,11 @@ public final class VirtioNet: VirtioDevice {
         // The link may have changed over the restart; the generation that the
         // driver sees must change with it.
         let up = try reader.bool("link-up")
+        let applyLinkChange = try linkChange.loader(from: reader)
         func applyLink() {
-            let now = config[6] & 1 != 0
+            applyLinkChange()
+            setLink()
+            let now = config[LinkChange.statusOffset] & 1 != 0
             if up != now { configChanged() }
         }
         guard offeredFeatures & VirtioNetFeature.controlQueue != 0 else { return applyLink }

@@ -18,6 +18,7 @@ public enum VirtioNetFeature {
     static let controlQueue: UInt64 = 1 << 17
     static let controlReceive: UInt64 = 1 << 18
     static let controlReceiveExtra: UInt64 = 1 << 20
+    static let guestAnnounce: UInt64 = 1 << 21
     static let multipleQueues: UInt64 = 1 << 22
     static let controlAddress: UInt64 = 1 << 23
 
@@ -28,6 +29,7 @@ public enum VirtioNetFeature {
     private static let needHeaders = hostOffloads | guestOffloads | controlGuestOffloads
     private static let needControlQueue =
         controlGuestOffloads | controlReceive | controlReceiveExtra | controlAddress | multipleQueues
+        | guestAnnounce
 
     /// The features that can be switched, all of them on unless said otherwise
     /// but `mq`.
@@ -36,7 +38,7 @@ public enum VirtioNetFeature {
         ("guest_ecn", guestECN), ("host_tso4", hostTCP4), ("host_tso6", hostTCP6), ("host_ecn", hostECN),
         ("mrg_rxbuf", mergeableBuffers), ("ctrl_vq", controlQueue), ("ctrl_rx", controlReceive),
         ("ctrl_rx_extra", controlReceiveExtra), ("ctrl_mac_addr", controlAddress),
-        ("ctrl_guest_offloads", controlGuestOffloads), ("mq", multipleQueues),
+        ("ctrl_guest_offloads", controlGuestOffloads), ("guest_announce", guestAnnounce), ("mq", multipleQueues),
     ]
 
     static let properties = switches.map { name, bit in
