@@ -91,7 +91,9 @@ final class FaultedRun {
             try attached.waitForExit()
         }
         attached = nil
-        guard isLasting else { return }
+        // The trace of a run without a fault goes on to the end.
+        guard options.contains(where: { $0.hasPrefix("inject=") }) else { return }
+        // A tracer that was executed as a command has all that the VMM inherits, connections too.
         for pid in try vmms() {
             guard let tracer = tracer(of: pid) else { continue }
             // A VMM blocks other signals while it executes another, and so does what it executes.
