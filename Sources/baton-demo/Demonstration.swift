@@ -113,12 +113,15 @@ final class Demonstration {
 }
 
 extension Session {
+    /// The phases of the last update, as the VMM measured them; nil if it does not know.
+    func lastUpdate() -> [String: Any]? {
+        (try? command("query-cpr") as? [String: Any])?["last-update"] as? [String: Any]
+    }
+
     /// The guest's pause as the VMM measured it, from the last instruction before to the
     /// first after, with its parts; nil if the VMM does not know.
     func pause() -> String? {
-        guard let cpr = try? command("query-cpr") as? [String: Any],
-            let phases = cpr["last-update"] as? [String: Any], let total = phases["pause-us"] as? Int
-        else { return nil }
+        guard let phases = lastUpdate(), let total = phases["pause-us"] as? Int else { return nil }
         let ran = (phases["ran-us"] as? Int ?? 0) > 0
         let names =
             ran

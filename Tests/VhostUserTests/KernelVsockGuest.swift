@@ -72,6 +72,21 @@ struct KernelVsockGuest {
         #expect(resets == wanted)
     }
 
+    /// Waits until a guest whose device fails knows, has the simulator refuse nothing more, and resets the machine: the
+    /// guest works again.
+    func resetFailed() throws {
+        var failures = 0
+        try eventually("the guest works again; it said \(guest.serial.suffix(200)); \(log)") {
+            let parts = guest.serial.components(separatedBy: "FAIL device needs reset")
+            if parts.count - 1 > failures {
+                failures = parts.count - 1
+                guest.process.signal(SIGUSR2)
+                try guest.qmp.execute("system_reset")
+            }
+            return failures > 0 && parts.last?.contains("\nvsock: 512\n") == true
+        }
+    }
+
     /// Nothing has gone wrong in the kernel: no thread was ended by an exec, no memory was missing, and nobody asked for
     /// what is another's.
     func expectCleanLog() {

@@ -36,9 +36,9 @@ struct KernelVsockTests {
             vsock.guest.process.signal(SIGUSR1)
             try vsock.guest.process.waitForErrors("the kernel reports a broken queue")
             try eventually("the queues rest: \(vsock.log)") { vsock.requests.last == "run 0" }
-            try vsock.guest.reset()
+            try vsock.resetFailed()
             try vsock.guest.update()
-            try vsock.waitForProgress(resets: 1)
+            try eventually("the guest is told: \(vsock.log)") { vsock.resets == 1 }
             try vsock.guest.end()
         }
     }
@@ -48,12 +48,8 @@ struct KernelVsockTests {
         let directory = try TemporaryDirectory()
         let vsock = try KernelVsockGuest(in: directory, options: ["--refuse", "run=14"])
         try vsock.guest.process.waitForErrors("the kernel refuses the start of the queues: Bad address")
-        vsock.guest.process.signal(SIGUSR2)
-        try eventually("the simulator is lenient: \(vsock.log)") {
-            try vsock.guest.qmp.execute("system_reset")
-            return vsock.requests.contains("run 1")
-        }
-        try vsock.guest.waitForProgress()
+        try vsock.resetFailed()
+        #expect(vsock.requests.last == "run 1")
         try vsock.guest.end()
     }
 

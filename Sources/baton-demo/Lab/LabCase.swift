@@ -107,9 +107,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         case .vfio: (machine.bus, machine.passedThrough) = (.pci, [.edu, .nvme])
         case .e1000e: (machine.bus, machine.passedThrough) = (.pci, [.e1000e])
         case .iommufd: (machine.bus, machine.passedThrough, machine.usesIOMMUFD) = (.pci, LabHost.Device.allCases, true)
-        case .vsock:
-            machine.bus = .pci
-            return try LabVsock.run(machine, context)
+        case .vsock: return try LabVsock.run(context)
         case .hostReboot, .hostKexec:
             (machine.bus, machine.hasCards, machine.mode) = (.mmio, false, .reboot)
             return try LabStorage.run(machine, context, executesKernel: self == .hostKexec)

@@ -30,6 +30,7 @@ extension LabGuest {
         guard try session.peerProcess() == process, session.process.pid == process else {
             throw Failure("the VMM has another PID than \(process)")
         }
+        notePause()
     }
 
     /// To a process that is started first.

@@ -41,6 +41,8 @@ final class LabGuest {
     private var failure: String?
     /// What it took the longest to go on with after an update, and how long, in seconds.
     private var slowest: (work: String, seconds: Double) = ("", 0)
+    /// The pauses of updates, in us.
+    private var pauses: (execs: [Int], handovers: [Int]) = ([], [])
 
     /// Starts a VMM with a guest that is to boot, or, with `earlier`, one that waits for a guest's state.
     /// - Parameter earlier: what the guest has said in another process.
@@ -134,6 +136,23 @@ final class LabGuest {
         }
     }
 
+    /// Takes note of how long the guest stood still in the last update.
+    func notePause() {
+        guard let phases = session.lastUpdate(), let exec = phases["exec-pause-us"] as? Int,
+            let handover = phases["pause-us"] as? Int
+        else { return }
+        pauses.execs.append(exec)
+        pauses.handovers.append(handover)
+    }
+
+    /// The pauses' medians.
+    var pauseSummary: String {
+        guard !pauses.execs.isEmpty else { return "" }
+        let exec = pauses.execs.sorted()[pauses.execs.count / 2]
+        let handover = pauses.handovers.sorted()[pauses.handovers.count / 2]
+        return String(format: "; pauses %.1f and %.1f ms", Double(exec) / 1000, Double(handover) / 1000)
+    }
+
     /// What was done, for the case's line.
     var summary: String {
         guard let last = reports.last else { return "" }
@@ -142,7 +161,7 @@ final class LabGuest {
         return done.map { "\($0.value) \($0.key)" }.joined(separator: ", ") + "; "
             + longest.map { "\($0.key.dropLast(3).replacingOccurrences(of: "-", with: " ")) \($0.value / 1000) ms" }
             .joined(separator: ", ")
-            + String(format: "; at work again after at most %.0f s (%@)", slowest.seconds, slowest.work)
+            + String(format: "; at work again after at most %.0f s (%@)", slowest.seconds, slowest.work) + pauseSummary
     }
 
     /// How long a report may take to come, in seconds: the console is slow, and the machine may be busy.

@@ -218,9 +218,7 @@ struct LabLiveUpdate {
 extension Session {
     /// The guest's pause over an update of the host, with its parts, in seconds.
     fileprivate func hostPause() -> String? {
-        guard let cpr = try? command("query-cpr") as? [String: Any],
-            let phases = cpr["last-update"] as? [String: Any], let total = phases["pause-us"] as? Int
-        else { return nil }
+        guard let phases = lastUpdate(), let total = phases["pause-us"] as? Int else { return nil }
         func seconds(_ names: String...) -> Double {
             Double(names.reduce(0) { $0 + (phases["\($1)-us"] as? Int ?? 0) }) / 1e6
         }

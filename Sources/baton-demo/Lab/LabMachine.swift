@@ -40,6 +40,8 @@ struct LabMachine {
     var usesIOMMUFD = false
     /// The guest's address, by which the lab's Linux has sockets to it. Nil: there are none.
     var socketAddress: Int?
+    /// VMMs are in a sandbox.
+    var isInSandbox = false
     var mode = Mode.restart
     /// A directory of files that are to survive the VMM, and the lab's Linux: RAM and the disk. Nil: RAM is a memfd.
     var storage: String?
@@ -76,6 +78,7 @@ struct LabMachine {
         if let socketAddress {
             arguments += ["-device", "vhost-vsock-\((bus ?? .mmio).rawValue),guest-cid=\(socketAddress)"]
         }
+        if isInSandbox { arguments += ["-sandbox", "on,paths=\(directory.path)"] }
         if usesIOMMUFD { arguments += ["-object", "iommufd,id=iommufd0"] }
         for device in passedThrough {
             arguments += ["-device", "vfio-pci,host=\(device.address)" + (usesIOMMUFD ? ",iommufd=iommufd0" : "")]

@@ -7,7 +7,10 @@ struct LabVsock {
     /// In the directory of the lab's host.
     static let peerProgram = "vsock-peer"
     private static let address = 42
-    private static let updates = 5
+    /// How the VMM is replaced, and how often.
+    private static let rounds: [(mode: LabMachine.Mode, isInSandbox: Bool, updates: Int)] = [
+        (.restart, false, 5), (.restart, true, 2), (.transfer, false, 2), (.reboot, false, 2),
+    ]
     /// Connections that a server has at a time: from a busy client and from an idle one. One more may come before the
     /// one that has ended is counted.
     private static let mostOpen = 3
@@ -26,9 +29,20 @@ struct LabVsock {
     }
 
     /// - Returns: what was seen.
-    static func run(_ machine: LabMachine, _ context: LabCase.Context) throws -> String {
-        var machine = machine
-        machine.socketAddress = address
+    static func run(_ context: LabCase.Context) throws -> String {
+        let seen = try rounds.map { round in
+            let name = "\(round.mode.rawValue)\(round.isInSandbox ? " in a sandbox" : "")"
+            var machine = LabMachine()
+            (machine.bus, machine.hasCards, machine.socketAddress) = (.pci, false, address)
+            (machine.mode, machine.isInSandbox) = (round.mode, round.isInSandbox)
+            do { return "\(name): \(try run(machine, context, updates: round.updates))" } catch {
+                throw Failure("\(name): \(error)")
+            }
+        }
+        return seen.joined(separator: "; ")
+    }
+
+    private static func run(_ machine: LabMachine, _ context: LabCase.Context, updates: Int) throws -> String {
         let start = Clock.now
         // The guest's work is at it from its start on, and waits for the host's.
         let peer = try BackgroundProcess(["\(context.directory)/\(peerProgram)", "\(address)"])
@@ -45,19 +59,28 @@ struct LabVsock {
                 throw Failure("update \(number): \(error)")
             }
         }
-        let refusal = try test.refusal(context)
-        let before = try test.counts()
-        let reason = try test.guest.session.rollback(["/bin/false"], milliseconds: 100_000)
-        do { try test.awaitEnds(since: before, 1) } catch { throw Failure("after '\(reason)': \(error)") }
+        try test.expectRefusal(context)
+        var ends = updates
+        if machine.mode == .restart, !machine.isInSandbox {
+            try test.failUpdate()
+            ends += 1
+        }
         let all = try test.counts()
-        guard all.guest["vsock-idle-ends"] == updates + 1, all.host["vsock-idle-ends"] == updates + 1 else {
-            throw Failure("more connections have ended than updates can end: \(all)")
+        guard all.guest["vsock-idle-ends"] == ends, all.host["vsock-idle-ends"] == ends else {
+            throw Failure("connections have ended, but not \(ends) times: \(all)")
         }
         try test.guest.finish()
-        return String(format: "at work after %.0f s; ", booted)
-            + "\(updates) updates and one that failed, each of which ended all connections once, at both ends; "
-            + "\(all.guest["vsock-echoes"] ?? 0) echoes for the guest, \(all.host["vsock-echoes"] ?? 0) for the host; "
-            + "a second VM is refused: \(refusal); \(test.guest.summary)"
+        return String(format: "at work after %.0f s, ", booted)
+            + "\(ends) times all connections ended, once at each end, and new ones worked: "
+            + "\(all.guest["vsock-echoes"] ?? 0) echoes for the guest, \(all.host["vsock-echoes"] ?? 0) for the host"
+            + test.guest.pauseSummary
+    }
+
+    /// Has an update fail: the guest goes on in the old VMM, which has another device of the kernel's then.
+    private func failUpdate() throws {
+        let before = try counts()
+        let reason = try guest.session.rollback(["/bin/false"], milliseconds: 100_000)
+        do { try awaitEnds(since: before, 1) } catch { throw Failure("after '\(reason)': \(error)") }
     }
 
     private func counts() throws -> Counts {
@@ -97,15 +120,13 @@ struct LabVsock {
         }
     }
 
-    /// Starts a second VM with the same address.
-    /// - Returns: why it does not start.
-    private func refusal(_ context: LabCase.Context) throws -> String {
+    /// A second VM with the same address does not start.
+    private func expectRefusal(_ context: LabCase.Context) throws {
         let result = try Tool.run([
             "timeout", "120", context.vmm, "-M", "microvm", "-accel", "kvm", "-m", "64M", "-display", "none",
             "-nodefaults", "-device", "vhost-vsock-device,guest-cid=\(Self.address)",
         ])
         let expected = "vhost-vsock: unable to set guest cid: Address already in use"
         guard result.reason.contains(expected) else { throw Failure("a second VM: \(result.reason)") }
-        return expected
     }
 }

@@ -192,6 +192,8 @@ static struct started beside;
 static int is_looking;
 
 static void kill_started(void *context) {
+    /* Copies of the caller's: what that closes meanwhile has to be closed. */
+    close_range(3, ~0u, 0);
     kill_those(has_variable, context);
     __atomic_store_n(&is_looking, 0, __ATOMIC_RELEASE);
 }
