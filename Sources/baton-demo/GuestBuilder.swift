@@ -69,7 +69,7 @@ struct GuestBuilder {
 
     /// Builds the first process of the lab's guests, for Linux on this machine's CPUs, with its C library.
     func buildLabProgram(to output: String) throws {
-        let parts = ["lab", "devices", "edu", "registers", "time"].map { "\(sources)/lab/\($0).c" }
+        let parts = ["lab", "devices", "edu", "memory", "registers", "time"].map { "\(sources)/lab/\($0).c" }
         try Tool.require(
             [try compiler(), "-O2", "-Wall", "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-o", output] + parts)
     }

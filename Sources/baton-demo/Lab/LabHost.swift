@@ -39,6 +39,8 @@ struct LabHost {
         "9pnet_virtio", "9p", "overlay", "kvm_amd", "vfio-pci", "vfio_iommu_type1", "nfit", "nd_pmem", "ext4",
     ]
     static let initrdName = "lab-initrd"
+    /// The program that executes a kernel, in the same directory.
+    static let kexecProgram = "kexec"
     /// Of the file system that is `directory`, as it is outside.
     static let sharedTag = "shared"
     private static let statusMark = "lab: status "
