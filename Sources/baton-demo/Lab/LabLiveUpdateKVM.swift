@@ -65,6 +65,13 @@ struct LabLiveUpdateKVM {
         }
     }
 
+    /// The guest has been over all of the memory that it works on.
+    private func awaitRound(_ guest: LabGuest, since before: LabGuest.Report) throws {
+        func pages(_ report: LabGuest.Report?) -> Int { report?.work["pages"] ?? 0 }
+        let target = pages(before) + (guest.machine.memoryAtWork << 8)
+        try guest.wait(for: "round of the guest over its memory", seconds: 240) { pages(guest.reports.last) >= target }
+    }
+
     private func go(_ progress: inout Progress) throws -> String {
         let host = try String(contentsOfFile: "/proc/sys/kernel/random/boot_id", encoding: .utf8)
         guard !progress.hosts.contains(host) else { throw Failure("the lab has not executed another kernel") }
@@ -79,8 +86,11 @@ struct LabLiveUpdateKVM {
         } else {
             try guest.boot()
         }
-        // Work enough that there is something to lose.
-        if let last = guest.reports.last { try guest.awaitWork(since: last) }
+        // Work enough that there is something to lose, and that all of what was written before has been looked at.
+        if let last = guest.reports.last {
+            try guest.awaitWork(since: last)
+            try awaitRound(guest, since: last)
+        }
         guard progress.kexecs < Self.kexecs else {
             try guest.finish(restarts: Self.kexecs)
             return "\(Self.kexecs) kexecs, nothing lost: uptime \(Int(guest.reports.last?.uptime ?? 0)) s and the same "

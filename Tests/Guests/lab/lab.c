@@ -88,7 +88,7 @@ static void report(const char *word)
 {
     char boot[64], carrier_changes[32], unsent[32];
     read_line("/proc/sys/kernel/random/boot_id", boot, sizeof boot);
-    // Of the first card, if there is one: the last are bytes that it was given and has not given back.
+    // Of the first card, if there is one: how often its link has changed, and bytes that it has in hand.
     read_line("/sys/class/net/eth0/carrier_changes", carrier_changes, sizeof carrier_changes);
     read_line("/sys/class/net/eth0/queues/tx-0/byte_queue_limits/inflight", unsent, sizeof unsent);
     say("lab: %s uptime-ms=%lu boot=%s blocks=%lu frames=%lu sleeps=%lu alarms=%lu signals=%lu rounds=%lu readings=%lu passed-blocks=%lu transfers=%lu "
