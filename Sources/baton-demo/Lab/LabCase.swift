@@ -21,6 +21,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     case hostReboot = "host-reboot"
     case hostKexec = "host-kexec"
     case liveupdate
+    case liveupdateKVM = "liveupdate-kvm"
 
     var explanation: String {
         switch self {
@@ -40,6 +41,8 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         case .liveupdate:
             "mode liveupdate over \(LabLiveUpdate.kexecs) kexecs of the lab's Linux, and its failures (needs the kernel "
                 + "of --build-kernel)"
+        case .liveupdateKVM:
+            "the same over \(LabLiveUpdateKVM.kexecs) kexecs under an x86-64 guest on KVM at work"
         }
     }
 
@@ -48,7 +51,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         switch self {
         case .iommufd: .ownKernel
         case .hostReboot, .hostKexec: .persistent
-        case .liveupdate: .liveUpdate
+        case .liveupdate, .liveupdateKVM: .liveUpdate
         default: .standard
         }
     }
@@ -85,7 +88,9 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         }
         if self == .seabios { return try LabFirmware.makeDisk(directory: directory) }
         if self == .vsock { try GuestBuilder().buildVsockPeer(to: directory.file(LabVsock.peerProgram)) }
-        if self == .hostKexec { try GuestBuilder().buildKexecProgram(to: directory.file(LabStorage.kexecProgram)) }
+        if [.hostKexec, .liveupdateKVM].contains(self) {
+            try GuestBuilder().buildKexecProgram(to: directory.file(LabHost.kexecProgram))
+        }
         guard !FileManager.default.fileExists(atPath: directory.file(guestKernel.initrdName)) else { return }
         try LabGuest.makeInitrd(guestKernel, files: files, directory: directory)
     }
@@ -112,6 +117,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
             (machine.bus, machine.hasCards, machine.mode) = (.mmio, false, .reboot)
             return try LabStorage.run(machine, context, executesKernel: self == .hostKexec)
         case .liveupdate: return try LabLiveUpdate.run(context)
+        case .liveupdateKVM: return try LabLiveUpdateKVM.run(context)
         }
         for device in machine.passedThrough { try LabHost.giveToVFIO(device) }
         return try Self.work(machine, context, updates: updates)

@@ -24,7 +24,7 @@ struct LabCommand: ParsableCommand {
     @Option(help: "Seconds that all of it may take.")
     var timeout = 5400.0
 
-    @Flag(help: "First build the kernel that the cases iommufd and liveupdate need, if it is not in the cache.")
+    @Flag(help: "First build the kernel that iommufd and the liveupdate cases need, if it is not in the cache.")
     var buildKernel = false
 
     @Flag(help: "End with status 0 when the emulator or the kernels cannot be had.")

@@ -17,6 +17,7 @@ extension LabGuest {
             session = try Session(
                 arguments: arguments + ["-S"], socketPath: socket, directory: directory.path)
             try load(from: checkpoint)
+        case .liveupdate: throw Failure("mode liveupdate is for a guest whose host executes another kernel")
         }
         // What it did in the old VMM while the new one started is no sign of life.
         session.console.drain()
@@ -48,9 +49,10 @@ extension LabGuest {
         try session.follow(next)
     }
 
-    /// Writes the guest's state to a file, and ends the VMM.
+    /// Writes the guest's state to a file, and ends the VMM; one in mode liveupdate has to live on.
     func save(to checkpoint: String) throws {
-        try session.command("cpr-save", ["filename": checkpoint, "mode": "reboot"], seconds: 300)
+        try session.command("cpr-save", ["filename": checkpoint, "mode": machine.mode.rawValue], seconds: 300)
+        if machine.mode == .liveupdate { return session.console.drain() }
         try session.command("quit")
         try session.waitForEnd()
     }
@@ -58,7 +60,7 @@ extension LabGuest {
     /// In a VMM that waits: loads a guest's state, and has it go on.
     func load(from checkpoint: String) throws {
         try session.connect()
-        try session.command("cpr-load", ["filename": checkpoint, "mode": "reboot"], seconds: 300)
+        try session.command("cpr-load", ["filename": checkpoint, "mode": machine.mode.rawValue], seconds: 300)
         guard try session.status() == "running" else {
             throw Failure("the VM is \(try session.status()) after cpr-load, and not running")
         }

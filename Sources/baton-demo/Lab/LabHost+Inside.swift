@@ -69,6 +69,18 @@ extension LabHost {
         guard isReady() else { throw Failure("\(device) does not become a device with DAX") }
     }
 
+    /// Makes a directory in the lab what it is outside, and shared with it: what else is written in the lab goes with
+    /// its Linux. The lab must have the Live Update Orchestrator, as only such a lab has the directory.
+    static func mountShared(_ directory: String) throws {
+        guard access("/dev/liveupdate", R_OK | W_OK) == 0 else {
+            throw Failure.system("the lab has no Live Update Orchestrator")
+        }
+        let options = "trans=virtio,version=9p2000.L,msize=524288,cache=none"
+        guard mount(sharedTag, directory, "9p", 0, options) == 0 else {
+            throw Failure.system("mounting the lab's shared directory")
+        }
+    }
+
     /// Ends the lab's Linux, and has another start.
     /// - Parameters:
     ///   - kexec: a program that executes the kernel and initrd; nil: by a reset of the machine.

@@ -40,6 +40,8 @@ struct LabHost {
         "vhost_vsock",
     ]
     static let initrdName = "lab-initrd"
+    /// The program that executes a kernel, in the same directory.
+    static let kexecProgram = "kexec"
     /// Of the file system that is `directory`, as it is outside.
     static let sharedTag = "shared"
     private static let statusMark = "lab: status "

@@ -8,7 +8,6 @@ import ProcessSupport
 struct LabLiveUpdate {
     /// Of the lab's Linux, under one guest.
     static let kexecs = 5
-    static let kexecProgram = "kexec"
     private static let name = "lab-debian"
     /// Seconds: the guest says its time of day in whole ones.
     private static let tolerance = 1.5
@@ -61,7 +60,7 @@ struct LabLiveUpdate {
 
     /// Boots the guest, and saves it.
     static func prepare(_ files: LabFiles, vmm: String, cache: String, directory: TemporaryDirectory) throws {
-        try GuestBuilder().buildKexecProgram(to: directory.file(kexecProgram))
+        try GuestBuilder().buildKexecProgram(to: directory.file(LabHost.kexecProgram))
         let installer = try DebianInstaller(cache: cache).obtain { print($0) }
         let guest = try Guest.debian(.virt, files: installer, directory: directory)
         try GuestBuilder().build(.counter, to: directory.file(LabLiveUpdateFailures.guest))
@@ -99,11 +98,7 @@ struct LabLiveUpdate {
 
     private init(_ context: LabCase.Context) throws {
         directory = context.directory
-        // As outside, and shared with it: what else is written in the lab goes with its Linux.
-        let options = "trans=virtio,version=9p2000.L,msize=524288,cache=none"
-        guard mount(LabHost.sharedTag, directory, "9p", 0, options) == 0 else {
-            throw Failure.system("mounting the lab's shared directory")
-        }
+        try LabHost.mountShared(directory)
         scratch = try TemporaryDirectory.scratch()
         let guest = try JSONDecoder().decode(
             [String].self, from: Data(contentsOf: URL(fileURLWithPath: "\(directory)/live-guest.json")))
@@ -112,9 +107,6 @@ struct LabLiveUpdate {
 
     /// - Returns: what was seen, after the last kexec. At all others the lab's Linux ends in here.
     static func run(_ context: LabCase.Context) throws -> String {
-        guard access("/dev/liveupdate", R_OK | W_OK) == 0 else {
-            throw Failure.system("the lab has no Live Update Orchestrator")
-        }
         let lab = try LabLiveUpdate(context)
         var progress = try JSONDecoder().decode(
             Progress.self, from: Data(contentsOf: URL(fileURLWithPath: lab.record)))
@@ -191,7 +183,7 @@ struct LabLiveUpdate {
         // The VMMs wait on, and their sessions with them.
         return try withExtendedLifetime((session, others)) {
             try LabHost.restart(
-                kexec: "\(directory)/\(Self.kexecProgram)", kernel: context.files.own, context.files,
+                kexec: "\(directory)/\(LabHost.kexecProgram)", kernel: context.files.own, context.files,
                 initrd: "\(directory)/\(LabHost.initrdName)")
         }
     }
@@ -217,7 +209,7 @@ struct LabLiveUpdate {
 
 extension Session {
     /// The guest's pause over an update of the host, with its parts, in seconds.
-    fileprivate func hostPause() -> String? {
+    func hostPause() -> String? {
         guard let phases = lastUpdate(), let total = phases["pause-us"] as? Int else { return nil }
         func seconds(_ names: String...) -> Double {
             Double(names.reduce(0) { $0 + (phases["\($1)-us"] as? Int ?? 0) }) / 1e6

@@ -7,7 +7,7 @@ struct LabMachine {
     enum Bus: String { case mmio = "device", pci }
 
     /// How the VMM is replaced under the guest.
-    enum Mode: String { case restart, transfer, reboot }
+    enum Mode: String { case restart, transfer, reboot, liveupdate }
 
     /// Debian's kernel that runs in the guest.
     enum Kernel: String {
@@ -34,6 +34,8 @@ struct LabMachine {
     var bus: Bus?
     /// Frames on their way are lost with the VMM's process.
     var hasCards = true
+    /// A card to which nobody is joined: the guest's program tells of its link.
+    var hasIdleCard = false
     /// Devices of the lab's, which have their driver in the guest.
     var passedThrough: [LabHost.Device] = []
     /// They are opened by `/dev/iommu`, and not by their groups.
@@ -45,6 +47,10 @@ struct LabMachine {
     var mode = Mode.restart
     /// A directory of files that are to survive the VMM, and the lab's Linux: RAM and the disk. Nil: RAM is a memfd.
     var storage: String?
+    /// A directory for the disk alone.
+    var diskDirectory: String?
+    /// MiB of RAM, and how many of them the guest's program works on.
+    var memory = 512, memoryAtWork = 0
 
     private var isPCI: Bool { bus == .pci || !passedThrough.isEmpty }
 
@@ -54,17 +60,20 @@ struct LabMachine {
     func arguments(vmm: String, kernel: String, initrd: String, directory: TemporaryDirectory, socket: String) throws
         -> [String]
     {
-        let memory =
-            storage.map { "memory-backend-file,id=ram,size=512M,share=on,mem-path=\($0)/ram" }
-            ?? "memory-backend-memfd,id=ram,size=512M,share=on"
+        let size = "\(memory)M"
+        let ram =
+            storage.map { "memory-backend-file,id=ram,size=\(size),share=on,mem-path=\($0)/ram" }
+            ?? "memory-backend-memfd,id=ram,size=\(size),share=on"
         var arguments = [
             vmm, "-M", "microvm,memory-backend=ram\(isPCI ? ",pcie=on" : "")", "-accel", "kvm", "-cpu", "host",
-            "-smp", "\(cpus)", "-m", "512M", "-object", memory, "-cpr-enable", mode.rawValue, "-only-cpr-capable",
-            "-kernel", kernel, "-initrd", initrd, "-append", Self.commandLine, "-nodefaults", "-display", "none",
+            "-smp", "\(cpus)", "-m", size, "-object", ram, "-cpr-enable", mode.rawValue, "-only-cpr-capable",
+            "-kernel", kernel, "-initrd", initrd, "-append", commandLine, "-nodefaults", "-display", "none",
             "-serial", "stdio", "-monitor", "none", "-qmp", "unix:\(socket),server=on,wait=off",
         ]
+        // By which its guest is found again.
+        if mode == .liveupdate { arguments += ["-name", "lab-guest"] }
         if let bus {
-            let disk = "\(storage ?? directory.path)/disk.img"
+            let disk = "\(storage ?? diskDirectory ?? directory.path)/disk.img"
             if !FileManager.default.fileExists(atPath: disk) {
                 let file = open(disk, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
                 guard file >= 0, ftruncate(file, 8 << 20) == 0 else { throw Failure.system(disk) }
@@ -73,7 +82,8 @@ struct LabMachine {
             arguments += [
                 "-drive", "file=\(disk),format=raw,if=none,id=disk", "-device", "virtio-blk-\(bus.rawValue),drive=disk",
             ]
-            if hasCards { arguments += Self.cards(bus, directory) }
+            if hasCards { arguments += Self.cards([("a", "b"), ("b", "a")], bus, directory) }
+            if hasIdleCard { arguments += Self.cards([("a", "nobody")], bus, directory) }
         }
         if let socketAddress {
             arguments += ["-device", "vhost-vsock-\((bus ?? .mmio).rawValue),guest-cid=\(socketAddress)"]
@@ -86,8 +96,9 @@ struct LabMachine {
         return arguments
     }
 
-    private static func cards(_ bus: Bus, _ directory: TemporaryDirectory) -> [String] {
-        [("a", "b"), ("b", "a")].flatMap { end, other in
+    /// - Parameter pairs: each card's end, and the one that it is joined to.
+    private static func cards(_ pairs: [(String, String)], _ bus: Bus, _ directory: TemporaryDirectory) -> [String] {
+        pairs.flatMap { end, other in
             let addresses =
                 "local.type=unix,local.path=\(directory.file(end)),"
                 + "remote.type=unix,remote.path=\(directory.file(other))"
@@ -98,7 +109,10 @@ struct LabMachine {
     }
 
     /// In an emulated KVM each character on the console, and each calibration against a timer, takes a while.
-    private static let commandLine =
+    private var commandLine: String {
+        Self.kernelOptions + (memoryAtWork > 0 ? " lab_memory=\(memoryAtWork)" : "")
+    }
+    private static let kernelOptions =
         "console=ttyS0 reboot=t panic=-1 quiet init_on_alloc=0 mitigations=off random.trust_cpu=on "
         + "cryptomgr.notests nokaslr no_timer_check net.ifnames=0"
 
@@ -106,15 +120,18 @@ struct LabMachine {
 
     private func number(_ device: LabHost.Device) -> Int { passedThrough.contains(device) ? 1 : 0 }
 
+    private var cards: Int { bus == nil ? 0 : hasCards ? 2 : hasIdleCard ? 1 : 0 }
+
     /// What the guest's program must say that it works with.
     var introduction: String {
-        "cpus=\(cpus) disk=\(bus == nil ? 0 : 1) cards=\(bus != nil && hasCards ? 2 : 0) edu=\(number(.edu)) "
+        "cpus=\(cpus) disk=\(bus == nil ? 0 : 1) cards=\(cards) edu=\(number(.edu)) "
             + "nvme=\(number(.nvme)) e1000e=\(number(.e1000e)) vsock=\(socketAddress == nil ? 0 : 1) clock=kvm-clock"
     }
 
     /// Kinds of work, by their names in a report.
     var work: Set<String> {
         var kinds: Set = ["sleeps", "alarms", "signals", "rounds", "readings"]
+        if memoryAtWork > 0 { kinds.insert("pages") }
         if bus != nil { kinds.insert("blocks") }
         if bus != nil, hasCards { kinds.insert("frames") }
         if socketAddress != nil { kinds.insert("vsock-echoes") }

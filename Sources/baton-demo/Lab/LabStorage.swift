@@ -7,7 +7,6 @@ import ProcessSupport
 struct LabStorage {
     /// Of the lab's Linux, under one guest.
     static let restarts = 3
-    static let kexecProgram = "kexec"
     static let memorySize = 1 << 30
     private static let device = "/dev/pmem0"
 
@@ -64,7 +63,7 @@ struct LabStorage {
         try JSONEncoder().encode(progress).write(to: URL(fileURLWithPath: storage.record))
         try storage.unmount()
         try LabHost.restart(
-            kexec: executesKernel ? "\(context.directory)/\(kexecProgram)" : nil, context.files,
+            kexec: executesKernel ? "\(context.directory)/\(LabHost.kexecProgram)" : nil, context.files,
             initrd: "\(context.directory)/\(LabHost.initrdName)")
     }
 

@@ -1,4 +1,4 @@
-// The first process of an x86-64 Linux guest in the lab: works on disk, network, timers, signals and
+// The first process of an x86-64 Linux guest in the lab: works on memory, disk, network, timers, signals and
 // registers at once, and says on the console what of it went wrong.
 //
 //   lab: works NAME=VALUE...      once, when all of it has begun: CPUs, devices, clock
@@ -102,15 +102,18 @@ static int has_virtio(const char *device)
 
 static void report(const char *word)
 {
-    char boot[64], sockets[256];
+    char boot[64], sockets[256], carrier_changes[32], unsent[32];
     read_line("/proc/sys/kernel/random/boot_id", boot, sizeof boot);
     describe_vsock(sockets, sizeof sockets);
+    // Of the first card, if there is one: how often its link has changed, and bytes that it has in hand.
+    read_line("/sys/class/net/eth0/carrier_changes", carrier_changes, sizeof carrier_changes);
+    read_line("/sys/class/net/eth0/queues/tx-0/byte_queue_limits/inflight", unsent, sizeof unsent);
     say("lab: %s uptime-ms=%lu boot=%s blocks=%lu frames=%lu sleeps=%lu alarms=%lu signals=%lu rounds=%lu readings=%lu passed-blocks=%lu transfers=%lu "
-        "passed-frames=%lu %s longest-sleep-us=%lu longest-frame-us=%lu longest-passed-frame-us=%lu", word,
+        "passed-frames=%lu pages=%lu carrier-changes=%lu unsent=%lu %s longest-sleep-us=%lu longest-frame-us=%lu longest-passed-frame-us=%lu", word,
         now(CLOCK_BOOTTIME) / 1000000, boot, shared->blocks, shared->frames, shared->sleeps, shared->alarms,
         shared->signals, shared->rounds, shared->readings, shared->passed_blocks, shared->transfers,
-        shared->passed_frames, sockets, shared->longest_sleep / 1000, shared->longest_frame / 1000,
-        shared->longest_passed_frame / 1000);
+        shared->passed_frames, shared->pages, strtoul(carrier_changes, NULL, 10), strtoul(unsent, NULL, 10), sockets,
+        shared->longest_sleep / 1000, shared->longest_frame / 1000, shared->longest_passed_frame / 1000);
 }
 
 // The kernel's log from where `log` stands.
@@ -128,7 +131,10 @@ static void kernel_lines(int log)
         if (!text || (atoi(record) & 7) > 4)
             continue;
         text[strcspn(text, "\n")] = 0;
-        say("lab: kernel %s", text + 1);
+        // Its head has the level, a number and the time in us.
+        char *time = strchr(record, ',');
+        time = time ? strchr(time + 1, ',') : NULL;
+        say("lab: kernel %s (at %lu ms)", text + 1, time ? strtoul(time + 1, NULL, 10) / 1000 : 0);
     }
 }
 
@@ -183,6 +189,10 @@ int main(void)
     start(sleep_work, 0);
     start(alarm_work, 0);
     start(signal_work, 0);
+    // From the kernel's command line, which does not know it: MiB of memory to work on.
+    const char *memory = getenv("lab_memory");
+    if (memory)
+        start(memory_work, atoi(memory));
     if (disk >= 0)
         start(disk_work, disk);
     if (second >= 0) {

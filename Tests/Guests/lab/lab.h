@@ -10,7 +10,8 @@
 
 // What the processes have done, in memory of all of them.
 struct shared {
-    uint64_t blocks, frames, returned, sleeps, alarms, signals, rounds, readings, passed_blocks, passed_frames, transfers;
+    uint64_t blocks, frames, returned, sleeps, alarms, signals, rounds, readings, passed_blocks, passed_frames, transfers,
+        pages;
     // The latest time that any CPU has read, in ns.
     uint64_t latest;
     // The longest that a sleep of 10 ms, or a frame's way back, took, in ns.
@@ -70,4 +71,5 @@ void sleep_work(int unused);
 void alarm_work(int unused);
 void signal_work(int unused);
 void register_work(int which);
+void memory_work(int mebibytes);
 void edu_work(int unused);
