@@ -41,7 +41,7 @@ struct BrokenModeTests {
         ("resumes", "paused-one-step", "the run state is 'running' and not 'paused'"),
         ("resumes", "paused-three-steps", "the run state is 'running' and not 'paused'"),
         ("stays-stopped", "running-one-step", "the run state is 'paused' and not 'running'"),
-        ("blocks", "running-one-step", "'cpr-update': no answer from the QMP server"),
+        ("blocks", "running-one-step", "'save' did not come back within 500 ms"),
         ("returns", "running-three-steps", "mode 'broken' returned from cpr-exec without an error"),
         ("forgets-listener", "listening-socket", "gave up waiting for: '(baton) '"),
         ("forgets-connection", "qmp-connection", "'cpr-update': no answer from the QMP server"),
