@@ -20,8 +20,9 @@ extension Machine {
     /// `cpr-update`.
     /// - Returns: why it was refused or taken back; nil when it was done.
     func update(_ argv: [String]? = nil, timeout: Int = 10_000, preflight: Bool = false) throws -> String? {
-        var request: [String: Any] = ["argv": argv ?? arguments, "mode": mode, "timeout-ms": timeout]
-        if preflight { request["preflight"] = true }
+        let request: [String: Any] = [
+            "argv": argv ?? arguments, "mode": mode, "timeout-ms": timeout, "preflight": preflight,
+        ]
         do {
             try reconnecting { try execute("cpr-update", request) }
             return nil

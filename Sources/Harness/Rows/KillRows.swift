@@ -91,8 +91,13 @@ extension Harness {
             try machine.arm("load stop")
             let name = "harness-\(step)"
             let phases = machine.phasesSeen().count
+            // The old VMM is not to end it before.
             try machine.qmp.executeWithoutAnswer(
-                "cpr-update", ["argv": machine.arguments + ["-name", name], "mode": harness.configuration.mode])
+                "cpr-update",
+                [
+                    "argv": machine.arguments + ["-name", name], "mode": harness.configuration.mode,
+                    "preflight": false, "timeout-ms": 60_000, "downtime-ms": 60_000,
+                ])
             usleep(UInt32(step) * 700)
             kill(pid, SIGSTOP)
             while try !machine.isSuccessorWhenStopped(pid, name) {
