@@ -17,6 +17,10 @@
 #   make model             all orders of steps of the handover's protocol (spin): some minutes, see Tests/HandoverModel
 #   make faults            updates, saves and loads with each of their system calls made to fail, once or from then on,
 #                          or to be late (strace); an hour
+#   make soak              guests under load, to whose VMMs something is done all the time, in random order (ten minutes)
+#     HOURS=N, MINUTES=N   for so long
+#     SEED=N               the steps of that seed
+#     SOAKFLAGS=...        more options for baton-demo soak, such as --script FILE
 #   make fuzz              libFuzzer on what guests, clients, files and peers say, each target for a minute
 #     SECONDS=N            or so many seconds
 #     TARGET=name          only this one, see Tests/Fuzzers
@@ -61,8 +65,8 @@ RUNTIME_MODULES := BatonRuntime BatonModules BatonCPR BatonDeviceKit BatonMachin
     BatonDevices InstructionSets PCI Serial Virtio
 MODULE_KINDS := mode memory-backend preserver foreign machine device accel block
 
-.PHONY: all build packages run-packages test-packages run demo-peers test test-lab test-skew model faults fuzz lint format bench manual \
-    deb install clean
+.PHONY: all build packages run-packages test-packages run demo-peers test test-lab test-skew model faults soak fuzz lint format \
+    bench manual deb install clean
 
 all: build
 
@@ -137,6 +141,10 @@ test-skew: build
 
 faults: build test-packages
 	BATON_EVERY_CALL=1 $(SWIFT) test -c release --disable-testable-imports --filter FailedCallTests
+
+soak: build
+	@.build/release/baton-demo soak $(if $(HOURS),--hours $(HOURS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	    $(if $(SEED),--seed $(SEED)) $(SOAKFLAGS)
 
 # Nothing of it needs a build.
 model:

@@ -159,9 +159,12 @@ let package = Package(
         .executableTarget(
             name: "baton-demo",
             dependencies: [
-                "ProcessSupport", "HarnessSystem", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                "ProcessSupport", "HarnessSystem", "Harness", "Soak",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             path: "Sources/baton-demo"),
+        // Random steps on machines of the harness, and the shortest list of them that fails.
+        .target(name: "Soak", dependencies: ["Harness", "ProcessSupport"], path: "Sources/Soak"),
         .target(name: "ProcessSupport", dependencies: ["HarnessSystem"], path: "Sources/ProcessSupport"),
         .target(name: "HarnessSystem", path: "Sources/HarnessSystem"),
         .target(name: "Harness", dependencies: [runtime, "ProcessSupport", "HarnessSystem"], path: "Sources/Harness"),
@@ -205,6 +208,7 @@ let package = Package(
         // Installs the Debian packages beside a systemd of its own.
         .testTarget(name: "PackageTests", dependencies: ["TestSupport"], path: "Tests/PackageTests"),
         .testTarget(name: "DemoTests", dependencies: ["TestSupport"], path: "Tests/DemoTests"),
+        .testTarget(name: "SoakTests", dependencies: ["Soak", "TestSupport"], path: "Tests/SoakTests"),
         .testTarget(
             name: "HarnessTests", dependencies: ["Harness", "TestSupport", runtime], path: "Tests/HarnessTests"),
         // Stops or kills a VMM at one of its system calls.

@@ -33,7 +33,7 @@ public struct HarnessConfiguration: Sendable {
         self.tool = tool
     }
 
-    var deadline: Deadline { .seconds(timeout) }
+    package var deadline: Deadline { .seconds(timeout) }
     /// For a VMM's start, which may have to come from a disk that is busy.
     var startDeadline: Deadline { .seconds(max(timeout, 60)) }
 

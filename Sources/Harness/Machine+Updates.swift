@@ -2,8 +2,6 @@ import Foundation
 import ProcessSupport
 
 extension Machine {
-    private var mode: String { configuration.mode }
-
     /// Carries out `body`, which may end the connection of a mode that does
     /// not promise to keep any.
     private func reconnecting(_ body: () throws -> Void) throws {
@@ -19,7 +17,7 @@ extension Machine {
 
     /// `cpr-update`.
     /// - Returns: why it was refused or taken back; nil when it was done.
-    func update(_ argv: [String]? = nil, timeout: Int = 10_000, preflight: Bool = false) throws -> String? {
+    package func update(_ argv: [String]? = nil, timeout: Int = 10_000, preflight: Bool = false) throws -> String? {
         let request: [String: Any] = [
             "argv": argv ?? arguments, "mode": mode, "timeout-ms": timeout, "preflight": preflight,
         ]
@@ -32,22 +30,22 @@ extension Machine {
         }
     }
 
-    func save(to path: String? = nil) throws {
+    package func save(to path: String? = nil) throws {
         try execute("cpr-save", ["filename": path ?? checkpoint, "mode": mode])
         let status = try status()
         try require(status == "save-vm", "after cpr-save the run state is '\(status)' and not 'save-vm'")
     }
 
-    func exec(_ argv: [String]? = nil) throws {
+    package func exec(_ argv: [String]? = nil) throws {
         try reconnecting { try execute("cpr-exec", ["argv": argv ?? arguments + ["-S"]]) }
     }
 
-    func load(from path: String? = nil) throws {
+    package func load(from path: String? = nil) throws {
         try execute("cpr-load", ["filename": path ?? checkpoint, "mode": mode])
     }
 
     /// A VMM that waits for the guest at `channel`.
-    func startWaiting(_ arguments: [String]? = nil) throws -> ChildProcess {
+    package func startWaiting(_ arguments: [String]? = nil) throws -> ChildProcess {
         let new = try start(arguments: (arguments ?? self.arguments) + ["-incoming", incoming])
         try eventually("the new VMM waits at its channel; \(new.report)", by: configuration.startDeadline) {
             try !new.isRunning || ListeningSocket.exists(at: self.channel)
@@ -61,8 +59,8 @@ extension Machine {
 
     /// `cpr-update` with a channel.
     /// - Returns: why it was refused or taken back; nil when it was done.
-    func transfer(timeout: Int = 10_000) throws -> String? {
-        try refusal("cpr-update", ["channel": channel, "mode": configuration.mode, "timeout-ms": timeout])
+    package func transfer(timeout: Int = 10_000) throws -> String? {
+        try refusal("cpr-update", ["channel": channel, "mode": mode, "timeout-ms": timeout])
     }
 
     private func goToWaiting(reconnectsMonitor: Bool) throws {
@@ -104,12 +102,14 @@ extension Machine {
     /// The guest runs, has got past `count`, in order, and has found nothing
     /// changed.
     /// - Parameter before: is checked first, when the run state is known.
-    func expectProgress(past count: UInt64, before check: () throws -> Void = {}) throws {
+    package func expectProgress(past count: UInt64, before check: () throws -> Void = {}) throws {
         let found = try status()
         try require(found == "running", "the run state is '\(found)' and not 'running'")
         try check()
         try eventually("the guest counts on from \(count)", by: configuration.deadline) {
             try self.expectNothingFound()
+            // A guest whose lines nobody takes waits for that.
+            try self.serial?.read()
             return try self.count() > count
         }
         try expectOrder()
@@ -127,10 +127,11 @@ extension Machine {
     }
 
     /// Lets the guest look after its machine, which it does once a line.
-    func expectLooksFine() throws {
+    package func expectLooksFine() throws {
         let line = try word(guest.page + 40)
         try eventually("the guest writes two more lines", by: configuration.deadline) {
             try self.expectNothingFound()
+            try self.serial?.read()
             return try self.word(guest.page + 40) >= line + 2
         }
     }
@@ -143,7 +144,7 @@ extension Machine {
     }
 
     /// The guest stands still.
-    func expectStopped(at count: UInt64, _ state: String) throws {
+    package func expectStopped(at count: UInt64, _ state: String) throws {
         let found = try status()
         try require(found == state, "the run state is '\(found)' and not '\(state)'")
         // Two answers later a guest that runs would have got on.
@@ -155,7 +156,7 @@ extension Machine {
     // MARK: Checks of what surrounds it
 
     /// Every client is connected and answered.
-    func expectConnections() throws {
+    package func expectConnections() throws {
         try serial?.exchange(Array("HARNESS".utf8).filter { (71...90).contains($0) }, by: configuration.deadline)
         try monitor?.send("info status\n")
         let answer = try monitor?.expect("(baton) ") ?? ""
@@ -181,7 +182,7 @@ extension Machine {
     }
 
     /// Open descriptors of the VMM by what they are, and how many of each.
-    func descriptors() throws -> [String: Int] {
+    package func descriptors() throws -> [String: Int] {
         // An answer first: what was in hand is done then.
         _ = try status()
         let names = try Descriptors.links(of: try statedPID()).values.map { link in
@@ -192,7 +193,7 @@ extension Machine {
     }
 
     /// Waits until the descriptors are those again.
-    func expectDescriptors(_ expected: [String: Int]) throws {
+    package func expectDescriptors(_ expected: [String: Int]) throws {
         var found: [String: Int] = [:]
         do {
             try eventually("", by: configuration.deadline) {

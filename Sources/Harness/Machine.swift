@@ -4,37 +4,48 @@ import ProcessSupport
 
 /// A VM under test: the VMM as a real process, with clients on everything that
 /// it offers, and its guest's RAM as seen from outside.
-final class Machine {
-    struct Options {
+package final class Machine {
+    package struct Options {
         /// Whether the guest runs when `init` returns.
-        var starts = true
+        package var starts = true
         /// Where the serial port goes.
-        var serialToFile = false
+        package var serialToFile = false
         /// RAM that ends with its process.
-        var volatileMemory = false
+        package var volatileMemory = false
         /// `-cpr-enable`, and the modules.
-        var enables = true
+        package var enables = true
         /// The harness' probe in the VMM.
-        var probe = false
+        package var probe = false
         /// The preservers under test.
-        var preservers = true
-        var harts = 1
+        package var preservers = true
+        package var harts = 1
+        /// An image that keeps the guest's page and writes its lines, in place of the guest.
+        package var kernel: String?
+        /// The image of the disk, of the caller's; one of `diskSize` bytes is made if nil.
+        package var disk: String?
+        package var diskSize = 1 << 20
+        /// More arguments, for files in the machine's directory.
+        package var more: (TemporaryDirectory) throws -> [String] = { _ in [] }
+
+        package init(starts: Bool = true) { self.starts = starts }
     }
 
     static let memorySize = 16 << 20
 
     /// The guest.
     var guest: any GuestProgram.Type { configuration.machine.guest }
-    let configuration: HarnessConfiguration
+    package let configuration: HarnessConfiguration
     let options: Options
-    let directory: TemporaryDirectory
-    let arguments: [String]
+    package let directory: TemporaryDirectory
+    package let arguments: [String]
+    /// The mode of what is done next; at first the configuration's.
+    package var mode: String
     /// Whether the mode promises it; else clients connect anew where needed.
     var keepsConnections = true
-    private(set) var process: ChildProcess
-    private(set) var qmp: QMPClient
-    private(set) var serial: SerialLine?
-    var monitor: StreamClient?
+    package private(set) var process: ChildProcess
+    package private(set) var qmp: QMPClient
+    package private(set) var serial: SerialLine?
+    package var monitor: StreamClient?
     private var memory: SharedMemory?
 
     var checkpoint: String { directory.file("checkpoint") }
@@ -45,12 +56,13 @@ final class Machine {
     var channel: String { directory.file("channel") }
     private static let marker = "BATON_HARNESS_RUN"
 
-    init(_ configuration: HarnessConfiguration, _ options: Options) throws {
+    package init(_ configuration: HarnessConfiguration, _ options: Options) throws {
         self.configuration = configuration
         self.options = options
+        mode = configuration.mode
         directory = try TemporaryDirectory()
-        let image = try directory.write("guest.bin", Data(configuration.machine.guest.image()))
-        try directory.writeSparse("disk", size: 1 << 20)
+        let image = try options.kernel ?? directory.write("guest.bin", Data(configuration.machine.guest.image()))
+        let disk = try options.disk ?? directory.writeSparse("disk", size: options.diskSize)
         var arguments = [configuration.baton] + configuration.machine.arguments
         arguments += [
             "-m", "16M", "-smp", "\(options.harts)", "-kernel", image, "-nodefaults", "-nographic",
@@ -61,7 +73,7 @@ final class Machine {
             "-serial",
             options.serialToFile
                 ? "file:\(directory.file("serial.txt"))" : "unix:\(directory.file("serial")),server=on,wait=off",
-            "-drive", "file=\(directory.file("disk")),format=raw,if=none,id=disk",
+            "-drive", "file=\(disk),format=raw,if=none,id=disk",
             "-device", "virtio-blk-device,drive=disk", "-device", "virtio-rng-device",
             "-pidfile", directory.file("pid"),
         ]
@@ -80,6 +92,7 @@ final class Machine {
         if options.enables { arguments += ["-cpr-enable", configuration.mode] }
         if options.probe { arguments += ["-module", try configuration.findModule("preserver-harness-probe")] }
         if options.preservers { arguments += configuration.arguments }
+        arguments += try options.more(directory)
         self.arguments = arguments
         process = try Self.start(arguments + ["-S"], configuration, directory)
         do {
@@ -134,7 +147,7 @@ final class Machine {
 
     /// Every process that this VM's first one has left, by the mark in its
     /// environment: old and new VMMs, wrappers.
-    static func processes(of directory: String) -> [pid_t] {
+    package static func processes(of directory: String) -> [pid_t] {
         let mark = Data("\(marker)=\(directory)\0".utf8)
         let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
         return names.compactMap { pid_t($0) }.filter { pid in
@@ -144,10 +157,10 @@ final class Machine {
             return environment.range(of: mark) != nil
         }
     }
-    func processes() -> [pid_t] { Self.processes(of: directory.path) }
+    package func processes() -> [pid_t] { Self.processes(of: directory.path) }
 
     /// An old VMM goes on when the new one ends, so this goes on until none is left.
-    private static func endAll(of directory: String) {
+    package static func endAll(of directory: String) {
         for _ in 0..<1000 {
             let left = processes(of: directory)
             if left.isEmpty { return }
@@ -157,7 +170,7 @@ final class Machine {
     }
 
     /// The PID in the PID file.
-    func statedPID() throws -> pid_t {
+    package func statedPID() throws -> pid_t {
         let text = try String(contentsOfFile: pidFile, encoding: .utf8)
         guard let pid = pid_t(text.trimmingCharacters(in: .whitespacesAndNewlines)) else {
             throw Failure("the PID file holds '\(text)'")
@@ -168,11 +181,11 @@ final class Machine {
     // MARK: QMP
 
     @discardableResult
-    func execute(_ command: String, _ arguments: [String: Any] = [:]) throws -> Any {
+    package func execute(_ command: String, _ arguments: [String: Any] = [:]) throws -> Any {
         try qmp.execute(command, arguments, by: configuration.deadline)
     }
-    func query(_ command: String) throws -> [String: Any] { try execute(command) as? [String: Any] ?? [:] }
-    func status() throws -> String { try query("query-status")["status"] as? String ?? "" }
+    package func query(_ command: String) throws -> [String: Any] { try execute(command) as? [String: Any] ?? [:] }
+    package func status() throws -> String { try query("query-status")["status"] as? String ?? "" }
 
     /// What the VMM says against a command; nil when it carries it out.
     func refusal(_ command: String, _ arguments: [String: Any] = [:]) throws -> String? {
@@ -196,7 +209,7 @@ final class Machine {
     }
 
     /// Starts a VMM to wait for `cpr-load`, by default as the first was started.
-    func startAnew(_ arguments: [String]? = nil) throws {
+    package func startAnew(_ arguments: [String]? = nil) throws {
         process = try Self.start((arguments ?? self.arguments) + ["-S"], configuration, directory)
         do {
             try reconnect(by: configuration.startDeadline)
@@ -209,7 +222,7 @@ final class Machine {
     func start(arguments: [String]) throws -> ChildProcess { try Self.start(arguments, configuration, directory) }
 
     /// The guest is in another process, which the monitors' clients have to find; the serial line's is connected still.
-    func goOn(with new: ChildProcess, reconnectsMonitor: Bool) throws {
+    package func goOn(with new: ChildProcess, reconnectsMonitor: Bool) throws {
         process = new
         qmp = try QMPClient(path: directory.file("qmp"), of: new, by: configuration.startDeadline)
         guard reconnectsMonitor else { return }
@@ -221,15 +234,15 @@ final class Machine {
     // MARK: The guest
 
     /// A word of guest RAM.
-    func word(_ address: UInt64) throws -> UInt64 {
+    package func word(_ address: UInt64) throws -> UInt64 {
         if let memory { return memory.load(UInt64.self, at: Int(address - configuration.machine.ramStart)) }
         return try qmp.guestWord(at: address, by: configuration.deadline)
     }
     func isPrepared() throws -> Bool { try word(guest.page) == Counting.magic }
-    func count() throws -> UInt64 { try word(guest.page + 8) }
+    package func count() throws -> UInt64 { try word(guest.page + 8) }
 
     /// Where the guest stops now, for good: its count after `stop`.
-    func stop() throws -> UInt64 {
+    package func stop() throws -> UInt64 {
         try execute("stop")
         return try count()
     }

@@ -69,6 +69,6 @@ public struct Row: Sendable {
 }
 
 /// Throws `text` unless `condition` holds.
-func require(_ condition: Bool, _ text: @autoclosure () -> String) throws {
+package func require(_ condition: Bool, _ text: @autoclosure () -> String) throws {
     if !condition { throw Failure(text()) }
 }

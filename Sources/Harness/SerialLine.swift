@@ -3,18 +3,19 @@ import ProcessSupport
 
 /// The other end of the guest's serial line: what the guest wrote, checked as
 /// it comes. Not one byte may be lost, doubled or out of order.
-final class SerialLine {
+package final class SerialLine {
     private let client: StreamClient
     private let stepsPerLine: UInt64
-    private var seen = 0
     private var text: [UInt8] = []
     /// What the guest has sent back, in order: `G` to `Z`, which its lines lack.
     private(set) var echoed: [UInt8] = []
     /// The number of the last whole line.
-    private(set) var line: UInt64 = 0
+    package private(set) var line: UInt64 = 0
 
     /// Whether `line` is known: it is from the guest's first byte on.
     private var isInStep: Bool
+    /// The guest has been reset: its first line is to come.
+    private var awaitsFirstLine = false
 
     /// - Parameters:
     ///   - stepsPerLine: what the guest counts from one line to the next.
@@ -28,17 +29,26 @@ final class SerialLine {
     var isClosed: Bool { client.isClosed }
     func send(_ bytes: ArraySlice<UInt8>) -> Int { client.send(bytes) }
 
+    /// The guest is reset, and begins anew; before its first line there may be a part of one.
+    package func expectReset() { awaitsFirstLine = true }
+    /// Whether its first line has come since.
+    package var hasBegunAnew: Bool { !awaitsFirstLine }
+
     /// Takes what is there.
     /// - Throws: what is wrong in it.
-    func read() throws {
+    package func read() throws {
         client.poll()
-        for byte in client.received[seen...] {
+        for byte in client.take() {
             if (UInt8(ascii: "G")...UInt8(ascii: "Z")).contains(byte) { echoed.append(byte) } else { text.append(byte) }
         }
-        seen = client.received.count
         while let end = text.firstIndex(of: 10) {
             let found = String(decoding: text[...end], as: UTF8.self)
             text.removeSubrange(...end)
+            if awaitsFirstLine {
+                guard found.hasSuffix(Self.text(of: 1, stepsPerLine: stepsPerLine)) else { continue }
+                (line, isInStep, awaitsFirstLine) = (1, true, false)
+                continue
+            }
             guard isInStep else {
                 // The first may be half a line; its number is that of the next less one.
                 guard let number = found.split(separator: "=").last?.prefix(while: \.isHexDigit),

@@ -5,6 +5,7 @@
 #include <linux/kcmp.h>
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -60,3 +61,5 @@ int harness_try_kvm(void) {
 }
 
 int harness_landlock_version(void) { return (int)syscall(444, NULL, 0, 1); }
+
+int harness_unmount(const char *path) { return umount2(path, MNT_DETACH); }

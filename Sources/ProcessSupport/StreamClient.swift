@@ -50,6 +50,12 @@ public final class StreamClient {
         if count > 0 { received += buffer[..<count] } else if count == 0 { isClosed = true }
     }
 
+    /// Takes everything received so far.
+    public func take() -> [UInt8] {
+        defer { received = [] }
+        return received
+    }
+
     /// Waits for a text, and takes everything up to its end.
     @discardableResult
     public func expect(_ text: String) throws -> String {

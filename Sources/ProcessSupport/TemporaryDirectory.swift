@@ -35,12 +35,16 @@ public final class TemporaryDirectory: Sendable {
         init() { atexit { TemporaryDirectory.leftovers.removeAll() } }
 
         func add(_ path: String) { lock.withLock { _ = paths.insert(path) } }
+        var all: Set<String> { lock.withLock { paths } }
         func remove(_ path: String) { lock.withLock { _ = paths.remove(path) } }
         func removeAll() {
             for path in lock.withLock({ paths }) { try? FileManager.default.removeItem(atPath: path) }
         }
     }
     private static let leftovers = Leftovers()
+
+    /// The paths of those that are there.
+    public static var present: Set<String> { leftovers.all }
 
     /// The path of a file in the directory.
     public func file(_ name: String) -> String { "\(path)/\(name)" }

@@ -10,7 +10,7 @@ struct BatonDemo: ParsableCommand {
         subcommands: [
             RunCommand.self, PeersCommand.self, BenchCommand.self, FetchCommand.self, PeerCommand.self,
             TestsCommand.self, GuestCommand.self, FloodCommand.self, KVMCommand.self, LabCommand.self,
-            ManualCommand.self, CloudCommand.self, FioCommand.self,
+            ManualCommand.self, CloudCommand.self, FioCommand.self, SoakCommand.self,
         ],
         defaultSubcommand: RunCommand.self)
 }
@@ -47,7 +47,7 @@ struct GuestCommand: ParsableCommand {
         commandName: "guest", abstract: "Builds one of the guest programs in Tests/Guests.")
 
     @Argument(
-        help: "demo (a static Linux program), counter, bench or blockload (flat bare-metal images), or probe (of KVM).")
+        help: "demo (a static Linux program), counter, bench, blockload or soak (flat images), or probe (of KVM).")
     var guest: GuestProgram
 
     @Option(help: "The machine that a demo is for: virt or microvm.")

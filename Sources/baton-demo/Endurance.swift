@@ -1,5 +1,6 @@
 import Foundation
 import ProcessSupport
+import Soak
 
 /// Replaces the VMM every second, for a long time, now and then by one that has a fault; at the end
 /// nothing may be lost, and the VMM may have grown by nothing.
@@ -56,7 +57,7 @@ struct Endurance {
                 after.children == before.children
             else { throw Failure("the VMM has grown: \(before), now \(after)") }
         }
-        let list = outcomes.map { "\($0.key) \($0.value)" }.sorted().joined(separator: ", ")
+        let list = outcomes.map { "\($0.key.rawValue) \($0.value)" }.sorted().joined(separator: ", ")
         progress.say("faults of new VMMs: \(list)")
         try demonstration.finish(updates: updates)
     }
@@ -72,7 +73,7 @@ struct Endurance {
         outcomes[fault, default: 0] += 1
         let command = fault.command(arguments, using: &random)
         let reason = try demonstration.rollback(command, milliseconds: fault.milliseconds)
-        progress.say("\(updates + rollbacks): \(fault): \(reason.prefix(160))")
+        progress.say("\(updates + rollbacks): \(fault.rawValue): \(reason.prefix(160))")
     }
 
     /// What a process has that must not grow.

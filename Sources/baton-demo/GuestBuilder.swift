@@ -12,6 +12,8 @@ enum GuestProgram: String, CaseIterable, ExpressibleByArgument {
     case bench
     /// A bare-metal image that queues requests to a disk, and waits for them.
     case blockload
+    /// A bare-metal image that counts, and works on a disk.
+    case soak
     /// An ELF file for x86-64 that counts and measures its exits.
     case microvm
     /// A bare-metal x86-64 kernel that tries what KVM executes.
@@ -51,7 +53,7 @@ struct GuestBuilder {
             ]
         switch guest {
         case .demo: arguments += ["-fno-pic", "-Wl,-z,max-page-size=4096"]
-        case .counter, .bench, .blockload:
+        case .counter, .bench, .blockload, .soak:
             arguments += ["-fpie", "-Wl,-no-pie", "-Wl,--oformat=binary", "-Wl,-T,\(sources)/flat.ld"]
         case .microvm:
             arguments += ["-mgeneral-regs-only", "-mno-red-zone", "-fno-pic", "-Wl,-no-pie", "-Wl,--build-id=none"]

@@ -52,12 +52,7 @@ enum Tool {
     }
 
     /// The path of a program: as given if it has a slash, else searched in PATH.
-    static func find(_ name: String) -> String? {
-        if name.contains("/") { return FileManager.default.isExecutableFile(atPath: name) ? name : nil }
-        let path = ProcessInfo.processInfo.environment["PATH"] ?? "/usr/sbin:/usr/bin:/sbin:/bin"
-        return path.split(separator: ":").map { "\($0)/\(name)" }
-            .first { FileManager.default.isExecutableFile(atPath: $0) }
-    }
+    static func find(_ name: String) -> String? { SearchPath.find(name) }
 }
 
 extension TemporaryDirectory {

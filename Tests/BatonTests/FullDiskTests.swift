@@ -10,39 +10,11 @@ import Testing
 struct FullDiskTests {
     private static let reason = "No space left on device"
 
-    /// A file system of 64 KiB that has no room.
-    private final class SmallDisk {
-        let directory: TemporaryDirectory
-        let path: String
-
-        /// - Parameter options: of the mount.
-        init(_ options: String = "size=64k") throws {
-            directory = try TemporaryDirectory()
-            path = directory.file("small")
-            try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: false)
-            try ChildProcess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path])
-        }
-
-        deinit { _ = try? ChildProcess.run(["umount", "-l", path]) }
-
-        func file(_ name: String) -> String { "\(path)/\(name)" }
-
-        /// Uses up all room.
-        func fill() throws {
-            let fd = open(file("filler"), O_WRONLY | O_CREAT | O_CLOEXEC, 0o600)
-            guard fd >= 0 else { throw Failure.system("open the filler") }
-            defer { close(fd) }
-            let page = [UInt8](repeating: 0xb5, count: 4096)
-            while write(fd, page, page.count) > 0 {}
-            guard errno == ENOSPC else { throw Failure.system("fill") }
-        }
-    }
-
     @Test(
         "a save is refused, leaves the file of before as it is, and the guest runs on",
         arguments: ["restart", "reboot"])
     func saves(_ mode: String) throws {
-        let small = try SmallDisk()
+        let small = try SmallFileSystem()
         let before = Data("what was there".utf8)
         try before.write(to: URL(fileURLWithPath: small.file("state")))
         try small.fill()
@@ -60,7 +32,7 @@ struct FullDiskTests {
 
     @Test("a file for what the guest or the VMM says loses what does not fit")
     func outputs() throws {
-        let small = try SmallDisk(), directory = try TemporaryDirectory()
+        let small = try SmallFileSystem(), directory = try TemporaryDirectory()
         let ram = try directory.writeSparse("ram", size: 16 << 20)
         let arguments = [
             Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
@@ -84,7 +56,7 @@ struct FullDiskTests {
         try eventually("the guest counts; \(process.report)") { count() > begin + (1 << 25) }
         for _ in 0..<2 { try qmp.execute("cpr-update", ["argv": arguments]) }
         #expect(try qmp.status() == "running")
-        unlink(small.file("filler"))
+        small.empty()
         let before = lines()
         try eventually("the guest's lines are in the file again; \(process.report)") { lines() > before }
     }
@@ -99,7 +71,7 @@ struct FullDiskTests {
         ])
     func starts(_ options: [String]) throws {
         // Without room for another name.
-        let small = try SmallDisk("size=64k,nr_inodes=1")
+        let small = try SmallFileSystem("size=64k,nr_inodes=1")
         let process = try ChildProcess(
             [Products.baton, "-M", "virt", "-m", "16M", "-bios", "none", "-nodefaults", "-S"]
                 + options.map { $0.replacingOccurrences(of: "SMALL", with: small.path) })
@@ -110,7 +82,7 @@ struct FullDiskTests {
 
     @Test("memory that is to be there at the start is an error, or is there")
     func memory() throws {
-        let small = try SmallDisk("size=1m")
+        let small = try SmallFileSystem("size=1m")
         let process = try ChildProcess([
             Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M", "-bios", "none", "-nodefaults", "-S",
             "-object", "memory-backend-file,id=ram,size=16M,mem-path=\(small.file("ram")),share=on,prealloc=on",
@@ -124,7 +96,7 @@ struct FullDiskTests {
         .enabled(if: Products.find("qemu-img") != nil, "needs qemu-img"),
         arguments: ["size=64k,nr_inodes=1", "size=64k"])
     func helpers(_ options: String) throws {
-        let small = try SmallDisk(options), directory = try TemporaryDirectory()
+        let small = try SmallFileSystem(options), directory = try TemporaryDirectory()
         let image = try directory.writeSparse("image", size: 1 << 20)
         if options == "size=64k" { try small.fill() }
         let process = try ChildProcess(

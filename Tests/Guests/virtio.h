@@ -88,7 +88,7 @@ static u32 config_changes;
 
 // Waits for an interrupt of the device. When the configuration space has
 // changed, prints its first doubleword.
-static void wait_interrupt(void) {
+static inline void wait_interrupt(void) {
     if (reg(0x70) & 64) fail("device needs reset", 0, 0);
     __asm__ volatile("wfi");
     u32 claimed = PLIC(0x200004);
@@ -109,7 +109,7 @@ static int has_used(struct queue *q) { return *(volatile u16 *)&q->used.index !=
 
 // Waits for the interrupt of a used buffer of any of `count` queues, and for
 // nothing else: one that is lost stops the guest. Looks at the queue `first` first.
-static struct queue *wait_any(struct queue *queues, u32 count, u32 first) {
+static inline struct queue *wait_any(struct queue *queues, u32 count, u32 first) {
     for (;;) {
         for (u32 place = 0; place < count; place++) {
             struct queue *q = &queues[(first + place) % count];
@@ -131,7 +131,7 @@ static inline u64 least(const u64 *counts, u32 count) {
 
 static u16 take_used(struct queue *q) { return (u16)q->used.ring[q->seen++ % QUEUE_SIZE].id; }
 
-static u16 wait_used(struct queue *q) { return take_used(wait_any(q, 1, 0)); }
+static inline u16 wait_used(struct queue *q) { return take_used(wait_any(q, 1, 0)); }
 
 ENTER_RUN;
 

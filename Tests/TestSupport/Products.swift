@@ -39,9 +39,5 @@ public enum Products {
     }
 
     /// The full path of a program in PATH; nil when there is none.
-    public static func find(_ program: String) -> String? {
-        let path = ProcessInfo.processInfo.environment["PATH"] ?? "/usr/bin:/bin"
-        return path.split(separator: ":").map { "\($0)/\(program)" }
-            .first { FileManager.default.isExecutableFile(atPath: $0) }
-    }
+    public static func find(_ program: String) -> String? { SearchPath.find(program) }
 }

@@ -49,6 +49,8 @@ enum Finding: UInt64, CaseIterable {
     case counter = 1, registers, floatRegisters, controlRegisters, time, serialPort, interruptController, virtio
     /// Only where exceptions have handlers.
     case exception
+    /// Only of guests that use a disk, or look after memory that they have filled.
+    case disk, memory
 
     var text: String {
         switch self {
@@ -61,6 +63,8 @@ enum Finding: UInt64, CaseIterable {
         case .interruptController: "its interrupt controllers, or how many interrupts came"
         case .virtio: "the status of its virtio devices"
         case .exception: "something that raises an exception"
+        case .disk: "what it had written to its disk, or the status of a request"
+        case .memory: "memory that it had filled"
         }
     }
 }

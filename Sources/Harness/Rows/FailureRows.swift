@@ -137,8 +137,8 @@ extension Machine {
     private var probeFile: String { directory.file("probe") }
 
     /// Has the probe do something from now on: lines of `PHASE ACTION`.
-    func arm(_ instructions: String) throws { try directory.write("probe", instructions + "\n") }
-    func disarm() { unlink(probeFile) }
+    package func arm(_ instructions: String) throws { try directory.write("probe", instructions + "\n") }
+    package func disarm() { unlink(probeFile) }
 
     /// Every phase that the probe has seen so far.
     func phasesSeen() -> [String] {

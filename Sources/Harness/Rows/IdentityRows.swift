@@ -153,7 +153,7 @@ extension Machine {
     }
 
     /// The VMM's own memory, without the guest's, and its threads.
-    func memoryAndThreads() throws -> (kilobytes: Int, threads: Int) {
+    package func memoryAndThreads() throws -> (kilobytes: Int, threads: Int) {
         let process = "/proc/\(try statedPID())"
         let status = try String(contentsOfFile: "\(process)/status", encoding: .utf8)
         func number(_ key: String) -> Int {

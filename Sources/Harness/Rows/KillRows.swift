@@ -88,31 +88,11 @@ extension Harness {
             let count = try machine.count()
             let pid = try machine.expectOneProcess()
             machine.qmp.discardEvents()
-            try machine.arm("load stop")
-            let name = "harness-\(step)"
-            let phases = machine.phasesSeen().count
-            // The old VMM is not to end it before.
-            try machine.qmp.executeWithoutAnswer(
-                "cpr-update",
-                [
-                    "argv": machine.arguments + ["-name", name], "mode": harness.configuration.mode,
-                    "preflight": false, "timeout-ms": 60_000, "downtime-ms": 60_000,
-                ])
-            usleep(UInt32(step) * 700)
-            kill(pid, SIGSTOP)
-            while try !machine.isSuccessorWhenStopped(pid, name) {
-                // Still the old one, which must live.
-                kill(pid, SIGCONT)
-                usleep(200)
-                kill(pid, SIGSTOP)
-            }
-            let last = machine.phasesSeen().dropFirst(phases).last ?? "exec"
+            let last: String
+            do {
+                last = try machine.updateAndKill(pid, name: "harness-\(step)", after: UInt32(step) * 700)
+            } catch { throw Failure("step \(step): \(error)") }
             seen[last, default: 0] += 1
-            kill(pid, SIGKILL)
-            guard let answer = try machine.answer(), answer["error"] != nil else {
-                throw Failure("step \(step): the update that was killed was not answered with an error")
-            }
-            machine.disarm()
             let now = try machine.count()
             try require(now >= count, "step \(step): the guest had counted to \(count) and is at \(now)")
             try machine.expectProgress(past: now)
@@ -162,6 +142,36 @@ extension Machine {
         qmp.putBack(["event": "CPR_ROLLED_BACK", "data": event])
         try expectTakenBack(state)
         return event["reason"] as? String ?? ""
+    }
+
+    /// Begins an update, and kills the new VMM before it can own the guest.
+    /// - Parameters:
+    ///   - pid: the VMM's.
+    ///   - name: by which the new VMM is known; no other has it.
+    ///   - microseconds: the kill's time after the command, as soon as there is a new VMM.
+    /// - Returns: the last that the probe has seen of it: a phase, or `exec`.
+    package func updateAndKill(_ pid: pid_t, name: String, after microseconds: UInt32) throws -> String {
+        try arm("load stop")
+        defer { disarm() }
+        let phases = phasesSeen().count
+        // The old VMM is not to end it before.
+        let limits = ["timeout-ms": 60_000, "downtime-ms": 60_000]
+        let request: [String: Any] = ["argv": arguments + ["-name", name], "mode": mode, "preflight": false]
+        try qmp.executeWithoutAnswer("cpr-update", request.merging(limits) { first, _ in first })
+        usleep(microseconds)
+        kill(pid, SIGSTOP)
+        while try !isSuccessorWhenStopped(pid, name) {
+            // Still the old one, which must live.
+            kill(pid, SIGCONT)
+            usleep(200)
+            kill(pid, SIGSTOP)
+        }
+        let last = phasesSeen().dropFirst(phases).last ?? "exec"
+        kill(pid, SIGKILL)
+        guard let answer = try answer(), answer["error"] != nil else {
+            throw Failure("the update that was killed was not answered with an error")
+        }
+        return last
     }
 
     /// Waits until a process that was sent SIGSTOP stands.

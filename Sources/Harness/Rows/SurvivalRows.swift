@@ -121,7 +121,8 @@ extension Harness {
 }
 
 extension Machine {
-    fileprivate func files() throws -> Set<String> {
+    /// The names of what is in its directory.
+    package func files() throws -> Set<String> {
         Set(try FileManager.default.contentsOfDirectory(atPath: directory.path))
     }
 }

@@ -30,16 +30,32 @@ extension Harness {
             let machine = try harness.machine()
             let state = try machine.stateBeforeFailure()
             let (arguments, signal) = try body(machine)
-            let new = try machine.startWaiting(arguments)
-            if let signal { new.signal(signal) }
-            let reason = try machine.transfer(timeout: timeout)
-            // It was given up; who started it sees to its end.
-            new.signal(SIGCONT)
-            let exit = try new.waitForExit(by: harness.configuration.deadline)
-            try require(exit != .status(0), "a new VMM that got no guest ended with \(exit)")
-            guard let reason else { throw Failure("the update was reported as done") }
+            let reason = try machine.transferInVain(to: arguments, signal, timeout: timeout)
             try machine.expectTakenBack(state, way: .transfer)
             return reason
         }
+    }
+}
+
+extension Machine {
+    /// A transfer to a new VMM that cannot have the guest.
+    /// - Parameters:
+    ///   - arguments: its command.
+    ///   - signal: what it gets when it waits.
+    ///   - prepare: is called when it waits.
+    /// - Returns: why.
+    package func transferInVain(
+        to arguments: [String], _ signal: Int32? = nil, timeout: Int = 10_000, prepare: () throws -> Void = {}
+    ) throws -> String {
+        let new = try startWaiting(arguments)
+        if let signal { new.signal(signal) }
+        try prepare()
+        let reason = try transfer(timeout: timeout)
+        // It was given up; who started it sees to its end.
+        new.signal(SIGCONT)
+        let exit = try new.waitForExit(by: configuration.deadline)
+        try require(exit != .status(0), "a new VMM that got no guest ended with \(exit)")
+        guard let reason else { throw Failure("the update was reported as done") }
+        return reason
     }
 }

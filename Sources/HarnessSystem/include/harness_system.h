@@ -38,6 +38,10 @@ int harness_pipe(int ends[2]);
  * version of the interface where that is not 12. */
 int harness_try_kvm(void);
 
+/* Takes a mounted file system out of sight; it goes when nobody uses it any more
+ * (umount2(2), MNT_DETACH). Returns 0, or -1 and errno. */
+int harness_unmount(const char *path);
+
 /* landlock_create_ruleset(2): the version of Landlock; -1 and errno without it. */
 int harness_landlock_version(void);
 
