@@ -44,6 +44,7 @@ static struct {
     unsigned long timer_slack;
     sigset_t mask;
     struct thread_state thread;
+    int is_placed;  /* atomic: the child runs where it waits */
     int processor;  /* where the process calls; -1 when that is not known */
     cpu_set_t cpus; /* those that the process may use */
 } call;
@@ -107,6 +108,9 @@ static void set_thread_state(const struct thread_state *state) {
  * exec then moves the process; and both share it for a tick or two of the kernel's, while another is idle. */
 static const int64_t awake_time = 2000000;
 
+/* Nanoseconds that the process waits before its exec for the child to run on another processor. */
+static const int64_t placing_time = 300000;
+
 /* Leaves the process its processor, when the child may use another one. The exec waits for the process's other threads to
  * end. When the child has taken the processor meanwhile, both share it until a tick of the kernel's finds that another is
  * idle: 4 ms. Returns whether `stay_anywhere` has to follow. */
@@ -135,6 +139,7 @@ static CBATON_NEVER_LEFT int wait_for_exec(void *unused) {
     /* errno is shared, and nobody's now: the process reads what it needs at once. */
     syscall(SYS_close, call.executed[1]);
     int is_away = stay_away();
+    __atomic_store_n(&call.is_placed, 1, __ATOMIC_RELEASE);
     if (await_exec(call.limit) <= 0) {
         if (decide(LATE)) {
             /* Also one that cannot be interrupted runs no more of its program. */
@@ -149,6 +154,15 @@ static CBATON_NEVER_LEFT int wait_for_exec(void *unused) {
 }
 
 /* ---- In the process, beside the child. */
+
+/* An exec moves the process to the processor that is the idlest (sched_exec() of Linux' kernel/sched/core.c). That must
+ * not be the one to which the child is on its way. */
+static void await_placing(void) {
+    if (!call.awake_until) return;
+    for (int64_t until = cbaton_monotonic_ns() + placing_time;
+         !__atomic_load_n(&call.is_placed, __ATOMIC_ACQUIRE) && cbaton_monotonic_ns() < until;)
+        syscall(SYS_sched_yield);
+}
 
 /* What only the program gets. Returns an errno value. */
 static CBATON_NEVER_LEFT int execute(const struct cbaton_execution *what) {
@@ -172,6 +186,7 @@ static CBATON_NEVER_LEFT __attribute__((noinline)) int start(void) {
     pid_t child = clone(wait_for_exec, waiting_stack + sizeof waiting_stack, flags, NULL);
     if (child < 0) return errno;
     if (placeholder) cbaton_tell_placeholder(placeholder, child, 1);
+    await_placing();
     int code = execute(call.what);
     if (!decide(FAILED)) {
         /* The child goes on upon this stack as soon as it has killed this task. If it does not, it was killed itself. */
@@ -205,6 +220,7 @@ int cbaton_execute_beside(const struct cbaton_execution *what, int64_t limit, in
      * must not go on upon a stack that the process may come back to. */
     call.limit = getpid() == 1 ? 0 : limit;
     call.outcome = OPEN;
+    call.is_placed = 0;
     call.awake_until = cbaton_processors() > 1 ? cbaton_monotonic_ns() + awake_time : 0;
     call.timer_slack = cbaton_timer_slack();
     call.processor = sched_getaffinity(0, sizeof call.cpus, &call.cpus) == 0 ? sched_getcpu() : -1;
