@@ -1,8 +1,8 @@
 import Foundation
 import ProcessSupport
 
-/// Requests to a disk a second, and how long one takes, beside QEMU with the same image and options. The guest only queues
-/// and waits (Tests/Guests/blockload), so that the disk is measured and not the hart.
+/// Requests to a disk a second, and how long one takes, beside QEMU with the same image, options and kind of memory. The guest
+/// only queues and waits (Tests/Guests/blockload), so that the disk is measured and not the hart.
 struct BlockBenchmark {
     let vmm: String
     /// The words before the options; nil if there is none.
@@ -12,6 +12,11 @@ struct BlockBenchmark {
 
     /// How the image is opened, by both.
     private static let backEnds = ["cache=writeback,aio=threads", "cache=none,aio=io_uring"]
+    /// Memory that outlives the process, as Baton's guests have it and QEMU's CPR needs it. Its pages are small where the host
+    /// has huge ones for private memory only (`shmem_enabled`), and a request to a disk then has as many parts.
+    private static let sharedMemory = [
+        "-object", "memory-backend-memfd,id=ram,size=64M,share=on", "-machine", "memory-backend=ram",
+    ]
     private static let imageMegabytes = 64
     private static let serials = "baton-blockload: "
 
@@ -32,7 +37,8 @@ struct BlockBenchmark {
         // With contents: what is not there need not be read.
         try Data(repeating: 0xb5, count: Self.imageMegabytes << 20).write(to: URL(fileURLWithPath: image))
         for backEnd in Self.backEnds {
-            print("a disk with \(backEnd), a guest that only queues and waits (medians of \(repetitions)):")
+            print("a disk with \(backEnd), RAM in a memfd, a guest that only queues and waits")
+            print("(medians of \(repetitions)):")
             var own: [Work: [Double]] = [:], other: [Work: [Double]] = [:]
             var order: [Work] = []
             for _ in 0..<repetitions {
@@ -40,7 +46,7 @@ struct BlockBenchmark {
                 guard let qemu else { continue }
                 // Its virtio-mmio is the one before virtio 1 unless it is told otherwise.
                 let modern = ["-global", "virtio-mmio.force-legacy=false"]
-                try add(try once(qemu, modern, guest, image, backEnd), to: &other, order: &order)
+                try add(try once(qemu, modern + Self.sharedMemory, guest, image, backEnd), to: &other, order: &order)
             }
             for work in order { show(work, own[work] ?? [], other[work]) }
         }

@@ -101,7 +101,9 @@ public final class GuestMemory {
             throw VMMError("RAMBlock \"\(block.name)\" already registered, abort!")
         }
         try block.guardMapping()
-        let advice = (merge ? [MADV_MERGEABLE] : []) + (dump ? [] : [MADV_DONTDUMP])
+        // Huge pages as QEMU asks for them. Of a memfd's memory that is for the host to allow: `shmem_enabled` (Linux'
+        // Documentation/admin-guide/mm/transhuge.rst).
+        let advice = [CBATON_MADV_HUGEPAGE] + (merge ? [MADV_MERGEABLE] : []) + (dump ? [] : [MADV_DONTDUMP])
         // Advice that the kernel lacks changes nothing for the guest.
         for one in advice { madvise(block.host, block.maxLength, one) }
         if let index = readOnlyBlocks.firstIndex(where: { $0.host == block.host }) {
