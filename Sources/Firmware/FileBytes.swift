@@ -25,14 +25,20 @@ package struct FileBytes {
         offset >= 0 && offset <= bytes.count - text.count && bytes[offset...].starts(with: text)
     }
 
-    /// Reads a file as a whole.
+    /// Reads a file as a whole: as it was at the VMM's start, if `StartFiles` holds it.
     /// - Parameter limit: bytes; a larger file is refused.
     package static func read(_ path: String, limit: UInt64) throws(VMMError) -> FileBytes {
+        if let held = StartFiles.find(path) { return try read(held, path, limit: limit) }
         let fd = try FD.openFile(path, O_RDONLY)
+        return try read(fd.raw, path, limit: limit)
+    }
+
+    private static func read(_ fd: Int32, _ path: String, limit: UInt64) throws(VMMError) -> FileBytes {
         var status = stat()
-        guard fstat(fd.raw, &status) == 0, status.st_size > 0, UInt64(status.st_size) <= limit else {
-            // Its size is unknown, or an error that this reports.
-            return FileBytes(bytes: try FD.readAll(fd.raw, limit: Int(clamping: limit), from: "'\(path)'"))
+        guard fstat(fd, &status) == 0, status.st_size > 0, UInt64(status.st_size) <= limit else {
+            // Its size is unknown, or an error that this reports. The offset is nobody's: a held file is read at its start.
+            lseek(fd, 0, SEEK_SET)
+            return FileBytes(bytes: try FD.readAll(fd, limit: Int(clamping: limit), from: "'\(path)'"))
         }
         // The guest's start waits for this: the bytes are copied once.
         let size = Int(status.st_size)
@@ -40,7 +46,7 @@ package struct FileBytes {
         let bytes = [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
             while count < size {
                 let place = buffer.baseAddress.map { $0 + count }
-                let result = retryingInterrupts { Glibc.read(fd.raw, place, size - count) }
+                let result = retryingInterrupts { pread(fd, place, size - count, off_t(count)) }
                 if result < 0 { code = errno }
                 // At 0 the file has become shorter.
                 guard result > 0 else { return }

@@ -23,7 +23,7 @@ public final class KVMAccelerator: X86Accelerator {
     /// Whether the threads are there, and whether they run.
     private var hasMadeThreads = false
     private var isRunning = false
-    private var stoppedGroups: String?
+    private var stoppedPlace: ProcessPlace?
     /// The host's time-stamp counter when the CPUs last stopped.
     private var stopTSC: UInt64?
     /// The one that was saved, and the one from which it goes on: the same for all CPUs of a load.
@@ -208,7 +208,7 @@ public final class KVMAccelerator: X86Accelerator {
     public func resumeCPUs() {
         guard hasMadeThreads, !isRunning else { return }
         isRunning = true
-        stoppedGroups = nil
+        stoppedPlace = nil
         interrupts.isLive = true
         interrupts.settle()
         if let error = interrupts.flush() { Report.error(error) }
@@ -230,17 +230,18 @@ public final class KVMAccelerator: X86Accelerator {
 
     public func endThreads() {
         guard hasMadeThreads, !isRunning else { return }
-        for cpu in virtualCPUs { cpu.place.note(cpu.threadID, processGroups: processGroups) }
+        let process = processPlace
+        for cpu in virtualCPUs { cpu.place.note(cpu.threadID, process: process) }
         gate.end()
         for cpu in virtualCPUs { cpu.joinThread() }
         hasMadeThreads = false
     }
 
-    /// The control groups of the main thread, looked up once for all CPUs that stop.
-    var processGroups: String {
-        let text = stoppedGroups ?? ThreadGroups.text(Int32(ckvm_thread_id()))
-        stoppedGroups = text
-        return text
+    /// Where the main thread runs, looked up once for all CPUs that stop.
+    var processPlace: ProcessPlace {
+        let place = stoppedPlace ?? ProcessPlace()
+        stoppedPlace = place
+        return place
     }
 
     /// Has the main thread look at what was asked for.

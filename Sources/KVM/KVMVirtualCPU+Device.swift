@@ -16,7 +16,7 @@ extension KVMVirtualCPU {
             accelerator.note(failure: error)
         }
         if thread != nil, !place.isFresh {
-            place.note(threadID, processGroups: accelerator.processGroups)
+            place.note(threadID, process: accelerator.processPlace)
         }
         place.save(to: &writer)
     }
@@ -29,7 +29,7 @@ extension KVMVirtualCPU {
         let sameBoot = try reader.string("host-boot") == HostBoot.id && !HostBoot.id.isEmpty
         var state = try CPUState(reader)
         try check(state, reader)
-        let takePlace = try place.loader(reader)
+        let takePlace = try place.loader(reader, isSameBoot: sameBoot)
         try reader.finish()
         // What this kernel has and the state does not is as after power-on.
         for register in initialState?.registers ?? [] where register.index != CPUState.deadline {
@@ -66,7 +66,7 @@ extension KVMVirtualCPU {
         }
         if let difference = CPUIDTable.difference(saved, cpuid) {
             throw VMMError(
-                "the guest's CPU \(index) is another than this one: \(difference)",
+                "the guest's CPU \(index) is another than -cpu and -smp make here: \(difference)",
                 hint: "Start with the -cpu and -smp that the guest has, on a host whose processor and kernel offer it.")
         }
     }

@@ -9,17 +9,35 @@ extension KVMVirtualCPU {
     func runGuest() {
         let (fd, run, exits) = (file.fd, run, exits)
         hasTimerRunOut = false
+        var refusals = 0
         while true {
             let result = ckvm_run(fd)
             exits.count(run, result)
             if result == 0 {
+                refusals = 0
                 guard carryOut(run) else { return }
             } else if result == -EINTR || result == -EAGAIN {
                 if ckvm_immediate_exit(run) != 0, settleTimer() { return }
+                guard result == -EAGAIN else { continue }
+                refusals += 1
+                guard awaitRetry(refusals) else { return fail(runError(EAGAIN)) }
             } else {
                 return fail(runError(-result))
             }
         }
+    }
+
+    /// KVM says EAGAIN once when a CPU that waits is told to start. It says so each time when it cannot make the thread of its
+    /// own that it needs in this process (the limits of processes: RLIMIT_NPROC, `pids.max`).
+    /// - Parameter refusals: how often KVM has said so, one time after another.
+    /// - Returns: false when it has for a second.
+    private func awaitRetry(_ refusals: Int) -> Bool {
+        guard refusals > 100 else { return true }
+        guard refusals <= 200 else { return false }
+        // A signal that is to stop the CPU ends it.
+        var time = timespec(tv_sec: 0, tv_nsec: 10_000_000)
+        nanosleep(&time, nil)
+        return true
     }
 
     /// - Returns: false when the CPU must not go on.
@@ -150,7 +168,12 @@ extension KVMVirtualCPU {
 
     private func runError(_ code: Int32) -> String {
         // Also with an exit's reason of its own, KVM_EXIT_MEMORY_FAULT.
-        let what = code == EFAULT ? " (the guest's memory is not there)" : ""
+        let what =
+            switch code {
+            case EFAULT: " (the guest's memory is not there)"
+            case EAGAIN: " (KVM needs a thread of its own: RLIMIT_NPROC or the control group's pids.max leaves no room)"
+            default: ""
+            }
         return VMMError.system("error: kvm run failed", errno: code).message + what
     }
 

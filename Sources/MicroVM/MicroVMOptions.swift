@@ -28,6 +28,7 @@ struct MicroVMOptions {
         DeviceProperty("isa-serial", "bool", "a serial port at 0x3f8 (on)"),
         DeviceProperty("ioapic2", "OnOffAuto", "a second I/O APIC, for 24 virtio-mmio slots in place of 8 (auto: on)"),
         DeviceProperty("auto-kernel-cmdline", "bool", "tell a kernel without ACPI of virtio-mmio devices (on)"),
+        DeviceProperty("x-option-roms", "bool", "off: firmware gets no ROMs of ours either way"),
     ]
 
     /// What a guest sees of them, as `NAME=VALUE`.
@@ -48,6 +49,7 @@ struct MicroVMOptions {
         for options in machine.options {
             hasSerial = try options.bool("isa-serial") ?? hasSerial
             extendsCommandLine = try options.bool("auto-kernel-cmdline") ?? extendsCommandLine
+            _ = try options.enumeration("x-option-roms", ["off"])
         }
         guard !hasPCI || hasACPI else {
             throw VMMError(

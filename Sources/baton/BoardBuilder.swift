@@ -50,6 +50,9 @@ enum BoardBuilder {
         configuration.serial = backends.serial
         configuration.flash = backends.flash
 
+        let firmware = configuration.firmware.flatMap { ["default", "none"].contains($0) ? nil : $0 }
+        let startFiles = [firmware, configuration.kernel, configuration.initrd, configuration.deviceTree]
+        StartFiles.hold(startFiles.compactMap { $0 }, handover: vm.handover)
         let board = try machine.type.make(configuration)
         try machine.finish()
         devices.findType = { name throws(VMMError) in try loader.deviceType(name) }

@@ -41,6 +41,7 @@ struct MachineOptions {
             sharesAuxiliaryRAM = try options.bool("aux-ram-share") ?? sharesAuxiliaryRAM
             accelerator = try options.string("accel") ?? accelerator
             _ = try options.enumeration("usb", ["off"])
+            _ = try options.enumeration("kernel-irqchip", ["on"])
             kernel = try options.string("kernel") ?? kernel
             initrd = try options.string("initrd") ?? initrd
             commandLine = try options.string("append") ?? commandLine
@@ -58,6 +59,7 @@ struct MachineOptions {
             for name in list.split(separator: ":") { accelerators.append((String(name), options)) }
             if list.isEmpty { throw VMMError("invalid accelerator \(list)") }
         }
+        if invocation.has("enable-kvm") { accelerators.append(("kvm", try KeyValueOptions(""))) }
         if accelerators.isEmpty {
             let names = accelerator.map { $0.split(separator: ":").map(String.init) } ?? type.accelerators
             for name in names { accelerators.append((name, try KeyValueOptions(""))) }

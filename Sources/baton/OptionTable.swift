@@ -52,6 +52,7 @@ enum OptionTable {
                     DeviceProperty("dump-guest-core", "bool", "whether guest memory is part of a core dump"),
                     DeviceProperty("aux-ram-share", "bool", "whether memory that no option names outlives the VMM"),
                     DeviceProperty("accel", "str", "what runs the guest's instructions, as kvm:tcg"),
+                    DeviceProperty("kernel-irqchip", "bool", "on: interrupt controllers are those of KVM"),
                     DeviceProperty("kernel", "str", "as -kernel"),
                     DeviceProperty("initrd", "str", "as -initrd"),
                     DeviceProperty("append", "str", "as -append"),
@@ -63,6 +64,7 @@ enum OptionTable {
         OptionSpec(
             name: "accel", argument: "name", help: "what runs the guest's instructions; several are tried in turn",
             on: .keys(implied: "accel", [DeviceProperty("thread", "str", "accepted for QEMU's sake")])),
+        OptionSpec(name: "enable-kvm", argument: nil, help: "as -accel kvm"),
         OptionSpec(
             name: "cpu", argument: "model", help: "the CPU model",
             on: .keys(implied: "model", [])),

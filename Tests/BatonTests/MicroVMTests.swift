@@ -128,9 +128,9 @@ import Testing
     /// The same guest with other CPUs: `-cpu`, `-smp`, and what the error says.
     private static let otherCPUs =
         [
-            ("x86-64-v2", [], "the guest's CPU 0 is another than this one: CPUID["),
-            ("host,-sse2", [], "the guest's CPU 0 is another than this one: CPUID[eax=01h].EDX"),
-            ("host", ["-smp", "2"], "the guest's CPU 0 is another than this one: CPUID["),
+            ("x86-64-v2", [], "the guest's CPU 0 is another than -cpu and -smp make here: CPUID["),
+            ("host,-sse2", [], "the guest's CPU 0 is another than -cpu and -smp make here: CPUID[eax=01h].EDX"),
+            ("host", ["-smp", "2"], "the guest's CPU 0 is another than -cpu and -smp make here: CPUID["),
         ] as [(String, [String], String)]
 
     @Test("An update to other CPUs is refused, and the guest goes on", arguments: otherCPUs, [true, false])
@@ -166,7 +166,7 @@ import Testing
             return (process, qmp, refusal { try qmp.execute("cpr-load", file) })
         }
         let (wrong, client, text) = try load("x86-64-v2")
-        #expect(text.contains("the guest's CPU 0 is another than this one: CPUID["), "\(text)")
+        #expect(text.contains("the guest's CPU 0 is another than -cpu and -smp make here: CPUID["), "\(text)")
         try client.execute("quit")
         #expect(try wrong.waitForExit() == .status(0))
         let (process, qmp, answer) = try load("host")

@@ -81,17 +81,44 @@ struct KVMThreadTests {
 
     @Test("a place that is not allowed is refused before the guest is taken over")
     func refusal() throws {
-        let machine = try running()
+        let next = try KVMMachine()
+        try next.load(sections(of: running()) { _ in })
+        #expect(throws: VMMError.self) { try next.accelerator.makeThreads() }
+        #expect(next.accelerator.cpus[0].threadID == 0)
+    }
+
+    /// A state with a place of the CPU's thread that nobody can have, for a process of that id.
+    private func sections(
+        of machine: KVMMachine, _ process: (inout [UInt8]) -> Void
+    ) throws -> [KVMMachine.Section] {
+        var own = place(machine)
+        own.nice = 3
+        #expect(ckvm_set_scheduling(machine.accelerator.cpus[0].threadID, &own) == 0)
         machine.vm.stop()
         var sections = machine.save()
         let place = try #require(sections.firstIndex { $0.name == "cpu0" })
         sections[place] = try KVMMachine.changed(sections[place], "thread-affinity") { bytes in
             for index in bytes.indices { bytes[index] = 0 }
         }
+        sections[place] = try KVMMachine.changed(sections[place], "thread-process", process)
+        return sections
+    }
+
+    @Test("the place of another process' thread is given up where it cannot be had, and the guest goes on")
+    func otherProcess() throws {
         let next = try KVMMachine()
-        try next.load(sections)
-        #expect(throws: VMMError.self) { try next.accelerator.makeThreads() }
-        #expect(next.accelerator.cpus[0].threadID == 0)
+        try next.load(sections(of: running()) { bytes in bytes[0] ^= 1 })
+        try next.accelerator.makeThreads()
+        #expect(next.accelerator.cpus[0].threadID != 0)
+    }
+
+    @Test("a thread that is where its process is has no place of its own")
+    func processPlace() throws {
+        let machine = try running()
+        machine.vm.stop()
+        let section = try #require(machine.save().first { $0.name == "cpu0" })
+        let names = try KVMMachine.fields(section).map(\.0)
+        #expect(!names.contains { $0.hasPrefix("thread-") })
     }
 
     @Test("a cgroup of a thread's own goes along")

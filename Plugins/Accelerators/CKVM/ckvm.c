@@ -170,6 +170,13 @@ int ckvm_get_scheduling(int thread, struct ckvm_scheduling *scheduling) {
     return 0;
 }
 
+int ckvm_is_same_scheduling(const struct ckvm_scheduling *one, const struct ckvm_scheduling *other) {
+    return one->policy == other->policy && one->priority == other->priority && one->nice == other->nice &&
+        one->runtime == other->runtime && one->deadline == other->deadline && one->period == other->period &&
+        one->affinity_length == other->affinity_length &&
+        memcmp(one->affinity, other->affinity, one->affinity_length) == 0;
+}
+
 int ckvm_set_scheduling(int thread, const struct ckvm_scheduling *scheduling) {
     if (syscall(SYS_sched_setaffinity, thread, scheduling->affinity_length, scheduling->affinity) < 0) return errno;
     struct attributes wanted = {

@@ -23,7 +23,7 @@ public final class GDBServer: MachineParts {
         if device != "none", vm.accelerator?.debugTarget == nil {
             throw VMMError(
                 "gdbstub: current accelerator doesn't support guest debugging",
-                hint: "Use -accel tcg, whose CPUs are software.")
+                hint: "CPUs in software can be debugged: -machine virt with -accel tcg.")
         }
         if let stub = server.stub {
             // One that -chardev has made stays, for another use.

@@ -207,5 +207,7 @@ struct ckvm_scheduling {
 /* Each returns an errno value. */
 int ckvm_get_scheduling(int thread, struct ckvm_scheduling *scheduling);
 int ckvm_set_scheduling(int thread, const struct ckvm_scheduling *scheduling);
+/* Of what `ckvm_get_scheduling` has filled. */
+int ckvm_is_same_scheduling(const struct ckvm_scheduling *one, const struct ckvm_scheduling *other);
 
 #endif

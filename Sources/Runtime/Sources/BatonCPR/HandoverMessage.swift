@@ -107,7 +107,12 @@ enum HandoverMessage {
         }
         if got < 0, isTransientFailure() { return nil }
         guard got > 0 else { throw VMMError("the VMM that runs the guest has given this one up, or has ended") }
-        let received = Array(fds.prefix(max(0, Int(count))))
+        guard count >= 0 else {
+            throw VMMError(
+                "descriptors that the VMM which runs the guest has sent could not be taken: too few may be allowed here "
+                    + "(RLIMIT_NOFILE)")
+        }
+        let received = Array(fds.prefix(Int(count)))
         if let message = HandoverMessage(bytes[..<got], received, secret: secret) { return message }
         for fd in received { close(fd) }
         throw VMMError("something that is no message of a VMM came over the channel of the update")
