@@ -83,7 +83,7 @@ enum ServedDrive {
             guard given == nil, error.hint == nil, format != "raw" else { throw error }
             throw VMMError(
                 error.message,
-                hint: "'\(file)' looks like an image of the format \(format); format=raw uses it as it is.")
+                hint: "'\(file)' looks like an image of the format \(format). If it is a raw one, say format=raw.")
         }
         return interface == "virtio" ? .virtio(driveID: id) : .none
     }
