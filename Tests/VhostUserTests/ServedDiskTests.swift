@@ -64,6 +64,19 @@ struct ServedDiskTests {
             try guest.waitForProgress()
             #expect(try StartedDaemon.one(image) == daemon)
         }
+        let commands: [(String, [String: Any])] = [
+            ("block_resize", ["device": "hd", "size": 32 << 20]), ("blockdev-del", ["node-name": "hd"]),
+        ]
+        for (command, arguments) in commands {
+            do {
+                try guest.qmp.execute(command, arguments)
+                Issue.record("\(command) was not refused")
+            } catch let refusal as QMPClient.Refusal {
+                #expect(
+                    refusal.text
+                        == "drive 'hd' is of the format 'qcow2', which \(command) cannot change while the VM runs")
+            }
+        }
         try end(guest, image, "qcow2")
     }
 

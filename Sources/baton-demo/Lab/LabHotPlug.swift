@@ -31,7 +31,8 @@ struct LabHotPlug {
             }
         }
         try test.guest.finish()
-        return "\(times) disks came, were worked on (\(test.count("plugged-blocks")) blocks) and went, with an update of "
+        return
+            "\(times) disks came, were worked on (\(test.count("plugged-blocks")) blocks) and went, with an update of "
             + "each; beside \(test.guest.summary)"
     }
 
