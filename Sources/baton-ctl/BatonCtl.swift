@@ -22,6 +22,8 @@ extension ReportingCommand {
     func run() throws {
         do {
             try execute()
+            // What was printed may be nowhere yet.
+            guard fflush(nil) == 0 else { throw VMMError.system("Could not write to standard output") }
         } catch {
             guard let text = Complaint.text(error) else { throw error }
             Complaint.print(text)

@@ -3,7 +3,7 @@ import BatonRuntime
 import Foundation
 
 /// `baton-ctl inspect FILE`: prints what is in a checkpoint, without a VMM.
-struct Inspect: ParsableCommand {
+struct Inspect: ReportingCommand {
     static let configuration = CommandConfiguration(
         abstract: "Prints the sections and fields of a checkpoint or CPR state.")
 
@@ -16,18 +16,7 @@ struct Inspect: ParsableCommand {
     @Option(help: "Print this section only.")
     var section: String?
 
-    func run() throws {
-        do {
-            try inspect()
-        } catch let error as VMMError {
-            // It may quote the file.
-            let text = TerminalText.escaped(error.description, keepingLines: true)
-            FileHandle.standardError.write(Data("baton-ctl: \(text)\n".utf8))
-            throw ExitCode.failure
-        }
-    }
-
-    private func inspect() throws {
+    func execute() throws {
         let container = try SectionContainer(file: file)
         let chosen = container.sections.filter { section == nil || $0.name == section }
         if let section, chosen.isEmpty { throw VMMError("\(file) has no section '\(section)'") }

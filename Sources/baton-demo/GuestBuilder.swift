@@ -71,7 +71,7 @@ struct GuestBuilder {
 
     /// Builds the first process of the lab's guests, for Linux on this machine's CPUs, with its C library.
     func buildLabProgram(to output: String) throws {
-        try buildForLab(["lab", "devices", "edu", "memory", "registers", "time", "vsock"], to: output)
+        try buildForLab(["lab", "devices", "plugged", "edu", "memory", "registers", "time", "vsock"], to: output)
     }
 
     /// Builds a program for the lab's Linux that has the host's end of a guest's sockets.

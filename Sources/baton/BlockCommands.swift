@@ -6,6 +6,13 @@ func registerBlockCommands(
 ) throws(VMMError) {
     var options = options
     func checkIdle() throws(VMMError) { if let refusal = cpr.refusal { throw refusal } }
+    /// A disk that a storage daemon serves is what it was at the start of the VM.
+    func refuseServed(_ name: String, _ command: String) throws(VMMError) {
+        guard let disk = vm.servedDisk(name) else { return }
+        throw VMMError(
+            "drive '\(name)' is of the format '\(disk.format)', which \(command) cannot change while the VM runs",
+            hint: "Shut the VM down and use qemu-img, or convert the image with 'qemu-img convert -O raw'.")
+    }
     try vm.commands.add(
         QMPCommand("blockdev-add", arguments: BlockSchema.options) {
             (arguments: JSONObject) throws(VMMError) -> JSON in
@@ -19,12 +26,14 @@ func registerBlockCommands(
             (arguments: JSONObject) throws(VMMError) -> JSON in
             try checkIdle()
             let name = arguments["node-name"]?.stringValue ?? ""
+            try refuseServed(name, "blockdev-del")
             try options.remove(name)
             plugged.remove(.blockdev, name)
             return [:]
         })
     func resize(_ name: String, _ bytes: Int64) throws(VMMError) {
         try checkIdle()
+        try refuseServed(name, "block_resize")
         guard let backend = vm.blockBackend(name) else {
             throw VMMError("Cannot find device='\(name)' nor node-name='\(name)'")
         }

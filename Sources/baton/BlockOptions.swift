@@ -1,4 +1,5 @@
 import BatonRuntime
+import Glibc
 
 /// `-drive`, `-blockdev` and `blockdev-add`.
 struct BlockOptions {
@@ -45,7 +46,7 @@ struct BlockOptions {
         // snapshot=on, and any other format, are a storage daemon's (ServedDrive).
         _ = try options.bool("snapshot")
         let id = try options.identifier("id") ?? "\(interface)\(index)"
-        let path = try options.requiredString("file")
+        let path = try BlockOptions.requiredFile(options)
         let locks = try locking(options, "file.locking")
         let aio = try aio(options)
         let format = try options.string("format")
@@ -126,6 +127,25 @@ struct BlockOptions {
     }
 
     // MARK: Keys that they share
+
+    /// What QEMU reaches by a protocol, and what is before it in the name of a file.
+    private static let protocols = ["nbd", "nbd+unix", "http", "https", "ftp", "ftps", "ssh", "iscsi", "rbd", "nfs"]
+
+    /// `file=` of a `-drive`: the path of an image or a block device.
+    static func requiredFile(_ options: KeyValueOptions) throws(VMMError) -> String {
+        guard let path = try options.string("file") else {
+            throw VMMError(
+                "Parameter 'file' is missing",
+                hint: "A -drive has an image by file=PATH, and says by format= what it is. Nodes are for -blockdev.")
+        }
+        // A file may have such a name.
+        if let name = protocols.first(where: { path.hasPrefix("\($0):") }), access(path, F_OK) != 0 {
+            throw VMMError(
+                "Could not open '\(path)': Unknown protocol '\(name)'",
+                hint: "Attach it to the host (nbd-client, for one, makes a block device), and give its path.")
+        }
+        return path
+    }
 
     /// - Parameter format: as the command line says; nil to look at the image.
     private func open(

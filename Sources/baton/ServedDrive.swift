@@ -41,7 +41,7 @@ enum ServedDrive {
         _ = try options.number("index")
         _ = try options.enumeration("media", ["disk", "cdrom"])
         let id = try options.identifier("id") ?? "\(interface)\(index)"
-        let file = absolute(try options.requiredString("file"))
+        let file = absolute(try BlockOptions.requiredFile(options))
         let given = try options.string("format")
         let format = given ?? ImageFormat.probe(file) ?? "raw"
         let isTemporary = try isTemporary(options, snapshot: snapshot)
@@ -83,7 +83,7 @@ enum ServedDrive {
             guard given == nil, error.hint == nil, format != "raw" else { throw error }
             throw VMMError(
                 error.message,
-                hint: "'\(file)' looks like an image of the format \(format); format=raw uses it as it is.")
+                hint: "'\(file)' looks like an image of the format \(format), as no format= says otherwise.")
         }
         return interface == "virtio" ? .virtio(driveID: id) : .none
     }

@@ -8,9 +8,12 @@ BatonVersion.revision = buildRevision
 let startedAt = EventLoop.now
 Warden.beIfAsked()
 
-/// Prints and ends with success.
+/// Prints and ends, with success if all is written.
 func say(_ text: String) -> Never {
-    try? FD.writeAll(1, Array(text.utf8), to: "standard output")
+    do throws(VMMError) { try FD.writeAll(1, Array(text.utf8), to: "standard output") } catch {
+        Report.error(error)
+        exit(1)
+    }
     exit(0)
 }
 

@@ -60,6 +60,12 @@ struct CommandLineTests {
             "-device virtio-scsi-pci,id=s -drive file=DISK,format=raw,if=none,id=d "
                 + "-device scsi-hd,drive=d,bus=s.0"),
         Line(
+            "protocol", "-drive file=nbd://127.0.0.1/x,format=raw,if=virtio",
+            .refused("Unknown protocol 'nbd'", "nbd-client")),
+        Line(
+            "driver", "-drive driver=qcow2,file.filename=QCOW2,if=virtio",
+            .refused("Parameter 'file' is missing", "format=")),
+        Line(
             "nvme", "-drive file=DISK,format=raw,if=none,id=d -device nvme,drive=d,serial=1",
             .refused("'nvme' is not a valid device model", "use: virtio-blk-pci")),
     ]

@@ -80,6 +80,26 @@ struct FullDiskTests {
         #expect(try FileManager.default.contentsOfDirectory(atPath: small.path).isEmpty)
     }
 
+    @Test(
+        "output that cannot be written is an error",
+        arguments: ["baton -help", "baton -M help", "baton-ctl list", "baton-ctl inspect"])
+    func output(_ command: String) throws {
+        let directory = try TemporaryDirectory()
+        var words = command.split(separator: " ").map(String.init)
+        if words[1] == "list" { words += ["--directory", directory.path] }
+        if words[1] == "inspect" {
+            let guest = try CountingGuest()
+            try guest.save()
+            try FileManager.default.copyItem(atPath: guest.checkpoint, toPath: directory.file("state"))
+            words.append(directory.file("state"))
+        }
+        words[0] = "\(Products.directory)/\(words[0])"
+        #expect(try ChildProcess(words).waitForExit() == .status(0))
+        let process = try ChildProcess(["sh", "-c", "exec \"$@\" >/dev/full", "sh"] + words)
+        #expect(try process.waitForExit() == .status(1))
+        #expect(process.errors.contains("standard output: \(Self.reason)"), "\(process.errors)")
+    }
+
     @Test("memory that is to be there at the start is an error, or is there")
     func memory() throws {
         let small = try SmallFileSystem("size=1m")

@@ -37,7 +37,8 @@ import Testing
             let process = try start(directory, words)
             #expect(try process.waitForExit() == .status(1))
             #expect(
-                process.errors.contains("looks like an image of the format \(format.name); format=raw uses it as it is")
+                process.errors.contains(
+                    "looks like an image of the format \(format.name), as no format= says otherwise")
                     || process.errors.contains("cannot execute 'qemu-storage-daemon'"), "\(process.errors)")
         }
         let raw = try start(directory, ["-drive", "file=\(image),format=raw"])

@@ -134,6 +134,7 @@ struct KeepingModeTests {
         let late = try start(["-S"])
         #expect(
             refusal { try late.qmp.execute("cpr-load", arguments) }.contains("none of this VM was found"))
+        #expect(refusal { try late.qmp.execute("cont") } == "the VM waits for cpr-load")
         try late.end()
     }
 

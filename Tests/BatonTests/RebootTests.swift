@@ -103,9 +103,54 @@ struct RebootTests {
         close(fd)
         #expect(load(copy).contains("damaged contents of RAM block"))
         #expect(try new.qmp.status() == "prelaunch")
+        expectNoOtherGuest(new.qmp)
         #expect(load(file) == "accepted")
         #expect(try new.count() >= stopped)
         try new.end()
+    }
+
+    /// A guest that starts anew would work on what belongs to the one that was to be loaded.
+    private func expectNoOtherGuest(_ qmp: QMPClient) {
+        for command in ["cont", "system_reset"] {
+            #expect(refusal { try qmp.execute(command) } == "the VM waits for cpr-load")
+        }
+        let save = ["filename": "/nonexistent/file", "mode": "reboot"]
+        #expect(refusal { try qmp.execute("cpr-save", save) } == "the VM waits for cpr-load")
+    }
+
+    @Test(arguments: ["no such file", "no such mode", "no checkpoint"])
+    func afterARefusedLoadNoOtherGuestStarts(_ kind: String) throws {
+        let directory = try TemporaryDirectory()
+        let file = kind == "no such file" ? directory.file("none") : try directory.write("file", Data(count: 8192))
+        let vm = try VolatileVM(directory, paused: true)
+        let mode = kind == "no such mode" ? "none" : "reboot"
+        #expect(refusal { try vm.qmp.execute("cpr-load", ["filename": file, "mode": mode]) } != "accepted")
+        expectNoOtherGuest(vm.qmp)
+        let text = try vm.qmp.execute("human-monitor-command", ["command-line": "cont"]) as? String ?? ""
+        #expect(text.contains("end this VMM"), "\(text)")
+        #expect(try vm.qmp.status() == "prelaunch")
+        #expect(try vm.count() == 0)
+        try vm.end()
+    }
+
+    @Test func aLoadDuringAPreflightIsRefused() throws {
+        let directory = try TemporaryDirectory()
+        let second = directory.file("second"), started = directory.file("started")
+        let vm = try VolatileVM(
+            directory, paused: true,
+            memory: ["-m", "16M", "-cpr-enable", "restart", "-qmp", "unix:\(second),server=on,wait=off"])
+        let other = try QMPClient(path: second, of: vm.process)
+        try vm.qmp.executeWithoutAnswer(
+            "cpr-preflight",
+            ["argv": ["bash", "-c", "touch \(started); while :; do read line </dev/zero; done"], "mode": "restart"])
+        try eventually("the trial") { FileManager.default.fileExists(atPath: started) }
+        let file = ["filename": directory.file("none"), "mode": "reboot"]
+        #expect(refusal { try other.execute("cpr-load", file) } == "a preflight is under way")
+        try other.execute("migrate_cancel")
+        // It was not even tried, and the guest is the VM's own.
+        try eventually("the preflight ends") { refusal { try other.execute("cont") } == "accepted" }
+        try other.execute("quit")
+        #expect(try vm.process.waitForExit() == .status(0))
     }
 
     @Test func aSharedFileStaysInPlaceAndAnotherOfItsNameIsRefused() throws {

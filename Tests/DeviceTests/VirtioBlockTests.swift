@@ -22,11 +22,14 @@ import Virtio
     }
 
     private func makeDriver(
-        readOnly: Bool = false, formatIsKnown: Bool = true, size: UInt16 = 8
+        readOnly: Bool = false, formatIsKnown: Bool = true, isDirect: Bool = false, size: UInt16 = 8
     ) throws -> GuestDriver {
         let slot = VirtioMMIO(slot: 0, line: wire.line)
+        var settings = BlockSettings()
+        settings.formatIsKnown = formatIsKnown
+        settings.cache.isDirect = isDirect
         let backend = try BlockBackend(
-            id: "d", filename: directory.file("disk"), readOnly: readOnly, formatIsKnown: formatIsKnown)
+            id: "d", filename: directory.file("disk"), readOnly: readOnly, settings: settings)
         let device = VirtioBlock(vm: machine.vm, backend: backend, serial: "serial-0123456789-too-long")
         try slot.plug(device)
         try machine.vm.add(slot)
@@ -63,6 +66,33 @@ import Virtio
         #expect(driver.read(0x10c) == 254)
         #expect(driver.read(0x114) == 512)
         #expect(driver.slot.mmioRead(offset: 0x122, width: 2) == 1)
+    }
+
+    /// A file that ends within a sector, and may be read past the page cache.
+    @Test(arguments: [false, true]) func theLastSectorEndsWithZeroes(isDirect: Bool) throws {
+        #expect(truncate(directory.file("disk"), off_t(Self.size - 412)) == 0)
+        let driver = try makeDriver(isDirect: isDirect)
+        #expect(driver.read(0x100) == UInt32(Self.size / 512))
+        let last = UInt64(Self.size / 512 - 1)
+        func readFourSectors() throws -> [UInt8] {
+            for place in 0..<UInt64(256) { machine.store(UInt64(0xeeee_eeee_eeee_eeee), at: Self.data + place * 8) }
+            let result = request(
+                driver, 0, sector: last - 3, [.init(address: Self.data, length: 2048, writable: true)])
+            #expect(result.status == 0 && result.length == 2049)
+            return machine.bytes(Self.data, 2048)
+        }
+        let whole = (0..<2048).map { UInt8(truncatingIfNeeded: Int(last) - 3 + $0 / 512) }
+        #expect(try readFourSectors() == whole[..<1636] + [UInt8](repeating: 0, count: 412))
+        // The file is as long as the disk once the sector is written.
+        for place in 0..<UInt64(512) { machine.store(UInt8(truncatingIfNeeded: last), at: Self.data + place) }
+        #expect(
+            request(driver, 1, sector: last, [.init(address: Self.data, length: 512, writable: false)]).status == 0)
+        #expect(try disk(0..<Self.size).count == Self.size)
+        #expect(try readFourSectors() == whole)
+        // A file that is made shorter later has lost something.
+        #expect(truncate(directory.file("disk"), off_t(Self.size - 1)) == 0)
+        #expect(
+            request(driver, 0, sector: last, [.init(address: Self.data, length: 512, writable: true)]).status == 1)
     }
 
     @Test func readsIntoScatteredBuffers() throws {

@@ -64,6 +64,19 @@ struct ServedDiskTests {
             try guest.waitForProgress()
             #expect(try StartedDaemon.one(image) == daemon)
         }
+        let commands: [(String, [String: Any])] = [
+            ("block_resize", ["device": "hd", "size": 32 << 20]), ("blockdev-del", ["node-name": "hd"]),
+        ]
+        for (command, arguments) in commands {
+            do {
+                try guest.qmp.execute(command, arguments)
+                Issue.record("\(command) was not refused")
+            } catch let refusal as QMPClient.Refusal {
+                #expect(
+                    refusal.text
+                        == "drive 'hd' is of the format 'qcow2', which \(command) cannot change while the VM runs")
+            }
+        }
         try end(guest, image, "qcow2")
     }
 
@@ -286,6 +299,22 @@ struct ServedDiskTests {
             environment: try directory.standIn(for: "qemu-storage-daemon", script))
         #expect(try vmm.waitForExit() == .status(1), "\(vmm.report)")
         #expect(vmm.errors.contains(says), "\(vmm.errors.suffix(400))")
+    }
+
+    @Test("whose daemon does not become ready does not keep a VMM that is told to end", arguments: [SIGTERM, SIGINT])
+    func endedAtTheStart(_ signal: Int32) throws {
+        let directory = try TemporaryDirectory(), image = try image("qcow2", in: directory)
+        let started = directory.file("started")
+        let vmm = try ChildProcess(
+            try arguments(drive("file=\(image)"), in: directory, extra: ["-S"]),
+            environment: try directory.standIn(
+                for: "qemu-storage-daemon", "touch \(started); exec sleep 1000"))
+        try eventually("the daemon starts; \(vmm.report)") { FileManager.default.fileExists(atPath: started) }
+        vmm.signal(signal)
+        #expect(try vmm.waitForExit() == .status(1), "\(vmm.report)")
+        #expect(
+            vmm.errors.contains("the VMM was told to end before 'qemu-storage-daemon' was ready")
+                && !vmm.errors.contains("is not ready after"), "\(vmm.errors)")
     }
 
     @Test("is refused with the reason when it cannot be served")

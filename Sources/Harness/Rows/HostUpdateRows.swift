@@ -41,12 +41,17 @@ extension Harness {
         },
         Row(
             "host-update-nothing-found",
-            "cpr-load where no guest of the VM was kept is refused, and the VM can be started", .survivesHostUpdate
+            "cpr-load where no guest of the VM was kept is refused, and so is another guest in its place",
+            .survivesHostUpdate
         ) { harness in
             let machine = try harness.machine()
             try machine.quit()
             try machine.startAnew()
             guard let text = try machine.loadRefusal(machine.checkpoint) else { throw Failure("it was taken") }
+            try machine.expectNoOtherGuest()
+            try machine.quit()
+            // Who wants another guest says so by another start.
+            try machine.startAnew()
             try machine.execute("cont")
             try machine.expectProgress(past: try machine.count())
             return text

@@ -79,7 +79,8 @@ extension Harness {
         },
         Row(
             "refuses-bad-checkpoints",
-            "cpr-load refuses every bad checkpoint, changes nothing, and then takes the good one", .saves
+            "cpr-load refuses every bad checkpoint, starts no other guest, changes nothing, and then takes the good one",
+            .saves
         ) {
             harness in
             var texts: [String] = []
@@ -151,8 +152,17 @@ extension Machine {
             guard let text = try loadRefusal(path) else { throw Failure("\(path) was taken for a checkpoint") }
             texts.append(text)
         }
+        try expectNoOtherGuest()
         let now = try self.status()
         try require(now == status, "the run state was '\(status)' and is '\(now)'")
         return texts
+    }
+
+    /// In a VMM that has refused what it was to load: a new guest would work on the disks and the memory of that one.
+    func expectNoOtherGuest() throws {
+        for command in ["cont", "system_reset"] {
+            guard let text = try refusal(command, [:]) else { throw Failure("\(command) was not refused") }
+            try require(text == "the VM waits for cpr-load", "\(command) was refused with: \(text)")
+        }
     }
 }

@@ -17,6 +17,8 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     case vfio, e1000e, iommufd
     /// Sockets between the guest and the lab, by the kernel's vhost.
     case vsock
+    /// Disks come and go in root ports.
+    case hotplug
     /// The lab's own Linux goes and comes meanwhile.
     case hostReboot = "host-reboot"
     case hostKexec = "host-kexec"
@@ -36,6 +38,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         case .e1000e: "an e1000e network card, passed through, with its driver at work over updates"
         case .iommufd: "all three by /dev/iommu (needs a kernel that is built once: --build-kernel)"
         case .vsock: "AF_VSOCK streams by the kernel's vhost-vsock, which each update ends at both ends, and new ones"
+        case .hotplug: "disks that come to and go from root ports, with Linux' pciehp, over updates"
         case .hostReboot: "mode reboot over \(LabStorage.restarts) resets of the lab, with RAM on persistent memory"
         case .hostKexec: "the same over \(LabStorage.restarts) kexecs of the lab's Linux"
         case .liveupdate:
@@ -113,6 +116,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         case .e1000e: (machine.bus, machine.passedThrough) = (.pci, [.e1000e])
         case .iommufd: (machine.bus, machine.passedThrough, machine.usesIOMMUFD) = (.pci, LabHost.Device.allCases, true)
         case .vsock: return try LabVsock.run(context)
+        case .hotplug: return try LabHotPlug.run(context)
         case .hostReboot, .hostKexec:
             (machine.bus, machine.hasCards, machine.mode) = (.mmio, false, .reboot)
             return try LabStorage.run(machine, context, executesKernel: self == .hostKexec)

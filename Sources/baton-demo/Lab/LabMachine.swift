@@ -40,6 +40,8 @@ struct LabMachine {
     var passedThrough: [LabHost.Device] = []
     /// They are opened by `/dev/iommu`, and not by their groups.
     var usesIOMMUFD = false
+    /// Slots that devices come to and go from while the guest runs: `rp0`, `rp1` and so on.
+    var rootPorts = 0
     /// The guest's address, by which the lab's Linux has sockets to it. Nil: there are none.
     var socketAddress: Int?
     /// VMMs are in a sandbox.
@@ -52,7 +54,7 @@ struct LabMachine {
     /// MiB of RAM, and how many of them the guest's program works on.
     var memory = 512, memoryAtWork = 0
 
-    private var isPCI: Bool { bus == .pci || !passedThrough.isEmpty }
+    private var isPCI: Bool { bus == .pci || !passedThrough.isEmpty || rootPorts > 0 }
 
     /// - Parameters:
     ///   - initrd: as `LabGuest.makeInitrd` makes it.
@@ -85,6 +87,7 @@ struct LabMachine {
             if hasCards { arguments += Self.cards([("a", "b"), ("b", "a")], bus, directory) }
             if hasIdleCard { arguments += Self.cards([("a", "nobody")], bus, directory) }
         }
+        for port in 0..<rootPorts { arguments += ["-device", "pcie-root-port,id=rp\(port),chassis=\(port + 1)"] }
         if let socketAddress {
             arguments += ["-device", "vhost-vsock-\((bus ?? .mmio).rawValue),guest-cid=\(socketAddress)"]
         }
@@ -111,6 +114,7 @@ struct LabMachine {
     /// In an emulated KVM each character on the console, and each calibration against a timer, takes a while.
     private var commandLine: String {
         Self.kernelOptions + (memoryAtWork > 0 ? " lab_memory=\(memoryAtWork)" : "")
+            + (rootPorts > 0 ? " lab_plugs=1" : "")
     }
     private static let kernelOptions =
         "console=ttyS0 reboot=t panic=-1 quiet init_on_alloc=0 mitigations=off random.trust_cpu=on "

@@ -19,34 +19,53 @@ static void fill(uint64_t *block, uint64_t round)
         block[i] = mix(round, i);
 }
 
-static void check_block(int disk, uint64_t *block, uint64_t round, uint64_t blocks)
+// Of a request on a block: 0 or its error.
+static int outcome(const char *what, uint64_t block, ssize_t count)
+{
+    if (count >= 0 && count != block_size)
+        FAIL("%s block %lu: short", what, block);
+    return count < 0 ? errno : 0;
+}
+
+static int check_block(int disk, uint64_t *block, uint64_t round, uint64_t blocks)
 {
     memset(block, 0xee, block_size);
-    ssize_t count = pread(disk, block, block_size, round % blocks * block_size);
-    if (count != block_size)
-        FAIL("reading block %lu: %s", round % blocks, count < 0 ? strerror(errno) : "short");
+    int error = outcome("reading", round % blocks, pread(disk, block, block_size, round % blocks * block_size));
+    if (error)
+        return error;
     for (int i = 0; i < block_words; i++)
         if (block[i] != mix(round, i))
             FAIL("block %lu, word %d is %lx, not %lx of round %lu", round % blocks, i, block[i], mix(round, i), round);
+    return 0;
 }
 
-static void work_on(int disk, uint64_t *counter)
+int work_while_there(int disk, uint64_t *counter)
 {
     uint64_t size = lseek(disk, 0, SEEK_END), blocks = size / block_size;
     uint64_t *block = mmap(NULL, block_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     for (uint64_t round = 0;; round++) {
         fill(block, round);
-        ssize_t count = pwrite(disk, block, block_size, round % blocks * block_size);
-        if (count != block_size)
-            FAIL("writing block %lu: %s", round % blocks, count < 0 ? strerror(errno) : "short");
-        if (round % 32 == 31 && fdatasync(disk))
-            FAIL("fdatasync: %s", strerror(errno));
-        check_block(disk, block, round, blocks);
+        int error = outcome("writing", round % blocks, pwrite(disk, block, block_size, round % blocks * block_size));
+        if (!error && round % 32 == 31 && fdatasync(disk))
+            error = errno;
         uint64_t back = mix(round, 1) % (round < blocks ? round + 1 : blocks);
-        check_block(disk, block, round - back, blocks);
+        if (!error)
+            error = check_block(disk, block, round, blocks);
+        if (!error)
+            error = check_block(disk, block, round - back, blocks);
+        if (error) {
+            munmap(block, block_size);
+            return error;
+        }
         add(counter);
         usleep(2000);
     }
+}
+
+static void work_on(int disk, uint64_t *counter)
+{
+    int error = work_while_there(disk, counter);
+    FAIL("a disk after %lu rounds: %s", *counter, strerror(error));
 }
 
 void disk_work(int disk) { work_on(disk, &shared->blocks); }

@@ -109,10 +109,11 @@ static void report(const char *word)
     read_line("/sys/class/net/eth0/carrier_changes", carrier_changes, sizeof carrier_changes);
     read_line("/sys/class/net/eth0/queues/tx-0/byte_queue_limits/inflight", unsent, sizeof unsent);
     say("lab: %s uptime-ms=%lu boot=%s blocks=%lu frames=%lu sleeps=%lu alarms=%lu signals=%lu rounds=%lu readings=%lu passed-blocks=%lu transfers=%lu "
-        "passed-frames=%lu pages=%lu carrier-changes=%lu unsent=%lu %s longest-sleep-us=%lu longest-frame-us=%lu longest-passed-frame-us=%lu", word,
+        "passed-frames=%lu pages=%lu plugged=%lu unplugged=%lu plugged-blocks=%lu carrier-changes=%lu unsent=%lu %s longest-sleep-us=%lu longest-frame-us=%lu longest-passed-frame-us=%lu", word,
         now(CLOCK_BOOTTIME) / 1000000, boot, shared->blocks, shared->frames, shared->sleeps, shared->alarms,
         shared->signals, shared->rounds, shared->readings, shared->passed_blocks, shared->transfers,
-        shared->passed_frames, shared->pages, strtoul(carrier_changes, NULL, 10), strtoul(unsent, NULL, 10), sockets,
+        shared->passed_frames, shared->pages, shared->plugged, shared->unplugged,
+        shared->plugged_blocks, strtoul(carrier_changes, NULL, 10), strtoul(unsent, NULL, 10), sockets,
         shared->longest_sleep / 1000, shared->longest_frame / 1000, shared->longest_passed_frame / 1000);
 }
 
@@ -193,6 +194,8 @@ int main(void)
     const char *memory = getenv("lab_memory");
     if (memory)
         start(memory_work, atoi(memory));
+    if (getenv("lab_plugs"))
+        start(plugged_work, 0);
     if (disk >= 0)
         start(disk_work, disk);
     if (second >= 0) {

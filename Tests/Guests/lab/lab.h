@@ -11,7 +11,7 @@
 // What the processes have done, in memory of all of them.
 struct shared {
     uint64_t blocks, frames, returned, sleeps, alarms, signals, rounds, readings, passed_blocks, passed_frames, transfers,
-        pages;
+        pages, plugged, unplugged, plugged_blocks;
     // The latest time that any CPU has read, in ns.
     uint64_t latest;
     // The longest that a sleep of 10 ms, or a frame's way back, took, in ns.
@@ -57,9 +57,14 @@ void read_line(const char *path, char *line, int size);
 enum { address_size = 32 };
 int find_device(const char *device, char *address);
 
+// Works on a disk until it fails.
+// Returns the error.
+int work_while_there(int disk, uint64_t *counter);
+
 // Kinds of work, each of which never ends. The argument is a descriptor, a CPU, or nothing.
 void disk_work(int disk);
 void passed_disk_work(int disk);
+void plugged_work(int unused);
 int open_virtio_card(int number);
 void send_frames(int card);
 void return_frames(int card);

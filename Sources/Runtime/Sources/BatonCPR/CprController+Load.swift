@@ -8,15 +8,26 @@ extension CprController {
     /// Takes over the state of a checkpoint; the guest runs again if it ran
     /// when it was saved.
     /// - Throws: why not; nothing of the VM has changed, and it can be given
-    ///   another checkpoint.
+    ///   another checkpoint. Until it has one, it does not start another guest: that
+    ///   would work on the disks and the memory of the one which was to come.
     public func load(from path: String, mode name: String) throws(VMMError) {
         guard !vm.isRunning else { throw VMMError("cpr-load called for a running VM") }
-        let mode = try enabledMode(name)
         guard vm.runState == .prelaunch || vm.runState == .inmigrate else {
             throw VMMError("cpr-load needs a VM that was started with -S, this one is \(vm.runState.rawValue)")
         }
-        if let inherited, inherited.mode != name {
-            throw VMMError("this process was started by cpr-exec in mode '\(inherited.mode)', not '\(name)'")
+        switch step {
+        case .idle, .awaitingState: break
+        case .saved, .busy, .handedOver: if let refusal = step.refusal { throw refusal }
+        }
+        do throws(VMMError) { try loadWhatWaits(in: path, mode: try enabledMode(name)) } catch {
+            step = .awaitingState
+            throw error
+        }
+    }
+
+    private func loadWhatWaits(in path: String, mode: any CprMode) throws(VMMError) {
+        if let inherited, inherited.mode != mode.name {
+            throw VMMError("this process was started by cpr-exec in mode '\(inherited.mode)', not '\(mode.name)'")
         }
         if let absence = absenceOfKept(mode) { throw absence }
         func attempt(_ fd: Int32, _ name: String) throws(VMMError) {

@@ -6,6 +6,7 @@ import Glibc
 ///
 ///     idle ── cpr-save ──▶ saved ── cpr-exec ──▶ busy ──▶ idle, in the child that goes on; or this process ends
 ///       │                    └── cont, system_reset ──▶ idle
+///       ├── cpr-load ───────▶ idle, or awaitingState if it fails
 ///       ├── cpr-preflight ──▶ busy ──▶ idle
 ///       └── cpr-update ─────▶ busy ──▶ idle, if it fails; or this process ends; or handedOver
 ///     awaitingState ── cpr-load, or the state of an update ──▶ idle
@@ -13,7 +14,8 @@ import Glibc
 /// Main thread only.
 enum CprStep {
     case idle
-    /// A process that takes a guest over, until it has: the guest must not be started or reset before.
+    /// A process that takes a guest over, until it has: the guest must not be started or reset before. So is one whose
+    /// client has asked for a guest that could not be loaded.
     case awaitingState
     /// The guest stands, and a client has its checkpoint. With its state before.
     case saved(any CprMode, stateBefore: RunState)
@@ -30,7 +32,9 @@ enum CprStep {
         case .awaitingState:
             VMMError(
                 "the VM waits for cpr-load",
-                hint: "Give it its state with cpr-load, or have the VMM before go on with the guest by migrate_cancel.")
+                hint: HandoverLink.ofThisProcess == nil
+                    ? "Give it its state with cpr-load. For another guest end this VMM, and start it anew."
+                    : "Give it its state with cpr-load, or have the VMM before go on with the guest by migrate_cancel.")
         case .saved: VMMError("cpr-save has been done already; use cpr-exec, cpr-load or cont")
         case .busy(let what, _): VMMError(what)
         case .handedOver: VMMError("the guest was handed over to another VMM")

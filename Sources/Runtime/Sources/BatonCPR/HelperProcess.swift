@@ -170,7 +170,13 @@ public final class HelperProcess {
     private func awaitReadiness() throws(VMMError) {
         var lines: [String] = []
         let deadline = EventLoop.now + Limit.start
-        while FD.awaitInput(socket, until: deadline) {
+        while let place = FD.awaitInput(anyOf: [socket, vm.signalFD], until: deadline) {
+            guard place == 0 else {
+                // Whoever ends the VM need not wait for its helper.
+                vm.takeSignals()
+                guard vm.isEnding else { continue }
+                throw VMMError("\(program.purpose): the VMM was told to end before '\(name)' was ready")
+            }
             switch receive() {
             case .ready: return lines.forEach { Log.helper(name, $0) }
             case .says(let line): if says(line) { lines.append(line) }

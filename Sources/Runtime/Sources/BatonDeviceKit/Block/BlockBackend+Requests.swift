@@ -76,6 +76,12 @@ extension BlockBackend {
         let result = request.pointee.result
         if request.pointee.moves {
             request.pointee.endPiece(moved: min(max(0, result), request.pointee.pieceLength))
+            // Past the page cache nothing could be asked for from there on.
+            if request.pointee.kind == .read, request.pointee.offset == endInSector,
+                result == 0 || result > 0 && request.pointee.isDirect
+            {
+                request.pointee.clearRest()
+            }
         }
         if result == -Int(EINTR) || result == -Int(EAGAIN) { return issue(request) }
         var code: Int32 = 0

@@ -22,6 +22,8 @@ public final class BlockBackend {
     public var statistics = BlockStatistics()
     /// Whether an error has stopped the guest.
     public var ioStatus = BlockIOStatus.ok
+    /// Where the file ends within the disk's last sector, whose rest reads as zeroes; nil where it ends with a sector.
+    var endInSector: UInt64?
     /// Whether the guest must not make the image look like one of another format: it was taken for raw unasked.
     let restrictsFormat: Bool
     /// What the user's locks are to be, once this process has the guest.
@@ -100,8 +102,8 @@ public final class BlockBackend {
         self.readOnly = readOnly
         self.settings = settings
         isWriteback = settings.cache.isWriteback
-        size = UInt64(end) & ~511
-        restrictsFormat = !settings.formatIsKnown && !readOnly && end >= 512
+        (size, endInSector) = BlockBackend.sectors(end)
+        restrictsFormat = !settings.formatIsKnown && !readOnly && size > 0
         self.handover = handover
         isInherited = before != nil
         fd = opened.release()
@@ -193,6 +195,11 @@ public final class BlockBackend {
                 request.beginPiece()
                 let moved = withUnsafeMutablePointer(to: &request) { BlockFile.carryOut($0) }
                 guard moved > 0 else {
+                    if moved == 0, kind == .read, request.offset == endInSector {
+                        request.endPiece(moved: 0)
+                        request.clearRest()
+                        continue
+                    }
                     if moved != -Int(EINTR) {
                         errno = moved == 0 ? EIO : Int32(-moved)
                         return false
@@ -218,6 +225,7 @@ public final class BlockBackend {
             guard let length = off_t(exactly: bytes), ftruncate(fd, length) == 0 else {
                 throw .system("Failed to resize the underlying file", errno: errno == 0 ? EFBIG : errno)
             }
+            endInSector = nil
         } else {
             let end = lseek(fd, 0, SEEK_END)
             guard end >= 0, bytes <= UInt64(end) else { throw VMMError("Cannot grow device files") }
@@ -230,7 +238,16 @@ public final class BlockBackend {
     ///   nothing of that, here or in the process before: what lies behind its end fails, until it is long again.
     public func refreshSize(known: UInt64 = 0) {
         let end = lseek(fd, 0, SEEK_END)
-        if end >= 0 { setSize(max(known, UInt64(end) & ~511)) }
+        guard end >= 0 else { return }
+        let found = BlockBackend.sectors(end)
+        endInSector = found.size >= known ? found.endInSector : nil
+        setSize(max(known, found.size))
+    }
+
+    /// Bytes of the disk that a file makes, and where the file ends within the last sector, if it does.
+    private static func sectors(_ end: off_t) -> (size: UInt64, endInSector: UInt64?) {
+        let length = UInt64(end)
+        return length & 511 == 0 ? (length, nil) : ((length | 511) + 1, length)
     }
 
     private func setSize(_ bytes: UInt64) {

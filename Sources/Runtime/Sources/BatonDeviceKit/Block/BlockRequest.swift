@@ -110,6 +110,15 @@ public struct BlockRequest {
         offset &+= UInt64(moved)
         length &-= UInt64(moved)
     }
+
+    /// Ends a read with zeroes. Between two pieces.
+    mutating func clearRest() {
+        guard let vectors else { return }
+        for index in 0..<vectorCount { memset(vectors[index].iov_base, 0, vectors[index].iov_len) }
+        vectorCount = 0
+        offset &+= length
+        length = 0
+    }
 }
 
 /// Requests in the order in which they were added, linked by `next`.
