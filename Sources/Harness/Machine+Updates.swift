@@ -145,7 +145,7 @@ extension Machine {
         }
     }
 
-    private func expectNothingFound() throws {
+    package func expectNothingFound() throws {
         let finding = try word(guest.page + 32)
         guard finding != 0 else { return }
         let text = Finding(rawValue: finding)?.text ?? "something (\(finding))"

@@ -229,6 +229,7 @@ package final class SoakMachine {
         let before = try diskRoundsDone()
         let served = storage.map { "; \($0.report)" } ?? ""
         try eventually("the guest goes on with its disk, at \(before)\(served)", by: machine.configuration.deadline) {
+            try machine.expectNothingFound()
             try machine.serial?.read()
             try storage?.restartIfEnded()
             return try diskRoundsDone() != before
@@ -288,6 +289,11 @@ package final class SoakMachine {
         var text = "\(kind.rawValue): \(machine.arguments.joined(separator: " "))\n\(machine.process.report)\n"
         text += "processes: \(machine.processes())\nplugged: \(plugged.map(\.rawValue).sorted())\n"
         text += "the guest at \((try? machine.count()) ?? 0)\n"
+        if kind.hasDisk {
+            let words = (0..<5).map { (try? machine.word(Self.diskRoundsWord + 8 + 8 * UInt64($0))) ?? 0 }
+            text += "the request that was not carried out: slot \(words[0]), step \(words[1]), round \(words[2]), "
+            text += "word \(Int64(bitPattern: words[3])) is 0x\(String(words[4], radix: 16))\n"
+        }
         if let storage { text += "\(storage.report)\n" }
         try? text.write(toFile: "\(directory)/\(kind.rawValue).txt", atomically: false, encoding: .utf8)
         for name in ["log", "probe.log"] {

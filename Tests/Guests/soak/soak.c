@@ -9,6 +9,8 @@
 //   0x80400020  0, or what it found changed (`Finding` of the harness)
 //   0x80400028  how many lines it has written
 //   0x80400030  how many rounds of its disk it has done
+//   0x80400038  of the request to its disk that was not carried out as it must be: slot, step, round, the word that is
+//               another (-1: the status), what it is
 // After every STEPS_PER_LINE counts it writes a line: count=%016x line=%016x.
 //
 // The disk: each of SLOTS slots has PLACES blocks, and one request in hand. In each round it writes the next block, reads
@@ -102,17 +104,28 @@ static void submit(u16 slot) {
     make_available(&queue, first);
 }
 
+_Noreturn static void found_on_disk(struct request *r, u64 slot, u64 word, u64 value) {
+    PAGE[7] = slot;
+    PAGE[8] = r->step;
+    PAGE[9] = r->round;
+    PAGE[10] = word;
+    PAGE[11] = value;
+    found(LOST_DISK);
+}
+
 static void expect_block(struct request *r, u64 slot, u64 round) {
     for (u64 word = 0; word < BLOCK_WORDS; word++)
-        if (r->data[word] != content(slot, round, word)) found(LOST_DISK);
+        if (r->data[word] != content(slot, round, word)) found_on_disk(r, slot, word, r->data[word]);
 }
 
 static void finish(u16 id) {
     u16 slot = id / 3;
-    if (id % 3 || slot >= SLOTS || !requests[slot].pending) found(LOST_DISK);
+    // None that it has in hand: the slot says which.
+    if (id % 3 || slot >= SLOTS || !requests[slot].pending) found_on_disk(&requests[0], id, ~0UL, 0);
     struct request *r = &requests[slot];
     r->pending = 0;
-    if (*(volatile u8 *)&r->status) found(LOST_DISK);
+    u64 status = *(volatile u8 *)&r->status;
+    if (status) found_on_disk(r, slot, ~0UL, status);
     switch (r->step) {
     case CLEARS: r->step = WRITES; break;
     case WRITES: r->step = READS_BACK; break;
@@ -197,7 +210,7 @@ static void sleep(void) {
 
 _Noreturn void run(void) {
     u64 count = 0, sum = 0, line = 0;
-    for (u32 word = 0; word < 8; word++) PAGE[word] = 0;
+    for (u32 word = 0; word < 12; word++) PAGE[word] = 0;
     // After a reset there is what was before.
     rounds = 0;
     owes_interrupt = 0;
