@@ -78,6 +78,7 @@ extension SoakMachine {
         case .chardev: try removeChardevs()
         }
         plugged.remove(what)
+        hasUnneededModules = true
         return Outcome(expected: updates ? ["CPR_UPDATED"] : [], keepsDescriptors: false)
     }
 
