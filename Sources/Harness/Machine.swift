@@ -65,7 +65,8 @@ package final class Machine {
         directory = try TemporaryDirectory()
         let image = try options.kernel ?? directory.write("guest.bin", Data(configuration.machine.guest.image()))
         let disk =
-            try options.diskArguments?(directory) ?? Self.diskArguments(
+            try options.diskArguments?(directory)
+            ?? Self.diskArguments(
                 options.disk ?? directory.writeSparse("disk", size: options.diskSize))
         var arguments = [configuration.baton] + configuration.machine.arguments
         arguments += [

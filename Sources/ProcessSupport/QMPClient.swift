@@ -112,7 +112,8 @@ public final class QMPClient {
             guard errno == EAGAIN || errno == EINTR else { throw Failure.system("send to the QMP server") }
             var state = pollfd(fd: fd, events: Int16(POLLOUT), revents: 0)
             guard poll(&state, 1, deadline.milliseconds) == 1 else {
-                throw Failure("gave up waiting for: the QMP server reads \(rest.count) more bytes of a command\(report)")
+                throw Failure(
+                    "gave up waiting for: the QMP server reads \(rest.count) more bytes of a command\(report)")
             }
         }
     }

@@ -272,7 +272,8 @@ struct ConnectionTests {
             try guest.save()
             let stopped = guest.count
             // The second command is there while the first is carried out, and must not be forgotten.
-            try guest.qmp.send(#"{"execute": "cont", "id": 78}{"execute": "query-name", "id": 79}{"execute": "query-na"#)
+            let whole = #"{"execute": "cont", "id": 78}{"execute": "query-name", "id": 79}"#
+            try guest.qmp.send(whole + #"{"execute": "query-na"#)
             #expect(try answers(guest.qmp, 2) == [78, 79])
             try guest.qmp.send(#"me", "id": 80}"#)
             #expect(try answers(guest.qmp, 1) == [80])
