@@ -16,11 +16,17 @@ extension Machine {
     }
 
     /// `cpr-update`.
+    /// - Parameters:
+    ///   - timeout: for the new VMM's start, in milliseconds.
+    ///   - downtime: for the guest's pause, in milliseconds; the VMM's own limit if nil.
     /// - Returns: why it was refused or taken back; nil when it was done.
-    package func update(_ argv: [String]? = nil, timeout: Int = 10_000, preflight: Bool = false) throws -> String? {
-        let request: [String: Any] = [
+    package func update(
+        _ argv: [String]? = nil, timeout: Int = 10_000, downtime: Int? = nil, preflight: Bool = false
+    ) throws -> String? {
+        var request: [String: Any] = [
             "argv": argv ?? arguments, "mode": mode, "timeout-ms": timeout, "preflight": preflight,
         ]
+        request["downtime-ms"] = downtime
         do {
             try reconnecting { try execute("cpr-update", request) }
             return nil
@@ -58,9 +64,12 @@ extension Machine {
     }
 
     /// `cpr-update` with a channel.
+    /// - Parameter downtime: for the guest's pause, in milliseconds; the VMM's own limit if nil.
     /// - Returns: why it was refused or taken back; nil when it was done.
-    package func transfer(timeout: Int = 10_000) throws -> String? {
-        try refusal("cpr-update", ["channel": channel, "mode": mode, "timeout-ms": timeout])
+    package func transfer(timeout: Int = 10_000, downtime: Int? = nil) throws -> String? {
+        var request: [String: Any] = ["channel": channel, "mode": mode, "timeout-ms": timeout]
+        request["downtime-ms"] = downtime
+        return try refusal("cpr-update", request)
     }
 
     private func goToWaiting(reconnectsMonitor: Bool) throws {
@@ -136,7 +145,7 @@ extension Machine {
         }
     }
 
-    private func expectNothingFound() throws {
+    package func expectNothingFound() throws {
         let finding = try word(guest.page + 32)
         guard finding != 0 else { return }
         let text = Finding(rawValue: finding)?.text ?? "something (\(finding))"

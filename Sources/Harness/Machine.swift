@@ -24,6 +24,8 @@ package final class Machine {
         /// The image of the disk, of the caller's; one of `diskSize` bytes is made if nil.
         package var disk: String?
         package var diskSize = 1 << 20
+        /// The arguments of the disk, in place of one in a file that the VMM has open, for files in the machine's directory.
+        package var diskArguments: ((TemporaryDirectory) throws -> [String])?
         /// More arguments, for files in the machine's directory.
         package var more: (TemporaryDirectory) throws -> [String] = { _ in [] }
 
@@ -62,7 +64,10 @@ package final class Machine {
         mode = configuration.mode
         directory = try TemporaryDirectory()
         let image = try options.kernel ?? directory.write("guest.bin", Data(configuration.machine.guest.image()))
-        let disk = try options.disk ?? directory.writeSparse("disk", size: options.diskSize)
+        let disk =
+            try options.diskArguments?(directory)
+            ?? Self.diskArguments(
+                options.disk ?? directory.writeSparse("disk", size: options.diskSize))
         var arguments = [configuration.baton] + configuration.machine.arguments
         arguments += [
             "-m", "16M", "-smp", "\(options.harts)", "-kernel", image, "-nodefaults", "-nographic",
@@ -73,10 +78,8 @@ package final class Machine {
             "-serial",
             options.serialToFile
                 ? "file:\(directory.file("serial.txt"))" : "unix:\(directory.file("serial")),server=on,wait=off",
-            "-drive", "file=\(disk),format=raw,if=none,id=disk",
-            "-device", "virtio-blk-device,drive=disk", "-device", "virtio-rng-device",
-            "-pidfile", directory.file("pid"),
         ]
+        arguments += disk + ["-device", "virtio-rng-device", "-pidfile", directory.file("pid")]
         if options.volatileMemory {
             arguments += ["-object", "memory-backend-ram,id=ram,size=16M"]
         } else if let type = configuration.memoryBackend {
@@ -122,11 +125,14 @@ package final class Machine {
 
     deinit { Self.endAll(of: directory.path) }
 
+    private static func diskArguments(_ image: String) -> [String] {
+        ["-drive", "file=\(image),format=raw,if=none,id=disk", "-device", "virtio-blk-device,drive=disk"]
+    }
+
     private static func start(
         _ arguments: [String], _ configuration: HarnessConfiguration, _ directory: TemporaryDirectory
     ) throws -> ChildProcess {
-        var environment = configuration.environment
-        environment[marker] = directory.path
+        var environment = configuration.environment.merging(mark(directory.path)) { $1 }
         environment["BATON_HARNESS_PROBE"] = directory.file("probe")
         return try ChildProcess(arguments, environment: environment)
     }
@@ -144,6 +150,9 @@ package final class Machine {
     }
 
     // MARK: Processes
+
+    /// What a process has in its environment that is one of a machine's, and ends with that.
+    package static func mark(_ directory: String) -> [String: String] { [marker: directory] }
 
     /// Every process that this VM's first one has left, by the mark in its
     /// environment: old and new VMMs, wrappers.

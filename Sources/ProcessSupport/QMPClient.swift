@@ -95,14 +95,26 @@ public final class QMPClient {
 
     // MARK: Raw messages
 
-    public func send(_ text: String) throws { try send(Data(text.utf8)) }
+    public func send(_ text: String, by deadline: Deadline = .patient) throws {
+        try send(Data(text.utf8), by: deadline)
+    }
 
-    public func send(_ data: Data) throws {
+    public func send(_ data: Data, by deadline: Deadline = .patient) throws {
         var rest = data[...]
         while !rest.isEmpty {
-            let count = rest.withUnsafeBytes { Foundation.send(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
-            guard count > 0 else { throw Failure.system("send to the QMP server") }
-            rest = rest.dropFirst(count)
+            let count = rest.withUnsafeBytes {
+                Foundation.send(fd, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL) | Int32(MSG_DONTWAIT))
+            }
+            if count > 0 {
+                rest = rest.dropFirst(count)
+                continue
+            }
+            guard errno == EAGAIN || errno == EINTR else { throw Failure.system("send to the QMP server") }
+            var state = pollfd(fd: fd, events: Int16(POLLOUT), revents: 0)
+            guard poll(&state, 1, deadline.milliseconds) == 1 else {
+                throw Failure(
+                    "gave up waiting for: the QMP server reads \(rest.count) more bytes of a command\(report)")
+            }
         }
     }
 
@@ -163,10 +175,13 @@ public final class QMPClient {
         lastID += 1
         var request: [String: Any] = ["execute": command, "id": lastID]
         if !arguments.isEmpty { request["arguments"] = arguments }
-        try send(try JSONSerialization.data(withJSONObject: request) + Data("\n".utf8))
+        try answering(command) {
+            try send(try JSONSerialization.data(withJSONObject: request) + Data("\n".utf8), by: deadline)
+        }
         while let message = try answering(command, { try receive(by: deadline) }) {
             if message["event"] != nil {
                 events.append(message)
+                try goOn(waitingFor: "the answer to '\(command)'", by: deadline)
                 continue
             }
             guard message["id"] as? Int == lastID else {
@@ -201,11 +216,19 @@ public final class QMPClient {
                 let event = events.remove(at: index)
                 return event["data"] as? [String: Any] ?? [:]
             }
-            guard let message = try answering(name, { try receive(by: deadline) }) else {
+            guard let message = try answering("the event \(name)", { try receive(by: deadline) }) else {
                 throw Failure("the QMP server closed the connection before \(name)\(report)")
             }
             if message["event"] != nil { events.append(message) }
+            try goOn(waitingFor: "the event \(name)", by: deadline)
         }
+    }
+
+    /// What has come is not what is waited for, and there may be more of it without end.
+    private func goOn(waitingFor what: String, by deadline: Deadline) throws {
+        guard deadline.hasPassed else { return }
+        let last = events.suffix(3).compactMap { $0["event"] as? String }
+        throw Failure("gave up waiting for: \(what); the last of \(events.count) events: \(last)\(report)")
     }
 
     /// Puts an event back, as if it had just come.

@@ -15,10 +15,11 @@ public final class StreamClient {
         ChildProcess.ignoreBrokenPipes()
         fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard fd >= 0 else { throw Failure.system("socket") }
+        // Before connect(2), which a server with clients enough would not let go of.
+        _ = fcntl(fd, F_SETFL, O_NONBLOCK)
         try eventually("a server on \(path)", by: .seconds(patience)) {
             QMPClient.withAddress(path) { connect(self.fd, $0, $1) == 0 }
         }
-        _ = fcntl(fd, F_SETFL, O_NONBLOCK)
     }
 
     /// Opens a terminal.

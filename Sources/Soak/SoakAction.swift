@@ -16,6 +16,8 @@ package enum SoakAction: String, CaseIterable {
     case slowMonitor = "slow-monitor"
     /// Updates while nobody reads what the guest writes to its serial port.
     case slowSerial = "slow-serial"
+    /// The process that serves the disk stands still for a while.
+    case slowStorage = "slow-storage"
     /// A device, a back end, or both come.
     case plug
     /// What came with `plug` goes.
@@ -45,7 +47,9 @@ package enum SoakAction: String, CaseIterable {
         case .fullDisk, .stop: ["update": ["yes"]]
         case .slowMonitor: ["commands": []]
         case .slowSerial: ["updates": []]
-        case .plug, .unplug: ["what": Pluggable.allCases.map(\.rawValue)]
+        case .slowStorage: ["during": StandstillDeed.allCases.map(\.rawValue)]
+        case .plug: ["what": Pluggable.allCases.map(\.rawValue)]
+        case .unplug: ["what": Pluggable.allCases.map(\.rawValue), "update": ["yes"]]
         case .clients: ["count": []]
         }
     }

@@ -63,14 +63,14 @@ extension SoakMachine {
     }
 
     /// Does nothing if it is not there.
-    func unplug(_ what: Pluggable?) throws -> Outcome {
+    /// - Parameter updates: an update at once, whether the guest has let go of it or not.
+    func unplug(_ what: Pluggable?, updates: Bool = false) throws -> Outcome {
         guard let what, plugged.contains(what) else { return Outcome() }
         if what.slot != nil {
             try machine.execute("device_del", ["id": what.device])
-            // No guest has turned the slot's power on, so none is asked.
-            let data = try machine.qmp.waitForEvent("DEVICE_DELETED", by: machine.configuration.deadline)
-            try require(data["device"] as? String == what.device, "DEVICE_DELETED says \(data)")
         }
+        if updates { try update() }
+        if what.slot != nil { try expectDeleted(what) }
         switch what {
         case .rng: try machine.execute("object-del", ["id": what.backEnd])
         case .disk: try machine.execute("blockdev-del", ["node-name": what.backEnd])
@@ -78,7 +78,28 @@ extension SoakMachine {
         case .chardev: try removeChardevs()
         }
         plugged.remove(what)
-        return Outcome(keepsDescriptors: false)
+        hasUnneededModules = true
+        return Outcome(expected: updates ? ["CPR_UPDATED"] : [], keepsDescriptors: false)
+    }
+
+    /// - Returns: events that this causes.
+    func unplugAll() throws -> Set<String> {
+        var events: Set<String> = []
+        for what in plugged.sorted(by: { $0.rawValue < $1.rawValue }) { events.formUnion(try unplug(what).expected) }
+        return events
+    }
+
+    /// The guest turns the slot's power off, if that is on.
+    private func expectDeleted(_ what: Pluggable) throws {
+        func isDeletion(_ event: [String: Any]) -> Bool { event["event"] as? String == "DEVICE_DELETED" }
+        try eventually("the guest lets go of '\(what.device)' (DEVICE_DELETED)", by: machine.configuration.deadline) {
+            // A guest whose lines nobody takes waits for that.
+            try machine.serial?.read()
+            _ = try machine.status()
+            return machine.qmp.events.contains(where: isDeletion)
+        }
+        let data = try machine.qmp.waitForEvent("DEVICE_DELETED", by: machine.configuration.deadline)
+        try require(data["device"] as? String == what.device, "DEVICE_DELETED says \(data)")
     }
 
     // MARK: Chardevs

@@ -15,8 +15,9 @@ extension SoakMachine {
         case .fullDisk: try fillDisk(updates: step["update"] != nil)
         case .slowMonitor: try updateWithSlowMonitor(commands: Int(step.number("commands")))
         case .slowSerial: try updateWithSlowSerial(updates: Int(step.number("updates")))
+        case .slowStorage: try slowStorage(step["during"].flatMap(StandstillDeed.init(rawValue:)))
         case .plug: try plug(step["what"].flatMap(Pluggable.init(rawValue:)))
-        case .unplug: try unplug(step["what"].flatMap(Pluggable.init(rawValue:)))
+        case .unplug: try unplug(step["what"].flatMap(Pluggable.init(rawValue:)), updates: step["update"] != nil)
         case .stop: try stop(updates: step["update"] != nil)
         case .reset: try reset()
         case .clients: try comeAndGo(count: Int(step.number("count")))
@@ -24,9 +25,14 @@ extension SoakMachine {
         }
     }
 
+    /// Milliseconds that a good update, and the pause in it, may take: as long as anything, as what is looked for is what gets
+    /// lost, and the host may be busy.
+    private var milliseconds: Int { Int(machine.configuration.timeout * 1000) }
+
     /// A good update.
     func update(preflight: Bool = true) throws {
-        if let reason = try machine.update(preflight: preflight) { throw Failure("a good update fails: \(reason)") }
+        let reason = try machine.update(timeout: milliseconds, downtime: milliseconds, preflight: preflight)
+        if let reason { throw Failure("a good update fails: \(reason)") }
     }
 
     private func update(_ step: SoakStep) throws -> Outcome {
@@ -60,7 +66,7 @@ extension SoakMachine {
         return Outcome(allowed: ["CPR_ROLLED_BACK"])
     }
 
-    private func threeSteps(_ end: StepsEnd?) throws -> Outcome {
+    func threeSteps(_ end: StepsEnd?) throws -> Outcome {
         try machine.save()
         if end == .cont {
             try machine.execute("cont")
@@ -95,11 +101,20 @@ extension SoakMachine {
             }
             return Outcome(allowed: ["CPR_ROLLED_BACK"])
         }
+        return try transfer()
+    }
+
+    /// A good transfer.
+    func transfer() throws -> Outcome {
+        machine.mode = "transfer"
+        defer { machine.mode = "restart" }
         let new = try machine.startWaiting()
-        let old = Set(machine.processes()).subtracting([new.pid])
-        if let reason = try machine.transfer() { throw Failure("a good transfer fails: \(reason)") }
-        try eventually("of the processes \(machine.processes()) \(old) end", by: machine.configuration.deadline) {
-            old.isDisjoint(with: machine.processes())
+        let old = Set(processes()).subtracting([new.pid])
+        if let reason = try machine.transfer(timeout: milliseconds, downtime: milliseconds) {
+            throw Failure("a good transfer fails: \(reason)")
+        }
+        try eventually("of the processes \(processes()) \(old) end", by: machine.configuration.deadline) {
+            old.isDisjoint(with: processes())
         }
         try machine.goOn(with: new, reconnectsMonitor: true)
         return Outcome(allowed: ["CPR_UPDATED"], keepsDescriptors: false)
@@ -125,17 +140,23 @@ extension SoakMachine {
 
     /// A checkpoint needs a command line with what is plugged, so that goes first.
     private func reboot() throws -> Outcome {
-        var gone: Set<String> = []
-        for what in plugged.sorted(by: { $0.rawValue < $1.rawValue }) { gone.formUnion(try unplug(what).expected) }
+        let gone = try unplugAll()
         machine.mode = "reboot"
         defer { machine.mode = "restart" }
         try machine.save()
+        var outcome = try rebootFromCheckpoint()
+        outcome.allowed.formUnion(gone)
+        return outcome
+    }
+
+    /// The guest, which has been saved, goes on in a VMM that starts anew.
+    func rebootFromCheckpoint() throws -> Outcome {
+        machine.mode = "reboot"
+        defer { machine.mode = "restart" }
         try machine.execute("quit")
-        try eventually("the processes \(machine.processes()) end", by: machine.configuration.deadline) {
-            machine.processes().isEmpty
-        }
+        try eventually("the processes \(processes()) end", by: machine.configuration.deadline) { processes().isEmpty }
         try machine.startAnew()
         try machine.load()
-        return Outcome(allowed: gone.union(["CPR_UPDATED"]), keepsDescriptors: false)
+        return Outcome(allowed: ["CPR_UPDATED"], keepsDescriptors: false)
     }
 }

@@ -17,11 +17,23 @@ package final class SoakMachine {
         case harts
         /// Tests/Guests/soak on CPUs in software, at work on a disk.
         case disk
+        /// The same, on a disk that QEMU's storage daemon serves.
+        case served
         /// The harness' guest on KVM.
         case kvm
 
         /// What can be done to it.
-        package var actions: [SoakAction] { SoakAction.allCases.filter { $0 != .fullDisk || self == .disk } }
+        package var actions: [SoakAction] {
+            SoakAction.allCases.filter { action in
+                switch action {
+                case .fullDisk: self == .disk
+                case .slowStorage: self == .served
+                default: true
+                }
+            }
+        }
+        /// Whether its guest is at work on a disk.
+        var hasDisk: Bool { self == .disk || self == .served }
         /// What can be plugged into it: the board on KVM has no PCI slots.
         package var pluggable: [Pluggable] { self == .kvm ? [.chardev] : Pluggable.allCases }
     }
@@ -32,12 +44,15 @@ package final class SoakMachine {
         package var vmm: String
         /// The image of Tests/Guests/soak; nil if there is none, and so no machine `disk`.
         package var diskGuest: String?
+        /// That for a disk which a process of its own serves.
+        package var servedGuest: String?
         /// Seconds that anything may take that is due at once.
         package var timeout: Double
 
-        package init(vmm: String, diskGuest: String?, timeout: Double) {
+        package init(vmm: String, diskGuest: String?, servedGuest: String?, timeout: Double) {
             self.vmm = vmm
             self.diskGuest = diskGuest
+            self.servedGuest = servedGuest
             self.timeout = timeout
         }
     }
@@ -56,12 +71,16 @@ package final class SoakMachine {
     let machine: Machine
     /// The file system of the disk, if it can be filled.
     let small: SmallFileSystem?
+    /// The process that serves the disk, if one does.
+    let storage: StorageProcess?
     /// What is plugged.
     var plugged: Set<Pluggable> = []
     /// Numbers the new VMMs that are killed.
     var kills = 0
     /// What the VMM has open between steps.
     private var descriptors: [String: Int] = [:]
+    /// A device has gone whose module the VMM has still open, and the next one will not have.
+    var hasUnneededModules = false
     private var filesAtFirst: Set<String> = []
     private var descriptorsAtFirst = 0
     private var kilobytesAtFirst = 0
@@ -85,36 +104,54 @@ package final class SoakMachine {
         configuration.timeout = soak.timeout
         var options = Machine.Options()
         options.probe = true
-        options.more = { directory in
-            try directory.writeSparse("plugged-disk", size: 1 << 20)
-            return [
-                "-cpr-enable", "transfer,reboot", "-qmp", "unix:\(directory.file("qmp2")),server=on,wait=off",
-            ]
-                + kind.pluggable.compactMap(\.slot).flatMap {
-                    ["-device", "pcie-root-port,id=\($0),chassis=\($0.dropFirst(2))"]
-                }
-        }
-        if kind == .disk {
+        options.more = { try Self.more(kind, $0) }
+        small = kind == .disk && geteuid() == 0 ? try SmallFileSystem("size=1m") : nil
+        var storage: StorageProcess?
+        switch kind {
+        case .disk:
             options.kernel = soak.diskGuest
-            let disks = geteuid() == 0 ? try SmallFileSystem("size=1m") : nil
-            small = disks
-            if let disks {
-                options.disk = disks.file("disk")
-                guard FileManager.default.createFile(atPath: disks.file("disk"), contents: nil),
-                    truncate(disks.file("disk"), off_t(DiskPattern.size)) == 0
-                else { throw Failure.system("make \(disks.file("disk"))") }
-            } else {
-                options.diskSize = DiskPattern.size
+            options.diskSize = DiskPattern.size
+            options.disk = small?.file("disk")
+            if let small { try Self.makeDisk(small.file("disk")) }
+        case .served:
+            options.kernel = soak.servedGuest
+            options.diskArguments = { directory in
+                try Self.makeDisk(directory.file("disk"))
+                storage = try StorageProcess(in: directory)
+                return [
+                    "-chardev", "socket,id=storage,path=\(StorageProcess.socket(directory)),reconnect-ms=100",
+                    "-device", "vhost-user-blk-device,chardev=storage",
+                ]
             }
-        } else {
-            small = nil
+        case .harts, .kvm: break
         }
         machine = try Machine(configuration, options)
+        self.storage = storage
         try verify(Outcome(allowed: ["RESUME"], keepsDescriptors: false))
         filesAtFirst = try machine.files()
         descriptorsAtFirst = descriptors.values.reduce(0, +)
         kilobytesAtFirst = try machine.memoryAndThreads().kilobytes
     }
+
+    /// More arguments of its VMM.
+    private static func more(_ kind: Kind, _ directory: TemporaryDirectory) throws -> [String] {
+        try directory.writeSparse("plugged-disk", size: 1 << 20)
+        let ports = kind.pluggable.compactMap(\.slot).flatMap {
+            ["-device", "pcie-root-port,id=\($0),chassis=\($0.dropFirst(2))"]
+        }
+        return ["-cpr-enable", "transfer,reboot", "-qmp", "unix:\(directory.file("qmp2")),server=on,wait=off"] + ports
+    }
+
+    private static func makeDisk(_ path: String) throws {
+        guard FileManager.default.createFile(atPath: path, contents: nil), truncate(path, off_t(DiskPattern.size)) == 0
+        else { throw Failure.system("make \(path)") }
+    }
+
+    /// The processes that have, had or are to have the guest.
+    func processes() -> [pid_t] { machine.processes().filter { $0 != storage?.pid } }
+
+    /// How many rounds the guest has done of its disk.
+    func diskRoundsDone() throws -> UInt64 { try machine.word(Self.diskRoundsWord) }
 
     /// Ends all of its processes, from whichever thread.
     package func end() { Machine.endAll(of: machine.directory.path) }
@@ -123,7 +160,7 @@ package final class SoakMachine {
     package var summary: String {
         let count = (try? machine.count()) ?? 0
         return "\(kind.rawValue): \(checks) times checked, the guest at \(count), line \(machine.serial?.line ?? 0)"
-            + (kind == .disk ? ", round \(diskRounds.min() ?? 0) of its disk" : "")
+            + (kind.hasDisk ? ", round \(diskRounds.min() ?? 0) of its disk" : "")
     }
 
     /// Takes what the guest has written, so that it need not wait for that.
@@ -169,7 +206,7 @@ package final class SoakMachine {
             try machine.expectLooksFine()
         }
         try check("connections") { try machine.expectConnections() }
-        if kind == .disk { try check("disk") { try expectDisk() } }
+        if kind.hasDisk { try check("disk") { try expectDisk() } }
         try check("events") { try expectEvents(outcome) }
         try check("descriptors") { try expectDescriptors(outcome) }
         try check("memory") { try expectNoGrowth() }
@@ -180,22 +217,26 @@ package final class SoakMachine {
     private func expectOneVMM() throws {
         var expected: Set<pid_t> = []
         try eventually(
-            "of the processes \(machine.processes()) only \(expected) are left", by: machine.configuration.deadline
+            "of the processes \(processes()) only \(expected) are left", by: machine.configuration.deadline
         ) {
             guard let pid = try? machine.statedPID() else { return false }
             let placeholder = try machine.query("query-cpr")["placeholder-pid"] as? Int
             expected = Set([pid] + (placeholder.map { [pid_t($0)] } ?? []))
-            return Set(machine.processes()) == expected
+            return Set(processes()) == expected
         }
     }
 
     /// The guest goes on with its disk, and what is there is what it has written.
     private func expectDisk() throws {
-        let before = try machine.word(Self.diskRoundsWord)
-        try eventually("the guest goes on with its disk, at \(before)", by: machine.configuration.deadline) {
+        let before = try diskRoundsDone()
+        let served = storage.map { "; \($0.report)" } ?? ""
+        try eventually("the guest goes on with its disk, at \(before)\(served)", by: machine.configuration.deadline) {
+            try machine.expectNothingFound()
             try machine.serial?.read()
-            return try machine.word(Self.diskRoundsWord) != before
+            try storage?.restartIfEnded()
+            return try diskRoundsDone() != before
         }
+        storage?.mayEnd = false
         let path = small?.file("disk") ?? machine.directory.file("disk")
         _ = try machine.stop()
         let rounds = try DiskPattern.verify(try Data(contentsOf: URL(fileURLWithPath: path)))
@@ -217,7 +258,10 @@ package final class SoakMachine {
     }
 
     private func expectDescriptors(_ outcome: Outcome) throws {
-        if outcome.keepsDescriptors { return try machine.expectDescriptors(descriptors) }
+        if outcome.keepsDescriptors {
+            guard hasUnneededModules else { return try machine.expectDescriptors(descriptors) }
+            return try expectNoMoreDescriptors(hasUpdated: outcome.expected.contains("CPR_UPDATED"))
+        }
         let most = descriptorsAtFirst + Self.moreDescriptors + 4 * plugged.count
         // What an update has left is closed in a moment.
         try eventually("of the descriptors \(descriptors) \(most) at most are left", by: machine.configuration.deadline)
@@ -225,6 +269,15 @@ package final class SoakMachine {
             descriptors = try machine.descriptors()
             return descriptorsAtFirst == 0 || descriptors.values.reduce(0, +) <= most
         }
+    }
+
+    private func expectNoMoreDescriptors(hasUpdated: Bool) throws {
+        let before = descriptors
+        try eventually("of \(descriptors) no more than \(before) are left", by: machine.configuration.deadline) {
+            descriptors = try machine.descriptors()
+            return descriptors.allSatisfy { $0.value <= before[$0.key] ?? 0 }
+        }
+        if hasUpdated { hasUnneededModules = false }
     }
 
     private func expectNoGrowth() throws {
@@ -250,6 +303,12 @@ package final class SoakMachine {
         var text = "\(kind.rawValue): \(machine.arguments.joined(separator: " "))\n\(machine.process.report)\n"
         text += "processes: \(machine.processes())\nplugged: \(plugged.map(\.rawValue).sorted())\n"
         text += "the guest at \((try? machine.count()) ?? 0)\n"
+        if kind.hasDisk {
+            let words = (0..<5).map { (try? machine.word(Self.diskRoundsWord + 8 + 8 * UInt64($0))) ?? 0 }
+            text += "the request that was not carried out: slot \(words[0]), step \(words[1]), round \(words[2]), "
+            text += "word \(Int64(bitPattern: words[3])) is 0x\(String(words[4], radix: 16))\n"
+        }
+        if let storage { text += "\(storage.report)\n" }
         try? text.write(toFile: "\(directory)/\(kind.rawValue).txt", atomically: false, encoding: .utf8)
         for name in ["log", "probe.log"] {
             try? FileManager.default.copyItem(

@@ -9,7 +9,7 @@ package struct SoakPlan {
     /// How often each action is drawn, by the others.
     private static let weights: [(action: SoakAction, weight: Int)] = [
         (.update, 10), (.kill, 3), (.steps, 3), (.transfer, 4), (.reboot, 2), (.fullDisk, 3), (.slowMonitor, 2),
-        (.slowSerial, 2), (.plug, 3), (.unplug, 2), (.stop, 2), (.reset, 1), (.clients, 2),
+        (.slowSerial, 2), (.slowStorage, 6), (.plug, 3), (.unplug, 2), (.stop, 2), (.reset, 1), (.clients, 2),
     ]
 
     package init(seed: UInt64, machines: [SoakMachine.Kind], without: Set<SoakAction> = []) {
@@ -42,7 +42,11 @@ package struct SoakPlan {
         case .fullDisk, .stop: return oneIn(2) ? ["update": "yes"] : [:]
         case .slowMonitor: return ["commands": "\(Int.random(in: 1...200, using: &random))"]
         case .slowSerial: return ["updates": "\(Int.random(in: 1...3, using: &random))"]
-        case .plug, .unplug: return ["what": pick(kind.pluggable).rawValue]
+        case .slowStorage: return oneIn(8) ? [:] : ["during": pick(StandstillDeed.allCases).rawValue]
+        case .plug: return ["what": pick(kind.pluggable).rawValue]
+        case .unplug:
+            let what = ["what": pick(kind.pluggable).rawValue]
+            return oneIn(2) ? what.merging(["update": "yes"]) { $1 } : what
         case .clients: return ["count": "\(Int.random(in: 1...6, using: &random))"]
         case .reboot, .reset, .lose: return [:]
         }

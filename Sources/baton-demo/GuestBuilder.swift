@@ -42,15 +42,19 @@ struct GuestBuilder {
         sources = found
     }
 
-    /// - Parameter machine: what a `demo` is for. The others are for one machine each.
-    func build(_ guest: GuestProgram, for machine: GuestMachine = .virt, to output: String) throws {
+    /// - Parameters:
+    ///   - machine: what a `demo` is for. The others are for one machine each.
+    ///   - definitions: names that the source is to find defined.
+    func build(
+        _ guest: GuestProgram, for machine: GuestMachine = .virt, definitions: [String] = [], to output: String
+    ) throws {
         let directory = "\(sources)/\(guest.rawValue)"
         var arguments =
             [try compiler()] + ([.probe, .microvm].contains(guest) ? .microvm : machine).compilerOptions + [
                 "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-nostdlib", "-nostdinc", "-O2", "-Wall",
                 "-Wextra", "-Werror", "-fuse-ld=lld", "-static", "-I\(sources)", "-o", output,
                 "\(directory)/\(guest.rawValue).c",
-            ]
+            ] + definitions.map { "-D\($0)" }
         switch guest {
         case .demo: arguments += ["-fno-pic", "-Wl,-z,max-page-size=4096"]
         case .counter, .bench, .blockload, .soak:

@@ -60,12 +60,13 @@ struct SoakCommand: ParsableCommand {
         let vmm = try RunCommand.locate(vmm: vmm)
         let directory = try TemporaryDirectory.scratch()
         defer { withExtendedLifetime(directory) {} }
-        let guest = buildGuest(in: directory)
+        let guests = buildGuests(in: directory)
         // Not before: clang would have the signals blocked.
         let interruption = Interruption()
-        let configuration = SoakMachine.Configuration(vmm: vmm, diskGuest: guest.path, timeout: timeout)
+        let configuration = SoakMachine.Configuration(
+            vmm: vmm, diskGuest: guests.paths.first, servedGuest: guests.paths.last, timeout: timeout)
         let script = try script.map { try SoakScript.parse(try String(contentsOfFile: $0, encoding: .utf8)) }
-        let kinds = try choose(script, without: guest.problem)
+        let kinds = try choose(script, without: guests.problem)
         let seed = seed ?? UInt64.random(in: 0...UInt64(UInt32.max))
         let heading = self.script.map { ["of \($0)"] } ?? ["seed \(seed), machines \(Self.list(kinds))"]
         print(
@@ -89,10 +90,15 @@ struct SoakCommand: ParsableCommand {
         }
     }
 
-    private func buildGuest(in directory: TemporaryDirectory) -> (path: String?, problem: String) {
-        let path = directory.file("soak.bin")
-        do { try GuestBuilder().build(.soak, to: path) } catch { return (nil, "\(error)") }
-        return (path, "")
+    /// - Returns: the images for a disk of the VMM's and for one that a process of its own serves; or why there are none.
+    private func buildGuests(in directory: TemporaryDirectory) -> (paths: [String], problem: String) {
+        let (disk, served) = (directory.file("soak.bin"), directory.file("soak-served.bin"))
+        do {
+            let builder = try GuestBuilder()
+            try builder.build(.soak, to: disk)
+            try builder.build(.soak, definitions: ["SERVED"], to: served)
+        } catch { return ([], "\(error)") }
+        return ([disk, served], "")
     }
 
     private static func list(_ kinds: [SoakMachine.Kind]) -> String { kinds.map(\.rawValue).joined(separator: ", ") }
@@ -100,7 +106,10 @@ struct SoakCommand: ParsableCommand {
     /// The machines that are wanted, and that can run here; says which ones cannot.
     private func choose(_ script: [SoakStep]?, without diskProblem: String) throws -> [SoakMachine.Kind] {
         var obstacles: [SoakMachine.Kind: String] = [:]
-        if !diskProblem.isEmpty { obstacles[.disk] = diskProblem }
+        if SearchPath.find(StorageProcess.program) == nil {
+            obstacles[.served] = "there is no \(StorageProcess.program) (Debian's package qemu-system-common)"
+        }
+        if !diskProblem.isEmpty { (obstacles[.disk], obstacles[.served]) = (diskProblem, diskProblem) }
         if let obstacle = HarnessMachine.kvm.obstacle { obstacles[.kvm] = obstacle }
         let wanted = SoakMachine.Kind.allCases.filter { kind in
             script.map { $0.contains { $0.machine == kind } } ?? (machine.isEmpty || machine.contains(kind))

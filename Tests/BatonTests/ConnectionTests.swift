@@ -261,6 +261,28 @@ struct ConnectionTests {
         #expect(try guest.process.waitForExit() == .status(0))
     }
 
+    @Test("A save that comes to nothing is answered, also after an update whose new VMM had answered")
+    func voidSaveAfterTheAnswer() throws {
+        let guest = try CountingGuest()
+        for _ in 1...2 {
+            try guest.save()
+            try guest.exec()
+            try guest.qmp.execute("migrate_cancel")
+            try guest.qmp.waitForEvent("CPR_ROLLED_BACK")
+            try guest.save()
+            let stopped = guest.count
+            // The second command is there while the first is carried out, and must not be forgotten.
+            let whole = #"{"execute": "cont", "id": 78}{"execute": "query-name", "id": 79}"#
+            try guest.qmp.send(whole + #"{"execute": "query-na"#)
+            #expect(try answers(guest.qmp, 2) == [78, 79])
+            try guest.qmp.send(#"me", "id": 80}"#)
+            #expect(try answers(guest.qmp, 1) == [80])
+            try guest.waitForProgress(past: stopped)
+        }
+        try guest.qmp.execute("quit")
+        #expect(try guest.process.waitForExit() == .status(0))
+    }
+
     @Test("A chardev that connects to a server keeps its connection, and makes another when that is lost")
     func clientChardev() throws {
         let directory = try TemporaryDirectory()

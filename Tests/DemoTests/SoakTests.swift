@@ -61,6 +61,43 @@ struct SoakTests {
         #expect(run.output.contains("\n18 steps in "), "\(run.output)")
     }
 
+    /// A slot has power after a reset with a device in it, so that the guest has to let go of that.
+    @Test("What is in a slot at a reset goes when the guest lets go of it, before an update or after it")
+    func unplugAfterReset() throws {
+        let script = try directory.write(
+            "script",
+            """
+            harts plug what=rng
+            harts reset
+            harts unplug what=rng
+            harts plug what=net
+            harts update preflight=off
+            harts unplug what=net update=yes
+            disk plug what=disk
+            disk reset
+            disk reboot
+            """)
+        let run = try soak(["--script", script])
+        #expect(try run.waitForExit(by: .seconds(900)) == .status(0), "\(run.output)\(run.report)")
+        #expect(run.output.contains("\n9 steps in "), "\(run.output)")
+    }
+
+    @Test(
+        "A storage process that stands still, or ends, holds up nothing but its disk",
+        .enabled(if: Products.find("qemu-storage-daemon") != nil, "needs qemu-storage-daemon"))
+    func slowStorage() throws {
+        let deeds = [
+            "update", "refusal", "transfer", "steps", "stop", "cont", "reboot", "kill", "kill-and-update",
+        ]
+        // Its VMM needs no engine for disks of its own when the plugged one has gone.
+        let plugging = ["served plug what=disk", "served unplug what=disk", "served update", "served plug what=disk"]
+        let steps = ["served slow-storage"] + plugging + deeds.map { "served slow-storage during=\($0)" }
+        let script = try directory.write("script", steps.joined(separator: "\n"))
+        let run = try soak(["--script", script])
+        #expect(try run.waitForExit(by: .seconds(900)) == .status(0), "\(run.output)\(run.report)")
+        #expect(run.output.contains("\n\(steps.count) steps in "), "\(run.output)")
+    }
+
     /// A step that is there for this test kills the VMM: the guest is lost.
     @Test("A lost guest is found, and the list of steps is shortened to the one that lost it")
     func shortens() throws {

@@ -49,7 +49,9 @@ struct SoakScriptTests {
         #expect(Set(steps.map(\.action)) == Set(SoakAction.allCases).subtracting([.lose]))
         #expect(Set(steps.compactMap { $0["fault"] }).isSuperset(of: SuccessorFault.possible.map(\.rawValue)))
         #expect(Set(steps.compactMap { $0["probe"] }) == Set(SoakProbe.allCases.map(\.rawValue)))
+        #expect(Set(steps.compactMap { $0["during"] }) == Set(StandstillDeed.allCases.map(\.rawValue)))
         #expect(steps.allSatisfy { $0.action != .fullDisk || $0.machine == .disk })
+        #expect(steps.allSatisfy { $0.action != .slowStorage || $0.machine == .served })
         var less = SoakPlan(seed: 3, machines: [.disk], without: [.fullDisk])
         for _ in 0..<1000 {
             let step = less.next()
@@ -60,13 +62,13 @@ struct SoakScriptTests {
     @Test(
         "What no script may say is an error that names it",
         arguments: [
-            ("tower update", "the first word names no machine (harts, disk, kvm)"),
+            ("tower update", "the first word names no machine (harts, disk, served, kvm)"),
             ("disk", "the second word names no action"), ("disk explode", "the second word names no action"),
             ("disk update colour=red", "'colour=red' is no option of update"),
             ("disk update fault", "'fault' is no option of update"),
             ("disk update fault=bad-weather", "'fault' is does-not-exist, ends-at-once"),
             ("disk kill after=soon", "'after' is a number, not 'soon'"), ("harts kill", "after is missing"),
-            ("disk plug", "what is missing"),
+            ("disk plug", "what is missing"), ("served slow-storage during=sleep", "'during' is update, refusal"),
         ])
     func refusals(_ line: String, _ reason: String) {
         #expect(refusal("harts stop\n\(line)\n").contains("'\(line)': \(reason)"), "\(refusal(line))")

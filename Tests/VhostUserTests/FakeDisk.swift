@@ -12,6 +12,7 @@ final class FakeDisk: FakeBackEnd, @unchecked Sendable {
     var holdsRequests = false
     var capacity: UInt64 = 8192
     private(set) var held = 0
+    private var heldHeads: [UInt16] = []
 
     init(
         _ directory: TemporaryDirectory, tracksRequests: Bool = false, connects: Bool = false,
@@ -65,7 +66,15 @@ final class FakeDisk: FakeBackEnd, @unchecked Sendable {
         inflight?[Int(head)] = 1
         guard holdsRequests else { return carryOut(head) }
         held += 1
+        heldHeads.append(head)
         return true
+    }
+
+    /// Carries out what was held; on the disk's thread.
+    func finishHeld() {
+        holdsRequests = false
+        for head in heldHeads { touch { carryOut(head) } }
+        heldHeads = []
     }
 
     private func carryOut(_ head: UInt16) -> Bool {

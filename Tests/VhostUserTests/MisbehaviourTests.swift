@@ -153,6 +153,66 @@ struct MisbehaviourTests {
         }
     }
 
+    /// It stands still when it is told to let go of its queues, is cut off, and goes on later.
+    @Test("a back end that is late, and ends its requests after it has been cut off, has each of them done once")
+    func late() throws {
+        let directory = try TemporaryDirectory(), file = directory.file("checkpoint")
+        let mayGoOn = directory.file("go")
+        try withFakeDisk(
+            chardev: ",reconnect-ms=20", extra: ["-cpr-enable", "restart,reboot"],
+            intercept: { back, message, _ in
+                guard message.request == Request.getVringBase, let disk = back as? FakeDisk, disk.holdsRequests else {
+                    return false
+                }
+                while !FileManager.default.fileExists(atPath: mayGoOn) { usleep(1000) }
+                disk.finishHeld()
+                return true
+            }
+        ) { disk, guest in
+            disk.holdsRequests = true
+            try eventually("the disk has requests in hand") { disk.held > 0 }
+            // It could still work on the memory that a checkpoint refers to: as it is served, and after it was cut off.
+            for reason in ["the back end could not be stopped", "cut off with requests in hand"] {
+                do {
+                    try guest.qmp.execute("cpr-save", ["filename": file, "mode": "reboot"])
+                    Issue.record("the save was not refused")
+                } catch let refusal as QMPClient.Refusal {
+                    #expect(refusal.text.contains(reason), "\(refusal.text)")
+                }
+                #expect(try guest.qmp.status() == "running")
+            }
+            try guest.update()
+            FileManager.default.createFile(atPath: mayGoOn, contents: nil)
+            try guest.waitForProgress()
+            try guest.qmp.execute("cpr-save", ["filename": file, "mode": "reboot"])
+            try guest.qmp.execute("cont")
+            try guest.waitForProgress()
+            try guest.end()
+        }
+    }
+
+    @Test("a back end that is late as it is given its queues, and works on them after it has been cut off")
+    func lateAtTheStart() throws {
+        let directory = try TemporaryDirectory()
+        let mayGoOn = directory.file("go")
+        try withFakeDisk(
+            chardev: ",reconnect-ms=20", waits: false,
+            intercept: { back, message, _ in
+                guard message.request == Request.setVringEnable, !FileManager.default.fileExists(atPath: mayGoOn) else {
+                    return false
+                }
+                while !FileManager.default.fileExists(atPath: mayGoOn) { usleep(1000) }
+                back.kicked(0)
+                return true
+            }
+        ) { _, guest in
+            try guest.process.waitForErrors("(setVringEnable) was not answered within 3000 ms")
+            FileManager.default.createFile(atPath: mayGoOn, contents: nil)
+            try guest.waitForProgress()
+            try guest.end()
+        }
+    }
+
     @Test("a back end that goes is a device error")
     func goes() throws {
         try withFakeDisk { disk, guest in

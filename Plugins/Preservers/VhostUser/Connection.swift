@@ -46,6 +46,7 @@ extension VhostUserDevice: ChardevFrontend {
             hasMemoryTable = false
             try openRequestChannel(fresh)
             channel = fresh
+            mayBeAtWork = false
             if found.config != backendConfig || kind.linkStatus != nil {
                 backendConfig = found.config
                 host?.configChanged(config)
@@ -61,6 +62,7 @@ extension VhostUserDevice: ChardevFrontend {
     func disconnect(_ reason: String) {
         guard channel != nil else { return }
         Report.warning("\(name): the back end is gone: \(reason)")
+        if isServing || isUnsettled { mayBeAtWork = !hasClosed }
         unwatch()
         dropConnection()
         chardev.endConnection()
@@ -80,6 +82,7 @@ extension VhostUserDevice: ChardevFrontend {
         if kind.linkStatus != nil { host?.configChanged(config) }
         guard isServing else { return }
         isServing = false
+        isUnsettled = true
         settle()
         lostConnections()
     }
@@ -127,6 +130,13 @@ extension VhostUserDevice: ChardevFrontend {
         guard let channel else { return true }
         var state = pollfd(fd: channel.socket, events: Int16(POLLIN), revents: 0)
         return poll(&state, 1, 0) != 0
+    }
+
+    /// Whether the back end has closed the connection, and with it ended its work.
+    private var hasClosed: Bool {
+        guard let channel else { return true }
+        var byte: UInt8 = 0
+        return retryingInterrupts { recv(channel.socket, &byte, 1, Int32(MSG_PEEK | MSG_DONTWAIT)) } == 0
     }
 
     /// Nothing is due on the connection between exchanges but its end, and the

@@ -34,6 +34,11 @@ class VhostUserDevice: VirtioOffload {
     var hasUntrackedRequests = false
     /// For back ends that do not track requests, by queue.
     var trackers: [RingTracker?]
+    /// The back end went while it served `served`: what it had in hand is known for good when the next one answers.
+    var isUnsettled = false
+    /// It was cut off, as it was late or wrong, and may yet carry out what it had in hand, until the next one answers: a
+    /// back end serves one client at a time.
+    var mayBeAtWork = false
     /// Our end of the back end's own channel; -1 when there is none. Owned.
     var requestSocket: Int32 = -1
     /// The start of a message on it.
@@ -116,6 +121,7 @@ class VhostUserDevice: VirtioOffload {
         hasMemoryTable = heritage.hasMemoryTable
         isServing = heritage.isServing
         served = heritage.served
+        isUnsettled = !heritage.isServing && !heritage.served.isEmpty
         hasUntrackedRequests = heritage.hasUntrackedRequests
         trackers = heritage.trackers
         requestSocket = heritage.requestSocket
@@ -165,6 +171,7 @@ class VhostUserDevice: VirtioOffload {
         hasUntrackedRequests = false
         for index in trackers.indices { trackers[index] = nil }
         served = []
+        isUnsettled = false
         enabledQueues = kind.queuesAtFirst
         forgetInflight()
         endSlice()
@@ -191,8 +198,9 @@ class VhostUserDevice: VirtioOffload {
     }
 
     func kick(queue: Int) {
-        guard isServing, events.kicks.indices.contains(queue) else { return }
+        // Also while nobody serves: who was cut off may use what the guest makes available.
         follow(queue)
+        guard isServing, events.kicks.indices.contains(queue) else { return }
         cbaton_eventfd_add(events.kicks[queue])
     }
 
@@ -246,14 +254,26 @@ class VhostUserDevice: VirtioOffload {
             host?.fail("queue \(outside.index) is not in memory that the back end can reach")
             return
         }
+        if isUnsettled {
+            let wereKnown = !hasUntrackedRequests
+            settle()
+            isUnsettled = false
+            if wereKnown, hasUntrackedRequests {
+                host?.fail("it is not known which requests the vhost-user back end that is gone had in hand")
+                return
+            }
+        }
+        served = driver.queues
+        // Before the back end has any: it may be late in the middle, and begin nevertheless.
+        if isTracking, !backend.has(VhostUser.ProtocolFeature.inflight) { track() }
         channel.begin(rationed: rationed)
         do throws(VMMError) {
             try serve(driver, channel)
         } catch {
+            isUnsettled = true
             return disconnect(error.message)
         }
         isServing = true
-        served = driver.queues
         track()
         events.update()
         // What was made available or used before is looked at by both sides.

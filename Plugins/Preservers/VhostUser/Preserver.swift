@@ -66,7 +66,14 @@ final class VhostUserPreserver: FdPreserver {
 extension VhostUserDevice {
     /// Stops the back end's work for a checkpoint that it will not outlive.
     func comeToRest() throws(VMMError) {
-        guard isServing else { return }
+        guard isServing else {
+            guard mayBeAtWork else { return }
+            for queue in served { follow(queue.index) }
+            guard hasRequestsInHand || inflight != nil else { return }
+            throw VMMError(
+                "\(name): the back end was cut off with requests in hand, and may be at work on them",
+                hint: "Have it end, or answer again.")
+        }
         rest()
         guard channel != nil else { throw VMMError("\(name): the back end could not be stopped") }
     }

@@ -36,6 +36,9 @@ extension VhostUserDevice {
 
     /// The back end is gone: where the next one starts. What it had in hand is
     /// noted in the in-flight memory, or put where the next one finds it.
+    ///
+    /// One that was cut off may end more of its requests meanwhile, so that this is done again when the next one has
+    /// answered. Till then it finds those that it has not seen at the places where they were.
     func settle() {
         for queue in served {
             bases[queue.index] = Rings(queue, vm.addressSpace)?.usedIndex ?? 0
@@ -49,6 +52,9 @@ extension VhostUserDevice {
             bases[queue.index] = tracker.nextUsed
         }
     }
+
+    /// Whether requests are known that no back end has ended.
+    var hasRequestsInHand: Bool { trackers.contains { $0?.inHand.isEmpty == false } }
 
     func forgetInflight() {
         if let inflight, inflight.fd >= 0 { close(inflight.fd) }

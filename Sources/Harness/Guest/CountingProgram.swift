@@ -11,6 +11,8 @@ enum CountingProgram: GuestProgram {
     private static let timer: UInt64 = 0x0200_4000
     private static let clock: UInt64 = 0x0200_bff8
     private static let priority: UInt64 = 0x0c00_0000 + 4 * 3
+    /// Configuration space of bus 0.
+    private static let pci: UInt64 = 0x3000_0000
     private static let scratch = 0x5a
     private static let controlPattern: UInt64 = 0x0bad_cafe_1234_5678
     private static let kept: [Assembler.Register] = [.gp, .tp, .s2, .s3, .s4, .s5, .s6, .s7, .s8, .s9, .s10, .s11]
@@ -34,6 +36,7 @@ enum CountingProgram: GuestProgram {
         count(&code)
         echo(&code)
         check(&code, failure: park)
+        answerButtons(&code)
         line(&code)
         sleep(&code)
         code.jump(to: outer)
@@ -194,6 +197,54 @@ enum CountingProgram: GuestProgram {
         code.place(next)
         code.operate(.add, .t3, .t3, .t5)
         code.branch(.bltu, .t3, .t4, to: slot)
+    }
+
+    /// Drives the slots of root ports, as far as it takes for devices to come and go: whoever presses a slot's button gets
+    /// power for what is in it, or has it let go of (PCI Express 5.0, 6.7.1).
+    private static func answerButtons(_ code: inout Assembler) {
+        code.constant(.t1, pci)
+        code.constant(.t2, pci + 32 << 15)
+        code.constant(.t3, 0x000c_1b36)  // pcie-root-port
+        let next = code.label()
+        let device = code.here()
+        code.load(.lw, .t0, 0, .t1)
+        code.branch(.bne, .t0, .t3, to: next)
+        // Its PCI Express capability.
+        code.load(.lbu, .t4, 0x34, .t1)
+        code.operate(.add, .t4, .t4, .t1)
+        code.constant(.t5, 0x10)
+        let express = code.label()
+        let capability = code.here()
+        code.load(.lbu, .t0, 0, .t4)
+        code.branch(.beq, .t0, .t5, to: express)
+        code.load(.lbu, .t4, 1, .t4)
+        code.operate(.add, .t4, .t4, .t1)
+        code.jump(to: capability)
+        code.place(express)
+        // The slot's status: the button, and whether there is a device.
+        code.load(.lhu, .t0, 0x1a, .t4)
+        code.andi(.t5, .t0, 1)
+        code.branch(.beq, .t5, .zero, to: next)
+        code.store(.sh, .t5, 0x1a, .t4)
+        code.andi(.t5, .t0, 0x40)
+        code.branch(.beq, .t5, .zero, to: next)
+        // Its control: power and its indicator are off, or on.
+        code.load(.lhu, .t0, 0x18, .t4)
+        code.andi(.t5, .t0, 0x700)
+        code.constant(.t6, 0x700)
+        let (isOff, done) = (code.label(), code.label())
+        code.branch(.beq, .t5, .t6, to: isOff)
+        code.operate(.or, .t0, .t0, .t6)
+        code.jump(to: done)
+        code.place(isOff)
+        code.constant(.t6, 0x600)
+        code.operate(.xor, .t0, .t0, .t6)
+        code.place(done)
+        code.store(.sh, .t0, 0x18, .t4)
+        code.place(next)
+        code.constant(.t0, 1 << 15)
+        code.operate(.add, .t1, .t1, .t0)
+        code.branch(.bltu, .t1, .t2, to: device)
     }
 
     /// `count=%016x line=%016x\r\n`.

@@ -160,9 +160,11 @@ extension Machine {
         try qmp.executeWithoutAnswer("cpr-update", request.merging(limits) { first, _ in first })
         usleep(microseconds)
         kill(pid, SIGSTOP)
+        let deadline = configuration.deadline
         while try !isSuccessorWhenStopped(pid, name) {
             // Still the old one, which must live.
             kill(pid, SIGCONT)
+            guard !deadline.hasPassed else { throw Failure("gave up waiting for: the VMM \(pid) becomes the new one") }
             usleep(200)
             kill(pid, SIGSTOP)
         }
@@ -192,8 +194,10 @@ extension Machine {
 
     /// The next message that is no event.
     func answer() throws -> [String: Any]? {
-        while let message = try qmp.receive(by: configuration.deadline) {
+        let deadline = configuration.deadline
+        while let message = try qmp.receive(by: deadline) {
             if message["event"] == nil { return message }
+            guard !deadline.hasPassed else { throw Failure("gave up waiting for: the answer to cpr-update") }
         }
         return nil
     }

@@ -51,8 +51,11 @@ extension Machine {
         if let signal { new.signal(signal) }
         try prepare()
         let reason = try transfer(timeout: timeout)
-        // It was given up; who started it sees to its end.
-        new.signal(SIGCONT)
+        // It was given up; who started it sees to its end. On a busy host it may come to its load, and stop there, later.
+        try eventually("the new VMM, which was given up, ends; \(new.report)", by: configuration.deadline) {
+            new.signal(SIGCONT)
+            return !new.isRunning
+        }
         let exit = try new.waitForExit(by: configuration.deadline)
         try require(exit != .status(0), "a new VMM that got no guest ended with \(exit)")
         guard let reason else { throw Failure("the update was reported as done") }

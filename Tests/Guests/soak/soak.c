@@ -1,5 +1,6 @@
 // A bare-metal guest for `baton-demo soak`. It does what the harness' own guest does (Sources/Harness/Guest), and more:
-// it counts, looks after memory that it has filled, works on a virtio disk, and sends back what the serial port receives.
+// it counts, looks after memory that it has filled, works on a virtio disk, sends back what the serial port receives, and
+// has devices in slots come and go.
 //
 // Its page, for whoever looks from outside:
 //   0x80400000  magic "BATONCNT"
@@ -8,11 +9,16 @@
 //   0x80400020  0, or what it found changed (`Finding` of the harness)
 //   0x80400028  how many lines it has written
 //   0x80400030  how many rounds of its disk it has done
+//   0x80400038  of the request to its disk that was not carried out as it must be: slot, step, round, the word that is
+//               another (-1: the status), what it is
 // After every STEPS_PER_LINE counts it writes a line: count=%016x line=%016x.
 //
 // The disk: each of SLOTS slots has PLACES blocks, and one request in hand. In each round it writes the next block, reads
 // it back, reads the oldest one, and discards that: so that all places but one hold what was written last, and each write
 // needs room again. A block begins with MAGIC, the round and the slot; DiskPattern in Sources/Soak knows the rest.
+//
+// With SERVED the disk is served by a process of its own, which may stand still between a request's end and the interrupt
+// that tells of it: the request is looked at when that has come. A lost one keeps the disk from going on.
 #define QUEUE_LENGTH 16
 #include "virtio.h"
 
@@ -30,6 +36,9 @@ enum { LOST_COUNTER = 1, LOST_INTERRUPT = 7, BROKEN_DEVICE = 8, LOST_DISK = 10, 
 enum { SLOTS = 4, PLACES = 32, BLOCK_WORDS = 512, SECTORS = 8 };
 #define BLOCK_MAGIC 0x4b53494453414b53UL
 enum { READ = 0, WRITE_OUT = 1, DISCARD = 11, CAN_DISCARD = 1 << 13 };
+// Registers of a slot, from its port's PCI Express capability on. Off are power and its indicator.
+enum { ROOT_PORT = 0x000c1b36, EXPRESS = 0x10, SLOT_CONTROL = 0x18, SLOT_STATUS = 0x1a };
+enum { BUTTON = 1, PRESENCE = 1 << 6, SLOT_OFF = 7 << 8, INDICATOR_ON = 1 << 8 };
 enum step { CLEARS, WRITES, READS_BACK, READS_OLDEST, DISCARDS };
 
 struct request {
@@ -95,17 +104,28 @@ static void submit(u16 slot) {
     make_available(&queue, first);
 }
 
+_Noreturn static void found_on_disk(struct request *r, u64 slot, u64 word, u64 value) {
+    PAGE[7] = slot;
+    PAGE[8] = r->step;
+    PAGE[9] = r->round;
+    PAGE[10] = word;
+    PAGE[11] = value;
+    found(LOST_DISK);
+}
+
 static void expect_block(struct request *r, u64 slot, u64 round) {
     for (u64 word = 0; word < BLOCK_WORDS; word++)
-        if (r->data[word] != content(slot, round, word)) found(LOST_DISK);
+        if (r->data[word] != content(slot, round, word)) found_on_disk(r, slot, word, r->data[word]);
 }
 
 static void finish(u16 id) {
     u16 slot = id / 3;
-    if (id % 3 || slot >= SLOTS || !requests[slot].pending) found(LOST_DISK);
+    // None that it has in hand: the slot says which.
+    if (id % 3 || slot >= SLOTS || !requests[slot].pending) found_on_disk(&requests[0], id, ~0UL, 0);
     struct request *r = &requests[slot];
     r->pending = 0;
-    if (*(volatile u8 *)&r->status) found(LOST_DISK);
+    u64 status = *(volatile u8 *)&r->status;
+    if (status) found_on_disk(r, slot, ~0UL, status);
     switch (r->step) {
     case CLEARS: r->step = WRITES; break;
     case WRITES: r->step = READS_BACK; break;
@@ -137,6 +157,9 @@ static void look_after_disk(void) {
         fence();
         was_told = 1;
     }
+#ifdef SERVED
+    if (!was_told) return;
+#endif
     if (owed && !was_told) found(LOST_INTERRUPT);
     owes_interrupt = 0;
     int any = 0;
@@ -148,6 +171,22 @@ static void look_after_disk(void) {
     }
     if (any) notify(&queue);
     PAGE[6] = rounds;
+}
+
+// Whoever presses a slot's button gets power for what is in it, or has it let go of (PCI Express 5.0, 6.7.1).
+static void answer_buttons(void) {
+    for (u64 slot = 0; slot < 32; slot++) {
+        if (R32(CONFIG(slot, 0)) != ROOT_PORT) continue;
+        u64 place = R8(CONFIG(slot, 0x34));
+        while (R8(CONFIG(slot, place)) != EXPRESS) place = R8(CONFIG(slot, place + 1));
+        u16 status = R16(CONFIG(slot, place + SLOT_STATUS));
+        if (!(status & BUTTON)) continue;
+        R16(CONFIG(slot, place + SLOT_STATUS)) = BUTTON;
+        if (!(status & PRESENCE)) continue;
+        u16 control = R16(CONFIG(slot, place + SLOT_CONTROL));
+        int is_off = (control & SLOT_OFF) == SLOT_OFF;
+        R16(CONFIG(slot, place + SLOT_CONTROL)) = (u16)(is_off ? (control & ~SLOT_OFF) | INDICATOR_ON : control | SLOT_OFF);
+    }
 }
 
 static void look_after_memory(u64 line) {
@@ -171,7 +210,7 @@ static void sleep(void) {
 
 _Noreturn void run(void) {
     u64 count = 0, sum = 0, line = 0;
-    for (u32 word = 0; word < 8; word++) PAGE[word] = 0;
+    for (u32 word = 0; word < 12; word++) PAGE[word] = 0;
     // After a reset there is what was before.
     rounds = 0;
     owes_interrupt = 0;
@@ -202,6 +241,7 @@ _Noreturn void run(void) {
         while (UART[5] & 1) put((char)UART[0]);
         look_after_disk();
         look_after_memory(line);
+        answer_buttons();
         text("count=");
         hex(count);
         text(" line=");

@@ -144,7 +144,6 @@ extension CprController {
         let pid = getpid()
         var before = stateBefore
         var standing: Successor?
-        successorAnswered = false
         do throws(VMMError) {
             let (successor, handed) = try start(target, mode, mayWait: isSaved)
             standing = successor
@@ -192,6 +191,8 @@ extension CprController {
             step = .idle
             successorAnswered = standing?.hasWaited == true
             announce(.saveFailed)
+            // A later save that comes to nothing has had no new VMM.
+            successorAnswered = false
             if let before { giveBack(before) } else { vm.release() }
             if isChild || standing?.isAnothers == true {
                 Report.warning(error.message)

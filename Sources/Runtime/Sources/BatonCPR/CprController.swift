@@ -63,7 +63,7 @@ public final class CprController {
     public var successorEnvironment: [(name: String, value: String)] = []
     /// Lets go of what the new VMM may not find in use.
     private var preparations: [() -> Void] = []
-    /// After an update that failed: whether the new VMM was as far as to answer
+    /// While `.saveFailed` is announced after an update that failed: whether the new VMM was as far as to answer
     /// the monitors' clients in the place of this one.
     public internal(set) var successorAnswered = false
     /// Whether the client that asked for the update in hand wants its
