@@ -78,6 +78,41 @@ struct HostUpdateTests {
         }
     }
 
+    @Test func aPausedGuestStaysPausedOverAnUndo() throws {
+        let vms = try start()
+        try vms[1].qmp.execute("stop")
+        let count = try vms[1].count()
+        for _ in 0..<2 {
+            let prepare = try tool(["--prepare", "--json"])
+            #expect(try prepare.waitForExit() == .status(0), "\(prepare.report)")
+            #expect(results(prepare) == Array(repeating: "saved", count: 3))
+            let undo = try tool(["--undo", "--json"])
+            #expect(try undo.waitForExit() == .status(0), "\(undo.report)")
+            #expect(results(undo) == ["goes on", "is paused again", "goes on"])
+            #expect(try vms[1].qmp.status() == "paused")
+            let cpr = try vms[1].qmp.execute("query-cpr") as? [String: Any]
+            #expect(cpr?["saved-run-state"] == nil)
+        }
+        // It can run on as ever, and nobody finds what was saved of it.
+        #expect(try vms[1].count() == count)
+        try vms[1].qmp.execute("cont")
+        for (host, vm) in zip(hosts, vms) {
+            try vm.awaitProgress()
+            try vm.kexec()
+            #expect(try host.start(["-S"]).nothingIsFound(host.checkpoint))
+        }
+    }
+
+    @Test func aDirectoryWithoutVMsIsNamed() throws {
+        for option in ["--check", "--prepare"] {
+            let process = try ChildProcess([
+                "\(Products.directory)/baton-ctl", "host-update", option, "--directory", directory.path,
+            ])
+            #expect(try process.waitForExit() == .status(0))
+            #expect(process.errors.contains("there are no VMs in \(directory.path)"), "\(process.errors)")
+        }
+    }
+
     @Test func oneThatWouldNotComeThroughKeepsAllFromBeingSaved() throws {
         let vms = try start(last: ["-object", "memory-backend-ram,id=lost,size=4M"])
         let check = try tool(["--check"])

@@ -335,6 +335,37 @@ struct LiveUpdateTests {
         #expect(try host.start(["-S"]).nothingIsFound(host.checkpoint))
     }
 
+    /// The kernel may take seconds for the pages of a large guest.
+    @Test("The VMM goes on while memory is being kept", arguments: ["cont", "quit"])
+    func busyKernel(_ end: String) throws {
+        let host = try Host(), tool = host.directory.file("tool")
+        let vm = try host.start(["-qmp", "unix:\(tool),server=on,wait=off"], kernel: ["--hold", "2"])
+        try vm.awaitProgress()
+        let other = try QMPClient(path: tool, of: vm.process)
+        try other.executeWithoutAnswer("cpr-save", ["filename": host.checkpoint, "mode": "liveupdate"])
+        try eventually("the save is under way") {
+            refusal { try vm.qmp.execute("device_del", ["id": "none"]) }
+                == "cpr-save is under way"
+        }
+        for _ in 0..<3 { try vm.awaitProgress() }
+        #expect(try vm.qmp.status() == "running")
+        if end == "quit" { try vm.qmp.execute("quit") }
+        vm.process.signal(SIGUSR2)
+        if end == "quit" {
+            #expect(try vm.process.waitForExit() == .status(0), "\(vm.process.report)")
+            return
+        }
+        try eventually("the guest is saved") { try vm.qmp.status() == "save-vm" }
+        let stopped = try vm.count()
+        try vm.kexec()
+        let next = try host.start(["-S"])
+        try next.load(host.checkpoint)
+        try next.awaitProgress()
+        #expect(try next.count() > stopped)
+        try next.expectRightSum()
+        try next.end()
+    }
+
     @Test func aCheckpointThatCannotBeWrittenDropsTheSession() throws {
         let host = try Host()
         let vm = try host.start()

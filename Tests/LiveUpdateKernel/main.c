@@ -1,5 +1,6 @@
 /* liveupdate-kernel --state DIR [OPTION…] -- COMMAND…
  *   --refuse REQUEST=ERRNO[:TOKEN]  refuses a request: create, take, preserve, retrieve, finish
+ *   --hold TOKEN                    to preserve that takes until SIGUSR2
  *
  * Runs COMMAND with /dev/liveupdate answered here, as Linux' Live Update Orchestrator answers (kernel/liveupdate and
  * mm/memfd_luo.c of Linux 7.2), and that of what it executes and forks too. Ends when all of them have, with the
@@ -48,6 +49,10 @@ static size_t session_count;
 
 static struct { int request, error; long long token; } refusals[REFUSALS];
 static size_t refusal_count;
+
+/* What takes long, if anything does, and the call that waits for it. */
+static long long held_token = -1;
+static struct seccomp_notif held_call;
 
 struct answer {
     long result;
@@ -295,35 +300,52 @@ static bool is_device(pid_t pid, uint64_t address) {
     return !caller_fetch(pid, address, path, sizeof path) && !memcmp(path, device, sizeof device);
 }
 
-/* Returns false at the end of the last process. */
-static bool serve(int listener) {
-    struct seccomp_notif call = {0};
-    if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) return errno == EINTR || errno == ENOENT;
-    pid_t pid = caller_process((pid_t)call.pid);
-    const __u64 *arguments = call.data.args;
-    struct seccomp_notif_resp response = {.id = call.id};
+static void answer_call(int listener, const struct seccomp_notif *call) {
+    pid_t pid = caller_process((pid_t)call->pid);
+    const __u64 *arguments = call->data.args;
+    struct seccomp_notif_resp response = {.id = call->id};
     struct answer answer = {0, -1};
-    if (call.data.nr == SYS_ioctl) {
+    if (call->data.nr == SYS_ioctl) {
         answer = request(pid, (int)arguments[0], (unsigned)arguments[1], arguments[2]);
         if (answer.fd >= 0) {
             struct seccomp_notif_addfd add = {
-                .id = call.id, .srcfd = (unsigned)answer.fd, .newfd_flags = O_CLOEXEC};
+                .id = call->id, .srcfd = (unsigned)answer.fd, .newfd_flags = O_CLOEXEC};
             int32_t number = ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &add);
             if (number < 0 || caller_store(pid, arguments[2] + 4, &number, sizeof number)) answer.result = -EFAULT;
             close(answer.fd);
         }
-    } else if (!is_device(pid, arguments[call.data.nr == SYS_openat])) {
+    } else if (!is_device(pid, arguments[call->data.nr == SYS_openat])) {
         response.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
-    } else if (call.data.nr == SYS_openat) {
+    } else if (call->data.nr == SYS_openat) {
         int fd = new_descriptor("");
-        bool is_sent = !caller_give_fd(listener, call.id, fd);
+        bool is_sent = !caller_give_fd(listener, call->id, fd);
         close(fd);
-        if (is_sent) return true;
+        if (is_sent) return;
         answer.result = -EMFILE;
     }
     if (answer.result < 0) response.error = (int)answer.result;
     ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &response);
+}
+
+static bool is_held(const struct seccomp_notif *call) {
+    uint64_t token;
+    return held_token >= 0 && !held_call.id && call->data.nr == SYS_ioctl && (unsigned)call->data.args[1] == PRESERVE
+        && !caller_fetch(caller_process((pid_t)call->pid), call->data.args[2] + 8, &token, sizeof token)
+        && token == (uint64_t)held_token;
+}
+
+/* Returns false at the end of the last process. */
+static bool serve(int listener) {
+    struct seccomp_notif call = {0};
+    if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) return errno == EINTR || errno == ENOENT;
+    if (is_held(&call)) held_call = call;
+    else answer_call(listener, &call);
     return true;
+}
+
+static void let_go(int listener) {
+    if (held_call.id) answer_call(listener, &held_call);
+    held_token = -1;
 }
 
 /* MARK: Start */
@@ -357,6 +379,7 @@ static bool add_refusal(char *text) {
 
 static bool option(const char *name, char *value) {
     if (!strcmp(name, "--refuse")) return add_refusal(value);
+    if (!strcmp(name, "--hold")) return sscanf(value, "%lld", &held_token) == 1;
     if (strcmp(name, "--state")) return false;
     struct stat status;
     state_directory = value;
@@ -365,8 +388,8 @@ static bool option(const char *name, char *value) {
     return true;
 }
 
-static volatile sig_atomic_t is_executing;
-static void take_signal(int number) { (void)number, is_executing = 1; }
+static volatile sig_atomic_t is_executing, is_let_go;
+static void take_signal(int number) { *(number == SIGUSR1 ? &is_executing : &is_let_go) = 1; }
 
 int main(int count, char **arguments) {
     int at = 1, listener;
@@ -376,13 +399,15 @@ int main(int count, char **arguments) {
     }
     if (at + 1 >= count || !state_directory) return fprintf(stderr, "liveupdate-kernel: no command\n"), 2;
     signal(SIGPIPE, SIG_IGN);
-    sigset_t executing, before;
-    sigemptyset(&executing);
-    sigaddset(&executing, SIGUSR1);
+    sigset_t taken, before;
+    sigemptyset(&taken);
+    sigaddset(&taken, SIGUSR1);
+    sigaddset(&taken, SIGUSR2);
     pid_t child = start(arguments + at + 1, &listener);
     if (child < 0 || listener < 0) return fprintf(stderr, "liveupdate-kernel: cannot start\n"), 2;
     sigaction(SIGUSR1, &(struct sigaction){.sa_handler = take_signal}, NULL);
-    sigprocmask(SIG_BLOCK, &executing, &before);
+    sigaction(SIGUSR2, &(struct sigaction){.sa_handler = take_signal}, NULL);
+    sigprocmask(SIG_BLOCK, &taken, &before);
     for (struct pollfd state = {listener, POLLIN, 0};;) {
         int ready = ppoll(&state, 1, NULL, &before);
         if (is_executing) {
@@ -390,6 +415,8 @@ int main(int count, char **arguments) {
             kill(child, SIGKILL);
             is_executing = 0;
         }
+        if (is_let_go) let_go(listener);
+        is_let_go = 0;
         if (ready > 0 && call_notices_ended(&state)) break;
         if (ready > 0 && !serve(listener)) break;
     }

@@ -41,9 +41,11 @@ final class LiveUpdateMode: CprMode {
 
     func prepare(cpr: CprController) throws(VMMError) {
         letGo(cpr: cpr)
-        let session = try OutgoingSession(try Orchestrator.sessionName(of: cpr.vm), store: cpr.descriptorStore)
-        outgoing = session
-        try session.preserve(memory: cpr.memoryToKeep)
+        let name = try Orchestrator.sessionName(of: cpr.vm)
+        let preparation = Preparation(name, store: cpr.descriptorStore, memory: cpr.memoryToKeep)
+        // The kernel takes its time for each page.
+        cpr.vm.run(beside: preparation.carryOut)
+        outgoing = try preparation.session.get()
     }
 
     func keep(_ guest: KeptGuest, cpr: CprController) throws(VMMError) {
@@ -68,5 +70,27 @@ final class LiveUpdateMode: CprMode {
     func finish(cpr: CprController) throws(VMMError) {
         try incoming?.finish()
         incoming = nil
+    }
+}
+
+/// What is done beside the guest. One thread at a time.
+private final class Preparation {
+    private let name: String
+    private let store: (any DescriptorStore)?
+    private let memory: [RAMRecord]
+    private(set) var session: Result<OutgoingSession, VMMError> = .failure(VMMError("no session has been prepared"))
+
+    init(_ name: String, store: (any DescriptorStore)?, memory: [RAMRecord]) {
+        self.name = name
+        self.store = store
+        self.memory = memory
+    }
+
+    func carryOut() {
+        session = Result { () throws(VMMError) in
+            let session = try OutgoingSession(name, store: store)
+            try session.preserve(memory: memory)
+            return session
+        }
     }
 }

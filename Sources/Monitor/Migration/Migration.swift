@@ -142,10 +142,12 @@ public final class Migration {
         }
     }
 
-    /// As long as the guest has not been stopped for the change of hands.
+    /// As long as the guest has not been stopped for the change of hands; or a save of `cpr-save`.
     func cancel() {
         if status == .setup {
             change(to: .cancelled)
+        } else if cpr.takeBackSave() {
+            return
         } else if cpr.cancelUpdate() {
             isCancelled = true
         }

@@ -49,6 +49,8 @@ struct HostUpdate: ReportingCommand {
 
     func execute() throws {
         let candidates = try choices.machines(name).map { HostUpdateCandidate($0, milliseconds: timeoutMs) }
+        // Who looks in the wrong place must not take that for well.
+        if candidates.isEmpty { Complaint.print("there are no VMs in \(choices.directory.path)") }
         let phase = HostUpdatePhase(candidates: candidates)
         if undo {
             phase.carryOut { try $0.goOn() }

@@ -52,7 +52,11 @@ final class HostUpdateCandidate: @unchecked Sendable {
         }
         if let blocker = mode["blockers"]?.arrayValue?.first?.stringValue { throw VMMError(blocker) }
         let status = try monitor.execute("query-status").objectValue
-        guard status?["status"]?.stringValue != "save-vm" else { throw VMMError("it has been saved already") }
+        guard status?["status"]?.stringValue != "save-vm" else {
+            throw VMMError(
+                "it has been saved already",
+                hint: "Execute the new kernel, or have the VM go on by 'baton-ctl host-update --undo'.")
+        }
         self.mode = name
         result = "would come through"
     }
@@ -80,7 +84,7 @@ final class HostUpdateCandidate: @unchecked Sendable {
         result = "saved"
     }
 
-    /// Has its guest go on, if it ran when it was saved.
+    /// Has its guest go on, if it ran when it was saved, and else be as it was.
     func goOn() throws {
         let monitor = try connection()
         let before = try monitor.execute("query-cpr").objectValue?["saved-run-state"]?.stringValue
@@ -90,12 +94,15 @@ final class HostUpdateCandidate: @unchecked Sendable {
             if failure == nil { result = "was not prepared" }
             return
         }
-        guard before == "running" else {
-            result = "still saved, as it was \(before)"
-            return
+        try monitor.execute(before == "running" ? "cont" : "migrate_cancel")
+        let status = try monitor.execute("query-status").objectValue?["status"]?.stringValue
+        guard status != "save-vm" else {
+            // Of a version that can only have it run.
+            throw VMMError(
+                "it is still saved, as it was \(before) before, and its VMM cannot have it be that again",
+                hint: "'cont' and 'stop' have it run for a moment.")
         }
-        try monitor.execute("cont")
         isStopped = false
-        if failure == nil { result = "goes on" }
+        if failure == nil { result = before == "running" ? "goes on" : "is \(before) again" }
     }
 }

@@ -32,7 +32,7 @@ struct MachineDirectory: ParsableArguments {
     /// For a shell: the services' VMs.
     static let names = CompletionKind.shellCommand("ls /run/baton 2>/dev/null")
 
-    private var path: String {
+    var path: String {
         if let directory { return directory }
         if geteuid() != 0, let own = ProcessInfo.processInfo.environment["XDG_RUNTIME_DIR"] { return "\(own)/baton" }
         return "/run/baton"

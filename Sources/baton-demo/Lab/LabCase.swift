@@ -24,6 +24,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     case hostKexec = "host-kexec"
     case liveupdate
     case liveupdateKVM = "liveupdate-kvm"
+    case liveupdateService = "liveupdate-service"
 
     var explanation: String {
         switch self {
@@ -46,6 +47,8 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
                 + "of --build-kernel)"
         case .liveupdateKVM:
             "the same over \(LabLiveUpdateKVM.kexecs) kexecs under an x86-64 guest on KVM at work"
+        case .liveupdateService:
+            "the same over \(LabService.kexecs) kexecs by systemd, whose services the VMs are"
         }
     }
 
@@ -55,6 +58,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         case .iommufd: .ownKernel
         case .hostReboot, .hostKexec: .persistent
         case .liveupdate, .liveupdateKVM: .liveUpdate
+        case .liveupdateService: .service
         default: .standard
         }
     }
@@ -62,7 +66,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     /// Why the case cannot be run here; nil if it can.
     func obstacle(_ files: LabFiles) -> String? {
         switch setup {
-        case .ownKernel where !LabKernelBuild.isDone(files.own), .liveUpdate where !LabKernelBuild.isDone(files.own):
+        case _ where setup.hasOwnKernel && !LabKernelBuild.isDone(files.own):
             "needs a kernel of our own, with the options of today, which baton-demo lab --build-kernel builds"
         case .persistent where Tool.find("mkfs.ext4") == nil: "needs mkfs.ext4 (Debian's package e2fsprogs)"
         default: nil
@@ -70,7 +74,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
     }
 
     /// The case ends the lab's Linux, and so is the only one in its lab.
-    var isAlone: Bool { [.persistent, .liveUpdate].contains(setup) }
+    var isAlone: Bool { setup.mayStartAnew }
 
     private var guestKernel: LabMachine.Kernel { [.e1000e, .iommufd].contains(self) ? .full : .cloud }
 
@@ -89,6 +93,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
         if self == .liveupdate {
             return try LabLiveUpdate.prepare(files, vmm: vmm, cache: cache, directory: directory)
         }
+        if self == .liveupdateService { return try LabService.prepare(files, directory: directory) }
         if self == .seabios { return try LabFirmware.makeDisk(directory: directory) }
         if self == .vsock { try GuestBuilder().buildVsockPeer(to: directory.file(LabVsock.peerProgram)) }
         if [.hostKexec, .liveupdateKVM].contains(self) {
@@ -122,6 +127,7 @@ enum LabCase: String, CaseIterable, ExpressibleByArgument {
             return try LabStorage.run(machine, context, executesKernel: self == .hostKexec)
         case .liveupdate: return try LabLiveUpdate.run(context)
         case .liveupdateKVM: return try LabLiveUpdateKVM.run(context)
+        case .liveupdateService: return try LabService.run(context)
         }
         for device in machine.passedThrough { try LabHost.giveToVFIO(device) }
         return try Self.work(machine, context, updates: updates)

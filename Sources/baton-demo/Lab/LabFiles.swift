@@ -2,7 +2,7 @@ import Foundation
 import ProcessSupport
 
 /// What the lab is made of, in the cache: QEMU's x86 emulator, Debian's kernel for the lab and that for its guest,
-/// and busybox, all of a later Debian than this machine's. Nothing is installed.
+/// busybox and systemd, all of a later Debian than this machine's. Nothing is installed.
 struct LabFiles {
     /// The emulator, before its options.
     let emulator: [String]
@@ -14,6 +14,8 @@ struct LabFiles {
     /// there (`LabKernelBuild`).
     let own: LinuxKernel
     let busybox: String
+    /// With the libraries that it needs. It may not be there: the case that is about it gets it.
+    let systemd: LaterDebian
     /// SeaBIOS for microvm.
     let firmware: String
 
@@ -29,7 +31,10 @@ struct LabFiles {
             emulator: command + ["-L", "\(qemu.root)/usr/share/qemu", "-L", "\(qemu.root)/usr/share/seabios"],
             host: LinuxKernel(directory: "\(linux)/amd64"), guest: LinuxKernel(directory: "\(linux)/cloud-amd64"),
             own: LinuxKernel(directory: "\(directory)/own-linux", hasModules: false),
-            busybox: "\(linux)/busybox", firmware: "\(qemu.root)/usr/share/seabios/bios-microvm.bin")
+            busybox: "\(linux)/busybox",
+            systemd: try LaterDebian(
+                cache: directory, name: "systemd", package: "systemd", program: "usr/lib/systemd/systemd"),
+            firmware: "\(qemu.root)/usr/share/seabios/bios-microvm.bin")
         if !files.areThere {
             progress("downloading Debian's amd64 kernels, for the lab and its guests")
             try download(to: linux, cache: directory)

@@ -81,6 +81,15 @@ extension LabHost {
         }
     }
 
+    /// Has systemd end its services, and the lab's Linux, and execute another.
+    /// - Parameter kexec: a program that gets the kernel and initrd ready.
+    static func restartBySystemd(kexec: String, kernel: LinuxKernel, initrd: String) throws -> Never {
+        try Tool.require([kexec, kernel.image, initrd, "--load"])
+        try Tool.require(["systemctl", "kexec"])
+        // This process is of a service, too.
+        while true { pause() }
+    }
+
     /// Ends the lab's Linux, and has another start.
     /// - Parameters:
     ///   - kexec: a program that executes the kernel and initrd; nil: by a reset of the machine.

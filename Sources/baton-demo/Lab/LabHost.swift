@@ -16,6 +16,13 @@ struct LabHost {
         /// A kernel of our own with the Live Update Orchestrator, and a directory of this machine's that it can write
         /// to; its Linux may start anew any number of times.
         case liveUpdate
+        /// The same with systemd, which runs the command.
+        case service
+
+        var hasOrchestrator: Bool { [.liveUpdate, .service].contains(self) }
+        var hasOwnKernel: Bool { self == .ownKernel || hasOrchestrator }
+        /// Its Linux may end, so that there can be one case in it.
+        var mayStartAnew: Bool { self == .persistent || hasOrchestrator }
     }
 
     let files: LabFiles
@@ -31,7 +38,7 @@ struct LabHost {
         let meter = directory.file("ticks")
         try GuestBuilder().buildTickMeter(to: meter)
         let rate = try Tool.require([meter]).text.trimmingCharacters(in: .whitespacesAndNewlines)
-        return Self.commandLine + " tsc_early_khz=\(rate)" + (setup == .liveUpdate ? " kho=on liveupdate=on" : "")
+        return Self.commandLine + " tsc_early_khz=\(rate)" + (setup.hasOrchestrator ? " kho=on liveupdate=on" : "")
     }
     private static let commandLine =
         "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0 tsc=reliable no_timer_check nokaslr intel_iommu=on"
@@ -44,7 +51,7 @@ struct LabHost {
     static let kexecProgram = "kexec"
     /// Of the file system that is `directory`, as it is outside.
     static let sharedTag = "shared"
-    private static let statusMark = "lab: status "
+    static let statusMark = "lab: status "
 
     /// Boots the lab, runs a command in it as root, in the working directory, and switches it off.
     /// - Parameters:
@@ -74,7 +81,7 @@ struct LabHost {
         throw Failure("the lab \(late): \(emulator.epitaph())\n\(consoleTail)")
     }
 
-    private var kernel: LinuxKernel { [.ownKernel, .liveUpdate].contains(setup) ? files.own : files.host }
+    private var kernel: LinuxKernel { setup.hasOwnKernel ? files.own : files.host }
 
     /// The emulator's.
     private func options(initrd: String) throws -> [String] {
@@ -91,10 +98,13 @@ struct LabHost {
             "-netdev", "dgram,id=loop,local.type=unix,local.path=\(loop),remote.type=unix,remote.path=\(loop)",
             "-device", "e1000e,netdev=loop,addr=12",
         ]
-        if setup == .liveUpdate {
-            let shared =
-                "local,path=\(directory.path),mount_tag=\(Self.sharedTag),security_model=none,multidevs=remap"
-            return options + ["-machine", "q35", "-m", "\(Self.memory)", "-virtfs", shared]
+        if setup.hasOrchestrator {
+            func share(_ path: String, as tag: String) -> [String] {
+                ["-virtfs", "local,path=\(path),mount_tag=\(tag),security_model=none,multidevs=remap"]
+            }
+            let layers = setup == .service ? serviceLayers.flatMap { share($0.path, as: $0.tag) } : []
+            return options + ["-machine", "q35", "-m", "\(Self.memory)"] + share(directory.path, as: Self.sharedTag)
+                + layers
         }
         guard setup == .persistent else {
             return options + ["-no-reboot", "-machine", "q35", "-m", "\(Self.memory)"]
@@ -131,7 +141,23 @@ struct LabHost {
             archive.addFile("modules/\(number).ko", mode: 0o644, contents: module)
         }
         archive.addFile("command", mode: 0o644, contents: Data(script(command).utf8))
+        if setup == .service {
+            archive.addFile("service", mode: 0o644, contents: Data())
+            try script(command).write(toFile: caseFile(Self.caseCommand), atomically: true, encoding: .utf8)
+        }
         return try directory.write(Self.initrdName, archive.finished())
+    }
+
+    // MARK: Where systemd is the first process
+
+    /// In the lab: the command, as a script.
+    static let caseCommand = "/case-command"
+
+    /// What the case puts over this machine's files and systemd's.
+    func caseFile(_ path: String) -> String { "\(directory.path)/case\(path)" }
+
+    private var serviceLayers: [(path: String, tag: String)] {
+        [(files.systemd.root, "systemd"), (caseFile(""), "case")]
     }
 
     private func script(_ command: [String]) -> String {

@@ -209,8 +209,14 @@ struct LabLiveUpdate {
 
 extension Session {
     /// The guest's pause over an update of the host, with its parts, in seconds.
-    func hostPause() -> String? {
-        guard let phases = lastUpdate(), let total = phases["pause-us"] as? Int else { return nil }
+    func hostPause() -> String? { lastUpdate().flatMap { LabLiveUpdate.pause($0) } }
+}
+
+extension LabLiveUpdate {
+    /// The guest's pause, with its parts, in seconds.
+    /// - Parameter phases: as `query-cpr` has them.
+    static func pause(_ phases: [String: Any]) -> String? {
+        guard let total = phases["pause-us"] as? Int else { return nil }
         func seconds(_ names: String...) -> Double {
             Double(names.reduce(0) { $0 + (phases["\($1)-us"] as? Int ?? 0) }) / 1e6
         }

@@ -1,6 +1,7 @@
 // In the lab: ends its Linux and executes another, without a reset of the machine.
 //
-//     kexec KERNEL INITRD      with the command line of the one that runs
+//     kexec KERNEL INITRD          with the command line of the one that runs
+//     kexec KERNEL INITRD --load   only gets it ready: somebody else executes it
 
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +19,8 @@ static int fail(const char *what)
 
 int main(int count, char **arguments)
 {
-    if (count != 3)
+    int loads_only = count == 4 && !strcmp(arguments[3], "--load");
+    if (count != 3 && !loads_only)
         return 2;
     char line[4096];
     int kernel = open(arguments[1], O_RDONLY), initrd = open(arguments[2], O_RDONLY);
@@ -30,6 +32,8 @@ int main(int count, char **arguments)
     line[length - 1] = 0;
     if (syscall(SYS_kexec_file_load, kernel, initrd, length, line, 0L))
         return fail("kexec_file_load");
+    if (loads_only)
+        return 0;
     sync();
     syscall(SYS_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_KEXEC, NULL);
     return fail("reboot");

@@ -77,7 +77,8 @@ public protocol CprMode: ModulePart {
     // the first two, `find` may come again and again, in one process after the other.
 
     /// The guest is about to be stopped for a save: does what takes long, such as to keep
-    /// `cpr.memoryToKeep`. The guest runs, and goes on to change its memory.
+    /// `cpr.memoryToKeep`, by `VirtualMachine.run(beside:)`. The guest runs, and goes on to change its memory.
+    /// While the main thread is held up here, devices and clients wait.
     func prepare(cpr: CprController) throws(VMMError)
     /// The guest stands still: keeps its state beside its memory. Nothing of it may be
     /// found by anybody before this has succeeded.

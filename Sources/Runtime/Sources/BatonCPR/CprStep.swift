@@ -92,6 +92,15 @@ extension CprController {
         return true
     }
 
+    /// Takes a save back: the guest goes on here if it ran when it was saved, and else is as it was.
+    /// - Returns: false when there is no save that could be taken back.
+    public func takeBackSave() -> Bool {
+        guard case .saved(_, let stateBefore) = step, vm.runState == .saveVM else { return false }
+        voidSave()
+        giveBack(stateBefore)
+        return true
+    }
+
     /// The guest was started again (`cont`) or reset after a save: the save is void.
     func voidSave() {
         guard case .saved = step else { return }

@@ -190,6 +190,7 @@ public final class VirtualMachine: GuestRequests {
     private var isMakingUpTime = false
 
     private let mainThread = pthread_self()
+    var isOnMainThread: Bool { pthread_equal(pthread_self(), mainThread) != 0 }
     /// The accelerator's threads run the guest: since the loop came round after `start`.
     private var threadsRun = false
 
@@ -293,7 +294,7 @@ public final class VirtualMachine: GuestRequests {
             if state == .paused { lacksThreads = false }
             return change(to: state)
         }
-        guard pthread_equal(pthread_self(), mainThread) != 0 else {
+        guard isOnMainThread else {
             return loop.later { [weak self] in self?.stop(state) }
         }
         accelerator?.yield()
