@@ -329,7 +329,7 @@ struct HotPlugTests {
                 [
                     Products.baton, "-m", "16M", "-bios", "none", "-kernel", try CountingGuest.image(), "-nodefaults",
                     "-serial", "file:\(directory.file("serial"))", "-cpr-enable", "reboot", "-qmp",
-                    "unix:\(directory.file("qmp")),server=on,wait=off",
+                    "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
                 ] + Self.ports + more)
             return (process, try QMPClient(path: directory.file("qmp"), of: process))
         }
@@ -428,7 +428,7 @@ private final class DebianShell {
                 "-kernel", files.kernel, "-initrd", files.initrd,
                 "-append", "console=ttyS0 rdinit=/bin/sh quiet",
                 "-serial", "unix:\(directory.file("serial")),server=on,wait=off",
-                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
                 "-device", "pcie-root-port,id=rp0,chassis=1", "-device", "pcie-root-port,id=rp1,chassis=2",
                 "-device", "virtio-rng-pci,bus=rp1,id=cold",
             ] + extra

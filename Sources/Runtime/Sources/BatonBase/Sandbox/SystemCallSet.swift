@@ -44,6 +44,16 @@ public struct SystemCallSet: Equatable {
         clock_nanosleep restart_syscall set_robust_list rseq gettid
         """)
 
+    /// What a thread that runs a guest's CPU has no use for. Files that are there can be read, as firmware is by pieces;
+    /// threads can be made, as disks are.
+    public static let notOfCPUs = SystemCallSet(
+        """
+        execve execveat fork vfork setsid setpgid kill rt_sigqueueinfo pidfd_open pidfd_send_signal
+        open openat2 creat unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir chdir fchdir umask fchmod
+        fsetxattr fremovexattr inotify_init1 inotify_add_watch inotify_rm_watch
+        socket bind listen accept accept4 prlimit64 kcmp
+        """)
+
     // MARK: Options
 
     /// What commands need that the VM executes for an update; not with `spawn=deny`.
