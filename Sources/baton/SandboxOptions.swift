@@ -82,8 +82,10 @@ struct SandboxOptions {
     /// Starts what the sandbox needs, before the process has threads and anything of the VM.
     /// - Parameter isQuiet: whether the process goes to the background.
     func prepare(_ inherited: CprState?, isQuiet: Bool) throws(VMMError) {
-        let isWanted = isOn && HostAccess.socket < 0 && (inherited.map { !$0.isTrial && isExplicit } ?? true)
-        guard isWanted else { return HostAccess.isNoting = false }
+        // By itself for a VM that starts, and not in a build for a sanitizer.
+        let isWanted =
+            inherited == nil ? isExplicit || cbaton_is_checked() == 0 : isExplicit && inherited?.isTrial == false
+        guard isOn, isWanted, HostAccess.socket < 0 else { return HostAccess.isNoting = false }
         if isExplicit, let lack = Sandbox.lacks.first {
             throw VMMError(
                 "-sandbox on needs what this kernel lacks: \(lack)",

@@ -28,7 +28,7 @@ final class CountingGuest {
     /// - Parameter extra: arguments after those that every counting guest has.
     ///   - vmm: the program, and options that it always needs.
     ///   - environment, descriptors: of the process, see `ChildProcess`.
-    ///   - paths: what the VM's sandbox has beside its own directory.
+    ///   - paths: what the VM's sandbox has beside the tests' temporary directories.
     init(
         extra: [String] = ["-cpr-enable", "restart"], prefix: [String] = [], vmm: [String] = [Products.baton],
         guest: String = "counter", environment: [String: String] = [:], descriptors: [Int32: Int32] = [:],
@@ -43,8 +43,8 @@ final class CountingGuest {
                 "-bios", "none", "-kernel", try Self.image(guest),
                 "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
                 "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-                // For checkpoints, channels and what else comes later.
-                "-sandbox", ([directory.path] + paths).map { "paths=\($0)" }.joined(separator: ","),
+                // For checkpoints, channels and what else comes later: from any of a test's directories.
+                "-sandbox", (["/tmp"] + paths).map { "paths=\($0)" }.joined(separator: ","),
             ] + extra
         process = try ChildProcess(prefix + arguments, environment: environment, descriptors: descriptors)
         memory = try SharedMemory(path: ram, writable: true)

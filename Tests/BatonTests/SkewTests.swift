@@ -27,7 +27,7 @@ struct SkewTests {
             guest = try CountingGuest(
                 extra: ["restart", "transfer", "reboot"].flatMap { ["-cpr-enable", $0] }
                     + EveryDevice.options(in: directory), vmm: [build.vmm],
-                paths: [directory.path, Products.directory, otherBuild ?? "/"])
+                paths: [Products.directory, otherBuild ?? "/"])
         }
 
         func command(_ build: Build, _ more: [String] = []) -> [String] {

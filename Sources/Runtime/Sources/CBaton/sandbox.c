@@ -71,6 +71,14 @@ extern const ElfW(Ehdr) __ehdr_start __attribute__((visibility("hidden")));
 /* As <linux/audit.h> makes them: what this was built for, by its number in ELF files. */
 uint32_t cbaton_audit_architecture(void) { return __ehdr_start.e_machine | __AUDIT_ARCH_64BIT | __AUDIT_ARCH_LE; }
 
+int cbaton_is_checked(void) {
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(undefined_behavior_sanitizer)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 int cbaton_has_listeners(void) {
     uint32_t action = SECCOMP_RET_USER_NOTIF;
     return syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &action) == 0;

@@ -28,7 +28,7 @@ public final class Landlock {
         /// All of a directory's, but to execute, and to make links and devices.
         public static let everything: Rights = [
             .write, .read, .list, .removeDirectory, .removeFile, .makeDirectory, .makeFile, .makeSocket, .makeFIFO,
-            .refer, .truncate,
+            .refer, .truncate, .deviceControl,
         ]
     }
 

@@ -200,6 +200,8 @@ public struct Sandbox {
             landlock.allow(path: "/etc/\(name)", .read)
         }
         for name in ["null", "zero", "full"] { landlock.allow(path: "/dev/\(name)", [.read, .write]) }
+        // To make terminals; those of others are files elsewhere.
+        landlock.allow(path: "/dev/ptmx", [.read, .write, .deviceControl])
         for name in ["random", "urandom", "tty"] { landlock.allow(path: "/dev/\(name)", .read) }
     }
 

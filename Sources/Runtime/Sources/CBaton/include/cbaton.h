@@ -425,6 +425,8 @@ int cbaton_landlock_allow(int ruleset, int fd, uint64_t access);
 int cbaton_landlock_allow_port(int ruleset, uint16_t port, uint64_t access);
 int cbaton_landlock_enter(int ruleset);
 
+/* Whether this is a build for a sanitizer, which writes its findings, and makes system calls, as it likes. */
+int cbaton_is_checked(void);
 /* PR_SET_NO_NEW_PRIVS. Returns 0, or -1 and errno. */
 int cbaton_no_new_privileges(void);
 
