@@ -201,8 +201,8 @@ int cbaton_keep_capabilities(uint64_t kept) {
     if (syscall(SYS_capget, &header, sets) != 0) return -1;
     /* The bounding set first, which takes CAP_SETPCAP. Without that it bounds nothing that an exec could bring: no_new_privs
      * does. */
-    for (int number = 0; prctl(PR_CAPBSET_READ, number, 0, 0, 0) >= 0; number++)
-        if (!(kept >> number & 1)) prctl(PR_CAPBSET_DROP, number, 0, 0, 0);
+    for (int number = 0; number < 64; number++)
+        if (!(kept >> number & 1) && prctl(PR_CAPBSET_DROP, number, 0, 0, 0) != 0) break;
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     for (int half = 0; half < 2; half++) {
         uint32_t mask = (uint32_t)(kept >> 32 * half);

@@ -54,12 +54,12 @@ public struct SeccompFilter {
         hasDatagrams: Bool = false
     ) {
         self.init(otherwise)
-        for number in refused.numbers.sorted() {
+        for number in refused.ranges.joined() {
             add(Code.jumpIfEqual, number, ifFalse: 1)
             end(Verdict.fail(EPERM))
         }
         addRules(for: calls, hasDatagrams)
-        addSearch(Self.ranges(calls)[...], inside: Verdict.allow)
+        addSearch(calls.ranges[...], inside: Verdict.allow)
     }
 
     /// One that takes from a thread what another filter allows.
@@ -85,7 +85,7 @@ public struct SeccompFilter {
                 filter.end(Verdict.allow)
             }
         }
-        addSearch(Self.ranges(calls)[...], inside: Verdict.fail(EPERM))
+        addSearch(calls.ranges[...], inside: Verdict.fail(EPERM))
     }
 
     /// The beginning of all: calls of this processor's kind only.
@@ -193,19 +193,6 @@ public struct SeccompFilter {
     }
 
     // MARK: All others
-
-    /// Numbers in a row are one comparison.
-    private static func ranges(_ calls: SystemCallSet) -> [ClosedRange<UInt32>] {
-        var ranges: [ClosedRange<UInt32>] = []
-        for number in calls.numbers.sorted() {
-            if let last = ranges.last, last.upperBound + 1 == number {
-                ranges[ranges.count - 1] = last.lowerBound...number
-            } else {
-                ranges.append(number...number)
-            }
-        }
-        return ranges
-    }
 
     /// A binary search, as the kernel runs through it for every call whose arguments are looked at, and for all of its
     /// calls when the filter is installed.

@@ -126,7 +126,7 @@ public struct Sandbox {
         for module in modules {
             let fd = try ModuleTrust.open(module)
             guard let needs = ImageNeeds(fd: fd.raw) else { continue }
-            calls = calls.union(SystemCallSet(numbers: needs.systemCalls))
+            if !needs.systemCalls.isEmpty { calls = calls.union(SystemCallSet(numbers: needs.systemCalls)) }
             capabilities |= needs.capabilities
             // The warden would open these for it, of a newer module; one that is there need not ask.
             for path in needs.paths { landlock?.allow(path: path, [.read, .write, .list, .truncate, .deviceControl]) }
@@ -182,9 +182,9 @@ public struct Sandbox {
         landlock.allow(path: "/", .execute)
         var wanted = ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/proc", "/sys"]
         // On most systems they lead to what is below /usr.
-        wanted.removeAll { path in Sandbox.link(path)?.hasPrefix("usr/") == true }
+        wanted.removeAll { path in FD.linkTarget(path)?.hasPrefix("usr/") == true }
         let areMerged = ["/lib", "/lib64"].filter { !wanted.contains($0) }
-        if let own = Sandbox.link("/proc/self/exe") { wanted.append(FD.directory(of: own)) }
+        if let own = FD.linkTarget("/proc/self/exe") { wanted.append(FD.directory(of: own)) }
         wanted += directories + Sandbox.libraries(modules)
         var seen: Set<String> = []
         for path in wanted where seen.insert(path).inserted {
@@ -203,15 +203,6 @@ public struct Sandbox {
         // To make terminals; those of others are files elsewhere.
         landlock.allow(path: "/dev/ptmx", [.read, .write, .deviceControl])
         for name in ["random", "urandom", "tty"] { landlock.allow(path: "/dev/\(name)", .read) }
-    }
-
-    /// Where a symbolic link leads; nil for what is none.
-    private static func link(_ path: String) -> String? {
-        withUnsafeTemporaryAllocation(byteCount: Int(PATH_MAX), alignment: 1) { buffer in
-            guard let start = buffer.baseAddress else { return nil }
-            let length = readlink(path, start.assumingMemoryBound(to: CChar.self), buffer.count)
-            return length > 0 ? String(decoding: buffer.prefix(length), as: UTF8.self) : nil
-        }
     }
 
     /// Where libraries are that this process has mapped; only the file where others can make one beside it.
