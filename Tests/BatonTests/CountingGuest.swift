@@ -19,6 +19,11 @@ final class CountingGuest {
     var ramFile: String { directory.file("ram") }
     var checkpoint: String { directory.file("checkpoint") }
 
+    /// For checkpoints, channels and what else comes later: from any of a test's directories.
+    private static func sandbox(_ paths: [String]) -> [String] {
+        ["-sandbox", (["/tmp"] + paths).map { "paths=\($0)" }.joined(separator: ",")]
+    }
+
     /// Builds one of the guests that keep such a page, or finds it in the cache.
     static func image(_ name: String = "counter") throws -> String {
         try GuestBuilder.flat("\(name)/\(name).c")
@@ -43,9 +48,7 @@ final class CountingGuest {
                 "-bios", "none", "-kernel", try Self.image(guest),
                 "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
                 "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-                // For checkpoints, channels and what else comes later: from any of a test's directories.
-                "-sandbox", (["/tmp"] + paths).map { "paths=\($0)" }.joined(separator: ","),
-            ] + extra
+            ] + (vmm[0].hasSuffix("/baton") ? Self.sandbox(paths) : []) + extra
         process = try ChildProcess(prefix + arguments, environment: environment, descriptors: descriptors)
         memory = try SharedMemory(path: ram, writable: true)
         qmp = try QMPClient(path: directory.file("qmp"), of: process)
