@@ -78,6 +78,8 @@ package final class Machine {
             "-serial",
             options.serialToFile
                 ? "file:\(directory.file("serial.txt"))" : "unix:\(directory.file("serial")),server=on,wait=off",
+            // For checkpoints, channels and what else comes later.
+            "-sandbox", "paths=\(directory.path)",
         ]
         arguments += disk + ["-device", "virtio-rng-device", "-pidfile", directory.file("pid")]
         if options.volatileMemory {
@@ -155,8 +157,14 @@ package final class Machine {
     package static func mark(_ directory: String) -> [String: String] { [marker: directory] }
 
     /// Every process that this VM's first one has left, by the mark in its
-    /// environment: old and new VMMs, wrappers.
+    /// environment: old and new VMMs, wrappers. Not the warden of its sandbox, which is there until there is none of them.
     package static func processes(of directory: String) -> [pid_t] {
+        allProcesses(of: directory).filter { pid in
+            (try? ProcFile.text("/proc/\(pid)/comm"))?.hasPrefix("baton-warden") != true
+        }
+    }
+
+    private static func allProcesses(of directory: String) -> [pid_t] {
         let mark = Data("\(marker)=\(directory)\0".utf8)
         let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
         return names.compactMap { pid_t($0) }.filter { pid in
@@ -168,12 +176,11 @@ package final class Machine {
     }
     package func processes() -> [pid_t] { Self.processes(of: directory.path) }
 
-    /// An old VMM goes on when the new one ends, so this goes on until none is left.
+    /// An old VMM goes on when the new one ends, so this goes on until none is left. A warden ends by itself then.
     package static func endAll(of directory: String) {
         for _ in 0..<1000 {
-            let left = processes(of: directory)
-            if left.isEmpty { return }
-            for pid in left { kill(pid, SIGKILL) }
+            if allProcesses(of: directory).isEmpty { return }
+            for pid in processes(of: directory) { kill(pid, SIGKILL) }
             usleep(1000)
         }
     }

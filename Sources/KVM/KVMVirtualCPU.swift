@@ -103,6 +103,7 @@ final class KVMVirtualCPU: X86CPU {
     private func threadMain() {
         threadID = Int32(ckvm_thread_id())
         ckvm_name_thread("CPU \(index)/KVM")
+        SandboxRole.cpu.enter()
         while gate.pass() { runGuest() }
     }
 

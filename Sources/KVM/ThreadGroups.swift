@@ -27,6 +27,7 @@ enum ThreadGroups {
             var code: Int32 = ENOENT
             for file in files(controllers: parts[1], path: parts[2]) where code != 0 {
                 code = ckvm_write_text(file, "\(thread)")
+                HostAccess.noteRefusal(file, code)
             }
             guard code == 0 else { throw .system("Could not move a CPU's thread to the cgroup '\(line)'", errno: code) }
         }

@@ -8,7 +8,7 @@ struct BatonCtl: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "baton-ctl", abstract: "Looks after VMs that run under baton.",
         subcommands: [
-            Console.self, HostUpdate.self, Inspect.self, List.self, NewModule.self, Shutdown.self, Top.self,
+            Console.self, HostUpdate.self, Inspect.self, List.self, NewModule.self, Save.self, Shutdown.self, Top.self,
             Update.self,
         ])
 }

@@ -1,4 +1,5 @@
 import BatonRuntime
+import CBaton
 import Foundation
 
 /// A QMP session with a VMM. Waits for each answer.
@@ -21,6 +22,8 @@ final class MonitorConnection {
     /// Answers that are still to come, to commands that were given up.
     private var owedAnswers = 0
 
+    /// Whether descriptors can be sent along.
+    let isUnixSocket: Bool
     private let fd: Int32
     private let name: String
     private var parser = JSONStreamParser()
@@ -38,7 +41,9 @@ final class MonitorConnection {
     ) throws {
         name = address
         self.onEvent = onEvent
-        fd = try MonitorConnection.socketAddress(address).startConnecting().fd
+        let place = MonitorConnection.socketAddress(address)
+        if case .unix = place { isUnixSocket = true } else { isUnixSocket = false }
+        fd = try place.startConnecting().fd
         // Also what comes of connecting shows as something to read.
         guard hasInput(milliseconds: milliseconds) else {
             throw VMMError(
@@ -58,9 +63,20 @@ final class MonitorConnection {
     }
 
     /// Sends a command and waits for its answer.
+    /// - Parameter descriptor: goes along. Borrowed; nil for none.
     /// - Throws: the VMM's error.
     @discardableResult
-    func execute(_ command: String, _ arguments: JSONObject = [:]) throws -> JSON {
+    func execute(
+        _ command: String, _ arguments: JSONObject = [:], passing descriptor: Int32? = nil
+    ) throws -> JSON {
+        if let descriptor {
+            // A blank before the command carries it.
+            while cbaton_send_fds(fd, " ", 1, [descriptor], 1, 0) != 1 {
+                guard errno == EAGAIN || errno == EINTR else { throw VMMError.system("Could not write to \(name)") }
+                var state = pollfd(fd: fd, events: Int16(POLLOUT), revents: 0)
+                poll(&state, 1, -1)
+            }
+        }
         var request: JSONObject = ["execute": .string(command)]
         if !arguments.isEmpty { request["arguments"] = .object(arguments) }
         try send(JSON.object(request).bytes(pretty: false) + [10])

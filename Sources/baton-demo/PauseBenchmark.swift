@@ -88,8 +88,8 @@ struct PauseBenchmark {
         _ = try measureRow("128M, cpr-update, \(Self.descriptors) file chardevs", base: base) {
             try baton(memory, Self.update, extra: files)
         }
-        _ = try measureRow("128M, cpr-update, in a sandbox", base: base) {
-            try baton(memory, Self.update, extra: ["-sandbox", "on"])
+        _ = try measureRow("128M, cpr-update, in no sandbox", base: base) {
+            try baton(memory, Self.update, extra: ["-sandbox", "off"])
         }
         for count in Self.deviceCounts {
             _ = try measureRow("128M, cpr-update, \(count) network cards", base: base) {
@@ -318,7 +318,8 @@ struct PauseBenchmark {
         let socket = directory.file("pause.sock")
         let arguments =
             [vmm, "-machine", "virt,memory-backend=ram", "-cpr-enable", mode] + memory.arguments(socket: socket)
-            + extra
+            // For checkpoints and channels.
+            + ["-sandbox", "paths=\(directory.path)"] + extra
         let probe = try PauseProbe(arguments, page: memory.page, socketPath: socket, log: directory.file("vmm.log"))
         try limit?.add(probe.process.pid)
         let samples = try body(probe, arguments)

@@ -141,10 +141,12 @@ struct RunCommand: ParsableCommand {
         vmm: String, machine: [String], guest: Guest, directory: TemporaryDirectory, socketPath: String,
         cpr: Bool = true
     ) -> [String] {
-        [vmm, "-name", "baton-demo"] + machine + (cpr ? ["-cpr-enable", "restart"] : []) + guest.arguments + [
-            "-nographic", "-serial", "stdio", "-monitor", "none",
-            "-qmp", "unix:\(socketPath),server=on,wait=off", "-pidfile", directory.file("pid"),
-        ]
+        [vmm, "-name", "baton-demo"] + machine
+            + (cpr ? ["-cpr-enable", "restart", "-sandbox", "paths=\(directory.path)"] : [])
+            + guest.arguments + [
+                "-nographic", "-serial", "stdio", "-monitor", "none",
+                "-qmp", "unix:\(socketPath),server=on,wait=off", "-pidfile", directory.file("pid"),
+            ]
     }
 
     private func preserve(_ directory: TemporaryDirectory) {

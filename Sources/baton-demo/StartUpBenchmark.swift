@@ -11,9 +11,15 @@ struct StartUpBenchmark {
     func run() throws {
         let image = directory.file("counter.bin")
         try GuestBuilder().build(.counter, to: image)
-        let samples = try (0..<max(repetitions, 1)).map { _ in try once(image: image) }
-        print("start-up, counting guest (\(samples.count) times):")
-        print("  exec to the guest's first count   \(Summary(samples))")
+        // In turn, as the machine's speed changes.
+        let both = try (0..<max(repetitions, 1)).map { _ in
+            (on: try once(image: image), off: try once(image: image, ["-sandbox", "off"]))
+        }
+        let ratios = both.map { $0.on / $0.off }.sorted()
+        print("start-up, counting guest (\(both.count) times):")
+        print("  exec to the guest's first count   \(Summary(both.map(\.on)))")
+        print("  the same in no sandbox            \(Summary(both.map(\.off)))")
+        print("  ratio                             \(String(format: "%.3f", ratios[ratios.count / 2]))")
         print("  of that, shared libraries         \(Summary([try dynamicLoading(image: image)]))")
         let idle = try (0..<max(repetitions, 1)).map { _ in try self.idle() }
         print("  the process alone (-version)      \(Summary(idle))")
@@ -27,10 +33,11 @@ struct StartUpBenchmark {
         ]
     }
 
-    private func once(image: String) throws -> Double {
+    private func once(image: String, _ more: [String] = []) throws -> Double {
         let page = try CounterPage(path: directory.file("ram"))
         let start = Clock.now
-        let process = try VMMProcess(arguments(image: image, memory: page.path), log: directory.file("vmm.log"))
+        let process = try VMMProcess(
+            arguments(image: image, memory: page.path) + more, log: directory.file("vmm.log"))
         while page.count == 0 {
             if Clock.now - start > 30 { throw Failure("the guest does not count: \(process.epitaph())") }
         }

@@ -36,9 +36,13 @@ struct BlockNodes {
             let parts = BlockNodes.below(root, byName)
             let texts = nodes.filter { parts.contains($0.name) }.map(\.text)
             let filename = nodes.first { parts.contains($0.name) && !$0.filename.isEmpty }?.filename ?? root.name
+            let below = nodes.filter { parts.contains($0.name) }
+            let named = below.filter { !$0.filename.isEmpty && !$0.readOnly }.map(\.filename)
             return StorageDaemon.Disk(
                 id: root.name, filename: filename, format: root.driver, readOnly: root.readOnly, nodes: { _ in texts },
-                root: root.name)
+                root: root.name,
+                written: below.allSatisfy { node in named.allSatisfy { ImageFormat.isWrittenAlone($0, node.driver) } }
+                    ? named : nil)
         }
     }
 

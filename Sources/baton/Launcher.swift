@@ -111,7 +111,7 @@ final class Launcher {
         BlockUpdate.closeUnclaimed(cpr)
         vm.closeUnclaimedHelpers()
         if invocation.has("only-cpr-capable") { try cpr.requireCapable() }
-        try sandbox.apply(vm, cpr, loader, isQuiet: daemonPipe != nil)
+        try sandbox.apply(vm, cpr, loader)
         if let incoming, !incoming.isChannel {
             do throws(VMMError) {
                 try migration.begin(incoming)

@@ -329,7 +329,7 @@ enum OptionTable {
         OptionSpec(name: "pidfile", argument: "file", help: "write the PID to a file"),
         OptionSpec(
             name: "sandbox", argument: "on[,prop=value...]",
-            help: "put the VM in a sandbox before its guest runs (default off)",
+            help: "put the VM in a sandbox before its guest runs (default on, as far as the kernel can)",
             on: .keys(
                 implied: "enable",
                 [

@@ -6,6 +6,9 @@ import Glibc
 struct SandboxOptions {
     /// Nil without a sandbox.
     private let sandbox: Sandbox.Options?
+    /// Whether the command line says that there is to be one, and so a whole one. Else a VM that starts gets what the
+    /// kernel has for it, and one that is taken over from a VMM before stays as it is.
+    private let isExplicit: Bool
     private let user: Sandbox.User?
     private let root: String?
     /// Of `-incoming`.
@@ -15,9 +18,12 @@ struct SandboxOptions {
 
     init(_ invocation: Invocation) throws(VMMError) {
         incomingFiles = invocation.all("incoming").filter { $0.hasPrefix("file:") }.map { String($0.dropFirst(5)) }
-        var sandbox: Sandbox.Options?
-        try invocation.withLast("sandbox") { text throws(VMMError) in sandbox = try SandboxOptions.parse(text) }
-        self.sandbox = sandbox
+        var (isWanted, sandbox): (Bool?, Sandbox.Options) = (nil, Sandbox.Options())
+        try invocation.withLast("sandbox") { text throws(VMMError) in
+            (isWanted, sandbox) = try SandboxOptions.parse(text)
+        }
+        self.sandbox = isWanted == false ? nil : sandbox
+        isExplicit = isWanted == true
         var (user, root): (Sandbox.User?, String?) = (nil, nil)
         try invocation.withLast("runas") { text throws(VMMError) in user = try SandboxOptions.user(text) }
         try invocation.each("run-with") { text throws(VMMError) in
@@ -36,9 +42,10 @@ struct SandboxOptions {
         (self.user, self.root) = (user, root)
     }
 
-    private static func parse(_ text: String) throws(VMMError) -> Sandbox.Options? {
+    /// - Returns: whether there is to be one, if the text says so; and how it is to be.
+    private static func parse(_ text: String) throws(VMMError) -> (Bool?, Sandbox.Options) {
         let options = try KeyValueOptions(text, impliedKey: "enable")
-        let isOn = try options.bool("enable") ?? false
+        let isWanted = try options.bool("enable")
         var sandbox = Sandbox.Options()
         func allows(_ key: String, _ otherwise: Bool, _ words: [String] = ["allow", "deny"]) throws(VMMError) -> Bool {
             guard let word = try options.string(key) else { return otherwise }
@@ -58,7 +65,7 @@ struct SandboxOptions {
             sandbox.paths.append(path)
         }
         try options.finish()
-        return isOn ? sandbox : nil
+        return (isWanted, sandbox)
     }
 
     /// `NAME` or `UID:GID`.
@@ -72,22 +79,35 @@ struct SandboxOptions {
         return Sandbox.User(name: nil, uid: uid, gid: gid)
     }
 
-    /// Does all of it: when everything that the command line names is open, and no guest has run. A trial, and a new VMM
-    /// that is in its VM's sandbox already, have nothing to do.
+    /// Starts what the sandbox needs, before the process has threads and anything of the VM.
     /// - Parameter isQuiet: whether the process goes to the background.
-    func apply(_ vm: VirtualMachine, _ cpr: CprController, _ loader: ModuleLoader, isQuiet: Bool) throws(VMMError) {
-        guard !cpr.isTrial else { return }
-        guard HostAccess.socket < 0 else {
-            if sandbox == nil { Report.warning("the VM stays in the sandbox in which it was started") }
-            return
-        }
-        guard let sandbox else { return try changeUser() }
-        if let lack = Sandbox.lack {
+    func prepare(_ inherited: CprState?, isQuiet: Bool) throws(VMMError) {
+        // By itself for a VM that starts, and not in a build for a sanitizer.
+        let isWanted =
+            inherited == nil ? isExplicit || cbaton_is_checked() == 0 : isExplicit && inherited?.isTrial == false
+        guard isOn, isWanted, HostAccess.socket < 0 else { return HostAccess.isNoting = false }
+        if isExplicit, let lack = Sandbox.lacks.first {
             throw VMMError(
                 "-sandbox on needs what this kernel lacks: \(lack)",
                 hint: "Use -sandbox off, and the service manager's means, such as SystemCallFilter=.")
         }
-        guard cpr.inherited != nil else { return try putOn(sandbox, vm, cpr, loader, isQuiet) }
+        do throws(VMMError) { try Warden.start(isQuiet: isQuiet) } catch {
+            if isExplicit { throw error }
+            HostAccess.isNoting = false
+            Report.warning("the VM has no sandbox: \(error.message)")
+        }
+    }
+
+    /// Does all of it: when everything that the command line names is open, and no guest has run. A trial, and a new VMM
+    /// that is in its VM's sandbox already, have nothing to do.
+    func apply(_ vm: VirtualMachine, _ cpr: CprController, _ loader: ModuleLoader) throws(VMMError) {
+        guard !cpr.isTrial else { return }
+        guard HostAccess.socket < 0 else {
+            if !isOn { Report.warning("the VM stays in the sandbox in which it was started") }
+            return
+        }
+        guard let sandbox, HostAccess.preparedSocket >= 0 else { return try changeUser() }
+        guard cpr.inherited != nil else { return try putOn(sandbox, vm, cpr, loader) }
         // The VMM before had none. What is another's until the guest is handed over is opened then, and nothing of this
         // is in the pause.
         cpr.takePart(
@@ -95,7 +115,7 @@ struct SandboxOptions {
             committed: {
                 vm.loop.later {
                     do throws(VMMError) {
-                        try putOn(sandbox, vm, cpr, loader, isQuiet)
+                        try putOn(sandbox, vm, cpr, loader)
                     } catch {
                         Report.error(error.prefixed("the VM has no sandbox"))
                     }
@@ -104,15 +124,16 @@ struct SandboxOptions {
     }
 
     private func putOn(
-        _ sandbox: Sandbox.Options, _ vm: VirtualMachine, _ cpr: CprController, _ loader: ModuleLoader, _ isQuiet: Bool
+        _ sandbox: Sandbox.Options, _ vm: VirtualMachine, _ cpr: CprController, _ loader: ModuleLoader
     ) throws(VMMError) {
         cpr.prepareForSandbox()
         // What is read later, and may be as it has been looked at now.
         for path in incomingFiles { _ = try? FD.openFile(path, O_RDONLY) }
         try vm.withoutThreads { () throws(VMMError) in
-            try Sandbox(sandbox).putOn(
-                modules: loader.loaded.map(\.path), directories: loader.directories, isQuiet: isQuiet,
+            let lack = try Sandbox(sandbox).putOn(
+                modules: loader.loaded.map(\.path), directories: loader.directories, isStrict: isExplicit,
                 changeUser: changeUser)
+            if let lack { Report.warning("the VM's sandbox is not whole: \(lack.message)") }
         }
     }
 

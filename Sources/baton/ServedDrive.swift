@@ -68,7 +68,9 @@ enum ServedDrive {
                 }
                 return [overlay.text()]
             },
-            root: StorageDaemon.root)
+            root: StorageDaemon.root,
+            // A temporary overlay is in the daemon's directory.
+            written: isTemporary ? [] : ImageFormat.isWrittenAlone(file, format) ? [file] : nil)
         if isTemporary {
             disk.prepare = { directory throws(VMMError) in
                 try StorageDaemon.makeOverlay(of: file, format: format, in: directory)

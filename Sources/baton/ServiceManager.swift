@@ -35,6 +35,9 @@ enum ServiceManager {
     /// Takes the socket's address, and what else the manager has said, from the environment.
     static func find() {
         path = getenv(variable).map { String(cString: $0) }
+        if var address = path.flatMap(address) {
+            HostAccess.manager = withUnsafeBytes(of: &address.name) { Array($0.prefix(Int(address.length))) }
+        }
         let limit = getenv(watchdogVariable).flatMap { Int64(String(cString: $0)) }
         // It may be the watchdog of a process before this one (sd_watchdog_enabled(3)).
         let isOurs = getenv("WATCHDOG_PID").map { String(cString: $0) == String(getpid()) } ?? true
@@ -161,9 +164,6 @@ enum ServiceManager {
     private static func send(_ text: String, _ flags: Int32 = 0, descriptor: Int32? = nil) -> Bool {
         guard let path, var address = address(path) else { return false }
         if HostAccess.socket >= 0 { return HostAccess.tellManager(text, descriptor ?? -1) }
-        if HostAccess.isNoting {
-            HostAccess.manager = withUnsafeBytes(of: &address.name) { Array($0.prefix(Int(address.length))) }
-        }
         let fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard fd >= 0 else { return false }
         defer { close(fd) }

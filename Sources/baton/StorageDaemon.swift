@@ -23,6 +23,8 @@ enum StorageDaemon {
         let nodes: (_ directory: String) -> [String]
         /// The node that is exported.
         let root: String
+        /// Files that are written, for a guest that writes; nil when that cannot be known, as one names others.
+        let written: [String]?
         /// Makes what the nodes need in the daemon's new directory.
         var prepare: (_ directory: String) throws(VMMError) -> Void = { _ in }
     }
@@ -40,6 +42,8 @@ enum StorageDaemon {
                 "--export", export(disk, directory), "--pidfile", "\(directory)/pid",
             ]
         }
+        program.sandbox =
+            disk.readOnly ? .writes([]) : disk.written.map { .writes($0) } ?? .writesAnything
         program.errorPrefixes =
             ["qemu-storage-daemon: "] + disk.nodes("").map { "--blockdev \($0): " }
         let helper = try HelperProcess("drive-\(disk.id)", program, vm: vm, prepare: disk.prepare)

@@ -6,7 +6,6 @@ import Glibc
 _batonRuntimeStamp()
 BatonVersion.revision = buildRevision
 let startedAt = EventLoop.now
-Warden.beIfAsked()
 
 /// Prints and ends, with success if all is written.
 func say(_ text: String) -> Never {
@@ -26,10 +25,10 @@ do throws(VMMError) {
     HostAccess.isNoting = HostAccess.socket < 0
     let invocation = try Invocation(Array(try ProcessArguments.all().dropFirst()))
     let sandbox = try SandboxOptions(invocation)
-    if !sandbox.isOn { HostAccess.isNoting = false }
     try LogOptions.apply(invocation, isTrial: inherited?.isTrial == true)
     try Help.answer(invocation)
     if inherited == nil { try CprController.checkIsNoSuccessor() }
+    try sandbox.prepare(inherited, isQuiet: invocation.has("daemonize"))
     exit(try Launcher(invocation, sandbox: sandbox, inherited: inherited, startedAt: startedAt).run())
 } catch {
     Report.error(error)

@@ -28,11 +28,12 @@ struct CPUThreadTests {
         }
     }
 
+    /// Control groups are files of the host's, which a sandbox has if it is said.
     @Test(
         "An event has the new ids, and the threads are where the old ones were",
         .enabled(if: hasGroups, "needs cgroups that can be changed"), arguments: [true, false])
     func places(succeeds: Bool) throws {
-        let rom = try MicroVMROM(MicroVMROM.letters), words = ["-smp", "2"]
+        let rom = try MicroVMROM(MicroVMROM.letters), words = ["-smp", "2", "-sandbox", "paths=/sys/fs/cgroup/cpu"]
         let process = try ChildProcess(rom.arguments(extra: words))
         let qmp = try QMPClient(path: rom.socket, of: process)
         try rom.awaitOutput()

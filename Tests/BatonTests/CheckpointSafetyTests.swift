@@ -209,7 +209,8 @@ struct CheckpointSafetyTests {
             "-machine", "virt,memory-backend=ram", "-m", "16M", "-object",
             "memory-backend-file,id=ram,size=16M,mem-path=\(place)/ram,share=on", "-bios", "none",
             "-kernel", try CountingGuest.image(), "-nodefaults", "-nographic", "-S",
-            "-cpr-enable", "restart", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+            "-cpr-enable", "restart", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox",
+            "paths=\(directory.path)",
         ])
         let qmp = try QMPClient(path: directory.file("qmp"), of: process)
         try qmp.execute("cont")

@@ -265,7 +265,10 @@ struct CommandLineTests {
             ["-M", "virt"], ["-m", "512M"], ["-kernel", try CountingGuest.image()],
             ["-initrd", directory.file("initrd")], ["-append", "console=ttyS0"],
         ] where !words.contains(option[0]) && !(option[0] == "-M" && words.contains("-machine")) { words += option }
-        words += ["-nographic", "-bios", "none", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off"]
+        words += [
+            "-nographic", "-bios", "none", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox",
+            "paths=\(directory.path)",
+        ]
         let vmm = try ChildProcess([Products.baton] + words)
         switch line.outcome {
         case .refused(let text, let hint):

@@ -28,6 +28,7 @@ struct CompatibilityTests {
                 [
                     Products.baton, "-m", "16M", "-bios", "none", "-nodefaults", "-nographic", "-serial", "null",
                     "-cpr-enable", "reboot", "-qmp", "unix:\(socket),server=on,wait=off",
+                    "-sandbox", "paths=\(directory.path)",
                 ] + (machine == .everything ? try EveryDevice.options(in: directory) : []) + more)
             qmp = try QMPClient(path: socket, of: process)
         }

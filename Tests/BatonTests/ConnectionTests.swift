@@ -121,7 +121,8 @@ struct ConnectionTests {
             Products.baton, "-machine", "virt,memory-backend=ram", "-m", "16M",
             "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none", "-kernel", image,
             "-nodefaults", "-nographic", "-serial", "unix:\(directory.file("serial")),server=on,wait=on",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
+            "-cpr-enable", "restart",
         ]
         let process = try ChildProcess(arguments)
         let line = try StreamClient(socket: directory.file("serial"))

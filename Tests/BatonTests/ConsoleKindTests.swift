@@ -15,7 +15,8 @@ struct ConsoleKindTests {
         let arguments = [
             Products.baton, "-machine", "virt", "-m", "16M", "-bios", "none", "-kernel",
             try GuestBuilder.flat("echo/echo.c"), "-nodefaults", "-nographic", "-serial", serial, "-S",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
+            "-cpr-enable", "restart",
         ]
         let vmm = try ChildProcess(arguments)
         let qmp = try QMPClient(path: directory.file("qmp"), of: vmm)

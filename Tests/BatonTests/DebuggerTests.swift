@@ -224,7 +224,7 @@ struct DebuggerTests {
         let process = try ChildProcess([
             Products.baton, "-M", "virt", "-m", "16M", "-smp", "3", "-bios", "none", "-kernel",
             try CountingGuest.image(), "-nographic", "-nodefaults", "-S", "-gdb", "unix:\(directory.file("gdb"))",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
         ])
         let gdb = try Client(directory.file("gdb"))
         try gdb.useNoAcknowledgement()

@@ -33,7 +33,8 @@ final class DiskGuest {
                 "-drive", "if=none,id=d,file=\(image),format=raw\(drive)",
                 "-device", "virtio-blk-device,drive=d,num-queues=\(queues)\(device)",
                 "-nodefaults", "-nographic", "-d", "guest_errors", "-serial", "file:\(directory.file("serial"))",
-                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
+                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
+                "-cpr-enable", "restart",
             ] + memory
         process = try ChildProcess(arguments)
         qmp = try QMPClient(path: directory.file("qmp"), of: process)

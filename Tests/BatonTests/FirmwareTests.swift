@@ -27,7 +27,8 @@ struct FirmwareTests {
     private func command(_ flash: [String]) -> [String] {
         [
             Products.baton, "-M", "virt", "-m", "256M", "-nodefaults", "-serial", "file:\(directory.file("serial"))",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
+            "-cpr-enable", "restart",
         ] + flash
     }
 

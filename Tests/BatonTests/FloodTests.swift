@@ -25,7 +25,8 @@ struct FloodTests {
             // By threads, whose system calls show what is carried out.
             "-drive", "if=none,id=d,file=\(disk),format=raw,aio=threads", "-device", "virtio-blk-device,drive=d",
             "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
+            "-cpr-enable", "restart",
         ]
         process = try ChildProcess(arguments)
         qmp = try QMPClient(path: directory.file("qmp"), of: process)

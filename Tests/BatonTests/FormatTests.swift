@@ -45,7 +45,7 @@ struct FormatTests {
         let directory = try TemporaryDirectory()
         let process = try ChildProcess([
             Products.baton, "-m", "4M", "-cpr-enable", "reboot", "-nodefaults", "-nographic", "-S", "-bios", "none",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
         ])
         let qmp = try QMPClient(path: directory.file("qmp"), of: process)
         try qmp.execute("cpr-save", ["filename": directory.file("state"), "mode": "reboot"])

@@ -39,7 +39,8 @@ struct FullDiskTests {
             "-object", "memory-backend-file,id=ram,size=16M,mem-path=\(ram),share=on",
             "-bios", "none", "-kernel", try CountingGuest.image(), "-nodefaults", "-nographic",
             "-serial", "file:\(small.file("serial"))", "-D", small.file("log"), "-trace", "*",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
+            "-cpr-enable", "restart",
         ]
         let process = try ChildProcess(arguments)
         let qmp = try QMPClient(path: directory.file("qmp"), of: process)

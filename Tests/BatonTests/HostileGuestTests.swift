@@ -21,7 +21,8 @@ struct HostileGuestTests {
             "-netdev", wire("n1", directory.file("b"), directory.file("a")), "-device", "virtio-net-pci,netdev=n1",
             "-device", "virtio-rng-device", "-device", "virtio-rng-pci",
             "-chardev", "null,id=c", "-device", "isa-debugcon,iobase=0x402,chardev=c",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart", "-S",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
+            "-cpr-enable", "restart", "-S",
         ]
     }
 

@@ -10,7 +10,8 @@ struct HotPlugTests {
     ]
 
     private func guest(_ more: [String] = []) throws -> CountingGuest {
-        try CountingGuest(extra: ["-cpr-enable", "restart"] + Self.ports + more)
+        // Ptys that come later have their files there.
+        try CountingGuest(extra: ["-cpr-enable", "restart"] + Self.ports + more, paths: ["/dev/pts"])
     }
 
     /// Ids of what is in root ports that the guest has given bus numbers; of this guest, none has.
@@ -329,7 +330,7 @@ struct HotPlugTests {
                 [
                     Products.baton, "-m", "16M", "-bios", "none", "-kernel", try CountingGuest.image(), "-nodefaults",
                     "-serial", "file:\(directory.file("serial"))", "-cpr-enable", "reboot", "-qmp",
-                    "unix:\(directory.file("qmp")),server=on,wait=off",
+                    "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
                 ] + Self.ports + more)
             return (process, try QMPClient(path: directory.file("qmp"), of: process))
         }
@@ -428,7 +429,7 @@ private final class DebianShell {
                 "-kernel", files.kernel, "-initrd", files.initrd,
                 "-append", "console=ttyS0 rdinit=/bin/sh quiet",
                 "-serial", "unix:\(directory.file("serial")),server=on,wait=off",
-                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
                 "-device", "pcie-root-port,id=rp0,chassis=1", "-device", "pcie-root-port,id=rp1,chassis=2",
                 "-device", "virtio-rng-pci,bus=rp1,id=cold",
             ] + extra

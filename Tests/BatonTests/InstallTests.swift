@@ -74,6 +74,7 @@ struct InstallTests {
         [
             "\(prefix)/bin/baton", "-module", module, "-nodefaults", "-nographic", "-S", "-bios", "none", "-m", "16M",
             "-machine", "virt,memory-backend=ram", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+            "-sandbox", "paths=\(directory.path)",
             "-object",
             "\(kind == "memory-backend" ? "memory-backend-probe,label=here" : "memory-backend-memfd"),id=ram,size=16M",
             "-cpr-enable", kind == "mode" ? "probe" : "restart",
@@ -146,7 +147,8 @@ struct InstallTests {
         let arguments = [
             "\(prefix)/bin/baton", "-module", "\(project)/\(module)", "-machine", "counting,memory-backend=ram",
             "-object", "memory-backend-file,id=ram,size=1M,share=on,mem-path=\(ram)", "-m", "1M", "-nodefaults",
-            "-nographic", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
+            "-nographic", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox",
+            "paths=\(directory.path)", "-cpr-enable", "restart",
         ]
         let process = try ChildProcess(arguments)
         let qmp = try QMPClient(path: directory.file("qmp"), of: process)

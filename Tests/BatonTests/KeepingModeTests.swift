@@ -96,7 +96,8 @@ struct KeepingModeTests {
                     "memory-backend-memfd,id=ram,size=\(memory),share=on", "-bios", "none", "-kernel",
                     try CountingGuest.image(), "-nodefaults", "-nographic", "-serial",
                     "file:\(directory.file("serial"))",
-                    "-qmp", "unix:\(socket),server=on,wait=off", "-module", module, "-cpr-enable", "shelf",
+                    "-qmp", "unix:\(socket),server=on,wait=off", "-sandbox", "paths=\(directory.path)", "-module",
+                    module, "-cpr-enable", "shelf",
                 ] + more), socket: socket)
     }
 

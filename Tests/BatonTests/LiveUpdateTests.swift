@@ -31,7 +31,7 @@ struct LiveUpdateTests {
                 "memory-backend-memfd,id=ram,size=\(memory),share=on", "-bios", "none", "-kernel",
                 try CountingGuest.image(), "-nodefaults", "-nographic",
                 "-serial", "file:\(directory.file("serial-\(socket)"))",
-                "-qmp", "unix:\(directory.file(socket)),server=on,wait=off",
+                "-qmp", "unix:\(directory.file(socket)),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
             ] + (enabled ? ["-cpr-enable", "liveupdate"] : []) + more
         }
 

@@ -43,7 +43,7 @@ struct MicroVMROM {
         [
             Products.baton, "-M", "microvm", "-m", "16M", "-cpu", cpu, "-bios", path, "-nodefaults",
             "-serial", "file:\(directory.file("serial"))", "-device", "isa-debug-exit",
-            "-qmp", "unix:\(socket),server=on,wait=off", "-cpr-enable", mode,
+            "-qmp", "unix:\(socket),server=on,wait=off", "-sandbox", "paths=\(directory.path)", "-cpr-enable", mode,
         ] + extra
     }
 

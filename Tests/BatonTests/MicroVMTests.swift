@@ -32,7 +32,8 @@ import Testing
         let command = [
             Products.baton, "-M", "microvm", "-m", "64M", "-bios", Self.seabios, "-nodefaults",
             "-drive", "file=\(image),format=raw,if=none,id=d", "-device", "virtio-blk-device,drive=d",
-            "-serial", "file:\(serial)", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+            "-serial", "file:\(serial)", "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox",
+            "paths=\(directory.path)",
             "-cpr-enable", "restart",
         ]
         let process = try ChildProcess(command)

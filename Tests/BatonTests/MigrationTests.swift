@@ -203,7 +203,7 @@ struct MigrationTests {
         let directory = try TemporaryDirectory()
         let process = try ChildProcess([
             Products.baton, "-m", "16M", "-nodefaults", "-nographic", "-S", "-qmp",
-            "unix:\(directory.file("qmp")),server=on,wait=off",
+            "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
         ])
         let qmp = try QMPClient(path: directory.file("qmp"), of: process)
         try qmp.execute("migrate-set-parameters", ["mode": "cpr-exec", "cpr-exec-command": ["/bin/true"]])

@@ -108,7 +108,8 @@ struct NUMATests {
             [
                 Products.baton, "-M", "virt", "-m", "16M", "-smp", "2", "-bios", "none", "-kernel",
                 try CountingGuest.image(), "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
-                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-cpr-enable", "restart",
+                "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
+                "-cpr-enable", "restart",
             ] + first + second + more
         let process = try ChildProcess(arguments)
         return (process, try QMPClient(path: directory.file("qmp"), of: process), arguments)

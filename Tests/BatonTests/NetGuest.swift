@@ -33,7 +33,7 @@ final class NetGuest {
                 try Self.image(),
                 "-netdev", netdev, "-device", "virtio-net-device,netdev=n\(card)", "-nodefaults", "-nographic",
                 "-serial", "file:\(directory.file("serial"))", "-qmp",
-                "unix:\(directory.file("qmp")),server=on,wait=off",
+                "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
             ] + extra
         process = try ChildProcess(prefix + arguments, descriptors: descriptors)
         qmp = try QMPClient(path: directory.file("qmp"), of: process)

@@ -138,7 +138,7 @@ struct PathSafetyTests {
         let path = directory.file("pid")
         let process = try ChildProcess([
             Products.baton, "-nodefaults", "-S", "-m", "4M", "-bios", "none", "-pidfile", path,
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
         ])
         let qmp = try QMPClient(path: directory.file("qmp"), of: process)
         #expect(try String(contentsOfFile: path, encoding: .utf8) == "\(process.pid)\n")
@@ -193,7 +193,7 @@ struct PathSafetyTests {
         defer { close(reader) }
         let process = try ChildProcess([
             Products.baton, "-nodefaults", "-S", "-m", "4M", "-bios", "none", "-D", fifo, "-trace", "*",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
         ])
         let qmp = try QMPClient(path: directory.file("qmp"), of: process)
         // Each is logged, so that the pipe is full long before the last.

@@ -18,7 +18,7 @@ struct RebootTests {
                 [Products.baton] + memory + [
                     "-bios", "none", "-kernel", try CountingGuest.image(), "-nodefaults",
                     "-serial", "file:\(directory.file("serial"))", "-cpr-enable", "reboot",
-                    "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+                    "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
                 ] + (paused ? ["-S"] : []))
             qmp = try QMPClient(path: directory.file("qmp"), of: process)
         }

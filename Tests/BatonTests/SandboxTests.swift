@@ -6,7 +6,7 @@ enum SandboxSupport {
     static let isPossible = GuestBuilder.isAvailable && KernelFeatures.landlock > 0
 }
 
-/// `-sandbox on`: what a VM has in it, over updates too, and what whoever breaks out of the guest finds there.
+/// `-sandbox`: what a VM has in it, over updates too, and what whoever breaks out of the guest finds there.
 @Suite("The sandbox", .enabled(if: SandboxSupport.isPossible, "needs Landlock, seccomp, clang and ld.lld"))
 struct SandboxTests {
     static func guest(_ more: [String] = [], paths: String? = nil) throws -> CountingGuest {
@@ -49,6 +49,73 @@ struct SandboxTests {
         let process = try ChildProcess([Products.baton] + arguments)
         #expect(try process.waitForExit() == .status(1))
         #expect(process.errors.contains(error), "\(process.errors)")
+    }
+
+    @Test("A VM is in it unless its command line says otherwise")
+    func isDefault() throws {
+        let directory = try TemporaryDirectory()
+        let cases: [([String], String)] = [
+            ([], "2"), (["-sandbox", "off"], "0"), (["-sandbox", "spawn=allow"], "2"), (["-sandbox", "on"], "2"),
+        ]
+        for (number, (words, mode)) in cases.enumerated() {
+            let socket = directory.file("qmp\(number)")
+            let process = try ChildProcess(
+                [
+                    Products.baton, "-nodefaults", "-S", "-m", "4M", "-bios", "none", "-qmp",
+                    "unix:\(socket),server=on,wait=off",
+                ]
+                    + words)
+            let qmp = try QMPClient(path: socket, of: process)
+            #expect(try Self.status(process.pid, "Seccomp") == mode)
+            #expect(try Self.status(process.pid, "NoNewPrivs") == (mode == "2" ? "1" : "0"))
+            try qmp.execute("quit")
+            #expect(try process.waitForExit() == .status(0))
+            #expect(process.errors.isEmpty, "\(process.errors)")
+        }
+    }
+
+    /// Another program's listener is there, and a process can have one: the simulated kernel of the tests has it.
+    @Test("Where the kernel refuses a part of it, the VM has the others, and says so; with 'on' it does not start")
+    func lacksPart() throws {
+        let directory = try TemporaryDirectory()
+        let prefix = ["\(Products.directory)/liveupdate-kernel", "--state", directory.file("sessions"), "--"]
+        let socket = directory.file("qmp")
+        let vm = [
+            Products.baton, "-nodefaults", "-S", "-m", "4M", "-bios", "none", "-cpr-enable", "reboot",
+            "-qmp", "unix:\(socket),server=on,wait=off",
+        ]
+        let process = try ChildProcess(prefix + vm)
+        let qmp = try QMPClient(path: socket, of: process)
+        #expect(
+            process.errors.contains("warning: the VM's sandbox is not whole: failed to install seccomp syscall filter"),
+            "\(process.errors)")
+        let text = refusal { try qmp.execute("cpr-save", ["filename": directory.file("state"), "mode": "reboot"]) }
+        #expect(text.contains("Permission denied"), "\(text)")
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
+        let strict = try ChildProcess(prefix + vm + ["-sandbox", "on"])
+        #expect(try strict.waitForExit() == .status(1))
+        #expect(strict.errors.contains("failed to install seccomp syscall filter"), "\(strict.errors)")
+    }
+
+    @Test("Threads of CPUs have given up more", .enabled(if: MicroVMROM.isUsable, MicroVMROM.usable))
+    func cpuThreads() throws {
+        let rom = try MicroVMROM(MicroVMROM.letters)
+        let process = try ChildProcess(rom.arguments(extra: ["-smp", "2"]))
+        let qmp = try QMPClient(path: rom.socket, of: process)
+        for _ in 0..<3 {
+            try rom.awaitOutput()
+            #expect(try Self.status(process.pid, "Seccomp_filters") == "1")
+            let cpus = try #require(try qmp.execute("query-cpus-fast") as? [[String: Any]])
+            #expect(cpus.count == 2)
+            for cpu in cpus {
+                let thread = try #require(cpu["thread-id"] as? Int)
+                #expect(try Self.status(Int32(thread), "Seccomp_filters") == "2")
+            }
+            try qmp.execute("cpr-update", ["argv": rom.arguments(extra: ["-smp", "2"])])
+        }
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
     }
 
     @Test("A VM in it is updated as often as one likes, with one filter, and keeps its PID")
@@ -96,30 +163,32 @@ struct SandboxTests {
         let channel = directory.file("cpr")
         let sandbox = ["-sandbox", "on,paths=\(directory.path)"]
         let guest = try CountingGuest(extra: ["-cpr-enable", "transfer"] + sandbox)
-        let arguments = isInSandbox ? guest.arguments : guest.arguments.dropLast(sandbox.count)
-        let new = try CountingGuest.startWaiting(Array(arguments), at: channel)
+        let arguments = guest.arguments + (isInSandbox ? [] : ["-sandbox", "off"])
+        let new = try CountingGuest.startWaiting(arguments, at: channel)
         let before = guest.count
         try guest.qmp.execute("cpr-update", ["mode": "transfer", "channel": channel])
         #expect(try guest.process.waitForExit() == .status(0))
         try guest.reconnect()
         try guest.waitForProgress(past: before)
-        #expect(try Self.status(new.pid, "Seccomp") == (isInSandbox ? "2" : "0"))
+        try eventually("its sandbox") { try Self.status(new.pid, "Seccomp") == (isInSandbox ? "2" : "0") }
         try guest.qmp.execute("quit")
         #expect(try new.waitForExit() == .status(0))
     }
 
     @Test("The warden ends with the VM, however that ends", arguments: [SIGTERM, SIGKILL])
     func wardenEnds(_ signal: Int32) throws {
-        let guest = try Self.guest()
+        let mark = "BATON_TEST_WARDEN=\(UUID())"
+        let guest = try CountingGuest(environment: ["BATON_TEST_WARDEN": String(mark.dropFirst(18))])
         #expect(guest.update(guest.arguments) == "accepted")
-        let warden = try #require(Self.children(of: guest.process.pid).first { Self.name($0) == "baton-warden" })
+        let all = try FileManager.default.contentsOfDirectory(atPath: "/proc").compactMap { Int32($0) }
+        let warden = try #require(
+            all.first { pid in
+                Self.name(pid) == "baton-warden" && (try? ProcFile.text("/proc/\(pid)/environ"))?.contains(mark) == true
+            })
+        // Whose words, which ps shows, are its own.
+        #expect(try ProcFile.text("/proc/\(warden)/cmdline").hasPrefix("baton -sandbox-warden\0"))
         guest.process.signal(signal)
         try eventually("the end of the warden") { Self.name(warden) != "baton-warden" }
-    }
-
-    private static func children(of pid: Int32) -> [Int32] {
-        let text = try? String(contentsOfFile: "/proc/\(pid)/task/\(pid)/children", encoding: .utf8)
-        return (text ?? "").split(separator: " ").compactMap { Int32($0) }
     }
 
     private static func name(_ pid: Int32) -> String? {
@@ -136,10 +205,42 @@ struct SandboxTests {
             try guest.qmp.execute("cpr-save", ["filename": outside.file("state"), "mode": "restart"])
         }
         #expect(text.contains("Permission denied"), "\(text)")
+        #expect(text.contains("-sandbox paths=\(outside.path)"), "\(text)")
         try guest.qmp.execute("cpr-save", ["filename": directory.file("state"), "mode": "restart"])
         try guest.exec()
         try guest.qmp.execute("cpr-load", ["filename": directory.file("state"), "mode": "restart"])
         try guest.waitForProgress(past: guest.count)
+    }
+
+    @Test("Files that come later are also those that a client gives by add-fd")
+    func givenFiles() throws {
+        let outside = try TemporaryDirectory()
+        let guest = try Self.guest()
+        let path = try outside.write("state", "something else, and longer than nothing")
+        func add(_ flags: Int32) throws -> String {
+            let fd = open(path, flags | O_CLOEXEC)
+            defer { close(fd) }
+            let answer = try guest.qmp.execute("add-fd", ["opaque": "mine"], passing: fd) as? [String: Any]
+            return "/dev/fdset/\(try #require(answer?["fdset-id"] as? Int))"
+        }
+        let toRead = try add(O_RDONLY), toWrite = try add(O_WRONLY)
+        #expect(toRead == "/dev/fdset/0" && toWrite == "/dev/fdset/1")
+        let refused = refusal { try guest.qmp.execute("cpr-save", ["filename": toRead, "mode": "restart"]) }
+        #expect(refused.contains("Could not open '/dev/fdset/0': Permission denied"), "\(refused)")
+        let sets = try guest.qmp.execute("query-fdsets") as? [[String: Any]]
+        #expect(sets?.count == 2)
+        #expect((sets?.first?["fds"] as? [[String: Any]])?.first?["opaque"] as? String == "mine")
+        try guest.qmp.execute("cpr-save", ["filename": toWrite, "mode": "restart"])
+        try guest.qmp.execute("remove-fd", ["fdset-id": 1])
+        #expect(
+            refusal { try guest.qmp.execute("remove-fd", ["fdset-id": 1]) }
+                == "File descriptor named 'fdset-id:1' not found")
+        let before = guest.count
+        try guest.exec()
+        // Sets are the VMM's that has got them.
+        #expect((try guest.qmp.execute("query-fdsets") as? [Any])?.isEmpty == true)
+        try guest.qmp.execute("cpr-load", ["filename": try add(O_RDONLY), "mode": "restart"])
+        try guest.waitForProgress(past: before)
     }
 
     @Test("spawn=deny refuses what executes a new VMM, and the guest goes on")
@@ -152,7 +253,11 @@ struct SandboxTests {
 
     @Test("A VMM that takes a guest over from one without a sandbox puts its own on")
     func takesOver() throws {
-        let guest = try CountingGuest()
+        let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-sandbox", "off"])
+        // It stays as it is, unless the new one says otherwise.
+        #expect(guest.update(guest.arguments + ["-sandbox", "spawn=allow"]) == "accepted")
+        try guest.waitForProgress(past: guest.count)
+        #expect(try Self.status(guest.process.pid, "Seccomp") == "0")
         let before = guest.count
         #expect(guest.update(guest.arguments + ["-sandbox", "on"]) == "accepted")
         try guest.waitForProgress(past: before)
@@ -167,7 +272,7 @@ struct SandboxTests {
     }
 
     @Test(
-        "A helper that dies is started again, outside of the sandbox",
+        "A helper that dies is started again, in a sandbox of its own",
         .enabled(
             if: Products.find("qemu-storage-daemon") != nil && Products.find("qemu-img") != nil, "needs QEMU's tools"))
     func startsHelpersAgain() throws {
@@ -176,15 +281,58 @@ struct SandboxTests {
         try ChildProcess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "4M"])
         let guest = try Self.guest(["-drive", "file=\(image),format=qcow2,if=virtio"])
         let daemon = try #require(Self.daemon(image))
-        #expect(try Self.status(daemon, "Seccomp") == "0")
+        #expect(try Self.status(daemon, "Seccomp_filters") == "1")
         kill(daemon, SIGKILL)
         try eventually("another daemon") { Self.daemon(image).map { $0 != daemon } == true }
         let other = try #require(Self.daemon(image))
-        #expect(try Self.status(other, "Seccomp") == "0")
+        #expect(try Self.status(other, "Seccomp_filters") == "1")
         #expect(guest.update(guest.arguments) == "accepted")
         #expect(Self.daemon(image) == other)
         try guest.qmp.execute("quit")
         try eventually("the end of the daemon") { Self.daemon(image) == nil }
+    }
+
+    @Test("A storage daemon writes its image and its directory, and nothing else")
+    func confinesHelpers() throws {
+        let programs = try TemporaryDirectory()
+        let outside = try TemporaryDirectory()
+        let image = try outside.write("image", Data([0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3]) + Data(count: 504))
+        // In the daemon's place: says what it can do, and ends.
+        let script = """
+            #!/bin/sh
+            attempt() { if "$@" 2>/dev/null; then echo "can $1"; else echo "cannot $1"; fi >&2; }
+            image() { echo x >>\(image); }
+            other() { echo x >\(outside.file("other")); }
+            remove() { rm \(image); }
+            namespace() { unshare -U true; }
+            reads() { cat /proc/self/status >/dev/null; }
+            attempt image; attempt other; attempt remove; attempt namespace; attempt reads
+            exit 1
+            """
+        let program = try programs.write("qemu-storage-daemon", script)
+        chmod(program, 0o755)
+        func said(_ drive: String) throws -> String {
+            let path = ProcessInfo.processInfo.environment["PATH"] ?? "/usr/bin:/bin"
+            let process = try ChildProcess(
+                [Products.baton, "-nodefaults", "-S", "-m", "4M", "-bios", "none", "-drive", drive],
+                environment: ["PATH": "\(programs.path):\(path)"])
+            #expect(try process.waitForExit() == .status(1))
+            return process.errors
+        }
+        let others = "cannot other; cannot remove; cannot namespace; can reads"
+        var text = try said("file=\(image),format=qcow2,if=virtio")
+        // The last lines are shown.
+        #expect(text.contains(others), "\(text)")
+        #expect(try Data(contentsOf: URL(fileURLWithPath: image)).count == 514)
+        text = try said("file=\(image),format=qcow2,if=virtio,readonly=on")
+        #expect(text.contains(others), "\(text)")
+        #expect(try Data(contentsOf: URL(fileURLWithPath: image)).count == 514)
+        // An image that names a file which is written too.
+        var header = Data([0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3]) + Data(count: 504)
+        header[79] = 4
+        try header.write(to: URL(fileURLWithPath: image))
+        text = try said("file=\(image),format=qcow2,if=virtio")
+        #expect(text.contains("can other; can remove; cannot namespace; can reads"), "\(text)")
     }
 
     /// The storage daemon that has an image.

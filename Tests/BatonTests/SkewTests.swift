@@ -26,7 +26,8 @@ struct SkewTests {
         init(_ build: Build) throws {
             guest = try CountingGuest(
                 extra: ["restart", "transfer", "reboot"].flatMap { ["-cpr-enable", $0] }
-                    + EveryDevice.options(in: directory), vmm: [build.vmm])
+                    + EveryDevice.options(in: directory), vmm: [build.vmm],
+                paths: [Products.directory, otherBuild ?? "/"])
         }
 
         func command(_ build: Build, _ more: [String] = []) -> [String] {

@@ -20,7 +20,7 @@ struct ServedDiskTests {
             Products.baton, "-machine", "virt", "-m", "16M", "-bios", "none", "-kernel",
             try VhostUserGuest.image("blk"),
             "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
         ] + disk + extra
     }
 

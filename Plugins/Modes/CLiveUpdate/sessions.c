@@ -37,6 +37,8 @@ struct finished_session {
 };
 
 static const char device[] = "/dev/liveupdate";
+/* What the module needs of a sandbox: BATON_NEEDS_PATHS of baton-module.h, which the holder is built without. */
+__attribute__((used, visibility("default"))) const char baton_module_needs_paths[] = "/dev/liveupdate\0";
 /* Milliseconds between two attempts to open the device, which one process can have open at a time. */
 enum { RETRY_MS = 5 };
 

@@ -34,7 +34,7 @@ final class KernelVsock {
                 switch code {
                 case ENOENT, ENODEV, ENXIO:
                     "\(KernelVsock.path) is of the kernel's module vhost_vsock: modprobe vhost_vsock"
-                case EACCES where !HostAccess.isInSandbox, EPERM where !HostAccess.isInSandbox:
+                case EACCES where HostAccess.socket < 0, EPERM where HostAccess.socket < 0:
                     "Who runs the VM must be able to read and write \(KernelVsock.path), as members of the group kvm may."
                 default: nil
                 }

@@ -71,8 +71,7 @@ final class HostUpdateCandidate: @unchecked Sendable {
         defer { monitor.answerLimit = milliseconds * 1_000_000 }
         let name = machine.name.split(separator: "/").joined(separator: "-")
         do {
-            try monitor.execute(
-                "cpr-save", ["filename": .string("\(records)/\(name).checkpoint"), "mode": .string(mode)])
+            try monitor.save(to: "\(records)/\(name).checkpoint", mode: mode)
         } catch let error as MonitorConnection.Late {
             // The command will be carried out, and so has to be taken back by the next one.
             throw VMMError("it was not saved within the limit", hint: error.error.message)

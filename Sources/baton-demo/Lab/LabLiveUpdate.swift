@@ -88,6 +88,8 @@ struct LabLiveUpdate {
             $0.replacingOccurrences(of: "512M", with: "256M")
         }
         return [vmm, "-name", name] + machine + ["-cpr-enable", "reboot,liveupdate"] + guest
+            // The checkpoint's directory is another's than the guest's.
+            + ["-sandbox", "off"]
             + [
                 "-nographic", "-serial", "stdio", "-monitor", "none", "-rtc", "base=utc,clock=host",
                 "-qmp", "unix:\(socket),server=on,wait=off",

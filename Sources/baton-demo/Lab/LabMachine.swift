@@ -44,7 +44,7 @@ struct LabMachine {
     var rootPorts = 0
     /// The guest's address, by which the lab's Linux has sockets to it. Nil: there are none.
     var socketAddress: Int?
-    /// VMMs are in a sandbox.
+    /// VMMs are in a sandbox. Files of most cases are in several directories, and kernels of the lab's may lack Landlock.
     var isInSandbox = false
     var mode = Mode.restart
     /// A directory of files that are to survive the VMM, and the lab's Linux: RAM and the disk. Nil: RAM is a memfd.
@@ -91,7 +91,7 @@ struct LabMachine {
         if let socketAddress {
             arguments += ["-device", "vhost-vsock-\((bus ?? .mmio).rawValue),guest-cid=\(socketAddress)"]
         }
-        if isInSandbox { arguments += ["-sandbox", "on,paths=\(directory.path)"] }
+        arguments += ["-sandbox", isInSandbox ? "on,paths=\(directory.path)" : "off"]
         if usesIOMMUFD { arguments += ["-object", "iommufd,id=iommufd0"] }
         for device in passedThrough {
             arguments += ["-device", "vfio-pci,host=\(device.address)" + (usesIOMMUFD ? ",iommufd=iommufd0" : "")]

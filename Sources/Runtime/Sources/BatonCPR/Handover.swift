@@ -144,5 +144,14 @@ public enum Handover {
         for argument in argv where hasZeroByte(argument) {
             throw VMMError("cpr-exec: argument '\(argument)' contains a zero byte")
         }
+        // It would be executed, and end as it finds none of its libraries.
+        guard HostAccess.socket >= 0, let program = argv.first, program.utf8.contains(UInt8(ascii: "/")) else { return }
+        let fd = retryingInterrupts { open(program, O_RDONLY | O_CLOEXEC | O_NONBLOCK) }
+        if fd >= 0 {
+            close(fd)
+        } else if errno == EACCES {
+            HostAccess.noteRefusal(program)
+            throw .system("cannot execute '\(program)'")
+        }
     }
 }

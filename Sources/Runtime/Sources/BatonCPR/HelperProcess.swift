@@ -26,6 +26,8 @@ public final class HelperProcess {
         public var arguments: (_ directory: String) -> [String]
         /// What to do when there is no such program.
         public var remedy: String
+        /// The sandbox that its guard puts it in; nil for one that makes its own.
+        public var sandbox: Sandbox?
         /// What lines begin with that it writes without need.
         public var omitted: [String] = []
         /// What its errors begin with and nobody wants to read: its name, an argument that was made here.
@@ -35,6 +37,21 @@ public final class HelperProcess {
             name: String, purpose: String, remedy: String, arguments: @escaping (_ directory: String) -> [String]
         ) {
             (self.name, self.purpose, self.remedy, self.arguments) = (name, purpose, remedy, arguments)
+        }
+    }
+
+    /// What a program may do that has no sandbox of its own: read what its user can, and write in its directory and
+    /// (`helper_guard.c`):
+    public enum Sandbox {
+        case writes([String])
+        /// An image that names others which are written too.
+        case writesAnything
+
+        var words: [String] {
+            switch self {
+            case .writes(let files): [CBATON_HELPER_CONFINED] + files.map { CBATON_HELPER_WRITES + $0 }
+            case .writesAnything: [CBATON_HELPER_CONFINED, CBATON_HELPER_WRITES_ANYTHING]
+            }
         }
     }
 
@@ -142,7 +159,7 @@ public final class HelperProcess {
     }
 
     private func start() throws(VMMError) {
-        let words = [name] + program.arguments(directory)
+        let words = (program.sandbox?.words ?? []) + [name] + program.arguments(directory)
         HostAccess.note(helper: [directory] + words)
         let fd = HelperProcess.startGuard(directory, words, &guardPID)
         guard fd >= 0 else {

@@ -24,7 +24,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* baton OPTION SOCKET DIRECTORY PROGRAM ARGUMENT... */
+/* baton OPTION SOCKET DIRECTORY [-confined [-writes=FILE]...] PROGRAM ARGUMENT... */
 #define CBATON_GUARD_OPTION "-helper-guard"
 /* Nanoseconds from SIGTERM to SIGKILL: an image's data may have to be written. */
 static const int64_t end_limit = 30000000000;
@@ -110,8 +110,77 @@ static void remove_directory(struct guard *guard, const char *path) {
     rmdir(path);
 }
 
+/* ---- The sandbox of a helper that has none of its own. It may read what its user can, as an image names others, and
+ * write what it serves and what is in its directory. What the kernel does not have of this is left out. */
+
+/* What a program that serves images never calls. */
+static const unsigned refused_calls[] = {
+    SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_mount, SYS_umount2, SYS_pivot_root, SYS_chroot,
+    SYS_unshare, SYS_setns, SYS_bpf, SYS_perf_event_open, SYS_userfaultfd, SYS_keyctl, SYS_add_key, SYS_request_key,
+    SYS_init_module, SYS_finit_module, SYS_delete_module, SYS_kexec_load, SYS_reboot, SYS_swapon, SYS_swapoff, SYS_acct,
+    SYS_settimeofday, SYS_clock_settime, SYS_sethostname, SYS_setdomainname, SYS_personality, SYS_open_by_handle_at,
+    SYS_setuid, SYS_setgid, SYS_setreuid, SYS_setregid, SYS_setresuid, SYS_setresgid, SYS_setgroups,
+#if defined(__x86_64__)
+    SYS_iopl, SYS_ioperm, SYS_modify_ldt,
+#endif
+};
+#define REFUSED_CALLS (sizeof refused_calls / sizeof *refused_calls)
+
+static void refuse_calls(void) {
+    const uint32_t allow = 0x7fff0000, not_permitted = 0x00050000 | EPERM, no_such_call = 0x00050000 | ENOSYS;
+    struct cbaton_instruction program[5 + 2 * REFUSED_CALLS];
+    size_t count = 0;
+    /* Loads of the architecture and the number, comparisons with a constant, and ends. */
+    program[count++] = (struct cbaton_instruction){0x20, 0, 0, 4};
+    program[count++] = (struct cbaton_instruction){0x15, 1, 0, cbaton_audit_architecture()};
+    program[count++] = (struct cbaton_instruction){0x06, 0, 0, no_such_call};
+    program[count++] = (struct cbaton_instruction){0x20, 0, 0, 0};
+    for (size_t i = 0; i < REFUSED_CALLS; i++) {
+        program[count++] = (struct cbaton_instruction){0x15, 0, 1, refused_calls[i]};
+        program[count++] = (struct cbaton_instruction){0x06, 0, 0, not_permitted};
+    }
+    program[count++] = (struct cbaton_instruction){0x06, 0, 0, allow};
+    cbaton_filter(program, count, 0);
+}
+
+static void allow_path(int ruleset, const char *path, uint64_t access) {
+    int fd = open(path, O_PATH | O_CLOEXEC);
+    if (fd < 0) return;
+    cbaton_landlock_allow(ruleset, fd, access);
+    close(fd);
+}
+
+static int is_file_to_write(const char *word) {
+    return strncmp(word, CBATON_HELPER_WRITES, sizeof CBATON_HELPER_WRITES - 1) == 0;
+}
+
+/* Returns where the program begins. */
+static char *const *confine(char *const words[], const char *directory) {
+    if (strcmp(*words, CBATON_HELPER_CONFINED) != 0) return words;
+    words++;
+    cbaton_no_new_privileges();
+    int version = cbaton_landlock_version();
+    /* Writing; with a directory, also to remove and make anything in it. */
+    const uint64_t in_file = 1 << 1 | (version >= 3 ? 1 << 14 : 0) | (version >= 5 ? 1 << 15 : 0);
+    const uint64_t all = in_file | 0x1ff << 4;
+    int ruleset = version > 0 && strcmp(*words, CBATON_HELPER_WRITES_ANYTHING) != 0
+        ? cbaton_landlock_make(all, 0, version >= 6 ? 3 : 0) : -1;
+    if (ruleset >= 0) {
+        allow_path(ruleset, directory, all);
+        allow_path(ruleset, "/dev/null", in_file);
+    }
+    for (; is_file_to_write(*words) || strcmp(*words, CBATON_HELPER_WRITES_ANYTHING) == 0; words++)
+        if (ruleset >= 0) allow_path(ruleset, *words + sizeof CBATON_HELPER_WRITES - 1, in_file);
+    if (ruleset >= 0) {
+        cbaton_landlock_enter(ruleset);
+        close(ruleset);
+    }
+    refuse_calls();
+    return words;
+}
+
 /* Becomes the helper. */
-static _Noreturn void run(char *const argv[], int errors, pid_t guard) {
+static _Noreturn void run(char *const words[], const char *directory, int errors, pid_t guard) {
     /* The guard never executes anything, and has no other thread. */
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != guard) _exit(127);
@@ -120,6 +189,7 @@ static _Noreturn void run(char *const argv[], int errors, pid_t guard) {
     for (int number = 1; number < NSIG; number++) signal(number, SIG_DFL);
     sigprocmask(SIG_SETMASK, &none, NULL);
     dup2(errors, 2);
+    char *const *argv = confine(words, directory);
     execvp(argv[0], argv);
     dprintf(2, "cannot execute '%s': %s\n", argv[0], strerror(errno));
     _exit(127);
@@ -154,7 +224,7 @@ static int be_guard(int socket, const char *path, char *const argv[]) {
     pid_t self = getpid();
     guard.helper = fork();
     if (guard.helper < 0) return 1;
-    if (guard.helper == 0) run(argv, errors[1], self);
+    if (guard.helper == 0) run(argv, path, errors[1], self);
     close(errors[1]);
     int pid = guard.helper, end = cbaton_pidfd_open(guard.helper);
     if (end < 0) return 1;

@@ -13,6 +13,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pwd.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,6 +71,14 @@ extern const ElfW(Ehdr) __ehdr_start __attribute__((visibility("hidden")));
 /* As <linux/audit.h> makes them: what this was built for, by its number in ELF files. */
 uint32_t cbaton_audit_architecture(void) { return __ehdr_start.e_machine | __AUDIT_ARCH_64BIT | __AUDIT_ARCH_LE; }
 
+int cbaton_is_checked(void) {
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(undefined_behavior_sanitizer)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 int cbaton_has_listeners(void) {
     uint32_t action = SECCOMP_RET_USER_NOTIF;
     return syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &action) == 0;
@@ -121,6 +130,69 @@ int cbaton_is_waiting(int listener, const struct cbaton_call *call) {
     return ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &id) == 0;
 }
 
+/* ---- The warden. */
+
+/* What ps(1) and /proc/PID/cmdline show: the words of the VMM are not the warden's. */
+static void rename_process(const char *name, const char *words) {
+    prctl(PR_SET_NAME, name);
+    char *const *arguments = cbaton_arguments();
+    int count = cbaton_argument_count();
+    if (count == 0) return;
+    char *start = arguments[0], *end = arguments[count - 1] + strlen(arguments[count - 1]);
+    size_t length = (size_t)(end - start);
+    memset(start, 0, length);
+    strncpy(start, words, length);
+}
+
+pid_t cbaton_fork_warden(int is_quiet, int *socket) {
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) return -1;
+    signal(SIGCHLD, SIG_DFL);
+    pid_t child = fork();
+    if (child != 0) {
+        int code = errno;
+        close(ends[1]);
+        if (child < 0) close(ends[0]);
+        errno = code;
+        *socket = ends[0];
+        return child;
+    }
+    /* A child of a child that ends: nobody waits for the warden, which may go on after the VMM. */
+    if (fork() != 0) _exit(0);
+    /* Whoever ends the VM by a signal to its group or session, or a key, ends this one with it. */
+    setsid();
+    const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) signal(ignored[i], SIG_IGN);
+    *socket = dup3(ends[1], 3, O_CLOEXEC) == 3 || ends[1] == 3 ? 3 : -1;
+    if (*socket < 0) _exit(1);
+    syscall(SYS_close_range, 4u, ~0u, 0u);
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = 0; null >= 0 && fd < (is_quiet ? 3 : 2); fd++) dup2(null, fd);
+    if (null > 2) close(null);
+    if (chdir("/") != 0) _exit(1);
+    rename_process("baton-warden", "baton -sandbox-warden");
+    return 0;
+}
+
+struct names {
+    const char **names;
+    size_t count, most;
+};
+
+static int note_name(struct dl_phdr_info *info, size_t size, void *context) {
+    struct names *names = context;
+    (void)size;
+    if (names->count < names->most) names->names[names->count] = info->dlpi_name;
+    names->count++;
+    return 0;
+}
+
+size_t cbaton_libraries(const char **names, size_t count) {
+    struct names found = {names, 0, count};
+    dl_iterate_phdr(note_name, &found);
+    return found.count;
+}
+
 /* ---- Privileges. */
 
 int cbaton_keep_capabilities(uint64_t kept) {
@@ -129,8 +201,8 @@ int cbaton_keep_capabilities(uint64_t kept) {
     if (syscall(SYS_capget, &header, sets) != 0) return -1;
     /* The bounding set first, which takes CAP_SETPCAP. Without that it bounds nothing that an exec could bring: no_new_privs
      * does. */
-    for (int number = 0; prctl(PR_CAPBSET_READ, number, 0, 0, 0) >= 0; number++)
-        if (!(kept >> number & 1)) prctl(PR_CAPBSET_DROP, number, 0, 0, 0);
+    for (int number = 0; number < 64; number++)
+        if (!(kept >> number & 1) && prctl(PR_CAPBSET_DROP, number, 0, 0, 0) != 0) break;
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     for (int half = 0; half < 2; half++) {
         uint32_t mask = (uint32_t)(kept >> 32 * half);
@@ -160,8 +232,6 @@ int cbaton_become_user(uint32_t uid, uint32_t gid) {
     /* The kernel hides what such a process has in /proc from itself, too. */
     return prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
 }
-
-void cbaton_set_name(const char *name) { prctl(PR_SET_NAME, name); }
 
 int cbaton_change_root(const char *path) { return chroot(path) == 0 ? chdir("/") : -1; }
 

@@ -7,9 +7,8 @@ extension VMMError {
     ///   current one, so call this before anything that may change it.
     public static func system(_ message: String, errno code: Int32 = errno, hint: String? = nil) -> VMMError {
         // The VMM has one thread, which alone uses the buffer of `strerror`.
-        var hint = hint
-        if hint == nil, code == EACCES || code == EPERM, HostAccess.socket >= 0 { hint = HostAccess.hint }
-        let text = strerror(code).map { String(cString: $0) } ?? "error \(code)"
+        var text = strerror(code).map { String(cString: $0) } ?? "error \(code)"
+        if code == EACCES || code == EPERM, let reason = HostAccess.takeRefusal() { text += " (\(reason))" }
         return VMMError("\(message): \(text)", hint: hint)
     }
 }

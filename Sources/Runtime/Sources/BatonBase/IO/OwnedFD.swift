@@ -54,10 +54,16 @@ public enum FD {
 
     /// What the kernel calls the open file: a path, or such as `/memfd:ram (deleted)`.
     public static func path(_ fd: Int32) -> String? {
-        var path = [CChar](repeating: 0, count: Int(PATH_MAX))
-        let length = readlink("/proc/thread-self/fd/\(fd)", &path, path.count)
-        guard length > 0 else { return nil }
-        return String(decoding: path.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        linkTarget("/proc/thread-self/fd/\(fd)")
+    }
+
+    /// Where a symbolic link leads; nil for what is none.
+    public static func linkTarget(_ path: String) -> String? {
+        withUnsafeTemporaryAllocation(byteCount: Int(PATH_MAX), alignment: 1) { buffer in
+            guard let start = buffer.baseAddress else { return nil }
+            let length = readlink(path, start.assumingMemoryBound(to: CChar.self), buffer.count)
+            return length > 0 ? String(decoding: buffer.prefix(length), as: UTF8.self) : nil
+        }
     }
 
     /// Waits until a read of `fd` would not block: something has come, or its end, or an error.

@@ -8,6 +8,8 @@ import Glibc
 /// replaced, in its own directory, and the link stays. Anything else (a device, a FIFO, a socket, a directory) is
 /// refused by name. Until `commit` the bytes are in a file beside it, which this process alone has made: its name
 /// cannot be known beforehand, and nothing that is there already is opened. It goes with this value.
+///
+/// A file that a client has given (`FDSets`) has no name here: it is written where it is, and the client's to name.
 public final class WholeFile {
     private let path: String
     /// What is replaced: `path`, or what that links to.
@@ -26,6 +28,11 @@ public final class WholeFile {
     public init(_ path: String, mode: mode_t = 0o600) throws(VMMError) {
         guard !path.isEmpty else { throw VMMError("Could not write '': a file's name is needed") }
         self.path = path
+        if FDSets.isName(path) {
+            (target, temporary, isCommitted) = (path, path, true)
+            file = try FD.openFile(path, O_WRONLY | O_TRUNC)
+            return
+        }
         target = try WholeFile.target(of: path)
         let directory = FD.directory(of: target)
         var made: (name: String, fd: Int32)?
@@ -35,7 +42,10 @@ public final class WholeFile {
             let raw = retryingInterrupts { open(name, flags, mode) }
             if raw >= 0 { made = (name, raw) } else if errno != EEXIST { break }
         }
-        guard let made else { throw .system("Could not create '\(path)'") }
+        guard let made else {
+            HostAccess.noteRefusal(target)
+            throw .system("Could not create '\(path)'")
+        }
         temporary = made.name
         file = OwnedFD(adopting: made.fd)
     }
@@ -44,7 +54,9 @@ public final class WholeFile {
 
     /// Checks that a path can be written whole, without writing to it.
     /// - Throws: why it cannot.
-    public static func check(_ path: String) throws(VMMError) { _ = try WholeFile(path) }
+    public static func check(_ path: String) throws(VMMError) {
+        if FDSets.isName(path) { _ = try FD.openFile(path, O_WRONLY) } else { _ = try WholeFile(path) }
+    }
 
     /// Gives the file its name.
     /// - Parameter durable: whether it must outlive a crash of the host. Where a file system cannot keep the new name
@@ -52,6 +64,7 @@ public final class WholeFile {
     /// - Throws: why not; what had the name before is there as it was.
     public func commit(durable: Bool = false) throws(VMMError) {
         if durable, retryingInterrupts({ fsync(fd) }) != 0 { throw .system("Could not write '\(path)'") }
+        if isCommitted { return }
         // It may have taken a while, in which something else may have taken the name.
         guard try WholeFile.target(of: path) == target else {
             throw VMMError("Could not write '\(path)': it leads to another file than when it was begun")

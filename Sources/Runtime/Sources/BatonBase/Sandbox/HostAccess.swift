@@ -8,8 +8,9 @@ import Glibc
 public enum HostAccess {
     /// What is asked; the numbers are part of the protocol, which never changes but by additions.
     public enum Request: UInt32 {
-        // Until `seal`.
-        case allowFile = 1, allowDirectory = 2, allowAddress = 3, allowHelper = 4, seal = 5, allowManager = 7
+        // Until `seal`: by `Allowances`, of which `allow` has any number.
+        case allowFile = 1, allowDirectory = 2, allowAddress = 3, allowHelper = 4, allowManager = 7, allow = 8
+        case seal = 5
         // Once.
         case listener = 6
         // Any time.
@@ -23,6 +24,8 @@ public enum HostAccess {
 
     /// To the warden; -1 outside of a sandbox. Owned.
     public nonisolated(unsafe) static var socket: Int32 = -1
+    /// To a warden that waits for the sandbox to be put on; -1 when there is none. Owned.
+    public nonisolated(unsafe) static var preparedSocket: Int32 = -1
     /// Whether a sandbox will be put on: addresses are noted until then.
     public nonisolated(unsafe) static var isNoting = false
     /// Whether this process is in a sandbox, or will be.
@@ -34,10 +37,24 @@ public enum HostAccess {
     /// Programs that were started as helpers, as the words of a request.
     public private(set) nonisolated(unsafe) static var helpers: [[String]] = []
 
-    /// What to do about an error that the sandbox may be the reason of.
-    static let hint =
-        "The VM is in a sandbox (-sandbox), which has what the command line named when the VM was started: "
-        + "name a directory for what comes later with -sandbox on,paths=DIR, or pass a descriptor with getfd."
+    /// The directory of what the sandbox has refused last, until it is told.
+    nonisolated(unsafe) private static var refusedDirectory: String?
+
+    /// What an error says that the sandbox is the reason of; nil when it has refused nothing since that was said.
+    static func takeRefusal() -> String? {
+        guard let directory = refusedDirectory else { return nil }
+        refusedDirectory = nil
+        return "the VM's sandbox has what its command line named: start it with -sandbox paths=\(directory) for what "
+            + "comes later, or give files with add-fd"
+    }
+
+    /// Takes note of a path that the sandbox has refused, so that the error says what to do.
+    /// - Parameter code: the errno value, which the caller finds again afterwards.
+    public static func noteRefusal(_ path: String, _ code: Int32 = errno) {
+        defer { errno = code }
+        guard socket >= 0, code == EACCES || code == EPERM, let path = absolute(path) else { return }
+        refusedDirectory = FD.directory(of: path)
+    }
     /// Files that this process has opened, with what open(2) was told.
     public private(set) nonisolated(unsafe) static var files: [String: Int32] = [:]
 
@@ -48,16 +65,17 @@ public enum HostAccess {
     /// open(2); what the sandbox refuses is asked for.
     /// - Returns: a descriptor with FD_CLOEXEC, or -1 and errno.
     public static func open(_ path: String, _ flags: Int32, mode: mode_t = 0o600) -> Int32 {
+        if FDSets.isName(path) { return FDSets.open(path, flags) }
         let fd = retryingInterrupts { Glibc.open(path, flags | O_CLOEXEC, mode) }
         if isNoting, fd >= 0, let absolute = absolute(path) {
             files[absolute] = (files[absolute] ?? 0) | flags & O_ACCMODE
         }
         guard fd < 0, errno == EACCES, socket >= 0 else { return fd }
         guard let absolute = absolute(path), let answer = ask(.open, flags, mode, Array(absolute.utf8)) else {
-            errno = EACCES
+            noteRefusal(path, EACCES)
             return -1
         }
-        if answer.fd < 0 { errno = answer.code == 0 ? EACCES : answer.code }
+        if answer.fd < 0 { noteRefusal(absolute, answer.code == 0 ? EACCES : answer.code) }
         return answer.fd
     }
 
@@ -73,14 +91,14 @@ public enum HostAccess {
         if isNoting { addresses.insert(canonical(bytes)) }
         let code = Glibc.connect(fd, address, length)
         guard code != 0, errno == EPERM, socket >= 0 else { return code }
-        return result(ask(.connect, 0, 0, Array(bytes), fd), EPERM)
+        return result(ask(.connect, 0, 0, Array(bytes), fd), EPERM, of: bytes)
     }
 
     static func bind(_ fd: Int32, _ address: UnsafePointer<sockaddr>, _ length: socklen_t) -> Int32 {
         let code = Glibc.bind(fd, address, length)
         guard code != 0, errno == EACCES || errno == EPERM, socket >= 0 else { return code }
         let bytes = UnsafeRawBufferPointer(start: address, count: Int(length))
-        return result(ask(.bind, 0, 0, Array(bytes), fd), EACCES)
+        return result(ask(.bind, 0, 0, Array(bytes), fd), EACCES, of: bytes)
     }
 
     /// A unix socket's address without what is behind its path.
@@ -111,10 +129,23 @@ public enum HostAccess {
 
     public static func encode(_ words: [String]) -> [UInt8] { words.flatMap { Array($0.utf8) + [0] } }
 
-    private static func result(_ answer: (code: Int32, fd: Int32)?, _ otherwise: Int32) -> Int32 {
+    /// - Parameter address: that it is about.
+    private static func result(
+        _ answer: (code: Int32, fd: Int32)?, _ otherwise: Int32, of address: UnsafeRawBufferPointer? = nil
+    ) -> Int32 {
         let code = answer?.code ?? otherwise
-        if code != 0 { errno = code }
+        if code != 0 {
+            errno = code
+            if let path = address.flatMap(unixPath) { noteRefusal(path, code) }
+        }
         return code == 0 ? 0 : -1
+    }
+
+    /// The path in the address of a unix socket that has one.
+    private static func unixPath(_ address: UnsafeRawBufferPointer) -> String? {
+        guard address.count > 2, address.loadUnaligned(as: sa_family_t.self) == sa_family_t(AF_UNIX), address[2] != 0
+        else { return nil }
+        return String(decoding: address.dropFirst(2).prefix { $0 != 0 }, as: UTF8.self)
     }
 
     private static func absolute(_ path: String) -> String? {
@@ -143,6 +174,45 @@ public enum HostAccess {
         guard cbaton_receive_fds(ends[0], &code, 4, &fds, &count, 0) == 4 else { return nil }
         for extra in fds.prefix(Int(max(0, count))).dropFirst() { close(extra) }
         return (code, count > 0 ? fds[0] : -1)
+    }
+
+    /// What the VM may have, on its way to a warden that is not sealed yet: few messages for many things.
+    public struct Allowances {
+        private var bytes: [UInt8] = []
+
+        public init() {}
+
+        /// - Parameter what: one of the requests to allow something.
+        public mutating func add(_ what: Request, _ payload: [UInt8], flags: Int32 = 0) {
+            guard payload.count <= HostAccess.limit - 12 else { return }
+            if bytes.count + 12 + payload.count > HostAccess.limit { send() }
+            for word in [what.rawValue, UInt32(bitPattern: flags), UInt32(payload.count)] {
+                withUnsafeBytes(of: word) { bytes += $0 }
+            }
+            bytes += payload
+        }
+
+        /// Sends what has been added since the last time.
+        public mutating func send() {
+            if !bytes.isEmpty { HostAccess.send(.allow, bytes) }
+            bytes.removeAll(keepingCapacity: true)
+        }
+
+        /// Reads what was sent, as far as it makes sense.
+        public static func forEach(in bytes: [UInt8], _ body: (Request, _ flags: Int32, _ payload: [UInt8]) -> Void) {
+            var rest = bytes[...]
+            while rest.count >= 12 {
+                let words = rest.withUnsafeBytes { raw in
+                    (0..<3).map { raw.loadUnaligned(fromByteOffset: 4 * $0, as: UInt32.self) }
+                }
+                rest = rest.dropFirst(12)
+                guard let request = Request(rawValue: words[0]), let length = Int(exactly: words[2]),
+                    length <= rest.count
+                else { return }
+                body(request, Int32(bitPattern: words[1]), Array(rest.prefix(length)))
+                rest = rest.dropFirst(length)
+            }
+        }
     }
 
     /// Sends a request that has no answer.

@@ -28,7 +28,7 @@ public final class Landlock {
         /// All of a directory's, but to execute, and to make links and devices.
         public static let everything: Rights = [
             .write, .read, .list, .removeDirectory, .removeFile, .makeDirectory, .makeFile, .makeSocket, .makeFIFO,
-            .refer, .truncate,
+            .refer, .truncate, .deviceControl,
         ]
     }
 
@@ -57,14 +57,17 @@ public final class Landlock {
     }
 
     /// Allows a file, or a directory with all below it.
-    /// - Parameter fd: an open file, or one that is open for its path only. Borrowed.
+    /// - Parameters:
+    ///   - fd: an open file, or one that is open for its path only. Borrowed.
+    ///   - rights: those that a file can have are allowed also for what is no directory.
     public func allow(_ fd: Int32, _ rights: Rights) {
-        var status = stat()
-        guard fstat(fd, &status) == 0 else { return }
-        let isDirectory = status.st_mode & S_IFMT == S_IFDIR
-        let possible = handled.intersection(isDirectory ? rights : rights.intersection(.ofFiles))
+        let possible = handled.intersection(rights)
         // What has no place in a file system (a pipe, a memfd) needs no rule, and can have none.
-        if !possible.isEmpty { _ = cbaton_landlock_allow(ruleset.raw, fd, possible.rawValue) }
+        guard !possible.isEmpty, cbaton_landlock_allow(ruleset.raw, fd, possible.rawValue) != 0, errno == EINVAL else {
+            return
+        }
+        let ofFile = possible.intersection(.ofFiles)
+        if !ofFile.isEmpty { _ = cbaton_landlock_allow(ruleset.raw, fd, ofFile.rawValue) }
     }
 
     /// The same, by a path; nothing when there is nothing.

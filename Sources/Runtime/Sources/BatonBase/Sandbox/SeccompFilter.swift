@@ -11,10 +11,13 @@ public struct SeccompFilter {
         case refuse
         /// The process that has the listener decides.
         case ask
+        /// It passes, unless another filter of the thread has something against it.
+        case allow
     }
 
     private enum Code {
         static let load: UInt16 = 0x20  // BPF_LD | BPF_W | BPF_ABS
+        static let jump: UInt16 = 0x05  // BPF_JMP | BPF_JA
         static let jumpIfEqual: UInt16 = 0x15  // BPF_JMP | BPF_JEQ | BPF_K
         static let jumpIfGreater: UInt16 = 0x25
         static let jumpIfNotLess: UInt16 = 0x35
@@ -50,18 +53,53 @@ public struct SeccompFilter {
         otherwise: Otherwise,
         hasDatagrams: Bool = false
     ) {
-        self.otherwise = otherwise == .ask ? Verdict.ask : Verdict.fail(EPERM)
-        add(Code.load, Field.architecture)
-        add(Code.jumpIfEqual, cbaton_audit_architecture(), ifTrue: 1)
-        end(Verdict.fail(ENOSYS))
-        add(Code.load, Field.number)
-        for number in refused.numbers.sorted() {
+        self.init(otherwise)
+        for number in refused.ranges.joined() {
             add(Code.jumpIfEqual, number, ifFalse: 1)
             end(Verdict.fail(EPERM))
         }
         addRules(for: calls, hasDatagrams)
-        addRanges(calls)
-        end(self.otherwise)
+        addSearch(calls.ranges[...], inside: Verdict.allow)
+    }
+
+    /// One that takes from a thread what another filter allows.
+    /// - Parameters:
+    ///   - calls: that fail.
+    ///   - isForThreads: whether clone(2) makes threads only, and openat(2) opens only what is there, for reading.
+    public init(taking calls: SystemCallSet, isForThreads: Bool) {
+        self.init(.allow)
+        if isForThreads {
+            let both = SystemCallSet("clone openat")
+            rule("clone", both) { filter in
+                filter.add(Code.load, Field.argument(0))
+                filter.add(Code.and, 0x0001_0100 /* CLONE_THREAD, CLONE_VM */)
+                filter.add(Code.jumpIfEqual, 0x0001_0100, ifTrue: 1)
+                filter.end(Verdict.fail(EPERM))
+                filter.end(Verdict.allow)
+            }
+            rule("openat", both) { filter in
+                filter.add(Code.load, Field.argument(2))
+                filter.add(
+                    Code.jumpIfAnySet, UInt32(bitPattern: O_ACCMODE | O_CREAT | O_TRUNC), ifFalse: 1)
+                filter.end(Verdict.fail(EPERM))
+                filter.end(Verdict.allow)
+            }
+        }
+        addSearch(calls.ranges[...], inside: Verdict.fail(EPERM))
+    }
+
+    /// The beginning of all: calls of this processor's kind only.
+    private init(_ otherwise: Otherwise) {
+        self.otherwise =
+            switch otherwise {
+            case .ask: Verdict.ask
+            case .refuse: Verdict.fail(EPERM)
+            case .allow: Verdict.allow
+            }
+        add(Code.load, Field.architecture)
+        add(Code.jumpIfEqual, cbaton_audit_architecture(), ifTrue: 1)
+        end(Verdict.fail(ENOSYS))
+        add(Code.load, Field.number)
     }
 
     /// Puts it on the calling thread.
@@ -156,22 +194,25 @@ public struct SeccompFilter {
 
     // MARK: All others
 
-    /// Numbers in a row are one comparison.
-    private mutating func addRanges(_ calls: SystemCallSet) {
-        var ranges: [ClosedRange<UInt32>] = []
-        for number in calls.numbers.sorted() {
-            if let last = ranges.last, last.upperBound + 1 == number {
-                ranges[ranges.count - 1] = last.lowerBound...number
-            } else {
-                ranges.append(number...number)
+    /// A binary search, as the kernel runs through it for every call whose arguments are looked at, and for all of its
+    /// calls when the filter is installed.
+    private mutating func addSearch(_ ranges: ArraySlice<ClosedRange<UInt32>>, inside: UInt32) {
+        guard ranges.count > 1 else {
+            if let range = ranges.first {
+                add(Code.jumpIfNotLess, range.lowerBound, ifFalse: 2)
+                add(Code.jumpIfGreater, range.upperBound, ifTrue: 1)
+                end(inside)
             }
+            return end(otherwise)
         }
-        for range in ranges {
-            add(Code.jumpIfNotLess, range.lowerBound, ifTrue: 1)
-            end(otherwise)
-            add(Code.jumpIfGreater, range.upperBound, ifTrue: 1)
-            end(Verdict.allow)
-        }
+        let middle = ranges.startIndex + ranges.count / 2
+        // The distance does not fit into a condition's byte.
+        add(Code.jumpIfNotLess, ranges[middle].lowerBound, ifFalse: 1)
+        let jump = program.count
+        add(Code.jump, 0)
+        addSearch(ranges[..<middle], inside: inside)
+        program[jump].operand = UInt32(program.count - jump - 1)
+        addSearch(ranges[middle...], inside: inside)
     }
 
     private mutating func add(_ code: UInt16, _ operand: UInt32, ifTrue: UInt8 = 0, ifFalse: UInt8 = 0) {

@@ -2,37 +2,62 @@ import CBaton
 
 /// System calls, by their numbers on this processor.
 public struct SystemCallSet: Equatable {
-    public private(set) var numbers: Set<UInt32>
+    /// A bit for each number: every start makes such sets.
+    private var words: [UInt64]
+    /// Above all numbers that a kernel has.
+    private static let limit = 1024
 
-    public init(numbers: Set<UInt32>) { self.numbers = numbers }
+    /// - Parameter numbers: one that no kernel has is left out.
+    public init(numbers: some Sequence<UInt32>) {
+        words = [UInt64](repeating: 0, count: SystemCallSet.limit / 64)
+        for number in numbers { insert(number) }
+    }
 
     /// - Parameter names: as in the kernel's tables. One that this processor does not have is left out.
     public init(_ names: String) {
-        numbers = Set(
-            names.split(whereSeparator: { $0 == " " || $0 == "\n" }).compactMap { name in
-                let number = cbaton_system_call_number(String(name))
-                return number < 0 ? nil : UInt32(number)
-            })
+        self.init(numbers: [])
+        for name in names.split(whereSeparator: { $0 == " " || $0 == "\n" }) {
+            let number = cbaton_system_call_number(String(name))
+            if number >= 0 { insert(UInt32(number)) }
+        }
+    }
+
+    private mutating func insert(_ number: UInt32) {
+        if number < SystemCallSet.limit { words[Int(number) / 64] |= 1 << UInt64(number % 64) }
     }
 
     /// What this runtime needs (`system_calls.c`), on the main thread.
     public static var ofRuntime: SystemCallSet {
-        var numbers: Set<UInt32> = []
+        var result = SystemCallSet(numbers: [])
         var next = cbaton_system_calls()
         while let call = next?.pointee, call.name.0 != 0 {
-            numbers.insert(call.number)
+            result.insert(call.number)
             next = next?.advanced(by: 1)
         }
-        return SystemCallSet(numbers: numbers)
+        return result
+    }
+
+    /// Numbers in a row, from the lowest on.
+    public var ranges: [ClosedRange<UInt32>] {
+        var ranges: [ClosedRange<UInt32>] = []
+        for number in 0..<UInt32(SystemCallSet.limit) where contains(number) {
+            if let last = ranges.last, last.upperBound + 1 == number {
+                ranges[ranges.count - 1] = last.lowerBound...number
+            } else {
+                ranges.append(number...number)
+            }
+        }
+        return ranges
     }
 
     public func union(_ other: SystemCallSet) -> SystemCallSet {
-        SystemCallSet(numbers: numbers.union(other.numbers))
+        var result = self
+        for index in words.indices { result.words[index] |= other.words[index] }
+        return result
     }
-    public func subtracting(_ other: SystemCallSet) -> SystemCallSet {
-        SystemCallSet(numbers: numbers.subtracting(other.numbers))
+    public func contains(_ number: UInt32) -> Bool {
+        number < SystemCallSet.limit && words[Int(number) / 64] >> UInt64(number % 64) & 1 == 1
     }
-    public func contains(_ number: UInt32) -> Bool { numbers.contains(number) }
 
     // MARK: Roles of threads
 
@@ -42,6 +67,16 @@ public struct SystemCallSet: Equatable {
         read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 fsync fdatasync fallocate ioctl fcntl lseek
         fstat futex madvise munmap mmap mprotect brk exit rt_sigprocmask rt_sigreturn sched_yield clock_gettime
         clock_nanosleep restart_syscall set_robust_list rseq gettid
+        """)
+
+    /// What a thread that runs a guest's CPU has no use for. Files that are there can be read, as firmware is by pieces;
+    /// threads can be made, as disks are.
+    public static let notOfCPUs = SystemCallSet(
+        """
+        execve execveat fork vfork setsid setpgid kill rt_sigqueueinfo pidfd_open pidfd_send_signal
+        open openat2 creat unlink unlinkat rename renameat renameat2 mkdir mkdirat rmdir chdir fchdir umask fchmod
+        fsetxattr fremovexattr inotify_init1 inotify_add_watch inotify_rm_watch
+        socket bind listen accept accept4 prlimit64 kcmp
         """)
 
     // MARK: Options

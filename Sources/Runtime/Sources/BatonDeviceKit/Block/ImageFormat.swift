@@ -26,6 +26,24 @@ public enum ImageFormat {
         }
     }
 
+    /// Drivers of images that are one file: of vmdk, an image may be many.
+    private static let ofOneFile: Set<String> = [
+        "raw", "file", "host_device", "qcow2", "qcow", "qed", "vhdx", "vpc", "vdi", "parallels", "luks", "bochs",
+        "cloop",
+        "dmg",
+    ]
+
+    /// Whether who writes to an image writes to its own file only. Others that it names (backing files) are read.
+    /// - Parameter driver: QEMU's block driver.
+    public static func isWrittenAlone(_ path: String, _ driver: String) -> Bool {
+        guard ofOneFile.contains(driver) else { return false }
+        guard driver == "qcow2" else { return true }
+        guard let file = try? FD.openFile(path, O_RDONLY, kinds: [.regular, .blockDevice]) else { return true }
+        // Version 3 has incompatible features at 72, the third of which is a data file (docs/interop/qcow2.rst).
+        let head = read(file.raw, at: 0)
+        return head.count < 80 || head[7] < 3 || head[79] & 4 == 0
+    }
+
     private static func read(_ fd: Int32, at offset: Int) -> [UInt8] {
         [UInt8](unsafeUninitializedCapacity: sectorSize) { buffer, count in
             count = max(0, retryingInterrupts { pread(fd, buffer.baseAddress, sectorSize, off_t(offset)) })

@@ -47,15 +47,20 @@ struct ImageNeeds {
             else { continue }
             for symbol in 0..<min(size / 24, 1 << 20) {
                 let at = symbols &+ symbol &* 24
-                guard let name = file.word32(at), let section = file.word16(at &+ 6) else { return }
+                guard let name = file.word32(at) else { return }
                 let text = strings &+ UInt64(name)
-                guard section != 0, file.hasPrefix(ImageNeeds.anyPrefix, at: text) else { continue }
+                // Most names begin with something else: four bytes tell.
+                guard file.word32(text) == ImageNeeds.start, file.word16(at &+ 6) != 0,
+                    file.hasPrefix(ImageNeeds.anyPrefix, at: text)
+                else { continue }
                 take(file, text, address: file.word64(at &+ 8) ?? 0)
             }
         }
     }
 
     private static let anyPrefix = Array("baton_".utf8)
+    /// `bato`, as a number of the file's byte order.
+    private static let start: UInt32 = 0x6f74_6162
 
     private mutating func take(_ file: ELFBytes, _ name: UInt64, address: UInt64) {
         func number(_ prefix: [UInt8]) -> UInt32? {

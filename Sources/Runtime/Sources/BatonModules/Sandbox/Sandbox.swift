@@ -35,59 +35,101 @@ public struct Sandbox {
 
     public init(_ options: Options) { self.options = options }
 
-    /// What this kernel lacks for it; nil when nothing.
-    public static var lack: String? {
-        if Landlock.version == 0 { return "Landlock (Linux 5.13, in the list of the parameter lsm=)" }
-        if cbaton_has_listeners() == 0 { return "seccomp filters with a listener (CONFIG_SECCOMP_FILTER, Linux 5.5)" }
-        return nil
+    /// What this kernel lacks for it.
+    public static var lacks: [String] {
+        (Landlock.version == 0 ? ["Landlock (Linux 5.13, in the list of the parameter lsm=)"] : [])
+            + (cbaton_has_listeners() == 0
+                ? ["seccomp filters with a listener (CONFIG_SECCOMP_FILTER, Linux 5.5)"] : [])
     }
 
     // MARK: Putting it on
 
-    /// Puts it on this process, which has the main thread only.
+    /// Puts it on this process, which has the main thread only, and a warden that waits for it (`Warden.start`).
     /// - Parameters:
     ///   - modules: the files of those that are loaded.
     ///   - directories: where modules are found.
-    ///   - isQuiet: whether what the warden says is for nobody, as the process goes to the background.
+    ///   - isStrict: whether each part of it must be possible. Else the process gets what parts are.
     ///   - changeUser: what becomes another user, or nothing; the warden stays what it is.
+    /// - Returns: why it is not whole; nil when it is.
     public func putOn(
-        modules: [String], directories: [String], isQuiet: Bool, changeUser: () throws(VMMError) -> Void
-    ) throws(VMMError) {
+        modules: [String], directories: [String], isStrict: Bool, changeUser: () throws(VMMError) -> Void
+    ) throws(VMMError) -> VMMError? {
         guard cbaton_is_alone() == 1 else {
-            throw VMMError(
+            let error = VMMError(
                 "the sandbox cannot be put on: the VMM has threads already, or /proc is not there",
                 hint: "A module that starts threads when it is loaded cannot be in a sandbox.")
+            if isStrict { throw error }
+            HostAccess.isNoting = false
+            try changeUser()
+            return error
         }
-        let landlock = try Landlock()
-        try startWarden(isQuiet)
-        try allowOpenFiles(landlock)
-        allowSystem(landlock, directories)
-        for path in options.paths {
-            landlock.allow(path: path, .everything)
-            HostAccess.send(.allowDirectory, Array(path.utf8))
+        (HostAccess.socket, HostAccess.preparedSocket) = (HostAccess.preparedSocket, -1)
+        Warden.reapStarter()
+        var landlock: Landlock?
+        var lack: VMMError?
+        do throws(VMMError) { landlock = try Landlock() } catch {
+            if isStrict { throw error }
+            lack = error
         }
-        for (path, flags) in HostAccess.files {
-            let rights: Landlock.Rights = flags == O_RDONLY ? .read : [.read, .write, .truncate, .deviceControl]
-            if !Sandbox.isDirectory(path) { landlock.allow(path: path, rights) }
-            HostAccess.send(.allowFile, Array(path.utf8), flags: flags)
-        }
-        for address in HostAccess.addresses { HostAccess.send(.allowAddress, address) }
-        for helper in HostAccess.helpers { HostAccess.send(.allowHelper, HostAccess.encode(helper)) }
-        if let manager = HostAccess.manager { HostAccess.send(.allowManager, manager) }
-        HostAccess.send(.seal, [])
+        tellWarden(landlock)
+        if let landlock { allowSystem(landlock, modules, directories) }
         HostAccess.isNoting = false
         try changeUser()
-        try enter(landlock, modules)
+        do throws(VMMError) { try enter(landlock, modules) } catch {
+            if isStrict { throw error }
+            lack = lack ?? error
+        }
+        return lack
     }
 
-    private func enter(_ landlock: Landlock, _ modules: [String]) throws(VMMError) {
+    /// What the VM has and is to have again, which Landlock is told at the same time.
+    private func tellWarden(_ landlock: Landlock?) {
+        var allowances = HostAccess.Allowances()
+        func allowFile(_ path: String, _ flags: Int32) { allowances.add(.allowFile, Array(path.utf8), flags: flags) }
+        for fd in FD.allOpen() ?? [] {
+            var status = stat()
+            guard fstat(fd, &status) == 0 else { continue }
+            switch status.st_mode & S_IFMT {
+            case S_IFREG, S_IFBLK, S_IFCHR, S_IFIFO:
+                guard let path = FD.path(fd), path.hasPrefix("/") else { continue }
+                let flags = fcntl(fd, F_GETFL) & O_ACCMODE
+                landlock?.allow(fd, Sandbox.rights(flags))
+                allowFile(path, flags)
+            case S_IFSOCK:
+                for address in Sandbox.addresses(of: fd, landlock) { allowances.add(.allowAddress, address) }
+            default: break
+            }
+        }
+        for path in options.paths {
+            landlock?.allow(path: path, .everything)
+            allowances.add(.allowDirectory, Array(path.utf8))
+        }
+        for (path, flags) in HostAccess.files where !path.hasPrefix("/proc/") {
+            if !Sandbox.isDirectory(path) { landlock?.allow(path: path, Sandbox.rights(flags)) }
+            allowFile(path, flags)
+        }
+        for address in HostAccess.addresses { allowances.add(.allowAddress, address) }
+        for helper in HostAccess.helpers { allowances.add(.allowHelper, HostAccess.encode(helper)) }
+        if let manager = HostAccess.manager { allowances.add(.allowManager, manager) }
+        allowances.send()
+        HostAccess.send(.seal, [])
+    }
+
+    private static func rights(_ flags: Int32) -> Landlock.Rights {
+        flags == O_RDONLY ? .read : [.read, .write, .truncate, .deviceControl]
+    }
+
+    /// - Parameter landlock: nil where the kernel has none.
+    private func enter(_ landlock: Landlock?, _ modules: [String]) throws(VMMError) {
         var calls = SystemCallSet.ofRuntime
         var capabilities = Sandbox.capabilities
         for module in modules {
             let fd = try ModuleTrust.open(module)
             guard let needs = ImageNeeds(fd: fd.raw) else { continue }
-            calls = calls.union(SystemCallSet(numbers: needs.systemCalls))
+            if !needs.systemCalls.isEmpty { calls = calls.union(SystemCallSet(numbers: needs.systemCalls)) }
             capabilities |= needs.capabilities
+            // The warden would open these for it, of a newer module; one that is there need not ask.
+            for path in needs.paths { landlock?.allow(path: path, [.read, .write, .list, .truncate, .deviceControl]) }
         }
         // Not asked for either: a newer VMM would need them as this one does.
         var refused = SystemCallSet(numbers: [])
@@ -98,7 +140,7 @@ public struct Sandbox {
         let filter = SeccompFilter(
             allowing: calls, refusing: refused, otherwise: .ask, hasDatagrams: hasDatagrams)
         guard cbaton_no_new_privileges() == 0 else { throw .system("failed to set no_new_privs aborting") }
-        try landlock.enter()
+        try landlock?.enter()
         if !options.allowsPrivileges, cbaton_keep_capabilities(capabilities) != 0 {
             throw .system("cannot give up capabilities")
         }
@@ -111,26 +153,6 @@ public struct Sandbox {
     /// CAP_IPC_LOCK and CAP_SYS_NICE, for memory that is locked and threads' order of precedence.
     private static let capabilities: UInt64 = 1 << 14 | 1 << 23
 
-    private func startWarden(_ isQuiet: Bool) throws(VMMError) {
-        var ends: [Int32] = [-1, -1]
-        guard socketpair(AF_UNIX, Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue), 0, &ends) == 0 else {
-            throw .system("cannot make a socket to the sandbox's warden")
-        }
-        defer { close(ends[1]) }
-        let null = isQuiet ? Glibc.open("/dev/null", O_WRONLY | O_CLOEXEC) : -1
-        defer { if null >= 0 { close(null) } }
-        let words = CStringArray(["/proc/self/exe", Warden.option, String(ends[1])])
-        var pid: pid_t = 0
-        let code = withExtendedLifetime(words) {
-            cbaton_spawn(words.pointers, [ends[1]], 1, null >= 0 ? null : 2, &pid)
-        }
-        guard code == 0 else {
-            close(ends[0])
-            throw .system("cannot start the sandbox's warden", errno: code)
-        }
-        HostAccess.socket = ends[0]
-    }
-
     // MARK: What the VM has
 
     /// The socket that marks the VM's updates sends nothing.
@@ -140,45 +162,35 @@ public struct Sandbox {
         }
     }
 
-    /// What is open may be opened again.
-    private func allowOpenFiles(_ landlock: Landlock) throws(VMMError) {
-        for fd in FD.allOpen() ?? [] {
-            var status = stat()
-            guard fstat(fd, &status) == 0 else { continue }
-            switch status.st_mode & S_IFMT {
-            case S_IFREG, S_IFBLK, S_IFCHR, S_IFIFO:
-                let flags = fcntl(fd, F_GETFL) & O_ACCMODE
-                guard let path = FD.path(fd), path.hasPrefix("/") else { continue }
-                landlock.allow(fd, flags == O_RDONLY ? .read : [.read, .write, .truncate, .deviceControl])
-                HostAccess.send(.allowFile, Array(path.utf8), flags: flags)
-            case S_IFSOCK: allowSocket(fd, landlock)
-            default: break
-            }
-        }
-    }
-
-    private func allowSocket(_ fd: Int32, _ landlock: Landlock) {
-        for address in [DescriptorKind.boundAddress(of: fd), DescriptorKind.peerAddress(of: fd)].compactMap({ $0 })
-        where address.count > 2 {
-            HostAccess.send(.allowAddress, address.withUnsafeBytes(HostAccess.canonical))
+    /// Where a socket is and whom it is connected to, as the warden has addresses. A TCP port that it listens on may be
+    /// bound again.
+    private static func addresses(of fd: Int32, _ landlock: Landlock?) -> [[UInt8]] {
+        let addresses = [DescriptorKind.boundAddress(of: fd), DescriptorKind.peerAddress(of: fd)].compactMap { $0 }
+            .filter { $0.count > 2 }
+        for address in addresses {
             let family = address.withUnsafeBytes { $0.loadUnaligned(as: sa_family_t.self) }
-            guard DescriptorKind.option(fd, SO_ACCEPTCONN) != 0,
-                [sa_family_t(AF_INET), sa_family_t(AF_INET6)].contains(family)
+            guard [sa_family_t(AF_INET), sa_family_t(AF_INET6)].contains(family),
+                DescriptorKind.option(fd, SO_ACCEPTCONN) != 0
             else { continue }
-            landlock.allow(port: UInt16(address[2]) << 8 | UInt16(address[3]))
+            landlock?.allow(port: UInt16(address[2]) << 8 | UInt16(address[3]))
         }
+        return addresses.map { $0.withUnsafeBytes(HostAccess.canonical) }
     }
 
     /// What any program needs to start, and a newer VMM is found in.
-    private func allowSystem(_ landlock: Landlock, _ directories: [String]) {
+    private func allowSystem(_ landlock: Landlock, _ modules: [String], _ directories: [String]) {
         landlock.allow(path: "/", .execute)
-        let own =
-            (realpath("/proc/self/exe", nil).map { text -> String in
-                defer { free(text) }
-                return FD.directory(of: String(cString: text))
-            }).map { [$0] } ?? []
-        for path in ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/proc", "/sys"] + own + directories + Sandbox.libraries
-        {
+        var wanted = ["/usr", "/lib", "/lib64", "/bin", "/sbin", "/proc", "/sys"]
+        // On most systems they lead to what is below /usr.
+        wanted.removeAll { path in FD.linkTarget(path)?.hasPrefix("usr/") == true }
+        let areMerged = ["/lib", "/lib64"].filter { !wanted.contains($0) }
+        if let own = FD.linkTarget("/proc/self/exe") { wanted.append(FD.directory(of: own)) }
+        wanted += directories + Sandbox.libraries(modules)
+        var seen: Set<String> = []
+        for path in wanted where seen.insert(path).inserted {
+            if path.hasPrefix("/usr/") || areMerged.contains(where: { path == $0 || path.hasPrefix($0 + "/") }) {
+                continue
+            }
             landlock.allow(path: path, [.read, .list])
         }
         for name in [
@@ -188,19 +200,34 @@ public struct Sandbox {
             landlock.allow(path: "/etc/\(name)", .read)
         }
         for name in ["null", "zero", "full"] { landlock.allow(path: "/dev/\(name)", [.read, .write]) }
+        // To make terminals; those of others are files elsewhere.
+        landlock.allow(path: "/dev/ptmx", [.read, .write, .deviceControl])
         for name in ["random", "urandom", "tty"] { landlock.allow(path: "/dev/\(name)", .read) }
     }
 
     /// Where libraries are that this process has mapped; only the file where others can make one beside it.
-    private static var libraries: [String] {
+    private static func libraries(_ modules: [String]) -> Set<String> {
         var result: Set<String> = []
-        for (path, _) in MappedFile.executable(of: "self") {
-            var status = stat()
+        var seen: Set<String> = []
+        for path in mapped + modules {
             let directory = FD.directory(of: path)
+            guard !path.hasPrefix("/usr/"), seen.insert(directory).inserted else { continue }
+            var status = stat()
             let isOpen = stat(directory, &status) != 0 || status.st_mode & S_IWOTH != 0
             result.insert(isOpen ? path : directory)
+            // Another file in it, then.
+            if isOpen { seen.remove(directory) }
         }
-        return Array(result)
+        return result
+    }
+
+    /// The files of libraries. Those that were opened before they were mapped, as modules are, have no name here.
+    private static var mapped: [String] {
+        var names = [UnsafePointer<CChar>?](repeating: nil, count: cbaton_libraries(nil, 0))
+        _ = cbaton_libraries(&names, names.count)
+        return names.compactMap { $0.map { String(cString: $0) } }.filter {
+            $0.hasPrefix("/") && !$0.hasPrefix("/proc/")
+        }
     }
 
     private static func isDirectory(_ path: String) -> Bool {

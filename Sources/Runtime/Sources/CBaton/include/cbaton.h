@@ -71,6 +71,11 @@ void cbaton_tell_placeholder(pid_t placeholder, pid_t vmm, int may_have_guest);
 #define CBATON_HELPER_SOCKET "socket" /* in its directory: where it serves */
 #define CBATON_HELPER_PID "pid"       /* in its directory: what it writes when it serves */
 #define CBATON_HELPER_LINE 1024       /* the most bytes of one line that it says */
+/* Words before a program that is to be in a sandbox of its guard's making, and what files it may write beside those of its
+ * directory. */
+#define CBATON_HELPER_CONFINED "-confined"
+#define CBATON_HELPER_WRITES "-writes="
+#define CBATON_HELPER_WRITES_ANYTHING "-writes-anything"
 /* What the guard of a helper sends, one a message: the kind in a byte, and what goes with it. */
 #define CBATON_HELPER_STARTED 1 /* its PID, an int */
 #define CBATON_HELPER_READY 2
@@ -420,6 +425,8 @@ int cbaton_landlock_allow(int ruleset, int fd, uint64_t access);
 int cbaton_landlock_allow_port(int ruleset, uint16_t port, uint64_t access);
 int cbaton_landlock_enter(int ruleset);
 
+/* Whether this is a build for a sanitizer, which writes its findings, and makes system calls, as it likes. */
+int cbaton_is_checked(void);
 /* PR_SET_NO_NEW_PRIVS. Returns 0, or -1 and errno. */
 int cbaton_no_new_privileges(void);
 
@@ -449,6 +456,16 @@ int cbaton_next_call(int listener, struct cbaton_call *call);
 int cbaton_answer_call(int listener, const struct cbaton_call *call, int code);
 int cbaton_is_waiting(int listener, const struct cbaton_call *call);
 
+/* Makes a copy of this process, which has one thread, to be the warden of its sandbox: without descriptors but one end of
+ * a new socket (SOCK_SEQPACKET) and, unless IS_QUIET, standard error; in a session of its own, with the name and words of a
+ * warden, and no child of this process. Returns 0 in the copy, here the PID of a child that ends at once and is to be waited
+ * for; each has its end in SOCKET. Or -1 and errno; the socket is at its end when there was no copy after all. */
+pid_t cbaton_fork_warden(int is_quiet, int *socket);
+
+/* What this process has mapped to run, by the names that the dynamic linker has for it: up to COUNT, borrowed. Returns how
+ * many there are. */
+size_t cbaton_libraries(const char **names, size_t count);
+
 /* Keeps these capabilities (bits by their numbers) of those that the process has, and what it executes. Returns 0, or
  * -1 and errno. */
 int cbaton_keep_capabilities(uint64_t kept);
@@ -457,8 +474,6 @@ int cbaton_find_user(const char *name, uint32_t *uid, uint32_t *gid);
 int cbaton_set_groups(const char *name, uint32_t gid);
 int cbaton_become_user(uint32_t uid, uint32_t gid);
 int cbaton_change_root(const char *path);
-/* The calling thread's name, as ps(1) shows it. */
-void cbaton_set_name(const char *name);
 /* Whether the process has no other thread; -1 without /proc. */
 int cbaton_is_alone(void);
 
