@@ -11,7 +11,7 @@ struct StartFileTests {
         let kernel = directory.file("kernel")
         try FileManager.default.copyItem(atPath: CountingGuest.image(), toPath: kernel)
         return (
-            try CountingGuest(extra: ["-cpr-enable", "restart", "-kernel", kernel, "-sandbox", "off"]), kernel,
+            try CountingGuest(extra: ["-cpr-enable", "restart", "-kernel", kernel]), kernel,
             directory
         )
     }
