@@ -21,16 +21,12 @@ struct KernelVsockGuest {
             "vsock", in: directory, arguments: arguments, prefix: Self.simulator(directory, options))
     }
 
-    /// The simulator counts opens of the device, and who makes a sandbox's rules opens it once more. The lab has rounds in
-    /// one, on a real device.
-    static let inNoSandbox = ["-sandbox", "off"]
-
     static func arguments(
         in directory: TemporaryDirectory, device: String = "", extra: [String] = [],
         memory: String = "memory-backend-memfd"
     ) throws -> [String] {
         try VhostUserGuest.arguments("vsock", in: directory, memory: memory)
-            + ["-device", "vhost-vsock-device,guest-cid=\(address)\(device)"] + inNoSandbox + extra
+            + ["-device", "vhost-vsock-device,guest-cid=\(address)\(device)"] + extra
     }
 
     static func simulator(_ directory: TemporaryDirectory, _ options: [String] = []) -> [String] {
