@@ -135,6 +135,12 @@ struct SandboxOptions {
                 changeUser: changeUser)
             if let lack { Report.warning("the VM's sandbox is not whole: \(lack.message)") }
         }
+        reapStarter(vm)
+    }
+
+    private func reapStarter(_ vm: VirtualMachine) {
+        guard !Warden.reapStarter() else { return }
+        _ = vm.loop.schedule(at: EventLoop.now + 5_000_000) { [weak vm] in if let vm { reapStarter(vm) } }
     }
 
     private func changeUser() throws(VMMError) {

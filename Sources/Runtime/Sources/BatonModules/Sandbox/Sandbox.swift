@@ -64,7 +64,6 @@ public struct Sandbox {
             return error
         }
         (HostAccess.socket, HostAccess.preparedSocket) = (HostAccess.preparedSocket, -1)
-        Warden.reapStarter()
         var landlock: Landlock?
         var lack: VMMError?
         do throws(VMMError) { landlock = try Landlock() } catch {

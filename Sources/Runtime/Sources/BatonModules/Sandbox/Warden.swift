@@ -48,13 +48,18 @@ public final class Warden {
         _exit(0)
     }
 
-    /// What has started the warden, and has ended long since.
+    /// What has started the warden, and ends at once.
     private nonisolated(unsafe) static var starter: pid_t = 0
 
-    static func reapStarter() {
-        guard starter > 0 else { return }
-        _ = retryingInterrupts { waitpid(starter, nil, 0) }
-        starter = 0
+    /// Takes the end of what has started the warden. On a busy host that may not have had its turn, and the VM's start does
+    /// not wait for it.
+    /// - Returns: whether there is nothing left to take.
+    public static func reapStarter() -> Bool {
+        guard starter > 0, waitpid(starter, nil, WNOHANG) == 0 else {
+            starter = 0
+            return true
+        }
+        return false
     }
 
     private func serve() {
