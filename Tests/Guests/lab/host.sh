@@ -34,8 +34,10 @@ $b ip link set lo up
 if [ -e /service ]; then
     # Of systemd's own units and of this machine's those that the case names.
     $b rm -rf /root/etc/systemd/system/*.wants /root/usr/lib/systemd/system/*.wants /root/usr/lib/systemd/system/tmp.mount
+    # systemd would take a copy of a container's files for that.
+    $b rm -f /root/.dockerenv
     $b chroot /root /bin/sh /case-setup </root/dev/ttyS1 >/root/dev/ttyS1 2>&1 || $b poweroff -f
-    exec $b switch_root /root /usr/lib/systemd/systemd --unit=case.target
+    exec $b switch_root /root /usr/lib/systemd/systemd --unit=case.target --show-status=1
 fi
 
 {
