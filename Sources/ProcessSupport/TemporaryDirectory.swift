@@ -6,8 +6,11 @@ public final class TemporaryDirectory: Sendable {
     /// Short enough that sockets in it have a path that fits.
     public let path: String
 
+    /// Where those of tests are: what a sandbox needs for files that come later.
+    public static let parent = "/tmp"
+
     /// One of the tests' or the harness'.
-    public init() throws { path = try Self.make("/tmp/baton-test") }
+    public init() throws { path = try Self.make("\(Self.parent)/baton-test") }
 
     /// - Parameter prefix: the beginning of the path.
     public init(prefix: String) throws { path = try Self.make(prefix) }

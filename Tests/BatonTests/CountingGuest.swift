@@ -21,7 +21,7 @@ final class CountingGuest {
 
     /// For checkpoints, channels and what else comes later: from any of a test's directories.
     private static func sandbox(_ paths: [String]) -> [String] {
-        ["-sandbox", (["/tmp"] + paths).map { "paths=\($0)" }.joined(separator: ",")]
+        ["-sandbox", ([TemporaryDirectory.parent] + paths).map { "paths=\($0)" }.joined(separator: ",")]
     }
 
     /// Builds one of the guests that keep such a page, or finds it in the cache.

@@ -184,7 +184,9 @@ struct TrialTests {
         let originals = try UpdateCommand.Descriptor.list(own)
         // All but the VM's mark, which is for the process that has the guest; and the
         // checkpoint, which that one gets later. Nor has a trial a say in its VM's sandbox.
-        let status = try ProcFile.text("/proc/\(guest.process.pid)/status")
+        // The VM's first process has ended with the update that failed.
+        let pid = try #require((try guest.qmp.execute("query-cpr") as? [String: Any])?["pid"] as? Int)
+        let status = try ProcFile.text("/proc/\(pid)/status")
         #expect(given.count == originals.count - (status.contains("NoNewPrivs:\t1") ? 1 : 0))
         // Of the hand-over itself: its state, the checkpoint, the pipes.
         let handover = ["/memfd:cpr-state (deleted)", "/memfd:cpr-preflight (deleted)"]

@@ -20,7 +20,7 @@ struct ServedDiskTests {
             Products.baton, "-machine", "virt", "-m", "16M", "-bios", "none", "-kernel",
             try VhostUserGuest.image("blk"),
             "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(directory.path)",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(TemporaryDirectory.parent)",
         ] + disk + extra
     }
 
@@ -305,8 +305,9 @@ struct ServedDiskTests {
     func endedAtTheStart(_ signal: Int32) throws {
         let directory = try TemporaryDirectory(), image = try image("qcow2", in: directory)
         let started = directory.file("started")
+        // A daemon may make no file but its own.
         let vmm = try ChildProcess(
-            try arguments(drive("file=\(image)"), in: directory, extra: ["-S"]),
+            try arguments(drive("file=\(image)"), in: directory, extra: ["-S", "-sandbox", "off"]),
             environment: try directory.standIn(
                 for: "qemu-storage-daemon", "touch \(started); exec sleep 1000"))
         try eventually("the daemon starts; \(vmm.report)") { FileManager.default.fileExists(atPath: started) }
