@@ -163,7 +163,8 @@ struct CheckpointSafetyTests {
         #expect(refusal { try guest.load(mode: "reboot") }.contains(expected))
 
         // And after a save that cont made void.
-        try guest.qmp.execute("cont")
+        try guest.qmp.execute("quit")
+        try guest.restart([])
         try guest.save(mode: "reboot")
         try guest.qmp.execute("cont")
         try guest.qmp.execute("quit")

@@ -43,7 +43,10 @@ final class FaultedRun {
         self.operation = operation
         self.options = options
         self.isLasting = isLasting
-        guest = try CountingGuest(extra: ["-cpr-enable", operation.mode])
+        // A tracer cannot be executed in a sandbox. Others are attached from outside.
+        let executesTracer = [.updateNew, .stepsNew].contains(operation)
+        guest = try CountingGuest(
+            extra: ["-cpr-enable", operation.mode] + (executesTracer ? ["-sandbox", "off"] : []))
     }
 
     /// The lines of the trace, up to where the guest is the new VMM's for good.

@@ -31,7 +31,8 @@ struct InheritedCallTests {
         let directory = try TemporaryDirectory()
         let disk = try directory.writeSparse("disk", size: 1 << 20)
         let guest = try CountingGuest(extra: [
-            "-cpr-enable", "restart", "-trace", "cpr_commit",
+            // A tracer cannot be executed in a sandbox.
+            "-cpr-enable", "restart", "-trace", "cpr_commit", "-sandbox", "off",
             "-chardev", "socket,id=a,path=\(directory.file("a")),server=on,wait=off", "-device",
             "virtio-serial-pci,id=s",
             "-device", "virtconsole,bus=s.0,chardev=a", "-chardev", "pty,id=p", "-device", "virtio-serial-pci,id=t",

@@ -78,7 +78,9 @@ struct SandboxTests {
     @Test("Where the kernel refuses a part of it, the VM has the others, and says so; with 'on' it does not start")
     func lacksPart() throws {
         let directory = try TemporaryDirectory()
-        let prefix = ["\(Products.directory)/liveupdate-kernel", "--state", directory.file("sessions"), "--"]
+        let sessions = directory.file("sessions")
+        try FileManager.default.createDirectory(atPath: sessions, withIntermediateDirectories: false)
+        let prefix = ["\(Products.directory)/liveupdate-kernel", "--state", sessions, "--"]
         let socket = directory.file("qmp")
         let vm = [
             Products.baton, "-nodefaults", "-S", "-m", "4M", "-bios", "none", "-cpr-enable", "reboot",

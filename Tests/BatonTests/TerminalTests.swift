@@ -111,6 +111,7 @@ struct TerminalTests {
         let arguments = [
             "-S", "-nographic", "-cpr-enable", "restart", "-m", "16M",
             "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-machine", "virt,memory-backend=ram",
+            "-sandbox", "paths=\(directory.path)",
         ]
         let terminal = try Terminal(arguments)
         terminal.type("\u{1}c")

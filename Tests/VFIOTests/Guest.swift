@@ -44,7 +44,8 @@ final class VFIOGuest: CountingDeviceGuest {
             "-object", "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none",
             "-kernel", try CountingDevice.image(interrupts), "-nodefaults", "-nographic",
             "-serial", "file:\(directory.file("serial"))",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(TemporaryDirectory.parent)",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox",
+            "paths=\(TemporaryDirectory.parent)",
         ] + (try devices ?? ["-device", "vfio-pci,sysfsdev=\(makeSysfs(directory))"]) + extra
     }
 

@@ -29,7 +29,8 @@ final class VFIOUserGuest: CountingDeviceGuest {
             "-object", memory ?? "memory-backend-memfd,id=ram,size=16M,share=on", "-bios", "none",
             "-kernel", try kernel ?? CountingDevice.image(interrupts), "-device", device,
             "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(TemporaryDirectory.parent)",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox",
+            "paths=\(TemporaryDirectory.parent)",
         ] + extra
     }
 

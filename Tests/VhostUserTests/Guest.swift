@@ -42,7 +42,8 @@ final class VhostUserGuest {
             "-object", "\(memory),id=ram,size=16M,share=on", "-bios", "none", "-kernel",
             try image(name, queues: queues), "-nodefaults", "-nographic", "-d", "guest_errors",
             "-serial", "file:\(directory.file("serial"))",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(TemporaryDirectory.parent)",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox",
+            "paths=\(TemporaryDirectory.parent)",
         ]
     }
 

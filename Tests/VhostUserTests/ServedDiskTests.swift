@@ -20,7 +20,8 @@ struct ServedDiskTests {
             Products.baton, "-machine", "virt", "-m", "16M", "-bios", "none", "-kernel",
             try VhostUserGuest.image("blk"),
             "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
-            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox", "paths=\(TemporaryDirectory.parent)",
+            "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off", "-sandbox",
+            "paths=\(TemporaryDirectory.parent)",
         ] + disk + extra
     }
 
