@@ -53,8 +53,6 @@ enum ServiceManager {
         cpr.successorEnvironment.append((variable, path))
         if let watchdog { cpr.successorEnvironment.append((watchdogVariable, String(watchdog / 1000))) }
         if storeSize > 0 { cpr.successorEnvironment.append((storeVariable, String(storeSize))) }
-        // It reads its messages before it looks which processes have ended.
-        CprController.onOwner { pid in send("MAINPID=\(pid)") }
         CprController.whenTakenBack { mainProcessChanged() }
         vm.onRunStateChange { _ in statusChanged() }
         vm.onEvent { name, data in noteUpdate(name, data) }

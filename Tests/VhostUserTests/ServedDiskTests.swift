@@ -302,16 +302,22 @@ struct ServedDiskTests {
         #expect(vmm.errors.contains(says), "\(vmm.errors.suffix(400))")
     }
 
+    /// Whether a process, or a child of it and so on, runs a program.
+    private static func hasDescendant(of pid: pid_t, named name: String) -> Bool {
+        let children = (try? ProcFile.children(of: pid)) ?? []
+        return children.contains { child in
+            (try? ProcFile.text("/proc/\(child)/comm"))?.hasPrefix(name) == true
+                || hasDescendant(of: child, named: name)
+        }
+    }
+
     @Test("whose daemon does not become ready does not keep a VMM that is told to end", arguments: [SIGTERM, SIGINT])
     func endedAtTheStart(_ signal: Int32) throws {
         let directory = try TemporaryDirectory(), image = try image("qcow2", in: directory)
-        let started = directory.file("started")
-        // A daemon may make no file but its own.
         let vmm = try ChildProcess(
-            try arguments(drive("file=\(image)"), in: directory, extra: ["-S", "-sandbox", "off"]),
-            environment: try directory.standIn(
-                for: "qemu-storage-daemon", "touch \(started); exec sleep 1000"))
-        try eventually("the daemon starts; \(vmm.report)") { FileManager.default.fileExists(atPath: started) }
+            try arguments(drive("file=\(image)"), in: directory, extra: ["-S"]),
+            environment: try directory.standIn(for: "qemu-storage-daemon", "exec sleep 1000"))
+        try eventually("the daemon starts; \(vmm.report)") { Self.hasDescendant(of: vmm.pid, named: "sleep") }
         vmm.signal(signal)
         #expect(try vmm.waitForExit() == .status(1), "\(vmm.report)")
         #expect(

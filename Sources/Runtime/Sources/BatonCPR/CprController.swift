@@ -364,11 +364,6 @@ public final class CprController {
     /// before anything else, while the process that failed may still be there.
     public static func whenTakenBack(_ body: @escaping () -> Void) { Successor.whenTakenBack = body }
 
-    /// Has `body` called with the process by whose end the VM ends, each time that it becomes another one. The guest may be
-    /// waiting. Once it is called in the process that is about to execute the new VMM, beside which the child that it names
-    /// waits: it must leave no lock held, and start no thread.
-    public static func onOwner(_ body: @escaping (pid_t) -> Void) { Successor.onOwner = body }
-
     // MARK: Phases
 
     /// Tells `observer` of each phase. In `.survey`, `.save` and `.exec` an

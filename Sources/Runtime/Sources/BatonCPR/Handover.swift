@@ -101,25 +101,16 @@ public enum Handover {
             timerSlack = state.markedTimerSlack ?? cbaton_timer_slack()
         }
 
-        private static let tellOwner: @convention(c) (pid_t) -> Void = { child in Successor.onOwner?(child) }
-
         func carryOut(limit: Int64) throws(VMMError) {
             Log.trace("cpr_exec", program)
             var process: Int32 = -1
-            // With a placeholder the VM's process ends with that.
-            let tellsOwner = Placeholder.current == nil && Successor.onOwner != nil
             let result = inherited.withUnsafeBufferPointer { inherited in
                 var what = cbaton_execution(
                     argv: arguments.pointers, environment: environment.pointers, fds: inherited.baseAddress,
-                    count: inherited.count, timer_slack: timerSlack, placeholder: Placeholder.current ?? 0,
-                    before_exec: tellsOwner ? Execution.tellOwner : nil)
+                    count: inherited.count, timer_slack: timerSlack, placeholder: Placeholder.current ?? 0)
                 return cbaton_execute_beside(&what, limit, &process)
             }
-            guard result >= 0 else {
-                let code = errno
-                if tellsOwner { Successor.onOwner?(getpid()) }
-                throw .system("cpr-exec: execvp '\(program)' failed", errno: code)
-            }
+            guard result >= 0 else { throw .system("cpr-exec: execvp '\(program)' failed") }
             Successor.executed = process
             guard result == CBATON_EXECUTED else {
                 throw VMMError("cpr-exec: '\(program)' was not executed within \(limit / 1_000_000) ms")

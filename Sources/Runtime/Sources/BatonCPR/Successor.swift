@@ -24,10 +24,6 @@ final class Successor {
     /// Called when the guest is the old VMM's again, while the process that
     /// failed may still be there.
     nonisolated(unsafe) static var whenTakenBack: (() -> Void)?
-    /// Called with the process by whose end the VM ends, when that becomes another one: right before an exec, as what is executed
-    /// may end as it likes; when the exec has failed; and before the end of this process, whose guest is the new VMM's. Not
-    /// where a placeholder is that process all the time.
-    nonisolated(unsafe) static var onOwner: ((pid_t) -> Void)?
     /// What this process does last, without its descriptors, when the guest is the new VMM's.
     var beforeEnd: (() -> Void)?
     /// A pidfd of the process in which the last new VMM was executed; nil when
@@ -379,7 +375,6 @@ final class Successor {
         guard !isAnothers else { return VMMError("the update failed, and the guest goes on here: \(reason)") }
         if stays() {
             // It passes on what it is sent, and has, too.
-            if Placeholder.current == nil { Successor.onOwner?(pid) }
             Placeholder.known = pid
             sigprocmask(SIG_SETMASK, &mask, nil)
         } else {
@@ -431,7 +426,6 @@ final class Successor {
             break
         }
         if isAnothers { return false }
-        if Placeholder.current == nil { Successor.onOwner?(pid) }
         Placeholder.leave()
         // What frees our memory takes its time, beside the guest.
         setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)

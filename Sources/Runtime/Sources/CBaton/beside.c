@@ -187,7 +187,6 @@ static CBATON_NEVER_LEFT __attribute__((noinline)) int start(void) {
     if (child < 0) return errno;
     if (placeholder) cbaton_tell_placeholder(placeholder, child, 1);
     await_placing();
-    if (call.what->before_exec) call.what->before_exec(child);
     int code = execute(call.what);
     if (!decide(FAILED)) {
         /* The child goes on upon this stack as soon as it has killed this task. If it does not, it was killed itself. */

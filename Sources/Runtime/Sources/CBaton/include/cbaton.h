@@ -24,7 +24,6 @@ struct cbaton_execution {
     size_t count;
     unsigned long timer_slack; /* nanoseconds, prctl(2) */
     pid_t placeholder;         /* the parent, when that is one: the child is its child then; else 0 */
-    void (*before_exec)(pid_t child); /* called in the process when there is the child, which waits; or NULL */
 };
 
 #define CBATON_EXECUTED 1
