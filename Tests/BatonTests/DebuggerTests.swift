@@ -355,7 +355,12 @@ struct DebuggerTests {
             }
             #expect(sent < request.count)
         }
-        // Both have gone, and the guest stands.
+        // Both have gone, and the guest stands. What is left of a client's bytes would stop it again, as in QEMU.
+        try eventually("the end of the connection") {
+            let chardevs = try guest.qmp.execute("query-chardev") as? [[String: Any]] ?? []
+            return chardevs.compactMap { $0["filename"] as? String }
+                .contains { $0.hasPrefix("disconnected:") && $0.contains(directory.file("gdb")) }
+        }
         try guest.qmp.execute("cont")
         let count = guest.count
         try guest.waitForProgress(past: count)
