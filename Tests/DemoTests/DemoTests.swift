@@ -134,7 +134,8 @@ struct DemoTests {
         #expect(text.hasPrefix("<svg ") && text.hasSuffix("</svg>\n"))
         let reader = try SVGReader(text)
         #expect(reader.words.contains("old VMM") && reader.words.contains("new VMM") && reader.words.contains("guest"))
-        #expect(reader.words.count { $0.hasSuffix(" us") } >= 2, "the parts of the pause: \(reader.words)")
+        // Parts that are too narrow have no words: on a busy host one may take nearly all of the pause.
+        #expect(reader.words.contains { $0.hasSuffix(" us") }, "the parts of the pause: \(reader.words)")
         // Within the picture.
         #expect(
             reader.bars.count > 8 && reader.bars.allSatisfy { $0.x >= 0 && $0.width > 0 && $0.x + $0.width <= 840.1 })
