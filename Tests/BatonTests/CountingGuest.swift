@@ -33,11 +33,11 @@ final class CountingGuest {
     /// - Parameter extra: arguments after those that every counting guest has.
     ///   - vmm: the program, and options that it always needs.
     ///   - environment, descriptors: of the process, see `ChildProcess`.
-    ///   - paths: what the VM's sandbox has beside the tests' temporary directories.
+    ///   - paths: what the VM's sandbox has beside the tests' temporary directories; nil for no option about one.
     init(
         extra: [String] = ["-cpr-enable", "restart"], prefix: [String] = [], vmm: [String] = [Products.baton],
         guest: String = "counter", environment: [String: String] = [:], descriptors: [Int32: Int32] = [:],
-        paths: [String] = []
+        paths: [String]? = []
     ) throws {
         directory = try TemporaryDirectory()
         let ram = try directory.writeSparse("ram", size: Self.memorySize)
@@ -48,7 +48,7 @@ final class CountingGuest {
                 "-bios", "none", "-kernel", try Self.image(guest),
                 "-nodefaults", "-nographic", "-serial", "file:\(directory.file("serial"))",
                 "-qmp", "unix:\(directory.file("qmp")),server=on,wait=off",
-            ] + (vmm[0].hasSuffix("/baton") ? Self.sandbox(paths) : []) + extra
+            ] + (vmm[0].hasSuffix("/baton") ? paths.map(Self.sandbox) ?? [] : []) + extra
         process = try ChildProcess(prefix + arguments, environment: environment, descriptors: descriptors)
         memory = try SharedMemory(path: ram, writable: true)
         qmp = try QMPClient(path: directory.file("qmp"), of: process)
