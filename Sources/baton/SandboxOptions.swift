@@ -136,6 +136,7 @@ struct SandboxOptions {
             if let lack { Report.warning("the VM's sandbox is not whole: \(lack.message)") }
         }
         reapStarter(vm)
+        cpr.takePart(handOver: { Warden.reapStarter(waits: true) }, failed: {}, committed: {})
     }
 
     private func reapStarter(_ vm: VirtualMachine) {

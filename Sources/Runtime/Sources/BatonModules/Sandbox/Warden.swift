@@ -53,9 +53,11 @@ public final class Warden {
 
     /// Takes the end of what has started the warden. On a busy host that may not have had its turn, and the VM's start does
     /// not wait for it.
+    /// - Parameter waits: whether to wait for it: what this process executes would have it as a child for ever.
     /// - Returns: whether there is nothing left to take.
-    public static func reapStarter() -> Bool {
-        guard starter > 0, waitpid(starter, nil, WNOHANG) == 0 else {
+    @discardableResult
+    public static func reapStarter(waits: Bool = false) -> Bool {
+        guard starter > 0, retryingInterrupts({ waitpid(starter, nil, waits ? 0 : WNOHANG) }) == 0 else {
             starter = 0
             return true
         }
