@@ -183,20 +183,35 @@ public final class KVMAccelerator: X86Accelerator {
 
     // MARK: Threads
 
+    public func prepareThreads() {
+        guard !hasMadeThreads else { return }
+        // Time that no guest waits for is the time to give up privileges.
+        try? startThreads(enterRoleAtOnce: true)
+    }
+
     public func makeThreads() throws(VMMError) {
         if let error = interrupts.flush() { throw error }
         guard !hasMadeThreads else { return }
+        try startThreads(enterRoleAtOnce: false)
+        do throws(VMMError) {
+            for cpu in virtualCPUs { try cpu.place.take(cpu.threadID) }
+        } catch {
+            endThreads()
+            throw error
+        }
+    }
+
+    private func startThreads(enterRoleAtOnce: Bool) throws(VMMError) {
         gate.open()
         var made = 0
         do throws(VMMError) {
             for cpu in virtualCPUs {
                 cpu.stopSoon()
-                try cpu.makeThread()
+                try cpu.makeThread(entersRoleAtOnce: enterRoleAtOnce)
                 made += 1
             }
             gate.await(made)
             hasMadeThreads = true
-            for cpu in virtualCPUs { try cpu.place.take(cpu.threadID) }
         } catch {
             gate.await(made)
             hasMadeThreads = true

@@ -10,11 +10,16 @@ extension KVMVirtualCPU {
         let (fd, run, exits) = (file.fd, run, exits)
         hasTimerRunOut = false
         var refusals = 0
+        var lacksRole = !hasRole
         while true {
             let result = ckvm_run(fd)
             exits.count(run, result)
             if result == 0 {
                 refusals = 0
+                if lacksRole {
+                    enterRole()
+                    lacksRole = false
+                }
                 guard carryOut(run) else { return }
             } else if result == -EINTR || result == -EAGAIN {
                 if ckvm_immediate_exit(run) != 0, settleTimer() { return }

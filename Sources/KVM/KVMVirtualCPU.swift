@@ -37,6 +37,10 @@ final class KVMVirtualCPU: X86CPU {
 
     private(set) var thread: pthread_t?
     private(set) var threadID: Int32 = 0
+    /// Whether the thread has given up what it does not need, and whether it does so at its start. The first is the thread's
+    /// own once that runs.
+    private(set) var hasRole = false
+    private var entersRoleAtOnce = false
     /// Where the thread is to run.
     let place = ThreadPlace()
     /// As of the last time the CPU was stopped.
@@ -86,8 +90,13 @@ final class KVMVirtualCPU: X86CPU {
 
     // MARK: The thread
 
-    func makeThread() throws(VMMError) {
+    /// - Parameter entersRoleAtOnce: whether the thread gives up what it does not need as soon as it is there. Else it does
+    ///   so before it carries out the first thing that the guest asks for: that takes a tenth of a millisecond, for which
+    ///   the guest would have to wait.
+    func makeThread(entersRoleAtOnce: Bool) throws(VMMError) {
         guard thread == nil else { return }
+        hasRole = false
+        self.entersRoleAtOnce = entersRoleAtOnce
         var made = pthread_t()
         let code = ckvm_start_thread(
             &made,
@@ -103,8 +112,14 @@ final class KVMVirtualCPU: X86CPU {
     private func threadMain() {
         threadID = Int32(ckvm_thread_id())
         ckvm_name_thread("CPU \(index)/KVM")
-        SandboxRole.cpu.enter()
+        if entersRoleAtOnce { enterRole() }
         while gate.pass() { runGuest() }
+    }
+
+    /// The CPU's thread.
+    func enterRole() {
+        SandboxRole.cpu.enter()
+        hasRole = true
     }
 
     func joinThread() {

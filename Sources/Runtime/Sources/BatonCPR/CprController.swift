@@ -201,8 +201,11 @@ public final class CprController {
         try watchMemory()
         try checkHeritage()
         // In three steps the guest waits for it.
-        if inherited?.checkpointFollows == true { memory.prepareInherited(until: EventLoop.now + callLimit / 2) }
-        if inherited?.checkpointFollows == true { rehearse() }
+        if inherited?.checkpointFollows == true {
+            memory.prepareInherited(until: EventLoop.now + callLimit / 2)
+            vm.accelerator?.prepareThreads()
+            rehearse()
+        }
         times.built = EventLoop.now
         times.mapping = memory.mappingTime
         if let fd = inherited?.checkpointFD {

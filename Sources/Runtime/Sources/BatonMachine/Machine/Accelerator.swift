@@ -57,6 +57,9 @@ public protocol Accelerator: AnyObject {
 
     /// Whether CPUs run on threads of their own.
     var hasThreads: Bool { get }
+    /// Makes the threads, which wait, before there is a state to run: `makeThreads` need not do that while a guest
+    /// waits for its load. What fails here fails there again, and is said then.
+    func prepareThreads()
     /// Makes the threads, which wait. Everything that can fail about running CPUs fails here.
     func makeThreads() throws(VMMError)
     /// Lets the CPUs run. Cannot fail; `makeThreads` came before.
@@ -98,6 +101,7 @@ public protocol Accelerator: AnyObject {
 extension Accelerator {
     public var debugTarget: (any DebugTarget)? { nil }
     public var hasThreads: Bool { false }
+    public func prepareThreads() {}
     public func makeThreads() throws(VMMError) {}
     public func resumeCPUs() {}
     public func pauseCPUs() {}
