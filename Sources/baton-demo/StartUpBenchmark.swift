@@ -40,6 +40,8 @@ struct StartUpBenchmark {
             arguments(image: image, memory: page.path) + more, log: directory.file("vmm.log"))
         while page.count == 0 {
             if Clock.now - start > 30 { throw Failure("the guest does not count: \(process.epitaph())") }
+            // Of two processors one would be gone, and the VM's processes take turns on the other.
+            usleep(20)
         }
         return (Clock.now - start) * 1000
     }

@@ -131,17 +131,10 @@ struct SandboxOptions {
         for path in incomingFiles { _ = try? FD.openFile(path, O_RDONLY) }
         try vm.withoutThreads { () throws(VMMError) in
             let lack = try Sandbox(sandbox).putOn(
-                modules: loader.loaded.map(\.path), directories: loader.directories, isStrict: isExplicit,
+                modules: loader.loaded, directories: loader.directories, isStrict: isExplicit,
                 changeUser: changeUser)
             if let lack { Report.warning("the VM's sandbox is not whole: \(lack.message)") }
         }
-        reapStarter(vm)
-        cpr.takePart(handOver: { Warden.reapStarter(waits: true) }, failed: {}, committed: {})
-    }
-
-    private func reapStarter(_ vm: VirtualMachine) {
-        guard !Warden.reapStarter() else { return }
-        _ = vm.loop.schedule(at: EventLoop.now + 5_000_000) { [weak vm] in if let vm { reapStarter(vm) } }
     }
 
     private func changeUser() throws(VMMError) {

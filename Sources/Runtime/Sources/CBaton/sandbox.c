@@ -21,6 +21,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* Their numbers are the same on every processor. */
@@ -148,17 +149,27 @@ pid_t cbaton_fork_warden(int is_quiet, int *socket) {
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) return -1;
     signal(SIGCHLD, SIG_DFL);
-    pid_t child = fork();
-    if (child != 0) {
-        int code = errno;
+    /* Nobody waits for the warden, which may go on after the VMM: a child makes it that shares this memory, for which this
+     * waits, and ends at once. So the memory is copied once. */
+    volatile pid_t warden = -1;
+    volatile int code = 0;
+    pid_t starter = vfork();
+    if (starter == 0) {
+        pid_t made = fork();
+        if (made != 0) {
+            warden = made;
+            code = errno;
+            _exit(0);
+        }
+    } else {
+        if (starter < 0) code = errno;
+        while (starter > 0 && waitpid(starter, NULL, 0) < 0 && errno == EINTR) continue;
         close(ends[1]);
-        if (child < 0) close(ends[0]);
-        errno = code;
+        if (warden < 0) close(ends[0]);
         *socket = ends[0];
-        return child;
+        errno = code;
+        return warden;
     }
-    /* A child of a child that ends: nobody waits for the warden, which may go on after the VMM. */
-    if (fork() != 0) _exit(0);
     /* Whoever ends the VM by a signal to its group or session, or a key, ends this one with it. */
     setsid();
     const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
@@ -199,10 +210,8 @@ int cbaton_keep_capabilities(uint64_t kept) {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct sets[2];
     if (syscall(SYS_capget, &header, sets) != 0) return -1;
-    /* The bounding set first, which takes CAP_SETPCAP. Without that it bounds nothing that an exec could bring: no_new_privs
-     * does. */
-    for (int number = 0; number < 64; number++)
-        if (!(kept >> number & 1) && prctl(PR_CAPBSET_DROP, number, 0, 0, 0) != 0) break;
+    /* Not the bounding set, a call for each of its forty: with no_new_privs an exec brings none that are not here, also to
+     * root (capabilities(7)). */
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     for (int half = 0; half < 2; half++) {
         uint32_t mask = (uint32_t)(kept >> 32 * half);

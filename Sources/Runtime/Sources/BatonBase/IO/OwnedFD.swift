@@ -58,10 +58,12 @@ public enum FD {
     }
 
     /// Where a symbolic link leads; nil for what is none.
-    public static func linkTarget(_ path: String) -> String? {
+    public static func linkTarget(_ path: String) -> String? { linkTarget(path, at: AT_FDCWD) }
+
+    private static func linkTarget(_ path: UnsafePointer<CChar>, at directory: Int32) -> String? {
         withUnsafeTemporaryAllocation(byteCount: Int(PATH_MAX), alignment: 1) { buffer in
             guard let start = buffer.baseAddress else { return nil }
-            let length = readlink(path, start.assumingMemoryBound(to: CChar.self), buffer.count)
+            let length = readlinkat(directory, path, start.assumingMemoryBound(to: CChar.self), buffer.count)
             return length > 0 ? String(decoding: buffer.prefix(length), as: UTF8.self) : nil
         }
     }
@@ -89,15 +91,24 @@ public enum FD {
 
     /// All descriptors of this process; nil without /proc.
     package static func allOpen() -> [Int32]? {
-        guard let directory = opendir("/proc/self/fd") else { return nil }
-        defer { closedir(directory) }
         var result: [Int32] = []
+        return forEachOpen { fd, _ in result.append(fd) } ? result : nil
+    }
+
+    /// Calls `body` for each open descriptor of this process, with what tells its path as `path(_:)` does.
+    /// - Returns: false when /proc cannot be read.
+    package static func forEachOpen(_ body: (_ fd: Int32, _ path: () -> String?) -> Void) -> Bool {
+        guard let directory = opendir("/proc/self/fd") else { return false }
+        defer { closedir(directory) }
+        let place = dirfd(directory)
         while let entry = readdir(directory) {
-            let isNumber = entry.pointee.d_name.0 != CChar(UInt8(ascii: "."))
-            let number = withUnsafeBytes(of: &entry.pointee.d_name) { $0.baseAddress.map { atoi($0) } ?? 0 }
-            if isNumber, number != dirfd(directory) { result.append(number) }
+            guard entry.pointee.d_name.0 != CChar(UInt8(ascii: ".")) else { continue }
+            withUnsafeBytes(of: &entry.pointee.d_name) { bytes in
+                guard let name = bytes.baseAddress, case let number = atoi(name), number != place else { return }
+                body(number) { linkTarget(name.assumingMemoryBound(to: CChar.self), at: place) }
+            }
         }
-        return result
+        return true
     }
 
     /// Whether `fd` is open in this process.

@@ -195,24 +195,32 @@ public struct SeccompFilter {
     // MARK: All others
 
     /// A binary search, as the kernel runs through it for every call whose arguments are looked at, and for all of its
-    /// calls when the filter is installed.
-    private mutating func addSearch(_ ranges: ArraySlice<ClosedRange<UInt32>>, inside: UInt32) {
+    /// calls when the filter is installed; short, as the kernel compiles it then.
+    /// - Parameter least: the number is known to be no less.
+    private mutating func addSearch(_ ranges: ArraySlice<ClosedRange<UInt32>>, inside: UInt32, least: UInt32 = 0) {
         guard ranges.count > 1 else {
             if let range = ranges.first {
-                add(Code.jumpIfNotLess, range.lowerBound, ifFalse: 2)
+                if least < range.lowerBound { add(Code.jumpIfNotLess, range.lowerBound, ifFalse: 2) }
                 add(Code.jumpIfGreater, range.upperBound, ifTrue: 1)
                 end(inside)
             }
             return end(otherwise)
         }
         let middle = ranges.startIndex + ranges.count / 2
-        // The distance does not fit into a condition's byte.
-        add(Code.jumpIfNotLess, ranges[middle].lowerBound, ifFalse: 1)
-        let jump = program.count
-        add(Code.jump, 0)
-        addSearch(ranges[..<middle], inside: inside)
-        program[jump].operand = UInt32(program.count - jump - 1)
-        addSearch(ranges[middle...], inside: inside)
+        let pivot = ranges[middle].lowerBound
+        let branch = program.count
+        add(Code.jumpIfNotLess, pivot)
+        addSearch(ranges[..<middle], inside: inside, least: least)
+        let distance = program.count - branch - 1
+        if let short = UInt8(exactly: distance) {
+            program[branch].if_true = short
+        } else {
+            // It does not fit into a condition's byte.
+            program[branch].if_false = 1
+            program.insert(
+                cbaton_instruction(code: Code.jump, if_true: 0, if_false: 0, operand: UInt32(distance)), at: branch + 1)
+        }
+        addSearch(ranges[middle...], inside: inside, least: pivot)
     }
 
     private mutating func add(_ code: UInt16, _ operand: UInt32, ifTrue: UInt8 = 0, ifFalse: UInt8 = 0) {

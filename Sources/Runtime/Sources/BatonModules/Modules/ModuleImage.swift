@@ -13,6 +13,8 @@ struct ModuleImage {
 
     /// Object types that it says it provides, with `_` for each `-`.
     let objectTypes: Set<String>
+    /// What it needs of a sandbox.
+    let needs: ImageNeeds
 
     private static let objectPrefix = Array("baton_module_provides_object_".utf8)
     private static let stampPrefix = Array("baton_runtime_stamp_".utf8)
@@ -59,33 +61,25 @@ struct ModuleImage {
         var exportsQuery = false
         var stamp: String?
         var objectTypes: Set<String> = []
-        for index in 0..<UInt64(count) {
-            let header = sections &+ index &* UInt64(entrySize)
-            guard file.word32(header &+ 4) == 11 else { continue }  // SHT_DYNSYM
-            guard let symbols = file.word64(header &+ 24), let size = file.word64(header &+ 32),
-                let link = file.word32(header &+ 40),
-                let strings = file.word64(sections &+ UInt64(link) &* UInt64(entrySize) &+ 24)
-            else { throw notModule }
-            for symbol in 0..<min(size / 24, 1 << 20) {
-                let at = symbols &+ symbol &* 24
-                guard let name = file.word32(at), let section = file.word16(at &+ 6) else { throw notModule }
-                let text = strings &+ UInt64(name)
-                // Most of a module's hundreds of symbols are Swift's own.
-                guard file.byte(text) == UInt8(ascii: "b") else { continue }
-                if section == 0 {
-                    if file.hasPrefix(ModuleImage.stampPrefix, at: text) {
-                        stamp = file.string(at: text &+ UInt64(ModuleImage.stampPrefix.count))
-                    }
-                } else if file.hasPrefix(ModuleImage.query, at: text) {
-                    exportsQuery = true
-                } else if file.hasPrefix(ModuleImage.objectPrefix, at: text) {
-                    objectTypes.insert(file.string(at: text &+ UInt64(ModuleImage.objectPrefix.count)))
+        var needs = ImageNeeds()
+        let isWhole = file.forEachSymbolOfBaton { symbol in
+            if !symbol.isDefined {
+                if file.hasPrefix(ModuleImage.stampPrefix, at: symbol.name) {
+                    stamp = file.string(at: symbol.name &+ UInt64(ModuleImage.stampPrefix.count))
                 }
+            } else if file.hasPrefix(ModuleImage.query, at: symbol.name) {
+                exportsQuery = true
+            } else if file.hasPrefix(ModuleImage.objectPrefix, at: symbol.name) {
+                objectTypes.insert(file.string(at: symbol.name &+ UInt64(ModuleImage.objectPrefix.count)))
+            } else {
+                needs.take(symbol, of: file)
             }
         }
+        guard isWhole else { throw notModule }
         self.exportsQuery = exportsQuery
         self.stamp = stamp
         self.objectTypes = objectTypes
+        self.needs = needs
     }
 
     /// Refuses a file that ends before what it says is to be mapped: an access
@@ -135,4 +129,41 @@ struct ELFBytes {
         }
         return String(decoding: result, as: UTF8.self)
     }
+
+    /// A dynamic symbol.
+    struct Symbol {
+        /// Where in the file its name is.
+        let name: UInt64
+        /// Of what it stands for, in memory.
+        let address: UInt64
+        /// Whether the file has it, and does not only refer to it.
+        let isDefined: Bool
+    }
+
+    /// Calls `body` for each dynamic symbol whose name begins with `baton_`. Most of a module's hundreds are Swift's own.
+    /// - Returns: false for a file that is cut short or damaged.
+    func forEachSymbolOfBaton(_ body: (Symbol) -> Void) -> Bool {
+        guard let sections = word64(40), let entrySize = word16(58), let count = word16(60) else { return false }
+        for index in 0..<UInt64(count) {
+            let header = sections &+ index &* UInt64(entrySize)
+            guard word32(header &+ 4) == 11 else { continue }  // SHT_DYNSYM
+            guard let symbols = word64(header &+ 24), let size = word64(header &+ 32), let link = word32(header &+ 40),
+                let strings = word64(sections &+ UInt64(link) &* UInt64(entrySize) &+ 24)
+            else { return false }
+            for number in 0..<min(size / 24, 1 << 20) {
+                let at = symbols &+ number &* 24
+                guard let name = word32(at), let section = word16(at &+ 6), let address = word64(at &+ 8) else {
+                    return false
+                }
+                let text = strings &+ UInt64(name)
+                // Eight bytes, of which the last two may be anything.
+                guard let start = word64(text), start & 0xffff_ffff_ffff == ELFBytes.prefix else { continue }
+                body(Symbol(name: text, address: address, isDefined: section != 0))
+            }
+        }
+        return true
+    }
+
+    /// `baton_`, as a number of the file's byte order.
+    private static let prefix: UInt64 = 0x5f6e_6f74_6162
 }

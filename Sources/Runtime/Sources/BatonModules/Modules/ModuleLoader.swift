@@ -19,6 +19,8 @@ public final class ModuleLoader {
         public let kind: String
         public let name: String
         public let path: String
+        /// What a sandbox must leave it; nothing before it is loaded.
+        var needs = ImageNeeds()
     }
 
     public let registry: ModuleRegistry
@@ -265,7 +267,7 @@ public final class ModuleLoader {
         let registrar = ModuleRegistrar(module: "\(kind)-\(name)", path: path)
         try register(descriptor, registrar)
         try registry.commit(registrar)
-        loaded.append(Candidate(kind: kind, name: name, path: path))
+        loaded.append(Candidate(kind: kind, name: name, path: path, needs: image.needs))
         Log.trace("module_load", "\(path)")
     }
 

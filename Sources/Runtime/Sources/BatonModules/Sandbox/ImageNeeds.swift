@@ -31,38 +31,15 @@ struct ImageNeeds {
         defer { munmap(base, length) }
         let file = ELFBytes(base: UnsafeRawPointer(base), count: length)
         guard file.word32(0) == 0x464c_457f, file.byte(4) == 2, file.byte(5) == 1 else { return nil }
-        read(file)
+        _ = file.forEachSymbolOfBaton { symbol in if symbol.isDefined { take(symbol, of: file) } }
     }
 
-    private mutating func read(_ file: ELFBytes) {
-        guard let sections = file.word64(40), let entrySize = file.word16(58), let count = file.word16(60) else {
-            return
-        }
-        for index in 0..<UInt64(count) {
-            let header = sections &+ index &* UInt64(entrySize)
-            guard file.word32(header &+ 4) == 11,  // SHT_DYNSYM
-                let symbols = file.word64(header &+ 24), let size = file.word64(header &+ 32),
-                let link = file.word32(header &+ 40),
-                let strings = file.word64(sections &+ UInt64(link) &* UInt64(entrySize) &+ 24)
-            else { continue }
-            for symbol in 0..<min(size / 24, 1 << 20) {
-                let at = symbols &+ symbol &* 24
-                guard let name = file.word32(at) else { return }
-                let text = strings &+ UInt64(name)
-                // Most names begin with something else: four bytes tell.
-                guard file.word32(text) == ImageNeeds.start, file.word16(at &+ 6) != 0,
-                    file.hasPrefix(ImageNeeds.anyPrefix, at: text)
-                else { continue }
-                take(file, text, address: file.word64(at &+ 8) ?? 0)
-            }
-        }
-    }
+    /// Nothing.
+    init() {}
 
-    private static let anyPrefix = Array("baton_".utf8)
-    /// `bato`, as a number of the file's byte order.
-    private static let start: UInt32 = 0x6f74_6162
-
-    private mutating func take(_ file: ELFBytes, _ name: UInt64, address: UInt64) {
+    /// Notes what a symbol says, if it is one that says something.
+    mutating func take(_ symbol: ELFBytes.Symbol, of file: ELFBytes) {
+        let (name, address) = (symbol.name, symbol.address)
         func number(_ prefix: [UInt8]) -> UInt32? {
             file.hasPrefix(prefix, at: name) ? UInt32(file.string(at: name &+ UInt64(prefix.count))) : nil
         }

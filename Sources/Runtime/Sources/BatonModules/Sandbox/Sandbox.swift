@@ -46,13 +46,13 @@ public struct Sandbox {
 
     /// Puts it on this process, which has the main thread only, and a warden that waits for it (`Warden.start`).
     /// - Parameters:
-    ///   - modules: the files of those that are loaded.
+    ///   - modules: those that are loaded.
     ///   - directories: where modules are found.
     ///   - isStrict: whether each part of it must be possible. Else the process gets what parts are.
     ///   - changeUser: what becomes another user, or nothing; the warden stays what it is.
     /// - Returns: why it is not whole; nil when it is.
     public func putOn(
-        modules: [String], directories: [String], isStrict: Bool, changeUser: () throws(VMMError) -> Void
+        modules: [ModuleLoader.Candidate], directories: [String], isStrict: Bool, changeUser: () throws(VMMError) -> Void
     ) throws(VMMError) -> VMMError? {
         guard cbaton_is_alone() == 1 else {
             let error = VMMError(
@@ -71,7 +71,7 @@ public struct Sandbox {
             lack = error
         }
         tellWarden(landlock)
-        if let landlock { allowSystem(landlock, modules, directories) }
+        if let landlock { allowSystem(landlock, modules.map(\.path), directories) }
         HostAccess.isNoting = false
         try changeUser()
         do throws(VMMError) { try enter(landlock, modules) } catch {
@@ -85,12 +85,12 @@ public struct Sandbox {
     private func tellWarden(_ landlock: Landlock?) {
         var allowances = HostAccess.Allowances()
         func allowFile(_ path: String, _ flags: Int32) { allowances.add(.allowFile, Array(path.utf8), flags: flags) }
-        for fd in FD.allOpen() ?? [] {
+        _ = FD.forEachOpen { fd, path in
             var status = stat()
-            guard fstat(fd, &status) == 0 else { continue }
+            guard fstat(fd, &status) == 0 else { return }
             switch status.st_mode & S_IFMT {
             case S_IFREG, S_IFBLK, S_IFCHR, S_IFIFO:
-                guard let path = FD.path(fd), path.hasPrefix("/") else { continue }
+                guard let path = path(), path.hasPrefix("/") else { return }
                 let flags = fcntl(fd, F_GETFL) & O_ACCMODE
                 landlock?.allow(fd, Sandbox.rights(flags))
                 allowFile(path, flags)
@@ -119,12 +119,10 @@ public struct Sandbox {
     }
 
     /// - Parameter landlock: nil where the kernel has none.
-    private func enter(_ landlock: Landlock?, _ modules: [String]) throws(VMMError) {
+    private func enter(_ landlock: Landlock?, _ modules: [ModuleLoader.Candidate]) throws(VMMError) {
         var calls = SystemCallSet.ofRuntime
         var capabilities = Sandbox.capabilities
-        for module in modules {
-            let fd = try ModuleTrust.open(module)
-            guard let needs = ImageNeeds(fd: fd.raw) else { continue }
+        for needs in modules.map(\.needs) {
             if !needs.systemCalls.isEmpty { calls = calls.union(SystemCallSet(numbers: needs.systemCalls)) }
             capabilities |= needs.capabilities
             // The warden would open these for it, of a newer module; one that is there need not ask.

@@ -41,27 +41,11 @@ public final class Warden {
         var socket: Int32 = -1
         let child = cbaton_fork_warden(isQuiet ? 1 : 0, &socket)
         guard child >= 0 else { throw .system("cannot start the sandbox's warden") }
-        guard child == 0 else { return (HostAccess.preparedSocket, starter) = (socket, child) }
+        guard child == 0 else { return HostAccess.preparedSocket = socket }
         HostAccess.isNoting = false
         Warden(socket).serve()
         // Nothing of the VMM's is tidied up here.
         _exit(0)
-    }
-
-    /// What has started the warden, and ends at once.
-    private nonisolated(unsafe) static var starter: pid_t = 0
-
-    /// Takes the end of what has started the warden. On a busy host that may not have had its turn, and the VM's start does
-    /// not wait for it.
-    /// - Parameter waits: whether to wait for it: what this process executes would have it as a child for ever.
-    /// - Returns: whether there is nothing left to take.
-    @discardableResult
-    public static func reapStarter(waits: Bool = false) -> Bool {
-        guard starter > 0, retryingInterrupts({ waitpid(starter, nil, waits ? 0 : WNOHANG) }) == 0 else {
-            starter = 0
-            return true
-        }
-        return false
     }
 
     private func serve() {

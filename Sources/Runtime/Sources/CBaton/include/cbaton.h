@@ -458,8 +458,7 @@ int cbaton_is_waiting(int listener, const struct cbaton_call *call);
 
 /* Makes a copy of this process, which has one thread, to be the warden of its sandbox: without descriptors but one end of
  * a new socket (SOCK_SEQPACKET) and, unless IS_QUIET, standard error; in a session of its own, with the name and words of a
- * warden, and no child of this process. Returns 0 in the copy, here the PID of a child that ends at once and is to be waited
- * for; each has its end in SOCKET. Or -1 and errno; the socket is at its end when there was no copy after all. */
+ * warden, and no child of this process. Returns 0 in the copy, here its PID; each has its end in SOCKET. Or -1 and errno. */
 pid_t cbaton_fork_warden(int is_quiet, int *socket);
 
 /* What this process has mapped to run, by the names that the dynamic linker has for it: up to COUNT, borrowed. Returns how
