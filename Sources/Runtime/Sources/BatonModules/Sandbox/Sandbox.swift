@@ -52,7 +52,8 @@ public struct Sandbox {
     ///   - changeUser: what becomes another user, or nothing; the warden stays what it is.
     /// - Returns: why it is not whole; nil when it is.
     public func putOn(
-        modules: [ModuleLoader.Candidate], directories: [String], isStrict: Bool, changeUser: () throws(VMMError) -> Void
+        modules: [ModuleLoader.Candidate], directories: [String], isStrict: Bool,
+        changeUser: () throws(VMMError) -> Void
     ) throws(VMMError) -> VMMError? {
         guard cbaton_is_alone() == 1 else {
             let error = VMMError(
