@@ -30,7 +30,11 @@ enum Placeholder {
     /// nothing to stay for: the old VMM is no child of this process, which somebody else may have started, or both
     /// have a placeholder above them.
     static func stay(_ link: HandoverLink) {
-        guard !link.isAnothers, current == nil, let vmm = Predecessor.pid ?? hear(link) else { return }
+        // A trial's channel is a stream: nobody says a PID there, and the process is in nobody's place.
+        guard !link.isAnothers, current == nil,
+            DescriptorKind.option(link.channel, SO_TYPE) == Int32(SOCK_SEQPACKET.rawValue),
+            let vmm = Predecessor.pid ?? hear(link)
+        else { return }
         guard cbaton_is_child(vmm) != 0 || getpid() == 1 else { return }
         // It has come to this process, and is the guest's.
         if isToEnd() { kill(vmm, SIGTERM) }
