@@ -6,16 +6,14 @@ final class Demonstration {
     private let session: Session
     private let guest: Guest
     private let arguments: [String]
-    private let checkpoint: String
     private let progress: Progress
     private let checker: ReportChecker
 
     /// `arguments` is the command line the session was started with.
-    init(session: Session, guest: Guest, arguments: [String], checkpoint: String, progress: Progress) {
+    init(session: Session, guest: Guest, arguments: [String], progress: Progress) {
         self.session = session
         self.guest = guest
         self.arguments = arguments
-        self.checkpoint = checkpoint
         self.progress = progress
         checker = ReportChecker(model: guest.model)
         session.console.onReport = { [checker] in checker.check($0) }
@@ -40,20 +38,19 @@ final class Demonstration {
         progress.say(String(format: "guest works after %.1f s", Clock.now - start))
     }
 
-    /// One save, exec and load, with every check that this program knows.
+    /// One update, with every check that this program knows.
     func restart(number: Int) throws {
         let pidBefore = try session.peerProcess()
         try awaitReports(2)
         let before = session.console.report
 
         let start = Clock.now
-        try session.command("cpr-save", ["filename": checkpoint, "mode": "restart"])
-        try session.replace(with: arguments + ["-S"])
-        try session.command("cpr-load", ["filename": checkpoint, "mode": "restart"])
+        let name = "baton-demo-\(number)"
+        try session.command("cpr-update", ["argv": arguments + ["-name", name]])
         let status = try session.status()
         let outside = (Clock.now - start) * 1000
-        guard status == "running" else { throw Failure("the VMM is \(status) after cpr-load, not running") }
-        try checkReplaced()
+        guard status == "running" else { throw Failure("the VMM is \(status) after cpr-update, not running") }
+        try checkReplaced(name)
         let pidAfter = try session.peerProcess()
         guard pidAfter == pidBefore, pidAfter == session.process.pid else {
             throw Failure("the PID was \(pidBefore) and is \(pidAfter)")
@@ -66,7 +63,6 @@ final class Demonstration {
         progress.say(
             "restart \(number): PID \(pidBefore) -> \(pidAfter) (same), \(pause), "
                 + "guest count \(before?.count ?? 0) -> \(session.console.report?.count ?? 0), \(disk), memory intact")
-        try? FileManager.default.removeItem(atPath: checkpoint)
     }
 
     /// Types at the guest's shell, which has to answer; its program is quiet from then on.
@@ -102,11 +98,11 @@ final class Demonstration {
         return records
     }
 
-    /// The process must run the new command line: "-S" is only in that.
-    private func checkReplaced() throws {
+    /// The process must run the new command line, in which the VM has another name.
+    private func checkReplaced(_ name: String) throws {
         let path = "/proc/\(session.process.pid)/cmdline"
         let line = FileManager.default.contents(atPath: path) ?? Data()
-        guard line.split(separator: 0).contains(Data("-S".utf8)) else {
+        guard line.split(separator: 0).contains(Data(name.utf8)) else {
             throw Failure("the process still runs its old command line")
         }
     }

@@ -70,8 +70,7 @@ struct RunCommand: ParsableCommand {
         progress.say("booting \(guest.name) under \(arguments[0])")
         let session = try Session(arguments: arguments, socketPath: socketPath, directory: directory.path)
         let demonstration = Demonstration(
-            session: session, guest: guest, arguments: arguments, checkpoint: directory.file("checkpoint"),
-            progress: progress)
+            session: session, guest: guest, arguments: arguments, progress: progress)
         try demonstration.boot(seconds: bootTimeout)
         for number in 0..<max(restarts, 0) { try demonstration.restart(number: number + 1) }
         try demonstration.tryShell()
