@@ -351,13 +351,20 @@ public final class SocketChardev: StreamChardev {
     public override func closeDescriptors(input: Int32, output: Int32) {
         for fd in received { close(fd) }
         received = []
+        if isAtEnd { shutdown(input, Int32(SHUT_RDWR)) }
         super.closeDescriptors(input: input, output: output)
     }
 
     // MARK: Disconnection
 
+    /// The connection ends for whoever else has it, too: as long as the other VMM of an update has, the peer would wait for an
+    /// answer that does not come.
+    private var isAtEnd = false
+
     public override func peerClosed() {
+        isAtEnd = true
         disconnect()
+        isAtEnd = false
         peer = nil
         if listenerFD >= 0 {
             try? listenForClients()
