@@ -49,7 +49,7 @@ public struct SeccompFilter {
     ///   - otherwise: for all others.
     ///   - hasDatagrams: whether the VM has datagram sockets, for which a trial needs others in their places.
     public init(
-        allowing calls: SystemCallSet, refusing refused: SystemCallSet = SystemCallSet(numbers: []),
+        allowing calls: SystemCallSet, refusing refused: SystemCallSet = SystemCallSet(),
         otherwise: Otherwise,
         hasDatagrams: Bool = false
     ) {

@@ -8,27 +8,27 @@ public struct SystemCallSet: Equatable {
     private static let limit = 1024
 
     /// - Parameter numbers: one that no kernel has is left out.
-    public init(numbers: some Sequence<UInt32>) {
+    public init(numbers: [UInt32] = []) {
         words = [UInt64](repeating: 0, count: SystemCallSet.limit / 64)
         for number in numbers { insert(number) }
     }
 
     /// - Parameter names: as in the kernel's tables. One that this processor does not have is left out.
     public init(_ names: String) {
-        self.init(numbers: [])
+        self.init()
         for name in names.split(whereSeparator: { $0 == " " || $0 == "\n" }) {
             let number = cbaton_system_call_number(String(name))
             if number >= 0 { insert(UInt32(number)) }
         }
     }
 
-    private mutating func insert(_ number: UInt32) {
+    public mutating func insert(_ number: UInt32) {
         if number < SystemCallSet.limit { words[Int(number) / 64] |= 1 << UInt64(number % 64) }
     }
 
     /// What this runtime needs (`system_calls.c`), on the main thread.
     public static var ofRuntime: SystemCallSet {
-        var result = SystemCallSet(numbers: [])
+        var result = SystemCallSet()
         var next = cbaton_system_calls()
         while let call = next?.pointee, call.name.0 != 0 {
             result.insert(call.number)

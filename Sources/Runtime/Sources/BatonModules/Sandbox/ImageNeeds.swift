@@ -12,7 +12,7 @@ import Glibc
 /// | `baton_module_needs_capability_N` | the capability with the number N (`BATON_NEEDS_CAPABILITY`) |
 /// | `baton_module_needs_paths` | paths, each ended by a zero byte, and all by an empty one (`BATON_NEEDS_PATHS`); with a slash at its end it is a directory with all below it |
 struct ImageNeeds {
-    private(set) var systemCalls: Set<UInt32> = []
+    private(set) var systemCalls = SystemCallSet()
     private(set) var capabilities: UInt64 = 0
     private(set) var paths: [String] = []
 

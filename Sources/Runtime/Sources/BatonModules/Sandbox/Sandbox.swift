@@ -124,13 +124,13 @@ public struct Sandbox {
         var calls = SystemCallSet.ofRuntime
         var capabilities = Sandbox.capabilities
         for needs in modules.map(\.needs) {
-            if !needs.systemCalls.isEmpty { calls = calls.union(SystemCallSet(numbers: needs.systemCalls)) }
+            calls = calls.union(needs.systemCalls)
             capabilities |= needs.capabilities
             // The warden would open these for it, of a newer module; one that is there need not ask.
             for path in needs.paths { landlock?.allow(path: path, [.read, .write, .list, .truncate, .deviceControl]) }
         }
         // Not asked for either: a newer VMM would need them as this one does.
-        var refused = SystemCallSet(numbers: [])
+        var refused = SystemCallSet()
         if !options.allowsSpawning { refused = refused.union(.ofSpawning) }
         if !options.allowsResourceControl { refused = refused.union(.ofResourceControl) }
         if options.allowsObsolete { calls = calls.union(.obsolete) }
