@@ -40,6 +40,8 @@ public final class Landlock {
     private let ruleset: OwnedFD
     private let handled: Rights
     private let keepsPorts: Bool
+    /// Why something that is there is not allowed: who enters the domain would lack it later.
+    public private(set) var failure: VMMError?
 
     /// Everything that this kernel can refuse is refused, but for what is allowed hereafter.
     public init() throws(VMMError) {
@@ -62,25 +64,32 @@ public final class Landlock {
     ///   - rights: those that a file can have are allowed also for what is no directory.
     public func allow(_ fd: Int32, _ rights: Rights) {
         let possible = handled.intersection(rights)
-        // What has no place in a file system (a pipe, a memfd) needs no rule, and can have none.
-        guard !possible.isEmpty, cbaton_landlock_allow(ruleset.raw, fd, possible.rawValue) != 0, errno == EINVAL else {
-            return
-        }
+        guard !possible.isEmpty, cbaton_landlock_allow(ruleset.raw, fd, possible.rawValue) != 0 else { return }
+        guard errno == EINVAL else { return noteFailure() }
         let ofFile = possible.intersection(.ofFiles)
-        if !ofFile.isEmpty { _ = cbaton_landlock_allow(ruleset.raw, fd, ofFile.rawValue) }
+        if !ofFile.isEmpty, cbaton_landlock_allow(ruleset.raw, fd, ofFile.rawValue) != 0 { noteFailure() }
+    }
+
+    private func noteFailure() {
+        // What has no place in a file system (a pipe, a memfd) needs no rule, and can have none.
+        guard errno != EBADFD else { return }
+        failure = failure ?? .system("cannot add to a Landlock ruleset")
     }
 
     /// The same, by a path; nothing when there is nothing.
     public func allow(path: String, _ rights: Rights) {
         let fd = open(path, O_PATH_ONLY | O_CLOEXEC)
-        guard fd >= 0 else { return }
+        guard fd >= 0 else {
+            if ![ENOENT, ENOTDIR, EACCES, ELOOP, ENAMETOOLONG].contains(errno) { noteFailure() }
+            return
+        }
         allow(fd, rights)
         close(fd)
     }
 
     /// Allows to bind a TCP port.
     public func allow(port: UInt16) {
-        if keepsPorts { _ = cbaton_landlock_allow_port(ruleset.raw, port, 1) }
+        if keepsPorts, cbaton_landlock_allow_port(ruleset.raw, port, 1) != 0 { noteFailure() }
     }
 
     /// Puts the calling thread into it. no_new_privs must be set, or the thread have CAP_SYS_ADMIN.

@@ -72,7 +72,17 @@ public struct Sandbox {
             lack = error
         }
         tellWarden(landlock)
-        if let landlock { allowSystem(landlock, modules.map(\.path), directories) }
+        if let allowed = landlock {
+            allowSystem(allowed, modules.map(\.path), directories)
+            // The warden would open these for it, of a newer module; one that is there need not ask.
+            for path in modules.flatMap(\.needs.paths) {
+                allowed.allow(path: path, [.read, .write, .list, .truncate, .deviceControl])
+            }
+            if let failure = allowed.failure {
+                if isStrict { throw failure }
+                (landlock, lack) = (nil, failure)
+            }
+        }
         HostAccess.isNoting = false
         try changeUser()
         do throws(VMMError) { try enter(landlock, modules) } catch {
@@ -126,8 +136,6 @@ public struct Sandbox {
         for needs in modules.map(\.needs) {
             calls = calls.union(needs.systemCalls)
             capabilities |= needs.capabilities
-            // The warden would open these for it, of a newer module; one that is there need not ask.
-            for path in needs.paths { landlock?.allow(path: path, [.read, .write, .list, .truncate, .deviceControl]) }
         }
         // Not asked for either: a newer VMM would need them as this one does.
         var refused = SystemCallSet()
