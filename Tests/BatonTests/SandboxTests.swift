@@ -100,6 +100,32 @@ struct SandboxTests {
         #expect(strict.errors.contains("failed to install seccomp syscall filter"), "\(strict.errors)")
     }
 
+    /// With a rule less the VM would lack what it has from the start, and learn it only when it needs that.
+    @Test(
+        "Where the kernel takes a rule of Landlock not, the VM does without Landlock",
+        .enabled(if: SystemCallTrace.isAvailable, "needs strace, and the right to trace processes"))
+    func lacksRule() throws {
+        let directory = try TemporaryDirectory()
+        let socket = directory.file("qmp")
+        let refusal = ["inject=landlock_add_rule:error=ENOMEM:when=5"]
+        let vm =
+            ["strace", "-D", "-f", "-q", "-o", "/dev/null", "-e", "trace=landlock_add_rule", "-e"] + refusal + [
+                Products.baton, "-nodefaults", "-S", "-m", "4M", "-bios", "none", "-cpr-enable", "reboot",
+                "-qmp", "unix:\(socket),server=on,wait=off",
+            ]
+        let process = try ChildProcess(vm)
+        let qmp = try QMPClient(path: socket, of: process)
+        let reason = "cannot add to a Landlock ruleset: Cannot allocate memory"
+        #expect(process.errors.contains("warning: the VM's sandbox is not whole: \(reason)"), "\(process.errors)")
+        #expect(try Self.status(process.pid, "Seccomp_filters") == "1")
+        try qmp.execute("cpr-save", ["filename": directory.file("state"), "mode": "reboot"])
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0))
+        let strict = try ChildProcess(vm + ["-sandbox", "on"])
+        #expect(try strict.waitForExit() == .status(1))
+        #expect(strict.errors.contains(reason), "\(strict.errors)")
+    }
+
     @Test("Threads of CPUs have given up more", .enabled(if: MicroVMROM.isUsable, MicroVMROM.usable))
     func cpuThreads() throws {
         let rom = try MicroVMROM(MicroVMROM.letters)
