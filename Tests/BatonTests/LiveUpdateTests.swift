@@ -465,6 +465,13 @@ struct LiveUpdateTests {
         #expect(
             refusal { try next.load(before) }
                 == "\(before) is of another save than the guest memory that this process has taken over")
+        // The same by a descriptor of the client's.
+        let fd = open(before, O_RDONLY | O_CLOEXEC)
+        defer { close(fd) }
+        _ = try next.qmp.execute("add-fd", ["fdset-id": 7], passing: fd)
+        #expect(
+            refusal { try next.load("/dev/fdset/7") }
+                == "/dev/fdset/7 is of another save than the guest memory that this process has taken over")
         try next.load(host.checkpoint)
         try next.awaitProgress()
         try next.end()
