@@ -113,7 +113,7 @@ struct LabLiveUpdateFailures {
     /// The mode comes with an update, to a VM whose sandbox was put on without it.
     private func enableLate() throws {
         let late = try start("late", modes: "restart")
-        try expect(try late.refusal("cpr-save", file("late")), "liveupdate")
+        try expect(try late.refusal("cpr-save", file("late")), "-cpr-enable")
         let next = arguments("late", socket: directory.file("late"), modes: "restart,liveupdate")
         try late.session.command("cpr-update", ["argv": next, "timeout-ms": 100_000, "downtime-ms": 20_000])
         try late.awaitProgress()

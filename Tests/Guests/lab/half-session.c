@@ -3,6 +3,7 @@
 //
 //     half-session NAME
 
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
