@@ -30,7 +30,7 @@ public enum VFIOROMSource {
     }
 
     private static func read(_ path: String) throws(VMMError) -> [UInt8] {
-        let fd = retryingInterrupts { Glibc.open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC) }
+        let fd = HostAccess.open(path, O_RDONLY | O_NONBLOCK)
         guard fd >= 0 else { throw .system("failed to find romfile \"\(path)\"") }
         let file = OwnedFD(adopting: fd)
         var status = stat()

@@ -90,6 +90,9 @@ struct GuestBuilder {
     /// Builds a program for the lab's Linux that executes a kernel.
     func buildKexecProgram(to output: String) throws { try buildForLab(["kexec"], to: output) }
 
+    /// Builds a program for the lab's Linux that leaves half a session of the Live Update Orchestrator.
+    func buildHalfSession(to output: String) throws { try buildForLab(["half-session"], to: output) }
+
     /// Builds a program for this machine that prints the rate of its time-stamp counter.
     func buildTickMeter(to output: String) throws {
         try Tool.require([

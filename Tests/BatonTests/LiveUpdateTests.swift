@@ -200,6 +200,20 @@ struct LiveUpdateTests {
         try vm.end()
     }
 
+    @Test func aGuestThatHasNeverRunComesThrough() throws {
+        let host = try Host()
+        let vm = try host.start(["-S"])
+        try vm.save(host.checkpoint)
+        try vm.kexec()
+        let next = try host.start(["-S"])
+        try next.load(host.checkpoint)
+        #expect(try next.qmp.status() == "prelaunch")
+        try next.qmp.execute("cont")
+        try next.awaitProgress()
+        try next.expectRightSum()
+        try next.end()
+    }
+
     @Test func aGuestIsFoundByItsUUID() throws {
         let host = try Host()
         let uuid = UUID().uuidString
@@ -336,17 +350,19 @@ struct LiveUpdateTests {
     }
 
     /// The kernel may take seconds for the pages of a large guest.
-    @Test("The VMM goes on while memory is being kept", arguments: ["cont", "quit"])
+    @Test("The VMM goes on while memory is being kept", arguments: ["cont", "first cont", "quit"])
     func busyKernel(_ end: String) throws {
         let host = try Host(), tool = host.directory.file("tool")
-        let vm = try host.start(["-qmp", "unix:\(tool),server=on,wait=off"], kernel: ["--hold", "2"])
-        try vm.awaitProgress()
+        let waits = end == "first cont" ? ["-S"] : []
+        let vm = try host.start(["-qmp", "unix:\(tool),server=on,wait=off"] + waits, kernel: ["--hold", "2"])
+        if waits.isEmpty { try vm.awaitProgress() }
         let other = try QMPClient(path: tool, of: vm.process)
         try other.executeWithoutAnswer("cpr-save", ["filename": host.checkpoint, "mode": "liveupdate"])
         try eventually("the save is under way") {
             refusal { try vm.qmp.execute("device_del", ["id": "none"]) }
                 == "cpr-save is under way"
         }
+        if !waits.isEmpty { try vm.qmp.execute("cont") }
         for _ in 0..<3 { try vm.awaitProgress() }
         #expect(try vm.qmp.status() == "running")
         if end == "quit" { try vm.qmp.execute("quit") }
@@ -465,6 +481,13 @@ struct LiveUpdateTests {
         #expect(
             refusal { try next.load(before) }
                 == "\(before) is of another save than the guest memory that this process has taken over")
+        // The same by a descriptor of the client's.
+        let fd = open(before, O_RDONLY | O_CLOEXEC)
+        defer { close(fd) }
+        _ = try next.qmp.execute("add-fd", ["fdset-id": 7], passing: fd)
+        #expect(
+            refusal { try next.load("/dev/fdset/7") }
+                == "/dev/fdset/7 is of another save than the guest memory that this process has taken over")
         try next.load(host.checkpoint)
         try next.awaitProgress()
         try next.end()

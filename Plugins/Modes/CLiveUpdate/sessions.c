@@ -52,26 +52,28 @@ static int open_device(int limit_ms) {
     }
 }
 
-static int named(const char *name, unsigned long command, int limit_ms) {
+static int named(int device_fd, const char *name, unsigned long command) {
     struct named_session argument = {.size = sizeof argument, .fd = -1};
     if (strlen(name) >= sizeof argument.name) {
         errno = ENAMETOOLONG;
         return -1;
     }
     memcpy(argument.name, name, strlen(name));
-    int fd = open_device(limit_ms);
-    if (fd < 0) return -1;
-    int result = ioctl(fd, command, &argument), code = errno;
-    close(fd);
-    errno = code;
-    if (result) return -1;
+    if (ioctl(device_fd, command, &argument)) return -1;
     if (fcntl(argument.fd, F_SETFD, FD_CLOEXEC)) return -1;
     return argument.fd;
 }
 
-int baton_session_create(const char *name, int limit_ms) { return named(name, CREATE_SESSION, limit_ms); }
+int baton_session_create(int device_fd, const char *name) { return named(device_fd, name, CREATE_SESSION); }
 
-int baton_session_open(const char *name, int limit_ms) { return named(name, RETRIEVE_SESSION, limit_ms); }
+int baton_session_open(const char *name, int limit_ms) {
+    int fd = open_device(limit_ms);
+    if (fd < 0) return -1;
+    int session = named(fd, name, RETRIEVE_SESSION), code = errno;
+    close(fd);
+    errno = code;
+    return session;
+}
 
 int baton_session_preserve(int session, int fd, uint64_t token) {
     struct numbered_file argument = {.size = sizeof argument, .fd = fd, .token = token};

@@ -6,6 +6,9 @@ import Glibc
 enum Orchestrator {
     /// Milliseconds to wait for other users of the device: one process can have it open at a time.
     static let deviceLimit: Int32 = 2000
+    private static let device = "/dev/liveupdate"
+    /// Microseconds between two attempts to open it.
+    private static let deviceInterval: UInt32 = 5000
     /// In the service manager's store.
     static let storeName = "liveupdate"
     private static let prefix = "baton-"
@@ -30,6 +33,23 @@ enum Orchestrator {
         throw VMMError(
             "the host's kernel has no Live Update Orchestrator (/dev/liveupdate)",
             hint: "That takes Linux 6.19 or later with CONFIG_LIVEUPDATE, started with kho=on liveupdate=on.")
+    }
+
+    /// Makes a session. The device is opened as files are in a sandbox: that may be older than this module.
+    /// - Returns: its descriptor, owned by the caller; -1 and errno.
+    static func createSession(_ name: String) -> Int32 {
+        let deadline = EventLoop.now + Int64(deviceLimit) * 1_000_000
+        var fd = HostAccess.open(device, O_RDWR)
+        while fd < 0, errno == EBUSY, EventLoop.now < deadline {
+            usleep(deviceInterval)
+            fd = HostAccess.open(device, O_RDWR)
+        }
+        guard fd >= 0 else { return -1 }
+        let session = baton_session_create(fd, name)
+        let code = errno
+        close(fd)
+        errno = code
+        return session
     }
 
     /// The name of a VM's session: by its uuid, or else its name.

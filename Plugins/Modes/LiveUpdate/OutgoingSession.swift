@@ -20,10 +20,10 @@ final class OutgoingSession {
         self.name = name
         self.store = store
         let deadline = EventLoop.now + (store == nil ? 0 : OutgoingSession.storeLimit)
-        var fd = baton_session_create(name, Orchestrator.deviceLimit)
+        var fd = Orchestrator.createSession(name)
         while fd < 0, errno == EEXIST, EventLoop.now < deadline {
             usleep(OutgoingSession.storeInterval)
-            fd = baton_session_create(name, Orchestrator.deviceLimit)
+            fd = Orchestrator.createSession(name)
         }
         guard fd >= 0 else { throw OutgoingSession.failure(name, errno) }
         session = OwnedFD(adopting: fd)

@@ -22,8 +22,11 @@ enum VFIOCharacterDevice {
         let path = "/dev/vfio/devices/\(name)"
         // Where devices have other names, /dev/char has them by number.
         for candidate in [path, "/dev/char/\(number.major):\(number.minor)"] {
-            let fd = retryingInterrupts { Glibc.open(candidate, O_RDWR | O_CLOEXEC) }
-            guard fd >= 0 else { continue }
+            let fd = HostAccess.open(candidate, O_RDWR)
+            guard fd >= 0 else {
+                if errno == ENOENT { continue }
+                break
+            }
             let file = OwnedFD(adopting: fd)
             var status = stat()
             if fstat(file.raw, &status) == 0, status.st_mode & S_IFMT == S_IFCHR, status.st_rdev == number.device {

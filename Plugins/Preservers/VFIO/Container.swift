@@ -21,7 +21,7 @@ final class VFIOContainer: VFIOMemoryOwner {
     /// Makes a container for a group, which becomes its first, and maps guest RAM.
     init(group: Int32, number: Int, ranges: [VFIORange]) throws(VMMError) {
         let path = "/dev/vfio/vfio"
-        let opened = retryingInterrupts { open(path, O_RDWR | O_CLOEXEC) }
+        let opened = HostAccess.open(path, O_RDWR)
         guard opened >= 0 else {
             throw .system(
                 "failed to open \(path)", hint: "The kernel module vfio must be loaded, and the file accessible.")

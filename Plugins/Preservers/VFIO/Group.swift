@@ -12,7 +12,7 @@ final class VFIOGroup {
     /// into a new one.
     init(number: Int, containers: [VFIOContainer], ranges: [VFIORange]) throws(VMMError) {
         let path = "/dev/vfio/\(number)"
-        let opened = retryingInterrupts { open(path, O_RDWR | O_CLOEXEC) }
+        let opened = HostAccess.open(path, O_RDWR)
         guard opened >= 0 else {
             throw .system(
                 "failed to open \(path)",

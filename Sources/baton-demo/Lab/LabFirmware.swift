@@ -29,6 +29,7 @@ enum LabFirmware {
         let arguments = [
             context.vmm, "-M", "microvm,memory-backend=ram", "-accel", "kvm", "-cpu", "host", "-m", "64M",
             "-object", "memory-backend-memfd,id=ram,size=64M,share=on", "-cpr-enable", "restart", "-only-cpr-capable",
+            "-sandbox", "on",
             "-bios", context.files.firmware, "-drive", "file=\(disk),format=raw,if=none,id=disk",
             "-device", "virtio-blk-device,drive=disk", "-nodefaults", "-display", "none", "-serial", "stdio",
             "-monitor", "none", "-qmp", "unix:\(socket),server=on,wait=off",

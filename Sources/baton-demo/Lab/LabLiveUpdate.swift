@@ -63,9 +63,10 @@ struct LabLiveUpdate {
         try GuestBuilder().buildKexecProgram(to: directory.file(LabHost.kexecProgram))
         let installer = try DebianInstaller(cache: cache).obtain { print($0) }
         let guest = try Guest.debian(.virt, files: installer, directory: directory)
-        try GuestBuilder().build(.counter, to: directory.file(LabLiveUpdateFailures.guest))
+        try LabLiveUpdateFailures.prepare(directory: directory)
         let scratch = try TemporaryDirectory.scratch()
-        let line = arguments(vmm: vmm, guest: guest.arguments, socket: scratch.file("qmp.sock"))
+        let line = arguments(
+            vmm: vmm, guest: guest.arguments, socket: scratch.file("qmp.sock"), sandbox: "paths=\(directory.path)")
         let session = try Session(arguments: line, socketPath: scratch.file("qmp.sock"), directory: scratch.path)
         let checker = ReportChecker(model: guest.model)
         session.console.onReport = { checker.check($0) }
@@ -82,15 +83,14 @@ struct LabLiveUpdate {
         try session.waitForEnd()
     }
 
-    private static func arguments(vmm: String, guest: [String], socket: String) -> [String] {
+    private static func arguments(vmm: String, guest: [String], socket: String, sandbox: String) -> [String] {
         // Each byte of it takes its time in the lab.
         let machine = GuestMachine.virt.options(bios: "default").map {
             $0.replacingOccurrences(of: "512M", with: "256M")
         }
         return [vmm, "-name", name] + machine + ["-cpr-enable", "reboot,liveupdate"] + guest
-            // The checkpoint's directory is another's than the guest's.
-            + ["-sandbox", "off"]
             + [
+                "-sandbox", sandbox,
                 "-nographic", "-serial", "stdio", "-monitor", "none", "-rtc", "base=utc,clock=host",
                 "-qmp", "unix:\(socket),server=on,wait=off",
             ]
@@ -104,7 +104,8 @@ struct LabLiveUpdate {
         scratch = try TemporaryDirectory.scratch()
         let guest = try JSONDecoder().decode(
             [String].self, from: Data(contentsOf: URL(fileURLWithPath: "\(directory)/live-guest.json")))
-        arguments = Self.arguments(vmm: context.vmm, guest: guest, socket: scratch.file("qmp.sock"))
+        arguments = Self.arguments(
+            vmm: context.vmm, guest: guest, socket: scratch.file("qmp.sock"), sandbox: "on,paths=\(directory)")
     }
 
     /// - Returns: what was seen, after the last kexec. At all others the lab's Linux ends in here.

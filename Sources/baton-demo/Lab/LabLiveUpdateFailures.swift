@@ -17,7 +17,14 @@ struct LabLiveUpdateFailures {
         image = "\(shared)/\(Self.guest)"
     }
 
-    static let guest = "counter.bin"
+    private static let guest = "counter.bin"
+    private static let halfSession = "half-session"
+
+    /// Makes what is needed, outside of the lab.
+    static func prepare(directory: TemporaryDirectory) throws {
+        try GuestBuilder().build(.counter, to: directory.file(guest))
+        try GuestBuilder().buildHalfSession(to: directory.file(halfSession))
+    }
 
     private struct VM {
         let session: Session
@@ -41,22 +48,26 @@ struct LabLiveUpdateFailures {
         }
     }
 
-    private func arguments(_ name: String, socket: String, memory: Int, huge: Bool) -> [String] {
+    private func arguments(
+        _ name: String, socket: String, memory: Int = 16, huge: Bool = false, modes: String = "liveupdate"
+    ) -> [String] {
         [
             vmm, "-name", name, "-machine", "virt,memory-backend=ram", "-bios", "none", "-m", "\(memory)M",
             "-object", "memory-backend-memfd,id=ram,size=\(memory)M,share=on\(huge ? ",hugetlb=on" : "")",
-            "-kernel", image, "-nographic", "-serial", "stdio", "-monitor", "none", "-cpr-enable", "liveupdate",
-            "-qmp", "unix:\(socket),server=on,wait=off",
+            "-kernel", image, "-nographic", "-serial", "stdio", "-monitor", "none", "-cpr-enable", modes,
+            "-qmp", "unix:\(socket),server=on,wait=off", "-sandbox", "on,paths=\(shared)",
         ]
     }
 
     /// - Parameter other: in the names of files, for a second VM of a name.
     private func start(
-        _ name: String, other: String? = nil, memory: Int = 16, huge: Bool = false, paused: Bool = false
+        _ name: String, other: String? = nil, memory: Int = 16, huge: Bool = false, modes: String = "liveupdate",
+        paused: Bool = false
     ) throws -> VM {
         let socket = directory.file(other ?? name)
         let session = try Session(
-            arguments: arguments(name, socket: socket, memory: memory, huge: huge) + (paused ? ["-S"] : []),
+            arguments: arguments(name, socket: socket, memory: memory, huge: huge, modes: modes)
+                + (paused ? ["-S"] : []),
             socketPath: socket, directory: directory.path)
         try session.connect()
         let vm = VM(session: session, name: other ?? name)
@@ -81,6 +92,10 @@ struct LabLiveUpdateFailures {
             try vm.session.command("cont")
             try vm.awaitProgress()
         }
+        // A file that is not the sandbox' to write: nothing is kept of the guest.
+        let elsewhere: [String: Any] = ["filename": directory.file("checkpoint"), "mode": "liveupdate"]
+        try expect(try vm.refusal("cpr-save", elsewhere), "-sandbox paths=\(directory.path)")
+        try vm.awaitProgress()
         try vm.session.command("cpr-save", file("same"))
         let twin = try start("same", other: "twin")
         try expect(try twin.refusal("cpr-save", file("twin")), "exists already")
@@ -92,6 +107,20 @@ struct LabLiveUpdateFailures {
         try huge.awaitProgress()
         try huge.end()
         try Data("0\n".utf8).write(to: URL(fileURLWithPath: "/proc/sys/vm/nr_hugepages"))
+        try enableLate()
+    }
+
+    /// The mode comes with an update, to a VM whose sandbox was put on without it.
+    private func enableLate() throws {
+        let late = try start("late", modes: "restart")
+        try expect(try late.refusal("cpr-save", file("late")), "-cpr-enable")
+        let next = arguments("late", socket: directory.file("late"), modes: "restart,liveupdate")
+        try late.session.command("cpr-update", ["argv": next, "timeout-ms": 100_000, "downtime-ms": 20_000])
+        try late.awaitProgress()
+        try late.session.command("cpr-save", file("late"))
+        try late.session.command("cont")
+        try late.awaitProgress()
+        try late.end()
     }
 
     /// Guests that are to be found in the next Linux.
@@ -107,7 +136,12 @@ struct LabLiveUpdateFailures {
         try old.session.command("cont")
         try old.awaitProgress()
         try old.session.command("cpr-save", file("old"))
-        return (vms + [old]).map(\.session)
+        let half = try BackgroundProcess(["\(shared)/\(Self.halfSession)", "baton-half"])
+        try old.session.wait(for: "half a session", seconds: 60) {
+            guard half.isRunning else { throw Failure("half a session: \(half.said)") }
+            return half.said.contains("kept")
+        }
+        return (vms + [old]).map(\.session) + [half]
     }
 
     // MARK: In the Linux that loads
@@ -125,6 +159,16 @@ struct LabLiveUpdateFailures {
         } catch {
             try expect("\(error)", "16777216")
         }
+        // Half of it.
+        do {
+            _ = try start("half", paused: true)
+            throw Failure("half a session was not refused")
+        } catch {
+            try expect("\(error)", "lacks the guest's state")
+        }
+        // A VMM that ends before it has loaded.
+        let killed = try start("other", paused: true)
+        killed.session.process.end()
         let other = try start("other", paused: true)
         try other.session.command("cpr-load", ["filename": "/there-is-no-file", "mode": "liveupdate"])
         try other.awaitProgress()
@@ -142,7 +186,8 @@ struct LabLiveUpdateFailures {
         // Without -S the guest goes on by itself.
         let itself = try start("loads-itself")
         try itself.end()
-        return "a taken name, huge pages, a kexec that did not happen, no session, one of another VM, a second load "
-            + "and an old checkpoint refused, each guest going on"
+        return "a taken name, a file outside of the sandbox, huge pages, a kexec that did not happen, no session, half "
+            + "of one, one of another VM, a VMM that ends early, a second load and an old checkpoint: each guest goes on, "
+            + "or is there for another try; one got the mode by an update"
     }
 }

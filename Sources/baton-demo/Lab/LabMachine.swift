@@ -44,8 +44,8 @@ struct LabMachine {
     var rootPorts = 0
     /// The guest's address, by which the lab's Linux has sockets to it. Nil: there are none.
     var socketAddress: Int?
-    /// VMMs are in a sandbox. Files of most cases are in several directories, and kernels of the lab's may lack Landlock.
-    var isInSandbox = false
+    /// VMMs are in a sandbox, as an operator has them: with the directories of what a case names later.
+    var isInSandbox = true
     var mode = Mode.restart
     /// A directory of files that are to survive the VMM, and the lab's Linux: RAM and the disk. Nil: RAM is a memfd.
     var storage: String?
@@ -91,7 +91,8 @@ struct LabMachine {
         if let socketAddress {
             arguments += ["-device", "vhost-vsock-\((bus ?? .mmio).rawValue),guest-cid=\(socketAddress)"]
         }
-        arguments += ["-sandbox", isInSandbox ? "on,paths=\(directory.path)" : "off"]
+        let paths = [directory.path] + [storage, diskDirectory].compactMap { $0 }
+        arguments += ["-sandbox", isInSandbox ? "on" + paths.map { ",paths=\($0)" }.joined() : "off"]
         if usesIOMMUFD { arguments += ["-object", "iommufd,id=iommufd0"] }
         for device in passedThrough {
             arguments += ["-device", "vfio-pci,host=\(device.address)" + (usesIOMMUFD ? ",iommufd=iommufd0" : "")]

@@ -8,6 +8,8 @@ struct LabService {
     /// Of the lab's Linux, under the same guests.
     static let kexecs = 2
     private static let names = ["one", "two"]
+    /// Does not start without a whole sandbox. The other one has what the service says.
+    private static let strictName = "two"
     private static let user = "baton"
     private static let image = "/var/lib/baton/counter.bin"
 
@@ -48,7 +50,7 @@ struct LabService {
         try put("/etc/systemd/system/case.target", target)
         try put("/etc/systemd/system/case.service", service(busybox: files.busybox))
         try put("/case-setup", setup)
-        for name in names { try put("/etc/baton/\(name).conf", options) }
+        for name in names { try put("/etc/baton/\(name).conf", options(name)) }
         try put("/etc/passwd", try read("/etc/passwd") + "\(user):x:990:990::/var/lib/baton:/usr/sbin/nologin\n")
         try put("/etc/group", try read("/etc/group") + "\(user):x:990:\n")
         // As nothing of this machine's is mounted, and this is not the first start of a system.
@@ -92,14 +94,17 @@ struct LabService {
 
         """
 
-    private static let options = """
+    private static func options(_ name: String) -> String {
+        """
         -machine virt,memory-backend=ram
         -object memory-backend-memfd,id=ram,size=64M,share=on
         -m 64M
         -bios none
         -kernel \(image)
+        \(name == strictName ? "-sandbox on,paths=/run/baton/\(name),paths=/var/lib/baton/\(name)" : "")
 
         """
+    }
 
     // MARK: In the lab
 
@@ -162,6 +167,7 @@ struct LabService {
             try Self.await("progress of \(name)") { try count(monitor) > found }
             try expectRightSum(monitor, name)
             guard try property("NRestarts", name) == "0" else { throw Failure("\(name) was restarted") }
+            try expectSandbox(monitor, name)
             try Self.await("end of what was kept for \(name)") { try property("NFileDescriptorStore", name) == "0" }
             guard progress.kexecs > 0 else { continue }
             let cpr = try monitor.execute("query-cpr") as? [String: Any]
@@ -170,6 +176,17 @@ struct LabService {
             }
             progress.pauses.append("\(name): \(pause)")
         }
+    }
+
+    /// What the user may write, and the VM's sandbox may not, is refused, and the guest goes on.
+    private static func expectSandbox(_ monitor: QMPClient, _ name: String) throws {
+        do {
+            try monitor.execute("cpr-save", ["filename": "/var/lib/baton/elsewhere", "mode": "liveupdate"])
+        } catch {
+            guard "\(error)".contains("-sandbox paths=/var/lib/baton ") else { throw error }
+            return
+        }
+        throw Failure("\(name) is in no sandbox that keeps it from other VMs' files")
     }
 
     /// The guest's checksum is the element of its linear congruential sequence that its count names.

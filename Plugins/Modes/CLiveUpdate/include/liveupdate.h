@@ -16,9 +16,8 @@
 
 /* Whether this process may open the device: 0, or -1. Does not open it. */
 int baton_liveupdate_access(void);
-/* Makes a session, which goes with the last descriptor of it. EEXIST: there is one of that name.
- * Waits up to `limit_ms` for other users of the device. */
-int baton_session_create(const char *name, int limit_ms);
+/* Makes a session, which goes with the last descriptor of it, by the open device. EEXIST: there is one of that name. */
+int baton_session_create(int device_fd, const char *name);
 /* Has a memfd, of which a reference is kept, go through the kexec under a number. ENOENT: it is no memory that the
  * kernel can keep. Its pages are allocated and pinned, and its size is fixed, until the session ends. */
 int baton_session_preserve(int session, int fd, uint64_t token);

@@ -106,7 +106,8 @@ public final class CprController {
         vm.onRunStateChange { [unowned self] state in if state == .running || state == .prelaunch { voidSave() } }
         vm.beforeMemoryChanges = { [unowned self] () throws(VMMError) in
             try self.memory.willChange()
-            self.letGoOfKept()
+            // While it is being kept it changes all the time.
+            if case .saved = step { self.letGoOfKept() }
         }
         vm.startBlocker = { [unowned self] in
             switch step {

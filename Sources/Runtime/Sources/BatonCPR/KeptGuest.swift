@@ -166,7 +166,7 @@ extension CprController {
 
     /// The checkpoint that was kept, for a file that is not there; nil when there is such a file.
     func checkpoint(insteadOf path: String) -> Int32? {
-        guard let keptCheckpoint, access(path, F_OK) != 0, errno == ENOENT else { return nil }
+        guard let keptCheckpoint, !FDSets.isName(path), access(path, F_OK) != 0, errno == ENOENT else { return nil }
         return keptCheckpoint
     }
 
