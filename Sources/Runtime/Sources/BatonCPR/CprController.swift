@@ -363,9 +363,8 @@ public final class CprController {
         HandoverLink.ofThisProcess = nil
     }
 
-    /// Has `body` called in an old VMM that goes on because the new one has failed,
-    /// before anything else, while the process that failed may still be there.
-    public static func whenTakenBack(_ body: @escaping () -> Void) { Successor.whenTakenBack = body }
+    /// Has `observer` told by whose end the VM ends, each time that this becomes another process by an update.
+    public static func onMainProcess(_ observer: any MainProcessObserver) { MainProcess.observer = observer }
 
     // MARK: Phases
 

@@ -24,6 +24,9 @@ struct cbaton_execution {
     size_t count;
     unsigned long timer_slack; /* nanoseconds, prctl(2) */
     pid_t placeholder;         /* the parent, when that is one: the child is its child then; else 0 */
+    /* Called in this process, while the child waits: with the child's PID before the exec, and with this process's when the
+     * exec has failed. Waits for nothing; NULL for nobody. */
+    void (*will_be_owner)(pid_t process);
 };
 
 #define CBATON_EXECUTED 1
