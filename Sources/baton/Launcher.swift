@@ -236,6 +236,9 @@ final class Launcher {
     }
 
     private func openPidFile() throws(VMMError) -> PidFile? {
-        cpr.isTrial ? nil : try PidFile(invocation.last("pidfile"), cpr)
+        let path = invocation.last("pidfile")
+        guard cpr.isTrial else { return try PidFile(path, cpr) }
+        try PidFile.check(path, cpr)
+        return nil
     }
 }

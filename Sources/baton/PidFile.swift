@@ -44,6 +44,15 @@ final class PidFile {
             }, committed: { [unowned self] in committed() })
     }
 
+    /// For a trial: whether that could be.
+    static func check(_ path: String?, _ cpr: CprController) throws(VMMError) {
+        guard let path else { return }
+        if let inherited = cpr.fds.find(descriptorName), FD.isSameFile(inherited, as: path) { return }
+        do throws(VMMError) { try FD.checkWritable(path, kinds: [.regular], mayBeAsked: true) } catch {
+            throw error.prefixed("cannot create PID file \(path)")
+        }
+    }
+
     /// For a new VMM, which is to leave no trace before it has the guest: what can be known of the file before.
     private func lockIfThere(_ path: String) throws(VMMError) {
         if access(path, F_OK) != 0 {

@@ -432,6 +432,7 @@ int cbaton_landlock_enter(int ruleset);
 int cbaton_is_checked(void);
 /* PR_SET_NO_NEW_PRIVS. Returns 0, or -1 and errno. */
 int cbaton_no_new_privileges(void);
+int cbaton_has_no_new_privileges(void);
 
 /* An instruction of a classic BPF program. */
 struct cbaton_instruction {
