@@ -81,7 +81,7 @@ final class Launcher {
                 registry.machineTypes.map {
                     .init(
                         name: $0.name, summary: $0.summary, maximumCPUs: $0.maximumCPUs,
-                        defaultCPUType: "\($0.cpuModels.first ?? "")-\($0.architecture)-cpu")
+                        defaultCPUType: "\($0.cpuModels.first ?? "")-\($0.architecture)-cpu", hasACPI: $0.hasACPI)
                 }
             })
         try ActionOptions.register(vm: vm)
