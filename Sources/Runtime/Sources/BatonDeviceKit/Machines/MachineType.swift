@@ -78,7 +78,7 @@ public struct MachineConfiguration {
     /// The properties of `-machine`, in the order of the command line: a later one holds. What the machine does not
     /// take is refused.
     public var options: [KeyValueOptions] = []
-    public var firmware: String?
+    public var firmware = MachineFirmware.builtin
     public var kernel: String?
     public var initrd: String?
     /// `-append`
