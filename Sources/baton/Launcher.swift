@@ -52,6 +52,7 @@ final class Launcher {
         try ModuleOptions.enableImpliedModes(
             machine: machine, incoming: invocation.has("incoming"), cpr: cpr, loader: loader)
         let plugged = try PluggedParts(vm.handover)
+        cpr.plugged = plugged
         let objects = ObjectOptions(vm: vm, memory: memory, loader: loader)
         for option in plugged.settle(.object, invocation) {
             try invocation.at(option.place) { () throws(VMMError) in try objects.create(option.value) }

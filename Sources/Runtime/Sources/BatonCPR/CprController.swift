@@ -240,7 +240,7 @@ public final class CprController {
             let identity = memory.identity
             memory.identity = inherited?.memoryIdentity
             defer { memory.identity = identity }
-            var container = try Checkpoint.collect(vm, memory: memory, runState: .running, mode: mode.name)
+            var container = try Checkpoint.collect(vm, memory: memory, runState: .running, mode: mode.name, plugged: [])
             RAMContents.describe([], in: &container)
             let contents: [RAMBlock]
             (container, contents) = try call(mode, "rehearsal") { (container, []) }
@@ -362,6 +362,9 @@ public final class CprController {
         if link.take() { _ = link.release() }
         HandoverLink.ofThisProcess = nil
     }
+
+    /// What clients have plugged: a checkpoint that another start will load names it. Borrowed.
+    public weak var plugged: (any PluggedOptions)?
 
     /// Has `observer` told by whose end the VM ends, each time that this becomes another process by an update.
     public static func onMainProcess(_ observer: any MainProcessObserver) { MainProcess.observer = observer }
