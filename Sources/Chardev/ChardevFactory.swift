@@ -119,7 +119,7 @@ public enum ChardevFactory {
             }
             heritage?.discard()
             if isTrial(vm) {
-                try UnopenedChardev.checkWritable(path)
+                try FD.checkWritable(path, kinds: FileChardev.kinds)
                 return UnopenedChardev(id: id, backend: backend)
             }
             let file = try FileChardev(id: id, path: path, append: append || (held && reopens))
@@ -262,7 +262,7 @@ enum SocketOptions {
             chardev.startsAnew = true
         }
         if ChardevFactory.isTrial(vm) {
-            if server, let path { try UnopenedChardev.checkWritable(path) }
+            if server, let path { try FD.checkWritable(path, kinds: [.socket]) }
             return UnopenedChardev(id: id, backend: "socket")
         }
         guard let fd else {

@@ -13,6 +13,8 @@ public final class NullChardev: Chardev {
 public final class FileChardev: Chardev {
     /// The open file; -1 after `shutDown`. Owned.
     public private(set) var outputFD: Int32
+    /// What its file may be.
+    static let kinds: [FileKind] = [.regular, .fifo, .characterDevice]
     private let serial = PreservedFDs.newSerial()
     /// What is handed over, made once: there may be many, and the guest waits.
     private lazy var handed = (
@@ -25,7 +27,7 @@ public final class FileChardev: Chardev {
     /// Creates or opens the file; empties it unless `append`. What a FIFO or device does not take at once is lost.
     public init(id: String, path: String, append: Bool) throws(VMMError) {
         let flags = O_WRONLY | O_CREAT | (append ? O_APPEND : O_TRUNC)
-        outputFD = try FD.openFile(path, flags, kinds: [.regular, .fifo, .characterDevice], mode: 0o666).release()
+        outputFD = try FD.openFile(path, flags, kinds: Self.kinds, mode: 0o666).release()
         self.path = path
         super.init(id: id, backend: "file")
     }

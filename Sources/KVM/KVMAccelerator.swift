@@ -104,7 +104,8 @@ public final class KVMAccelerator: X86Accelerator {
                 "the APIC id of the last CPU is \(last), and the highest that is supported is 254",
                 hint: "Give fewer CPUs with -smp, or numbers of cores and threads that are powers of two.")
         }
-        if count > system.recommendedCPUs {
+        // Once for a VM, and not again at each update.
+        if count > system.recommendedCPUs, vm.handover?.isSuccessor != true, vm.handover?.isTrial != true {
             Report.warning(
                 "Number of SMP cpus requested (\(count)) exceeds the recommended cpus supported by KVM "
                     + "(\(system.recommendedCPUs))")

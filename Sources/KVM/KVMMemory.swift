@@ -1,5 +1,6 @@
 import BatonRuntime
 import CKVM
+import Glibc
 
 /// Tells KVM what of the address space is memory.
 final class KVMMemory: MemoryListener {
@@ -14,6 +15,9 @@ final class KVMMemory: MemoryListener {
         /// Whether KVM has it: not while a device answers loads from it.
         var isPresent = true
     }
+
+    /// KVM_MEM_MAX_NR_PAGES of Linux' include/linux/kvm_host.h, in bytes.
+    private static let largestSlot: UInt64 = ((1 << 31) - 1) * 4096
 
     private let system: KVMSystem
     private unowned let space: AddressSpace
@@ -86,7 +90,13 @@ final class KVMMemory: MemoryListener {
         region.memory_size = size
         region.userspace_addr = UInt64(UInt(bitPattern: slot.host))
         let result = system.vm.call(CKVM_SET_USER_MEMORY_REGION, &region)
-        if result < 0 {
+        if result == -EINVAL, size > KVMMemory.largestSlot {
+            // By KVM this is one of many things that may be wrong. QEMU's text for memory that the host cannot give.
+            refuse(
+                VMMError(
+                    "cannot set up guest memory: KVM takes at most \(KVMMemory.largestSlot) bytes in one piece, and not "
+                        + "\(size)", hint: "Give less with -m."), isDevice: slot.isDevice)
+        } else if result < 0 {
             let text = "KVM_SET_USER_MEMORY_REGION of \(slot.size) bytes at \(Hex(slot.start)) failed"
             // What cannot be taken away would stay in the guest's reach.
             refuse(.system(text, errno: -result), isDevice: slot.isDevice && size > 0)

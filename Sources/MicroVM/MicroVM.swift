@@ -60,7 +60,7 @@ public final class MicroVM: Machine {
         try accelerator.build(description)
 
         var files = BootFiles()
-        files.firmware = configuration.firmware
+        files.firmware = configuration.firmware.path
         files.kernel = configuration.kernel
         files.initrd = configuration.initrd
         files.commandLine = configuration.commandLine ?? ""
@@ -149,7 +149,7 @@ public final class MicroVM: Machine {
                 "Invalid RAM size \(ram.usedLength): machine 'microvm' needs at least 1 MiB, in whole pages")
         }
         var start = layout.low.lowerBound
-        if let path = configuration.firmware {
+        if let path = configuration.firmware.path {
             let image = try FirmwareImage(path)
             let length = image.range.upperBound - image.range.lowerBound
             let low = image.lowRange

@@ -12,6 +12,7 @@ public final class MicroVMType: MachineType {
     public let cpuModels = ["host", "max", "x86-64-v1", "x86-64-v2", "x86-64-v3", "x86-64-v4"]
     public let accelerators = ["kvm"]
     public let properties = MicroVMOptions.properties
+    public let hasACPI = true
 
     public init() {}
 

@@ -4,6 +4,8 @@ import Foundation
 public enum DescriptorPassing {
     /// struct cmsghdr: the length with itself, the level and the type.
     private static let headerSize = 16
+    /// SCM_CREDENTIALS, which Glibc has for _GNU_SOURCE only: PID, user and group.
+    private static let credentials: Int32 = 2
 
     /// Sends bytes with descriptors, which stay the caller's.
     /// - Returns: how many bytes went, or -1 with errno, as sendmsg(2).
@@ -29,6 +31,13 @@ public enum DescriptorPassing {
     /// - Parameter count: at most so many.
     /// - Returns: nil at the end of the connection, and when it fails.
     public static func receive(upTo count: Int, from socket: Int32) -> (bytes: Data, fds: [Int32])? {
+        receiveWithSender(upTo: count, from: socket).map { ($0.bytes, $0.fds) }
+    }
+
+    /// The same, and the PID of the process that has sent it, if the socket has SO_PASSCRED.
+    public static func receiveWithSender(
+        upTo count: Int, from socket: Int32
+    ) -> (bytes: Data, fds: [Int32], sender: pid_t?)? {
         var bytes = [UInt8](repeating: 0, count: count)
         var control = [UInt8](repeating: 0, count: 256)
         var controlLength = 0
@@ -38,12 +47,21 @@ public enum DescriptorPassing {
             return got
         }
         guard got > 0 else { return nil }
-        guard controlLength >= headerSize else { return (Data(bytes.prefix(got)), []) }
-        let length = control.withUnsafeBytes { $0.load(as: Int.self) }
-        let fds = stride(from: headerSize, to: min(length, controlLength), by: 4).map { offset in
-            control.withUnsafeBytes { $0.load(fromByteOffset: offset, as: Int32.self) }
+        var fds: [Int32] = []
+        var sender: pid_t?
+        var start = 0
+        while start + headerSize <= controlLength {
+            let (length, kind) = control.withUnsafeBytes {
+                ($0.load(fromByteOffset: start, as: Int.self), $0.load(fromByteOffset: start + 12, as: Int32.self))
+            }
+            guard length >= headerSize else { break }
+            let words = stride(from: start + headerSize, to: min(start + length, controlLength), by: 4).map { offset in
+                control.withUnsafeBytes { $0.load(fromByteOffset: offset, as: Int32.self) }
+            }
+            if kind == Int32(SCM_RIGHTS) { fds += words } else if kind == credentials { sender = words.first }
+            start += (length + 7) / 8 * 8
         }
-        return (Data(bytes.prefix(got)), fds)
+        return (Data(bytes.prefix(got)), fds, sender)
     }
 
     /// Calls what takes a message of these bytes and this ancillary data.

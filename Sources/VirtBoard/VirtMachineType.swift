@@ -41,7 +41,7 @@ public final class VirtMachineType: MachineType {
         configuration.devices = machine.devices as? DeviceFactory
         configuration.hartCount = machine.cpuCount
         configuration.processor = processor
-        configuration.files.firmware = BootFiles.Firmware(argument: machine.firmware)
+        configuration.files.firmware = machine.firmware
         configuration.files.kernel = machine.kernel
         configuration.files.initrd = machine.initrd
         configuration.files.commandLine = machine.commandLine

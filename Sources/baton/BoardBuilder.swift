@@ -33,9 +33,8 @@ enum BoardBuilder {
         configuration.threads = machine.topology.threads
         configuration.cpu = machine.cpu
         configuration.options = machine.options
-        configuration.firmware = (invocation.last("bios") ?? machine.firmware).map {
-            SmallOptions.firmware($0, invocation.all("L"))
-        }
+        configuration.firmware = SmallOptions.firmware(
+            invocation.last("bios") ?? machine.firmware, invocation.all("L"))
         configuration.kernel = invocation.last("kernel") ?? machine.kernel
         configuration.initrd = invocation.last("initrd") ?? machine.initrd
         configuration.commandLine = invocation.last("append") ?? machine.commandLine
@@ -50,8 +49,9 @@ enum BoardBuilder {
         configuration.serial = backends.serial
         configuration.flash = backends.flash
 
-        let firmware = configuration.firmware.flatMap { ["default", "none"].contains($0) ? nil : $0 }
-        let startFiles = [firmware, configuration.kernel, configuration.initrd, configuration.deviceTree]
+        let startFiles = [
+            configuration.firmware.path, configuration.kernel, configuration.initrd, configuration.deviceTree,
+        ]
         StartFiles.hold(startFiles.compactMap { $0 }, handover: vm.handover)
         let board = try machine.type.make(configuration)
         try machine.finish()

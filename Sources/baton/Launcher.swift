@@ -52,6 +52,7 @@ final class Launcher {
         try ModuleOptions.enableImpliedModes(
             machine: machine, incoming: invocation.has("incoming"), cpr: cpr, loader: loader)
         let plugged = try PluggedParts(vm.handover)
+        cpr.plugged = plugged
         let objects = ObjectOptions(vm: vm, memory: memory, loader: loader)
         for option in plugged.settle(.object, invocation) {
             try invocation.at(option.place) { () throws(VMMError) in try objects.create(option.value) }
@@ -81,7 +82,7 @@ final class Launcher {
                 registry.machineTypes.map {
                     .init(
                         name: $0.name, summary: $0.summary, maximumCPUs: $0.maximumCPUs,
-                        defaultCPUType: "\($0.cpuModels.first ?? "")-\($0.architecture)-cpu")
+                        defaultCPUType: "\($0.cpuModels.first ?? "")-\($0.architecture)-cpu", hasACPI: $0.hasACPI)
                 }
             })
         try ActionOptions.register(vm: vm)
@@ -236,6 +237,9 @@ final class Launcher {
     }
 
     private func openPidFile() throws(VMMError) -> PidFile? {
-        cpr.isTrial ? nil : try PidFile(invocation.last("pidfile"), cpr)
+        let path = invocation.last("pidfile")
+        guard cpr.isTrial else { return try PidFile(path, cpr) }
+        try PidFile.check(path, cpr)
+        return nil
     }
 }

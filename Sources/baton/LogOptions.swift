@@ -2,12 +2,15 @@ import BatonRuntime
 
 /// `-msg`, `-d`, `-trace` and `-D`.
 enum LogOptions {
-    /// - Parameter isTrial: the log goes to standard error, as the file is not a trial's to make or write.
+    /// - Parameter isTrial: the log goes to standard error, as the file is not a trial's to make or write. Whether it could be
+    ///   is checked.
     static func apply(_ invocation: Invocation, isTrial: Bool) throws(VMMError) {
         try applyPrefix(invocation)
         // Asking for the items or events makes no log.
         if Help.isWanted(invocation, "d") || Help.isWanted(invocation, "trace") { return }
-        func open(_ path: String) throws(VMMError) { if !isTrial { try Log.open(file: path) } }
+        func open(_ path: String) throws(VMMError) {
+            if isTrial { try Log.check(file: path) } else { try Log.open(file: path) }
+        }
         if let path = invocation.last("D") { try open(path) }
         for items in invocation.all("d") { try Log.enable(items: items) }
         try invocation.each("trace") { text throws(VMMError) in

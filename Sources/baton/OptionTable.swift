@@ -123,7 +123,7 @@ enum OptionTable {
         OptionSpec(name: "initrd", argument: "file", help: "the initial RAM disk"),
         OptionSpec(name: "append", argument: "cmdline", help: "the kernel's command line"),
         OptionSpec(
-            name: "bios", argument: "file", help: "the firmware: a file; on virt also default (built-in SBI) or none"),
+            name: "bios", argument: "file", help: "the firmware: a file, default (on virt the built-in SBI) or none"),
         OptionSpec(
             name: "fw_cfg", argument: "[name=]name,file=file|string=text",
             help: "a file that the guest finds in the firmware configuration device",

@@ -6,11 +6,12 @@ import Glibc
 ///
 /// The lock is one of the open file description, as QEMU's is, and that goes along with
 /// each update: there is no moment in which another VMM could have the file. A new VMM whose
-/// command line names another file makes that, and removes the one before, when it has the guest.
+/// command line names another file makes that, and removes the one before, when it has the guest. If it cannot make that, it
+/// keeps the one before.
 final class PidFile {
     private static let descriptorName = "pidfile"
     /// nil when the command line names none.
-    private let path: String?
+    private var path: String?
     /// The file, locked; -1 as long as there is none.
     private var fd: Int32 = -1
     /// The file of the process before, under another name; -1 when there is none.
@@ -43,6 +44,15 @@ final class PidFile {
             }, committed: { [unowned self] in committed() })
     }
 
+    /// For a trial: whether that could be.
+    static func check(_ path: String?, _ cpr: CprController) throws(VMMError) {
+        guard let path else { return }
+        if let inherited = cpr.fds.find(descriptorName), FD.isSameFile(inherited, as: path) { return }
+        do throws(VMMError) { try FD.checkWritable(path, kinds: [.regular], mayBeAsked: true) } catch {
+            throw error.prefixed("cannot create PID file \(path)")
+        }
+    }
+
     /// For a new VMM, which is to leave no trace before it has the guest: what can be known of the file before.
     private func lockIfThere(_ path: String) throws(VMMError) {
         if access(path, F_OK) != 0 {
@@ -55,8 +65,14 @@ final class PidFile {
     }
 
     private func make(_ path: String) throws(VMMError) {
+        let wasThere = access(path, F_OK) == 0
         try lock(path, O_RDWR | O_CREAT)
-        try write(path)
+        do throws(VMMError) { try write(path) } catch {
+            if !wasThere { _ = HostAccess.remove(path) }
+            close(fd)
+            fd = -1
+            throw error
+        }
     }
 
     private func lock(_ path: String, _ flags: Int32) throws(VMMError) {
@@ -71,26 +87,38 @@ final class PidFile {
     }
 
     private func committed() {
-        if former >= 0 {
-            if let name = FD.path(former), FD.isSameFile(former, as: name) { _ = HostAccess.remove(name) }
-            close(former)
-            former = -1
+        guard former >= 0 else { return writeOrWarn() }
+        let name = FD.path(former).flatMap { FD.isSameFile(former, as: $0) ? $0 : nil }
+        do throws(VMMError) {
+            try writeOrMake()
+        } catch {
+            // Whoever has the VM's PID from the file before still finds it there.
+            guard let name else { return Report.warning(error.message) }
+            if fd >= 0 { close(fd) }
+            (path, fd, former) = (name, former, -1)
+            Report.warning("\(error.message); the VM's PID stays in \(name)")
+            return writeOrWarn()
         }
-        writeOrWarn()
+        if let name { _ = HostAccess.remove(name) }
+        close(former)
+        former = -1
     }
 
     private func writeOrWarn() {
-        guard let path else { return }
-        do throws(VMMError) {
-            if fd < 0 { try make(path) } else { try write(path) }
-        } catch { Report.warning(error.message) }
+        do throws(VMMError) { try writeOrMake() } catch { Report.warning(error.message) }
     }
 
+    private func writeOrMake() throws(VMMError) {
+        guard let path else { return }
+        if fd < 0 { try make(path) } else { try write(path) }
+    }
+
+    /// Over what is there, which needs no room on a disk that is full.
     private func write(_ path: String) throws(VMMError) {
-        guard lseek(fd, 0, SEEK_SET) == 0, ftruncate(fd, 0) == 0 else {
-            throw .system("cannot create PID file \(path)")
-        }
-        try FD.writeAll(fd, Array("\(getpid())\n".utf8), to: path)
+        let text = Array("\(getpid())\n".utf8)
+        guard lseek(fd, 0, SEEK_SET) == 0 else { throw .system("cannot create PID file \(path)") }
+        try FD.writeAll(fd, text, to: path)
+        guard ftruncate(fd, off_t(text.count)) == 0 else { throw .system("cannot create PID file \(path)") }
     }
 
     deinit { for file in [fd, former] where file >= 0 { close(file) } }

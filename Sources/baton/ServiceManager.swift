@@ -14,9 +14,6 @@ enum ServiceManager {
     private static let variable = "NOTIFY_SOCKET"
     private static let watchdogVariable = "WATCHDOG_USEC"
     private static let storeVariable = "FDSTORE"
-    /// Milliseconds that it may take to hear of a new main process, for which
-    /// the guest waits.
-    private static let barrierLimit: Int32 = 2000
     private nonisolated(unsafe) static var path: String?
     /// Nanoseconds within which the manager wants a sign of life; nil when it wants none.
     private nonisolated(unsafe) static var watchdog: Int64?
@@ -53,7 +50,7 @@ enum ServiceManager {
         cpr.successorEnvironment.append((variable, path))
         if let watchdog { cpr.successorEnvironment.append((watchdogVariable, String(watchdog / 1000))) }
         if storeSize > 0 { cpr.successorEnvironment.append((storeVariable, String(storeSize))) }
-        CprController.whenTakenBack { mainProcessChanged() }
+        if !cpr.isTrial, address(path) != nil { CprController.onMainProcess(Observer()) }
         vm.onRunStateChange { _ in statusChanged() }
         vm.onEvent { name, data in noteUpdate(name, data) }
         if cpr.isTrial { return }
@@ -142,41 +139,82 @@ enum ServiceManager {
         }
     }
 
-    /// Comes before the end of the process that was the main one: the service
-    /// would end with that. Waits until the manager has read it.
-    private static func mainProcessChanged() {
-        guard path != nil else { return }
-        send("MAINPID=\(getpid())")
-        var ends: [Int32] = [-1, -1]
-        guard pipe(&ends) == 0 else { return }
-        for fd in ends { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
-        let wasSent = send("BARRIER=1", descriptor: ends[1])
-        close(ends[1])
-        if wasSent {
-            // The manager closes the other end when it has come so far.
-            var state = pollfd(fd: ends[0], events: 0, revents: 0)
-            _ = retryingInterrupts { poll(&state, 1, barrierLimit) }
+    // MARK: Its main process
+
+    /// Of a service whose main process ends, systemd ends all others. It reads what it was sent before it looks which
+    /// processes have ended (the priorities of its event sources, manager.c), so that what is in its
+    /// queue in time counts.
+    private final class Observer: MainProcessObserver {
+        /// Connected to the manager while this process updates; -1 in a sandbox, in which it would lead to others too.
+        private var line: Int32 = -1
+
+        func prepare() -> Int32 {
+            if line >= 0 { close(line) }
+            line = HostAccess.socket < 0 ? connected() : -1
+            return HostAccess.socket < 0 ? -1 : HostAccess.standIn()
         }
-        close(ends[0])
+
+        func isStandIn(_ answer: Int32) -> Bool { HostAccess.hasStoodIn(answer) }
+
+        func tell(_ pid: pid_t) -> Bool {
+            line >= 0 && ServiceManager.send("MAINPID=\(pid)", Int32(MSG_DONTWAIT), over: line)
+        }
+
+        func announce(_ pid: pid_t) -> Bool { send("MAINPID=\(pid)", Int32(MSG_DONTWAIT), -1) }
+
+        func announceWithReceipt(_ pid: pid_t) -> Int32 {
+            var ends: [Int32] = [-1, -1]
+            guard pipe(&ends) == 0 else {
+                _ = announce(pid)
+                return -1
+            }
+            for fd in ends { _ = fcntl(fd, F_SETFD, FD_CLOEXEC) }
+            defer { close(ends[1]) }
+            // The manager closes the other end when it has come so far, and so does a warden that cannot reach it.
+            if send("MAINPID=\(pid)", 0, -1), send("BARRIER=1", 0, ends[1]) { return ends[0] }
+            close(ends[0])
+            return -1
+        }
+
+        /// The warden's answer is not waited for: its messages go in order, and the guest may stand still.
+        private func send(_ text: String, _ flags: Int32, _ fd: Int32) -> Bool {
+            HostAccess.socket >= 0
+                ? HostAccess.tellManagerSoon(text, fd)
+                : ServiceManager.send(text, flags, descriptor: fd >= 0 ? fd : nil)
+        }
     }
 
     @discardableResult
     private static func send(_ text: String, _ flags: Int32 = 0, descriptor: Int32? = nil) -> Bool {
-        guard let path, var address = address(path) else { return false }
         if HostAccess.socket >= 0 { return HostAccess.tellManager(text, descriptor ?? -1) }
-        let fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        let fd = connected()
         guard fd >= 0 else { return false }
         defer { close(fd) }
+        return send(text, flags, descriptor: descriptor, over: fd)
+    }
+
+    private static func send(_ text: String, _ flags: Int32, descriptor: Int32? = nil, over fd: Int32) -> Bool {
+        let bytes = Array(text.utf8)
+        let descriptors = descriptor.map { [$0] } ?? []
+        return cbaton_send_fds(fd, bytes, bytes.count, descriptors, descriptors.count, flags) == bytes.count
+    }
+
+    /// - Returns: a socket to the manager, which is the caller's; -1 when it cannot be reached.
+    private static func connected() -> Int32 {
+        guard let path, var address = address(path) else { return -1 }
+        let fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        guard fd >= 0 else { return -1 }
         // It may be busy, and must not hold the guest up.
         var limit = timeval(tv_sec: 0, tv_usec: 200_000)
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
-        let connected = withUnsafePointer(to: &address.name) { pointer in
+        let isConnected = withUnsafePointer(to: &address.name) { pointer in
             pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { connect(fd, $0, address.length) == 0 }
         }
-        let bytes = Array(text.utf8)
-        let descriptors = descriptor.map { [$0] } ?? []
-        return connected
-            && cbaton_send_fds(fd, bytes, bytes.count, descriptors, descriptors.count, flags) == bytes.count
+        guard isConnected else {
+            close(fd)
+            return -1
+        }
+        return fd
     }
 
     /// - Returns: nil when it is no address of a unix socket, such as `vsock:2:1`.

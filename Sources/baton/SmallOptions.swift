@@ -49,9 +49,12 @@ enum SmallOptions {
     }
 
     /// `-L`: directories to look for firmware in that is given by its name alone.
-    static func firmware(_ name: String, _ directories: [String]) -> String {
-        guard !name.contains("/"), !["default", "none"].contains(name), access(name, R_OK) != 0 else { return name }
-        return directories.map { "\($0)/\(name)" }.first { access($0, R_OK) == 0 } ?? name
+    static func firmware(_ argument: String?, _ directories: [String]) -> MachineFirmware {
+        let firmware = MachineFirmware(argument: argument)
+        guard let name = firmware.path, !name.contains("/"), access(name, R_OK) != 0 else { return firmware }
+        let paths = directories.map { directory in "\(directory)/\(name)" }
+        for path in paths where access(path, R_OK) == 0 { return .file(path) }
+        return firmware
     }
 
     /// `-rtc base=`.

@@ -62,4 +62,45 @@ struct DaemonTests {
         #expect(!exists(first) && !exists(second))
         try guest.qmp.execute("quit")
     }
+
+    /// Whoever knows the VM by its PID file must find that somewhere.
+    @Test(
+        "A VM keeps its PID file when there is no room for another one",
+        .enabled(if: geteuid() == 0, "needs root, for a small file system"))
+    func fullPIDFile() throws {
+        let small = try SmallFileSystem()
+        let directory = try TemporaryDirectory()
+        let (first, second) = (directory.file("first"), small.file("second"))
+        let guest = try CountingGuest(extra: ["-cpr-enable", "restart", "-pidfile", first])
+        func pid(_ path: String) throws -> Int? {
+            Int(try String(contentsOfFile: path, encoding: .utf8).trimmingCharacters(in: .newlines))
+        }
+        func queried() throws -> Int? { (try guest.qmp.execute("query-cpr") as? [String: Any])?["pid"] as? Int }
+        let others = guest.arguments.map { $0 == first ? second : $0 }
+        try small.fill()
+        try guest.qmp.execute("cpr-update", ["argv": others])
+        #expect(try pid(first) == queried())
+        #expect(!FileManager.default.fileExists(atPath: second))
+        try guest.process.waitForErrors("the VM's PID stays in \(first)")
+        // It is locked, and goes on to be the VM's.
+        let other = try ChildProcess([Products.baton, "-S", "-pidfile", first, "-nodefaults"])
+        #expect(try other.waitForExit() == .status(1))
+        #expect(guest.update(["false"]).contains("taken back"))
+        #expect(try pid(first) == queried())
+        // With room it is what the command line says.
+        small.empty()
+        try guest.qmp.execute("cpr-update", ["argv": others])
+        #expect(try pid(second) == queried())
+        #expect(!FileManager.default.fileExists(atPath: first))
+        // One that is there is written over, which needs no room.
+        try small.fill()
+        try guest.qmp.execute("cpr-update", ["argv": others])
+        #expect(try pid(second) == queried())
+        // A start that fails leaves nothing.
+        let third = small.file("third")
+        let start = try ChildProcess([Products.baton, "-S", "-pidfile", third, "-nodefaults"])
+        #expect(try start.waitForExit() == .status(1))
+        #expect(!FileManager.default.fileExists(atPath: third))
+        try guest.qmp.execute("quit")
+    }
 }

@@ -340,7 +340,9 @@ struct HotPlugTests {
         }
         let file = directory.file("checkpoint")
         let old = try start([])
-        try old.1.execute("device_add", ["driver": "virtio-rng-pci", "bus": "rp1", "id": "e0"])
+        for line in ["object_add rng-builtin,id=r", "device_add virtio-rng-pci,bus=rp1,id=e0,rng=r"] {
+            #expect(try old.1.execute("human-monitor-command", ["command-line": line]) as? String == "")
+        }
         try old.1.execute("cpr-save", ["filename": file, "mode": "reboot"])
         try end(old)
         for (more, reason) in [
@@ -350,9 +352,17 @@ struct HotPlugTests {
             let other = try start(["-S"] + more)
             let text = refusal { try other.1.execute("cpr-load", ["filename": file, "mode": "reboot"]) }
             #expect(text.contains(reason), "\(text)")
+            #expect(
+                text.hasSuffix("is lacking here: -object rng-builtin,id=r -device virtio-rng-pci,bus=rp1,id=e0,rng=r"),
+                "\(text)")
             try end(other)
         }
-        let new = try start(["-S", "-device", "virtio-rng-pci,bus=rp1,id=e0"])
+        // One part is enough to name the other.
+        let half = try start(["-S", "-object", "rng-builtin,id=r"])
+        let text = refusal { try half.1.execute("cpr-load", ["filename": file, "mode": "reboot"]) }
+        #expect(text.hasSuffix("is lacking here: -device virtio-rng-pci,bus=rp1,id=e0,rng=r"), "\(text)")
+        try end(half)
+        let new = try start(["-S", "-object", "rng-builtin,id=r", "-device", "virtio-rng-pci,bus=rp1,id=e0,rng=r"])
         try new.1.execute("cpr-load", ["filename": file, "mode": "reboot"])
         #expect(try new.1.status() == "running")
         try end(new)

@@ -91,6 +91,11 @@ struct KVMFaultTests {
             "Number of SMP cpus requested (4) exceeds the maximum cpus supported by KVM (2)",
             "Give a smaller number with -smp"
         ),
+        // As the kernel answers itself.
+        (
+            answer("KVM_RUN", -14), ["-m", "64T"], "cannot set up guest memory: KVM takes at most ",
+            "Give less with -m."
+        ),
     ]
 
     @Test("What a start does not get is named, with what to do", arguments: starts.indices)
@@ -99,6 +104,26 @@ struct KVMFaultTests {
         let errors = try Self.errors(start.faults, start.words)
         #expect(errors.contains(start.text), "\(errors)")
         #expect(errors.contains(start.advice) || start.advice.isEmpty, "\(errors)")
+    }
+
+    @Test("More CPUs than KVM recommends are a warning at the start, and none at an update")
+    func recommended() throws {
+        let rom = try MicroVMROM(MicroVMROM.letters)
+        let words = rom.arguments(extra: ["-smp", "2"])
+        let process = try ChildProcess(Self.faults(Self.capability(9, 1) + Self.capability(66, 4)) + words)
+        let qmp = try QMPClient(path: rom.socket, of: process)
+        for _ in 0..<2 {
+            try rom.awaitOutput()
+            let report = try #require(try qmp.execute("cpr-preflight", ["argv": words]) as? [String: Any])
+            #expect(report["output"] as? String == "")
+            try qmp.execute("cpr-update", ["argv": words])
+        }
+        let machines = try #require(try qmp.execute("query-machines") as? [[String: Any]])
+        #expect(machines.first { $0["name"] as? String == "microvm" }?["acpi"] as? Bool == true)
+        try qmp.execute("quit")
+        #expect(try process.waitForExit() == .status(0), "\(process.report)")
+        let text = "Number of SMP cpus requested (2) exceeds the recommended cpus supported by KVM (1)"
+        #expect(process.errors.components(separatedBy: text).count == 2, "\(process.errors)")
     }
 
     @Test("Where no accelerator is left, the first one's reason is told")

@@ -16,6 +16,8 @@ final class NotifySocket {
         fd = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         let fd = fd
         guard QMPClient.withAddress(path, { bind(fd, $0, $1) }) == 0 else { throw TestError.system("bind") }
+        var on: Int32 = 1
+        setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, socklen_t(MemoryLayout<Int32>.size))
     }
     deinit { close(fd) }
 
@@ -24,23 +26,51 @@ final class NotifySocket {
         return poll(&state, 1, milliseconds) == 1
     }
 
-    private func receive() throws -> (text: String, descriptor: Int32?) {
+    /// A message, its descriptor, which is the caller's, and the process that has sent it.
+    typealias Message = (text: String, descriptor: Int32?, sender: pid_t?)
+
+    private func receive() throws -> Message {
         guard hasMessage(milliseconds: 30_000) else { throw TestError("the manager is told nothing") }
-        guard let message = DescriptorPassing.receive(upTo: 1024, from: fd) else { throw TestError.system("recvmsg") }
+        guard let message = DescriptorPassing.receiveWithSender(upTo: 1024, from: fd) else {
+            throw TestError.system("recvmsg")
+        }
         let text = String(decoding: message.bytes, as: UTF8.self)
         if text.hasPrefix("STATUS=") { statuses.append(String(text.dropFirst("STATUS=".count))) }
         if text == "WATCHDOG=1" { pings += 1 }
-        return (text, message.fds.first)
+        return (text, message.fds.first, message.sender)
+    }
+
+    /// Takes a message, whatever it is.
+    private func drop() throws {
+        if let descriptor = try receive().descriptor { close(descriptor) }
+    }
+
+    /// Leaves no room for messages.
+    func fill() throws {
+        let sender = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        defer { close(sender) }
+        guard QMPClient.withAddress(path, { connect(sender, $0, $1) }) == 0 else { throw TestError.system("connect") }
+        while send(sender, "X=1", 3, Int32(MSG_DONTWAIT)) == 3 {}
+        guard errno == EAGAIN else { throw TestError.system("send") }
     }
 
     private static func isAside(_ text: String) -> Bool { text.hasPrefix("STATUS=") || text == "WATCHDOG=1" }
 
-    /// The next message about the service's processes, and its descriptor, which is the caller's.
-    func next() throws -> (text: String, descriptor: Int32?) {
+    /// The next message about the service's processes.
+    func next() throws -> Message {
         while true {
             let message = try receive()
             if !Self.isAside(message.text) { return message }
         }
+    }
+
+    /// The same, which must be one about the main process.
+    func nextMainProcess() throws -> (pid: pid_t, sender: pid_t?) {
+        let message = try next()
+        guard message.text.hasPrefix("MAINPID="), let pid = pid_t(message.text.dropFirst("MAINPID=".count)) else {
+            throw TestError("the manager is told \(message.text)")
+        }
+        return (pid, message.sender)
     }
 
     /// Whether nothing was said about the service's processes.
@@ -57,7 +87,7 @@ final class NotifySocket {
         let deadline = Deadline.patient
         while !statuses.contains(where: { $0.contains(text) }) {
             guard !deadline.hasPassed else { throw TestError("the status never was '\(text)', but \(statuses)") }
-            _ = try receive()
+            try drop()
         }
     }
     func waitForPings(_ count: Int) throws {
@@ -65,7 +95,7 @@ final class NotifySocket {
         let deadline = Deadline.patient
         while pings < end {
             guard !deadline.hasPassed else { throw TestError("\(pings) signs of life instead of \(end)") }
-            _ = try receive()
+            try drop()
         }
     }
 }

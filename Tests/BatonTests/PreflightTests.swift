@@ -138,7 +138,14 @@ struct PreflightTests {
             guest.arguments + ["-cpu", "rv64,zba=off,zicond=on"],
             "was saved by another CPU than '-cpu rv64,zicond=on,zba=off': zba was on, zicond was off")
         expect(guest.arguments + ["-qmp", "unix:/nonexistent/socket,server=on,wait=off"], "/nonexistent/socket")
-        expect(guest.arguments + ["-chardev", "file,id=new,path=/nonexistent/file"], "/nonexistent/file")
+        let file = guest.directory.file("serial")
+        for path in ["/nonexistent/file", "/proc", "\(file)/file"] {
+            expect(guest.arguments + ["-chardev", "file,id=new,path=\(path)"], "Could not open '\(path)': ")
+            expect(guest.arguments + ["-D", path], "Could not open '\(path)': ")
+            expect(guest.arguments + ["-trace", "cpr_load,file=\(path)"], "Could not open '\(path)': ")
+            expect(guest.arguments + ["-pidfile", path], "cannot create PID file \(path)")
+        }
+        expect(guest.arguments + ["-chardev", "socket,id=new,path=\(file),server=on,wait=off"], "not a socket")
         try expectUnnoticed(guest)
         // After all of that a good one takes the guest over.
         let count = guest.count

@@ -93,6 +93,22 @@ struct SessionTests {
         #expect(guest.process.errors.contains("terminating on signal 15"))
     }
 
+    /// A service manager that knows the old VMM sends them there.
+    @Test("A stop of the old VMM ends the new one that has its guest", arguments: [SIGTERM, SIGINT])
+    func stopOfOldVMM(_ number: Int32) throws {
+        let guest = try CountingGuest()
+        try guest.save()
+        try guest.exec()
+        let old = try #require(
+            try ProcFile.children(of: guest.process.pid).first {
+                try !ProcFile.text("/proc/\($0)/comm").hasPrefix("baton-warden")
+            })
+        kill(old, number)
+        #expect(try guest.process.waitForExit() == .status(0))
+        try eventually("the old VMM has ended") { kill(old, 0) != 0 }
+        try expectNobody(guest)
+    }
+
     @Test("The new VMM has no signal blocked, nor have its children")
     func signalMask() throws {
         let guest = try CountingGuest()
@@ -106,48 +122,146 @@ struct SessionTests {
 
     // MARK: Service managers
 
-    @Test("A service manager is told who has the guest while the process before is still there")
-    func serviceManager() throws {
-        let directory = try TemporaryDirectory()
-        let manager = try NotifySocket(directory)
-        let guest = try CountingGuest(environment: ["NOTIFY_SOCKET": manager.path])
-        #expect(try manager.next().text == "READY=1")
-        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+    /// A VM that tells a service manager.
+    private struct Service {
+        let directory: TemporaryDirectory
+        let manager: NotifySocket
+        let guest: CountingGuest
+        let isSandboxed: Bool
+
+        init(isSandboxed: Bool) throws {
+            self.isSandboxed = isSandboxed
+            directory = try TemporaryDirectory()
+            manager = try NotifySocket(directory)
+            guest = try CountingGuest(
+                extra: ["-cpr-enable", "restart"] + (isSandboxed ? [] : ["-sandbox", "off"]),
+                environment: ["NOTIFY_SOCKET": manager.path], paths: isSandboxed ? [] : nil)
+            #expect(try manager.next().text == "READY=1")
+        }
+
+        /// Takes what the manager is told of an update that has come to its exec, in `process`.
+        /// - Returns: the old VMM, which it is told of last.
+        func oldVMM(after process: pid_t) throws -> pid_t {
+            if isSandboxed {
+                // From here only the warden reaches the manager: it names itself before the exec.
+                let (standIn, sender) = try manager.nextMainProcess()
+                #expect(standIn == sender && standIn != process)
+                #expect(try ProcFile.text("/proc/\(standIn)/comm").hasPrefix("baton-warden"))
+            }
+            let (old, sender) = try manager.nextMainProcess()
+            #expect(old != process && kill(old, 0) == 0)
+            // The process that executes says so itself: before it does.
+            if !isSandboxed { #expect(sender == process) }
+            return old
+        }
+
+        /// Takes what it is told of a success. Until it has read that the old VMM is there.
+        func expectSuccess(in process: pid_t) throws {
+            let old = try oldVMM(after: process)
+            let (new, sender) = try manager.nextMainProcess()
+            #expect(new == process)
+            if !isSandboxed { #expect(sender == old) }
+            let barrier = try manager.next()
+            #expect(barrier.text == "BARRIER=1")
+            let descriptor = try #require(barrier.descriptor)
+            #expect(try ProcFile.text("/proc/\(old)/stat").contains(") Z ") == false)
+            close(descriptor)
+            try eventually("the old VMM has ended") { kill(old, 0) != 0 }
+            #expect(manager.isQuiet)
+        }
+    }
+
+    @Test(
+        "The main process that a service manager knows is none that may fail in an update", arguments: [false, true])
+    func mainProcess(isSandboxed: Bool) throws {
+        let service = try Service(isSandboxed: isSandboxed)
+        let (guest, manager) = (service.guest, service.manager)
+        let first = guest.process.pid
+        for _ in 0..<2 {
+            try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+            try service.expectSuccess(in: first)
+        }
+        // An exec that fails leaves the process what it is: it says so before the end of the other one.
+        #expect(guest.update(["/nonexistent"]).contains("execvp"))
+        #expect(try manager.nextMainProcess().pid != first)
+        #expect(try manager.nextMainProcess().pid == first)
         #expect(manager.isQuiet)
-        // The manager takes its time: the process that hangs must live as long.
-        try guest.qmp.executeWithoutAnswer(
-            "cpr-update", ["argv": ["sleep", "1000"], "preflight": false, "timeout-ms": 300])
-        let main = try manager.next()
-        let pid = try #require(pid_t(main.text.dropFirst("MAINPID=".count)))
-        #expect(main.text.hasPrefix("MAINPID=") && pid != guest.process.pid && kill(pid, 0) == 0)
-        let barrier = try manager.next()
-        #expect(barrier.text == "BARRIER=1")
-        let descriptor = try #require(barrier.descriptor)
-        #expect(guest.process.isRunning)
-        close(descriptor)
+        // There is nothing to wait for when a process that hangs is ended.
+        let text = guest.update(["sleep", "1000"], timeout: 300)
+        #expect(text.contains("did not start within 300 ms"), "\(text)")
         #expect(try guest.process.waitForExit() == .signal(SIGKILL))
+        let second = try service.oldVMM(after: first)
+        #expect(manager.isQuiet)
         try guest.waitForProgress(past: guest.count)
-        while let message = try guest.qmp.receive(), message["error"] == nil {}
+        // The same from there. One that crashes at once is gone when the manager looks.
         try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        try service.expectSuccess(in: second)
+        #expect(guest.update(["false"]).contains("taken back"))
+        let third = try service.oldVMM(after: second)
+        #expect(manager.isQuiet)
+        try guest.waitForProgress(past: guest.count)
+        let query = try #require(try guest.qmp.execute("query-cpr") as? [String: Any])
+        #expect(query["pid"] as? Int == Int(third))
         try guest.qmp.execute("quit")
         #expect(try manager.next().text == "STOPPING=1")
         #expect(manager.isQuiet)
     }
 
-    @Test("A service manager has nothing to hear of a new VMM that refuses: its main process stays")
-    func refusalForServiceManager() throws {
-        let directory = try TemporaryDirectory()
-        let manager = try NotifySocket(directory)
-        let guest = try CountingGuest(environment: ["NOTIFY_SOCKET": manager.path])
-        #expect(try manager.next().text == "READY=1")
+    @Test("A VMM in a sandbox executes another one when the manager has been told, and the guest runs until then")
+    func warden() throws {
+        let service = try Service(isSandboxed: true)
+        let (guest, manager) = (service.guest, service.manager)
+        let executed = guest.directory.file("executed")
+        #expect(guest.update(["/nonexistent"]).contains("execvp"))
+        let warden = try manager.nextMainProcess().pid
+        #expect(try manager.nextMainProcess().pid == guest.process.pid)
+        kill(warden, SIGSTOP)
+        try guest.qmp.executeWithoutAnswer("cpr-update", ["argv": ["touch", executed], "preflight": false])
+        try guest.waitForProgress(past: guest.count + 1_000_000)
+        #expect(!FileManager.default.fileExists(atPath: executed) && manager.isQuiet)
+        kill(warden, SIGCONT)
+        try eventually("the exec") { FileManager.default.fileExists(atPath: executed) }
+        _ = try service.oldVMM(after: guest.process.pid)
+        while let message = try guest.qmp.receive(), message["error"] == nil {}
+        // Without one nothing can be said, and the guest has the best of it.
+        kill(warden, SIGKILL)
+        try guest.waitForProgress(past: guest.count)
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        try guest.waitForProgress(past: guest.count)
+        try guest.qmp.execute("quit")
+    }
+
+    @Test(
+        "A new VMM that refuses stays the main process, whatever comes then", arguments: [false, true])
+    func refusalForServiceManager(isSandboxed: Bool) throws {
+        let service = try Service(isSandboxed: isSandboxed)
+        let (guest, manager) = (service.guest, service.manager)
+        let first = guest.process.pid
         #expect(guest.update(guest.arguments + ["-bogus"]).contains("the new VMM refused: -bogus"))
+        _ = try service.oldVMM(after: first)
+        #expect(try manager.nextMainProcess().pid == first)
         #expect(guest.update(["sleep", "1000"], timeout: 300).contains("did not start within 300 ms"))
         try guest.waitForProgress(past: guest.count)
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
         #expect(manager.isQuiet && guest.process.isRunning)
         try guest.qmp.execute("quit")
         #expect(try guest.process.waitForExit() == .status(0))
         #expect(try manager.next().text == "STOPPING=1")
         #expect(manager.isQuiet)
+    }
+
+    @Test("A service manager that reads nothing ends no update", arguments: [false, true])
+    func fullServiceManager(isSandboxed: Bool) throws {
+        let service = try Service(isSandboxed: isSandboxed)
+        let guest = service.guest
+        try service.manager.fill()
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        try guest.waitForProgress(past: guest.count)
+        #expect(guest.update(["false"]).contains("taken back"))
+        try guest.waitForProgress(past: guest.count)
+        try guest.qmp.execute("cpr-update", ["argv": guest.arguments])
+        try guest.waitForProgress(past: guest.count)
+        try guest.qmp.execute("quit")
     }
 
     @Test("A watchdog gets its signs of life from each VMM that has the guest, over updates and rollbacks")

@@ -8,11 +8,13 @@ public struct CoreCommandContext {
         public var summary: String
         public var maximumCPUs: Int
         public var defaultCPUType: String
-        public init(name: String, summary: String, maximumCPUs: Int, defaultCPUType: String) {
+        public var hasACPI: Bool
+        public init(name: String, summary: String, maximumCPUs: Int, defaultCPUType: String, hasACPI: Bool) {
             self.name = name
             self.summary = summary
             self.maximumCPUs = maximumCPUs
             self.defaultCPUType = defaultCPUType
+            self.hasACPI = hasACPI
         }
     }
 

@@ -57,7 +57,7 @@ private func registerMachines(_ commands: CommandRegistry, _ context: CoreComman
                     [
                         "name": .string($0.name), "cpu-max": JSON($0.maximumCPUs), "hotpluggable-cpus": false,
                         "numa-mem-supported": false, "deprecated": false,
-                        "default-cpu-type": .string($0.defaultCPUType), "acpi": false,
+                        "default-cpu-type": .string($0.defaultCPUType), "acpi": .bool($0.hasACPI),
                     ]
                 })
         })

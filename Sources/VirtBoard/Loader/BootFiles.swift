@@ -4,25 +4,8 @@ import Glibc
 
 /// The files that the machine starts from, as the command line names them.
 public struct BootFiles {
-    /// `-bios`: what runs in M-mode.
-    public enum Firmware: Equatable {
-        /// `-bios default`, or none given: the SBI that is built in.
-        case builtin
-        /// `-bios none`: the kernel itself runs in M-mode.
-        case none
-        case file(String)
-
-        /// From the argument of `-bios`; nil when it was not given.
-        public init(argument: String?) {
-            switch argument {
-            case nil, "default": self = .builtin
-            case "none": self = .none
-            case .some(let path): self = .file(path)
-            }
-        }
-    }
-
-    public var firmware = Firmware.builtin
+    /// What runs in M-mode: the SBI that is built in, the kernel itself (`none`), or a file.
+    public var firmware = MachineFirmware.builtin
     public var kernel: String?
     public var initrd: String?
     /// `-append`.

@@ -2,7 +2,7 @@ import BatonRuntime
 
 /// What clients have added to the machine since the command line, and taken away of that: the next VMM, whose command
 /// line may know nothing of it, makes the same machine of both.
-final class PluggedParts {
+final class PluggedParts: PluggedOptions {
     /// In the order in which they are made. The names are those of the options, and part of the CPR state.
     enum Kind: String, CaseIterable {
         case object
@@ -111,6 +111,25 @@ final class PluggedParts {
         let style: KeyValueOptions.Style = kind == .device || kind == .chardev ? .options : .keyval
         let options = try? KeyValueOptions(text, impliedKey: kind.impliedKey, style: style)
         return try? options?.string(kind.idKey)
+    }
+
+    // MARK: For another start
+
+    var pluggedOptions: [String] {
+        Kind.allCases.flatMap { kind in added.filter { $0.kind == kind }.map { "-\(kind.rawValue) \($0.options)" } }
+    }
+
+    /// A part that has no name is the same if all of its options are.
+    func lacking(of options: [String]) -> [String] {
+        options.filter { option in
+            guard let space = option.firstIndex(of: " "),
+                let kind = Kind(rawValue: String(option[..<space].dropFirst()))
+            else { return false }
+            let text = String(option[option.index(after: space)...])
+            let here = (given[kind] ?? []) + added.filter { $0.kind == kind }.map(\.options)
+            guard let id = id(of: kind, text) else { return !here.contains(text) }
+            return !here.contains { self.id(of: kind, $0) == id }
+        }
     }
 
     // MARK: While the machine exists

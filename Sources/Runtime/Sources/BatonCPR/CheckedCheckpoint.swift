@@ -20,6 +20,8 @@ struct CheckedCheckpoint {
     private let container: SectionContainer
     private let vm: VirtualMachine
     private let name: String
+    /// What had been plugged into the VM that was saved, and this one lacks.
+    private let lacking: [String]
 
     private struct Clock {
         var boot: String
@@ -38,26 +40,55 @@ struct CheckedCheckpoint {
         self.name = name
         vm = cpr.vm
         let sections = Sections(container: container, name: name)
-        (runState, memoryIdentity) = try CheckedCheckpoint.global(sections, cpr: cpr, mode: mode)
+        let plugged: [String]
+        (runState, memoryIdentity, plugged) = try CheckedCheckpoint.global(sections, cpr: cpr, mode: mode)
+        lacking = cpr.plugged?.lacking(of: plugged) ?? []
         clock = try CheckedCheckpoint.clock(sections)
-        contents = try RAMContents.check(container, from: fd, memory: cpr.memory, name: name)
-        try CheckedCheckpoint.checkMemory(sections, cpr.memory, contents, identity: memoryIdentity)
+        do throws(VMMError) {
+            contents = try RAMContents.check(container, from: fd, memory: cpr.memory, name: name)
+            try CheckedCheckpoint.checkMemory(sections, cpr.memory, contents, identity: memoryIdentity)
+            devices = try CheckedCheckpoint.devices(sections, vm)
+        } catch {
+            throw CheckedCheckpoint.explained(error, lacking)
+        }
+    }
+
+    /// - Returns: what gives each device its state.
+    private static func devices(_ sections: Sections, _ vm: VirtualMachine) throws(VMMError) -> [() -> Void] {
         var devices: [() -> Void] = []
         devices.reserveCapacity(vm.devices.count)
         for device in vm.devices {
             // They are in this order.
             let guess = CheckedCheckpoint.coreSections.count + devices.count
             // One that has come to the machine since is as it was made.
-            if device.isAsAtPowerOn != nil, container.section(device.stateName, at: guess) == nil { continue }
+            if device.isAsAtPowerOn != nil, sections.container.section(device.stateName, at: guess) == nil { continue }
             let reader = try sections.reader(device.stateName, upTo: device.stateVersion, at: guess)
             do throws(VMMError) {
                 devices.append(try device.loader(of: reader))
                 try reader.finish()
             } catch {
-                throw error.prefixed("error while loading state for instance '\(device.stateName)' of \(name)")
+                throw error.prefixed(
+                    "error while loading state for instance '\(device.stateName)' of \(sections.name)")
             }
         }
-        self.devices = devices
+        return devices
+    }
+
+    /// - Parameter lacking: what had been plugged, and is not there.
+    private static func explained(_ error: VMMError, _ lacking: [String]) -> VMMError {
+        guard !lacking.isEmpty else { return error }
+        return VMMError(
+            "\(error.message); what had been plugged into the VM that was saved is lacking here: "
+                + lacking.prefix(32).map(forShell).joined(separator: " "), hint: error.hint)
+    }
+
+    /// An option and its argument, which a shell would not leave as it is when it is JSON.
+    private static func forShell(_ option: String) -> String {
+        guard let space = option.firstIndex(of: " "), option.contains(where: { "{\"'$\\".contains($0) }) else {
+            return option
+        }
+        let pieces = option[option.index(after: space)...].split(separator: "'", omittingEmptySubsequences: false)
+        return "\(option[...space])'\(pieces.joined(separator: "'\\''"))'"
     }
 
     // MARK: Checks
@@ -85,7 +116,7 @@ struct CheckedCheckpoint {
     }
 
     private static func global(_ sections: Sections, cpr: CprController, mode: any CprMode)
-        throws(VMMError) -> (RunState, String?)
+        throws(VMMError) -> (RunState, String?, plugged: [String])
     {
         let name = sections.name
         let global = try sections.reader("global", upTo: 1)
@@ -103,6 +134,7 @@ struct CheckedCheckpoint {
             throw VMMError("\(name) was saved in mode '\(try global.string("mode"))', not '\(mode.name)'")
         }
         let identity = global.has("memory-id") ? try global.string("memory-id") : nil
+        let plugged = global.has("plugged") ? try global.strings("plugged") : []
         try global.finish()
         if let inherited = cpr.inherited {
             guard inherited.memoryIdentity == identity else {
@@ -118,7 +150,7 @@ struct CheckedCheckpoint {
                 "\(name) was saved in mode '\(mode.name)', and only the process that takes its guest over can load it",
                 hint: "Guest memory stays in place in this mode, and is not in the checkpoint.")
         }
-        return (runState, identity)
+        return (runState, identity, plugged)
     }
 
     private static func clock(_ sections: Sections) throws(VMMError) -> Clock {
@@ -205,10 +237,11 @@ struct CheckedCheckpoint {
         let known = Set(
             CheckedCheckpoint.coreSections + [RAMContents.sectionName] + ownSections + vm.devices.map(\.stateName))
         for section in container.sections where !section.optional && !known.contains(section.name) {
-            throw VMMError(
+            let error = VMMError(
                 "Unknown savevm section or instance '\(section.name)'. "
                     + "Make sure that your current VM setup matches your saved VM setup, "
                     + "including any hotplugged devices")
+            throw CheckedCheckpoint.explained(error, lacking)
         }
     }
 

@@ -12,10 +12,12 @@ enum Checkpoint {
     static let sizeLimit = 1 << 30
 
     /// Collects the state of a VM that is stopped, or for a trial, which stands for that.
-    /// - Parameter runState: what it was in before it was stopped for this.
+    /// - Parameters:
+    ///   - runState: what it was in before it was stopped for this.
+    ///   - plugged: what has come since the start, which a VM that loads this must be started with.
     /// - Throws: what cannot be told of memory that stays where it is.
     static func collect(
-        _ vm: VirtualMachine, memory: GuestMemory, runState: RunState, mode: String
+        _ vm: VirtualMachine, memory: GuestMemory, runState: RunState, mode: String, plugged: [String]
     ) throws(VMMError) -> SectionContainer {
         var container = SectionContainer(kind: .checkpoint)
         var global = StateWriter()
@@ -25,6 +27,7 @@ enum Checkpoint {
         global.put("name", vm.name ?? "", optional: true)
         global.put("mode", mode, optional: true)
         if let identity = memory.identity { global.put("memory-id", identity, optional: true) }
+        if !plugged.isEmpty { global.put("plugged", plugged, optional: true) }
         container.add("global", version: 1, global)
 
         var clock = StateWriter()

@@ -148,6 +148,7 @@ extension CprController {
             let (successor, handed) = try start(target, mode, mayWait: isSaved)
             standing = successor
             successor.beforeEnd = { [memory] in memory.giveBackSlowly() }
+            successor.stopFD = vm.signalFD
             try cancellable(by: successor.cancel) { () throws(VMMError) in
                 try successor.awaitReady(vm.loop, limit: options.limit) { vm.run(until: $0) }
             }
@@ -188,6 +189,7 @@ extension CprController {
             leaveGuest(to: successor)
         } catch {
             let isChild = getpid() != pid
+            MainProcess.settle()
             step = .idle
             successorAnswered = standing?.hasWaited == true
             announce(.saveFailed)
@@ -215,6 +217,7 @@ extension CprController {
         self.successor = successor
         defer { self.successor = nil }
         if !mayWait { times = UpdateTimes(generation: times.generation) }
+        if case .command = target { MainProcess.prepare(vm.loop) { vm.run(until: $0) } }
         // What a device has in hand of the kernel would end with the exec.
         for preserver in registry.preservers { preserver.letGo() }
         try drain(limit: updateLimit)

@@ -106,6 +106,7 @@ extension CprController {
                 vm.reportThreads()
             }
             for monitor in monitors { monitor.releaseOutput() }
+            MainProcess.watchOldVMM(on: vm.loop)
         }
         // Whoever is told takes a processor, and telling takes time: the guest comes first.
         if hasLeft { vm.afterGuestRan = tell } else { tell() }

@@ -97,7 +97,10 @@ extension CprController {
     /// Collects the state of everything, of a guest that is not between its
     /// instructions now.
     func collect(_ mode: any CprMode, stateBefore: RunState) throws(VMMError) -> (SectionContainer, [RAMBlock]) {
-        let common = try Checkpoint.collect(vm, memory: memory, runState: stateBefore, mode: mode.name)
+        // A new VMM that takes a guest over is told otherwise.
+        let common = try Checkpoint.collect(
+            vm, memory: memory, runState: stateBefore, mode: mode.name,
+            plugged: mode.promises.handsOver ? [] : plugged?.pluggedOptions ?? [])
         if let failure = vm.accelerator?.failure {
             // The guest can go on: what could not be read is as it was.
             vm.accelerator?.forgetFailure()

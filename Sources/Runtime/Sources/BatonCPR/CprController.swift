@@ -241,7 +241,7 @@ public final class CprController {
             let identity = memory.identity
             memory.identity = inherited?.memoryIdentity
             defer { memory.identity = identity }
-            var container = try Checkpoint.collect(vm, memory: memory, runState: .running, mode: mode.name)
+            var container = try Checkpoint.collect(vm, memory: memory, runState: .running, mode: mode.name, plugged: [])
             RAMContents.describe([], in: &container)
             let contents: [RAMBlock]
             (container, contents) = try call(mode, "rehearsal") { (container, []) }
@@ -364,9 +364,11 @@ public final class CprController {
         HandoverLink.ofThisProcess = nil
     }
 
-    /// Has `body` called in an old VMM that goes on because the new one has failed,
-    /// before anything else, while the process that failed may still be there.
-    public static func whenTakenBack(_ body: @escaping () -> Void) { Successor.whenTakenBack = body }
+    /// What clients have plugged: a checkpoint that another start will load names it. Borrowed.
+    public weak var plugged: (any PluggedOptions)?
+
+    /// Has `observer` told by whose end the VM ends, each time that this becomes another process by an update.
+    public static func onMainProcess(_ observer: any MainProcessObserver) { MainProcess.observer = observer }
 
     // MARK: Phases
 

@@ -101,13 +101,16 @@ public enum Handover {
             timerSlack = state.markedTimerSlack ?? cbaton_timer_slack()
         }
 
+        private static let willBeOwner: @convention(c) (pid_t) -> Void = { MainProcess.willBe($0) }
+
         func carryOut(limit: Int64) throws(VMMError) {
             Log.trace("cpr_exec", program)
             var process: Int32 = -1
             let result = inherited.withUnsafeBufferPointer { inherited in
                 var what = cbaton_execution(
                     argv: arguments.pointers, environment: environment.pointers, fds: inherited.baseAddress,
-                    count: inherited.count, timer_slack: timerSlack, placeholder: Placeholder.current ?? 0)
+                    count: inherited.count, timer_slack: timerSlack, placeholder: Placeholder.current ?? 0,
+                    will_be_owner: MainProcess.isObserved ? Execution.willBeOwner : nil)
                 return cbaton_execute_beside(&what, limit, &process)
             }
             guard result >= 0 else { throw .system("cpr-exec: execvp '\(program)' failed") }

@@ -44,8 +44,13 @@ struct HandoverLink {
         report(.committed)
         token?.close()
         // Its end says the same, should that message not have gone out. Others may have inherited it.
-        shutdown(channel, Int32(SHUT_RDWR))
-        close(channel)
+        if !isAnothers, MainProcess.isObserved {
+            shutdown(channel, Int32(SHUT_WR))
+            MainProcess.oldVMM = channel
+        } else {
+            shutdown(channel, Int32(SHUT_RDWR))
+            close(channel)
+        }
         return true
     }
 }

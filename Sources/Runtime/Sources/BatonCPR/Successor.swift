@@ -21,11 +21,12 @@ final class Successor {
     /// Nanoseconds that a process which has been killed may take to end. It
     /// runs no more of its code, so nothing depends on it.
     private static let endLimit: Int64 = 1_000_000_000
-    /// Called when the guest is the old VMM's again, while the process that
-    /// failed may still be there.
-    nonisolated(unsafe) static var whenTakenBack: (() -> Void)?
     /// What this process does last, without its descriptors, when the guest is the new VMM's.
     var beforeEnd: (() -> Void)?
+    /// Readable when somebody has told this process to end; -1 when nothing says so. Borrowed, and not read.
+    var stopFD: Int32 = -1
+    /// Whether the new VMM was told, as it was about to have the guest.
+    private var hasPassedOnStop = false
     /// A pidfd of the process in which the last new VMM was executed; nil when
     /// nobody has looked for one. Owned.
     nonisolated(unsafe) static var executed: Int32?
@@ -221,6 +222,8 @@ final class Successor {
         look()
         // The guest runs first.
         if pid > 0 { loop.later { [pid] in patience.begins(in: pid) } }
+        // It is known already, unless a process stands in, or nothing could be said before the exec.
+        if !isAnothers { loop.later { MainProcess.settle() } }
         if reason == nil { run { messages.stage != .starting || reason != nil || cancellation != nil } }
         timer?.cancel()
         last?.cancel()
@@ -319,8 +322,14 @@ final class Successor {
     /// - Parameter deadline: as of CLOCK_MONOTONIC in nanoseconds; nil for none.
     /// - Returns: nil when nothing came in time.
     private func awaitNews(until deadline: Int64?) -> News? {
-        guard let first = FD.awaitInput(anyOf: [channel, process], until: deadline) else { return nil }
-        return first == 0 && messages.receive(from: channel) ? .message : .end
+        while true {
+            // A stop is the new VMM's from the guest's state on. It is this one's too if the guest comes back.
+            let stops = isAnothers || hasPassedOnStop ? -1 : stopFD
+            guard let first = FD.awaitInput(anyOf: [channel, process, stops], until: deadline) else { return nil }
+            guard first == 2 else { return first == 0 && messages.receive(from: channel) ? .message : .end }
+            hasPassedOnStop = true
+            cbaton_pidfd_send_signal(process, SIGTERM)
+        }
     }
 
     // MARK: The way back
@@ -375,6 +384,7 @@ final class Successor {
         guard !isAnothers else { return VMMError("the update failed, and the guest goes on here: \(reason)") }
         if stays() {
             // It passes on what it is sent, and has, too.
+            MainProcess.settle(for: pid)
             Placeholder.known = pid
             sigprocmask(SIG_SETMASK, &mask, nil)
         } else {
@@ -398,7 +408,7 @@ final class Successor {
     /// placeholder, the one that was started as the VM.
     private func endForGood() {
         if Placeholder.current == nil {
-            Successor.whenTakenBack?()
+            MainProcess.settleBeforeEnd(of: pid)
             LostSession.leave()
         }
         let stops = LostSession.pendingStops(of: pid)
@@ -426,10 +436,29 @@ final class Successor {
             break
         }
         if isAnothers { return false }
+        endForNewVMM()
+    }
+
+    /// The guest is the new VMM's, which this process was before the exec.
+    private func endForNewVMM() -> Never {
+        // One that comes now is for the new VMM. The manager may know this process for a while.
+        var stops = sigset_t()
+        sigemptyset(&stops)
+        for number in [SIGTERM, SIGINT] { sigaddset(&stops, number) }
+        sigprocmask(SIG_BLOCK, &stops, nil)
+        var isToStop = !hasPassedOnStop && FD.awaitInput(stopFD, until: EventLoop.now)
         Placeholder.leave()
+        // Whoever waits for the end of a connection must not wait for what follows.
+        FD.closeAll(but: [channel, process, HostAccess.socket])
+        let receipt = MainProcess.handOver(to: pid)
+        // The new VMM may say who is next.
+        Glibc.close(channel)
+        if receipt >= 0 { _ = FD.awaitInput(receipt, until: EventLoop.now + MainProcess.limit) }
+        var now = timespec()
+        while sigtimedwait(&stops, nil, &now) > 0 { isToStop = true }
+        if isToStop { cbaton_pidfd_send_signal(process, SIGTERM) }
         // What frees our memory takes its time, beside the guest.
         setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, 19)
-        // Whoever waits for the end of a connection must not wait for that.
         cbaton_close_range(0, ~0)
         beforeEnd?()
         _exit(0)
@@ -450,6 +479,8 @@ final class Successor {
     /// The guest ends in this process: the new VMM, which is ready, is to wait for
     /// that, and to end alike.
     func leave() {
+        // It ends as this one does, and its end is seen by whoever has started it.
+        if !isAnothers { MainProcess.settle(for: pid) }
         do throws(VMMError) { try HandoverMessage.end.send(channel, secret: secret) } catch { end() }
         finish()
     }

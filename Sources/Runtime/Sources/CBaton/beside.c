@@ -186,6 +186,8 @@ static CBATON_NEVER_LEFT __attribute__((noinline)) int start(void) {
     pid_t child = clone(wait_for_exec, waiting_stack + sizeof waiting_stack, flags, NULL);
     if (child < 0) return errno;
     if (placeholder) cbaton_tell_placeholder(placeholder, child, 1);
+    /* Meanwhile the child finds its processor. */
+    if (call.what->will_be_owner) call.what->will_be_owner(child);
     await_placing();
     int code = execute(call.what);
     if (!decide(FAILED)) {
@@ -194,6 +196,8 @@ static CBATON_NEVER_LEFT __attribute__((noinline)) int start(void) {
         syscall(SYS_ppoll, NULL, 0, &limit, NULL, 0);
         _exit(1);
     }
+    /* Before the end of the one that was named. */
+    if (call.what->will_be_owner) call.what->will_be_owner(getpid());
     /* It must see no end of the pipe. */
     kill(child, SIGKILL);
     cbaton_await_child(child, end_limit);

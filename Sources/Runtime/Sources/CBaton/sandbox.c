@@ -64,6 +64,7 @@ int cbaton_landlock_allow_port(int ruleset, uint16_t port, uint64_t access) {
 int cbaton_landlock_enter(int ruleset) { return (int)syscall(SYS_landlock_restrict_self, ruleset, 0); }
 
 int cbaton_no_new_privileges(void) { return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); }
+int cbaton_has_no_new_privileges(void) { return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1; }
 
 /* ---- Filters. */
 

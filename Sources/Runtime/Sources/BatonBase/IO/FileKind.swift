@@ -1,3 +1,4 @@
+import CBaton
 import Glibc
 
 /// What a name in the file system stands for.
@@ -60,6 +61,28 @@ extension FD {
         let kind = FileKind(mode: status.st_mode)
         if kind != .fifo && kind != .characterDevice { try setNonBlocking(fd.raw, false) }
         return fd
+    }
+
+    /// Checks what can be known, without opening or making it, of a file that is to be opened for writing, or made: for a
+    /// trial, which nobody else sees.
+    /// - Parameters:
+    ///   - kinds: as for `openFile`.
+    ///   - mayBeAsked: whether the file may be one that the VM's sandbox has from the start: what this process may not open
+    ///     itself another may open for it then, and says nothing.
+    /// - Throws: as `openFile` would.
+    public static func checkWritable(_ path: String, kinds: [FileKind], mayBeAsked: Bool = false) throws(VMMError) {
+        if FDSets.isName(path) { return }
+        var status = stat()
+        let isThere = stat(path, &status) == 0
+        if isThere { try check(status, path, kinds) }
+        let code: Int32
+        if isThere || errno != ENOENT {
+            code = access(path, W_OK)
+        } else {
+            code = access(directory(of: path), W_OK | X_OK)
+        }
+        guard code != 0, !(mayBeAsked && errno == EACCES && cbaton_has_no_new_privileges() != 0) else { return }
+        throw .system("Could not open '\(path)'")
     }
 
     private static func check(_ status: stat, _ path: String, _ kinds: [FileKind]) throws(VMMError) {

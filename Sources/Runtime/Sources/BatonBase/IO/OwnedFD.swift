@@ -89,6 +89,17 @@ public enum FD {
         }
     }
 
+    /// Closes all descriptors of this process.
+    /// - Parameter kept: those that stay open; negative ones are none.
+    package static func closeAll(but kept: [Int32]) {
+        var next: UInt32 = 0
+        for fd in Set(kept).sorted() where fd >= 0 {
+            if UInt32(fd) > next { cbaton_close_range(next, UInt32(fd) - 1) }
+            next = UInt32(fd) + 1
+        }
+        cbaton_close_range(next, ~0)
+    }
+
     /// All descriptors of this process; nil without /proc.
     package static func allOpen() -> [Int32]? {
         var result: [Int32] = []

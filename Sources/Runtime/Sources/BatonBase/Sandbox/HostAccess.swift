@@ -14,7 +14,7 @@ public enum HostAccess {
         // Once.
         case listener = 6
         // Any time.
-        case open = 16, connect = 17, bind = 18, remove = 19, startHelper = 20, tellManager = 21
+        case open = 16, connect = 17, bind = 18, remove = 19, startHelper = 20, tellManager = 21, standIn = 22
     }
 
     /// Bytes of a request's payload.
@@ -120,11 +120,32 @@ public enum HostAccess {
         return answer.fd
     }
 
+    /// Has a datagram sent to the service manager, after those before it. Waits for nothing.
+    /// - Parameter fd: as for `tellManager`.
+    /// - Returns: whether the warden has been told.
+    public static func tellManagerSoon(_ text: String, _ fd: Int32) -> Bool {
+        let answer = begin(.tellManager, Array(text.utf8), fd)
+        if answer >= 0 { close(answer) }
+        return answer >= 0
+    }
+
     /// Sends a datagram to the service manager.
     /// - Parameter fd: goes along. Borrowed; -1 for none.
     /// - Returns: whether it was sent.
     public static func tellManager(_ text: String, _ fd: Int32) -> Bool {
         ask(.tellManager, 0, 0, Array(text.utf8), fd)?.code == 0
+    }
+
+    /// Has the warden name itself to the service manager as the VM's main process. Waits for nothing.
+    /// - Returns: a socket that becomes readable when it has (`hasStoodIn`), owned by the caller; -1 when it was not asked.
+    public static func standIn() -> Int32 {
+        begin(.standIn, [])
+    }
+
+    /// - Parameter answer: of `standIn`. Borrowed.
+    public static func hasStoodIn(_ answer: Int32) -> Bool {
+        var code: Int32 = -1
+        return recv(answer, &code, 4, Int32(MSG_DONTWAIT)) == 4 && code == 0
     }
 
     public static func encode(_ words: [String]) -> [UInt8] { words.flatMap { Array($0.utf8) + [0] } }
@@ -153,6 +174,20 @@ public enum HostAccess {
         guard let current = getcwd(nil, 0) else { return nil }
         defer { free(current) }
         return "\(String(cString: current))/\(path)"
+    }
+
+    /// Sends a request.
+    /// - Parameter fd: goes along. Borrowed; -1 for none.
+    /// - Returns: the socket on which the answer comes, or its end when nobody answers. Owned by the caller; -1 when the
+    ///   request was not sent.
+    private static func begin(_ request: Request, _ payload: [UInt8], _ fd: Int32 = -1) -> Int32 {
+        var ends: [Int32] = [-1, -1]
+        let kind = Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue)
+        guard socketpair(AF_UNIX, kind, 0, &ends) == 0 else { return -1 }
+        let isSent = send(request, payload, fds: fd >= 0 ? [ends[1], fd] : [ends[1]])
+        close(ends[1])
+        if !isSent { close(ends[0]) }
+        return isSent ? ends[0] : -1
     }
 
     /// Sends a request and waits for the answer.

@@ -107,9 +107,14 @@ public enum Log {
 
     /// Sends the log to the end of a file, a device or a FIFO: the argument of `-D`.
     public static func open(file path: String) throws(VMMError) {
-        fd = try FD.openFile(
-            path, O_WRONLY | O_CREAT | O_APPEND, kinds: [.regular, .characterDevice, .fifo], mode: 0o644
-        ).release()
+        fd = try FD.openFile(path, O_WRONLY | O_CREAT | O_APPEND, kinds: kinds, mode: 0o644).release()
+    }
+
+    private static let kinds: [FileKind] = [.regular, .characterDevice, .fifo]
+
+    /// For a trial, which opens none.
+    public static func check(file path: String) throws(VMMError) {
+        try FD.checkWritable(path, kinds: kinds, mayBeAsked: true)
     }
 
     /// At the end of the process: says what has not been said of lines that were not written.

@@ -23,6 +23,8 @@ public protocol MachineType: AnyObject {
     var accelerators: [String] { get }
     /// Whether it takes `MachineConfiguration.numa`.
     var supportsNUMA: Bool { get }
+    /// Whether it has ACPI tables for its guests.
+    var hasACPI: Bool { get }
     /// Builds a machine and adds its parts to the VM, always in the same order.
     /// - Throws: why it cannot be built, with QEMU's texts where it has them.
     func make(_ configuration: MachineConfiguration) throws(VMMError) -> any Machine
@@ -30,6 +32,7 @@ public protocol MachineType: AnyObject {
 
 extension MachineType {
     public var supportsNUMA: Bool { false }
+    public var hasACPI: Bool { false }
     public var properties: [DeviceProperty] { [] }
     public func cpuProperties(of model: String) -> [DeviceProperty] { [] }
 }
@@ -75,8 +78,7 @@ public struct MachineConfiguration {
     /// The properties of `-machine`, in the order of the command line: a later one holds. What the machine does not
     /// take is refused.
     public var options: [KeyValueOptions] = []
-    /// `-bios`
-    public var firmware: String?
+    public var firmware = MachineFirmware.builtin
     public var kernel: String?
     public var initrd: String?
     /// `-append`

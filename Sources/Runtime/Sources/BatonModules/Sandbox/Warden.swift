@@ -99,6 +99,9 @@ public final class Warden {
         case .allowFile, .allowDirectory, .allowAddress, .allowHelper, .allowManager: break
         case .tellManager:
             if let answer = received.first { reply(answer, tellManager(payload, Array(received.dropFirst()))) }
+        case .standIn:
+            // It outlives every VMM, and ends by no signal to stop.
+            if let answer = received.first { reply(answer, tellManager(Array("MAINPID=\(getpid())".utf8), [])) }
         case .seal: isSealed = true
         case .listener: if listener < 0, isSealed, let fd = received.first { listener = fd }
         case .open:

@@ -24,6 +24,9 @@ struct cbaton_execution {
     size_t count;
     unsigned long timer_slack; /* nanoseconds, prctl(2) */
     pid_t placeholder;         /* the parent, when that is one: the child is its child then; else 0 */
+    /* Called in this process, while the child waits: with the child's PID before the exec, and with this process's when the
+     * exec has failed. Waits for nothing; NULL for nobody. */
+    void (*will_be_owner)(pid_t process);
 };
 
 #define CBATON_EXECUTED 1
@@ -429,6 +432,7 @@ int cbaton_landlock_enter(int ruleset);
 int cbaton_is_checked(void);
 /* PR_SET_NO_NEW_PRIVS. Returns 0, or -1 and errno. */
 int cbaton_no_new_privileges(void);
+int cbaton_has_no_new_privileges(void);
 
 /* An instruction of a classic BPF program. */
 struct cbaton_instruction {

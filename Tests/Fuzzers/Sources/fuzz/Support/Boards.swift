@@ -125,7 +125,7 @@ final class FuzzBoard {
         firmware.fill(length: 64 << 10)
         var configuration = MachineConfiguration(
             vm: vm, accelerator: accelerator, devices: factory, memory: memory, ram: ram)
-        configuration.firmware = firmware.path
+        configuration.firmware = .file(firmware.path)
         configuration.serial = parts.chardevs[0]
         configuration.firmwareFiles = ["opt/a,string=abc"]
         configuration.options = [try KeyValueOptions("pcie=on", style: .keyval)]
