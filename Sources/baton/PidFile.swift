@@ -113,12 +113,19 @@ final class PidFile {
         if fd < 0 { try make(path) } else { try write(path) }
     }
 
-    /// Over what is there, which needs no room on a disk that is full.
+    /// Over what is there, which needs no room on a disk that is full. Mostly it is there already: a new VMM has the PID of the
+    /// old one, and the guest waits.
     private func write(_ path: String) throws(VMMError) {
         let text = Array("\(getpid())\n".utf8)
+        guard !holds(text) else { return }
         guard lseek(fd, 0, SEEK_SET) == 0 else { throw .system("cannot create PID file \(path)") }
         try FD.writeAll(fd, text, to: path)
         guard ftruncate(fd, off_t(text.count)) == 0 else { throw .system("cannot create PID file \(path)") }
+    }
+
+    private func holds(_ text: [UInt8]) -> Bool {
+        var found = [UInt8](repeating: 0, count: text.count + 1)
+        return retryingInterrupts { pread(fd, &found, found.count, 0) } == text.count && found.dropLast() == text[...]
     }
 
     deinit { for file in [fd, former] where file >= 0 { close(file) } }
