@@ -185,6 +185,8 @@ final class FaultedRun {
             answer = try isThere ? execute("cpr-load", save) : "the start failed"
             try letGo()
             if answer == "accepted" { return }
+            // The warden that one has made which ended at its start has its words for a moment.
+            if !guest.process.isRunning { try eventually("its warden has ended") { try vmms().isEmpty } }
             if try !vmms().isEmpty {
                 try settle()
                 // Loaded, and only the answer was lost; or the file loads now.
