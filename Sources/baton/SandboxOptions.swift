@@ -107,7 +107,8 @@ struct SandboxOptions {
             return
         }
         guard let sandbox, HostAccess.preparedSocket >= 0 else { return try changeUser() }
-        guard cpr.inherited != nil else { return try putOn(sandbox, vm, cpr, loader) }
+        // A guest that was kept has no VMM any more that anything is shared with.
+        guard cpr.inherited != nil, !cpr.hasKeptGuest else { return try putOn(sandbox, vm, cpr, loader) }
         // The VMM before had none. What is another's until the guest is handed over is opened then, and nothing of this
         // is in the pause.
         cpr.takePart(

@@ -214,6 +214,21 @@ struct LiveUpdateTests {
         try next.end()
     }
 
+    @Test(.enabled(if: SandboxSupport.isPossible, "needs Landlock and seccomp"))
+    func aGuestIsInItsSandboxBeforeItIsLoaded() throws {
+        let host = try Host(), elsewhere = try TemporaryDirectory()
+        _ = try host.saved()
+        let copy = elsewhere.file("checkpoint")
+        try FileManager.default.copyItem(atPath: host.checkpoint, toPath: copy)
+        let vm = try host.start(["-S"])
+        let refused = refusal { try vm.load(copy) }
+        #expect(refused.contains("-sandbox paths=\(elsewhere.path)"), "\(refused)")
+        try vm.load(host.checkpoint)
+        try vm.awaitProgress()
+        try vm.expectRightSum()
+        try vm.end()
+    }
+
     @Test func aGuestIsFoundByItsUUID() throws {
         let host = try Host()
         let uuid = UUID().uuidString

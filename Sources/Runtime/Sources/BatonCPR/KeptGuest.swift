@@ -158,6 +158,9 @@ extension CprController {
         adopt(state)
     }
 
+    /// Whether this process has found a guest that no VMM has any more, and has yet to make it its own.
+    public var hasKeptGuest: Bool { finishingMode != nil }
+
     /// The failure of a process that may have found a guest and not made it its own: says that the guest is still there.
     public func explained(_ failure: VMMError) -> VMMError {
         guard finishingMode != nil, !keptPlace.isEmpty else { return failure }
