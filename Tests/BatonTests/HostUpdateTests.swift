@@ -142,6 +142,20 @@ struct HostUpdateTests {
         }
     }
 
+    /// A save that is under way is carried out all the same, and is to be taken back.
+    @Test func whatIsNotSavedWithinTheLimitHasAllGoOn() throws {
+        let vms = try start()
+        let prepare = try tool(["--prepare", "--limit", "0.000001", "--json"])
+        #expect(try prepare.waitForExit() == .status(1))
+        #expect(prepare.errors.contains("it was not saved within the limit"), "\(prepare.errors)")
+        for (host, vm) in zip(hosts, vms) {
+            #expect(try vm.qmp.status() == "running")
+            try vm.awaitProgress()
+            try vm.kexec()
+            #expect(try host.start(["-S"]).nothingIsFound(host.checkpoint))
+        }
+    }
+
     @Test func aVMThatIsNotReadyIsNamed() throws {
         let process = try ChildProcess(
             try hosts[0].arguments(second(hosts[0]), enabled: false))
