@@ -180,11 +180,13 @@ public enum HostAccess {
     /// - Parameter fd: goes along. Borrowed; -1 for none.
     /// - Returns: the socket on which the answer comes, or its end when nobody answers. Owned by the caller; -1 when the
     ///   request was not sent.
-    private static func begin(_ request: Request, _ payload: [UInt8], _ fd: Int32 = -1) -> Int32 {
+    private static func begin(
+        _ request: Request, _ payload: [UInt8], _ fd: Int32 = -1, flags: Int32 = 0, mode: mode_t = 0
+    ) -> Int32 {
         var ends: [Int32] = [-1, -1]
         let kind = Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue)
         guard socketpair(AF_UNIX, kind, 0, &ends) == 0 else { return -1 }
-        let isSent = send(request, payload, fds: fd >= 0 ? [ends[1], fd] : [ends[1]])
+        let isSent = send(request, payload, flags: flags, mode: mode, fds: fd >= 0 ? [ends[1], fd] : [ends[1]])
         close(ends[1])
         if !isSent { close(ends[0]) }
         return isSent ? ends[0] : -1
@@ -196,17 +198,14 @@ public enum HostAccess {
     public static func ask(
         _ request: Request, _ flags: Int32, _ mode: mode_t, _ payload: [UInt8], _ fd: Int32 = -1
     ) -> (code: Int32, fd: Int32)? {
-        var ends: [Int32] = [-1, -1]
-        let kind = Int32(SOCK_SEQPACKET.rawValue | SOCK_CLOEXEC.rawValue)
-        guard socketpair(AF_UNIX, kind, 0, &ends) == 0 else { return nil }
-        defer { close(ends[0]) }
-        let isSent = send(request, payload, flags: flags, mode: mode, fds: fd >= 0 ? [ends[1], fd] : [ends[1]])
-        close(ends[1])
-        guard isSent, FD.awaitInput(ends[0], until: cbaton_monotonic_ns() + patience) else { return nil }
+        let answer = begin(request, payload, fd, flags: flags, mode: mode)
+        guard answer >= 0 else { return nil }
+        defer { close(answer) }
+        guard FD.awaitInput(answer, until: cbaton_monotonic_ns() + patience) else { return nil }
         var code: Int32 = 0
         var fds = [Int32](repeating: -1, count: Int(CBATON_MESSAGE_FDS))
         var count: Int32 = 0
-        guard cbaton_receive_fds(ends[0], &code, 4, &fds, &count, 0) == 4 else { return nil }
+        guard cbaton_receive_fds(answer, &code, 4, &fds, &count, 0) == 4 else { return nil }
         for extra in fds.prefix(Int(max(0, count))).dropFirst() { close(extra) }
         return (code, count > 0 ? fds[0] : -1)
     }

@@ -7,11 +7,8 @@ public struct SystemCallSet: Equatable {
     /// Above all numbers that a kernel has.
     private static let limit = 1024
 
-    /// - Parameter numbers: one that no kernel has is left out.
-    public init(numbers: [UInt32] = []) {
-        words = [UInt64](repeating: 0, count: SystemCallSet.limit / 64)
-        for number in numbers { insert(number) }
-    }
+    /// None.
+    public init() { words = [UInt64](repeating: 0, count: SystemCallSet.limit / 64) }
 
     /// - Parameter names: as in the kernel's tables. One that this processor does not have is left out.
     public init(_ names: String) {
@@ -22,6 +19,7 @@ public struct SystemCallSet: Equatable {
         }
     }
 
+    /// - Parameter number: one that no kernel has is left out.
     public mutating func insert(_ number: UInt32) {
         if number < SystemCallSet.limit { words[Int(number) / 64] |= 1 << UInt64(number % 64) }
     }
